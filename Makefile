@@ -1,0 +1,41 @@
+# Every target makes .venv if there is none and installs what it needs into it.
+PY      ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
+
+.PHONY: quickstart test test-slow lint bench build clean
+
+$(VENV)/pip-tools: 
+	$(PY) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.11" "nanobind>=2.4" ninja
+	touch $@
+
+# An editable install; touched when the native sources change, so that `make test` never runs a stale core.
+$(VENV)/installed: $(VENV)/pip-tools $(NATIVE)
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[test]"
+	touch $@
+
+$(VENV)/linted: $(VENV)/installed
+	$(BIN)/pip install -q --disable-pip-version-check "ruff==0.17.5" "mypy>=1.11"
+	touch $@
+
+build: $(VENV)/installed
+
+test: $(VENV)/tested
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/tested
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/linted
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist $(VENV)/installed $(VENV)/tested $(VENV)/linted

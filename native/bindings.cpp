@@ -1,0 +1,11 @@
+// The Python module: one bind_* function per area, each in its own file.
+#include <nanobind/nanobind.h>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+
+NB_MODULE(_native, m) {
+    m.doc() = "loragraft's native kernels";
+    m.def("isa", [] { return lg::kernels().isa; }, "The instruction set whose kernels run.");
+}

@@ -1,0 +1,69 @@
+// Picks the kernel table at run time: what the machine can run, or what LORAGRAFT_ISA asks for.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace lg {
+
+#define LG_DECLARE(isa) namespace isa { const KernelTable* table(); }
+LG_DECLARE(baseline)
+#ifdef LG_HAVE_avx2
+LG_DECLARE(avx2)
+#endif
+#ifdef LG_HAVE_avx512
+LG_DECLARE(avx512)
+#endif
+#ifdef LG_HAVE_neon
+LG_DECLARE(neon)
+#endif
+
+namespace {
+
+struct Candidate {
+    const char* name;
+    bool runs;
+    const KernelTable* (*table)();
+};
+
+const KernelTable& choose() {
+    // Best first; the last one runs everywhere.
+    const Candidate all[] = {
+#ifdef LG_HAVE_avx512
+        {"avx512",
+         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+             && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")
+             && __builtin_cpu_supports("avx512vbmi"),
+         avx512::table},
+#endif
+#ifdef LG_HAVE_avx2
+        {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::table},
+#endif
+#ifdef LG_HAVE_neon
+        {"neon", true, neon::table},
+#endif
+        {"baseline", true, baseline::table},
+    };
+    const char* want = std::getenv("LORAGRAFT_ISA");
+    for (const Candidate& c : all) {
+        if (want && *want && std::strcmp(want, c.name) != 0) {
+            continue;
+        }
+        if (c.runs) {
+            return *c.table();
+        }
+    }
+    throw std::runtime_error(std::string("LORAGRAFT_ISA=") + (want ? want : "")
+                             + ": no such instruction set in this build or on this machine");
+}
+
+} // namespace
+
+const KernelTable& kernels() {
+    static const KernelTable& t = choose();
+    return t;
+}
+
+} // namespace lg

@@ -1,0 +1,18 @@
+// Assembles one instruction set's kernel table; compiled once per instruction set (LG_ISA).
+#include "kernels.h"
+
+namespace lg::LG_ISA {
+
+// One line per family; each is defined at the end of the family's own file.
+
+extern const KernelTable* table();
+const KernelTable* table() {
+    static const KernelTable t = [] {
+        KernelTable k;
+        k.isa = LG_STR(LG_ISA);
+        return k;
+    }();
+    return &t;
+}
+
+} // namespace lg::LG_ISA

@@ -1,0 +1,92 @@
+"""Every error that loragraft raises on purpose.
+
+    LoragraftError            anything a user can act on: one line, exit code 1
+    ├── FormatError           a file's bytes are not what its format demands
+    │   ├── GGUFError
+    │   ├── CheckpointError   safetensors, config.json, tokenizer.json
+    │   └── ImatrixError
+    ├── AdapterError          an adapter that does not fit, or holds what is not honoured
+    ├── UnsupportedError      well-formed, but outside what loragraft does (architecture, type, tokenizer)
+    ├── QuantizeError         weights that cannot be quantized as asked (NaN, missing importance, ...)
+    ├── GraphError            a graph that breaks the rules of graph/spec.py
+    └── OutputError           the target cannot be written (no space, read-only, same as the input)
+
+A message names the object, what was found, what was expected and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class LoragraftError(Exception):
+    """Base of all errors a user can act on.
+
+    `LoragraftError(subject, problem, found=, expected=, hint=)` renders as
+    ``subject: problem: found F, expected E; hint``. Line breaks in any part are made visible as ``\\n``.
+    """
+
+    def __init__(
+        self,
+        subject: str | PathLike[str],
+        problem: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.subject = str(subject)
+        self.problem = problem
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        facts = []
+        if self.found is not None:
+            facts.append(f"found {self.found}")
+        if self.expected is not None:
+            facts.append(f"expected {self.expected}")
+        text = f"{self.subject}: {self.problem}"
+        if facts:
+            text += ": " + ", ".join(facts)
+        if self.hint:
+            text += f"; {self.hint}"
+        return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+class FormatError(LoragraftError):
+    """A file's bytes are not what its format demands."""
+
+
+class GGUFError(FormatError):
+    """A GGUF file that is malformed, truncated or lies about itself."""
+
+
+class CheckpointError(FormatError):
+    """A Hugging Face folder (safetensors, config.json, tokenizer.json) that is malformed or incomplete."""
+
+
+class ImatrixError(FormatError):
+    """An importance-matrix file that is malformed or does not fit the model."""
+
+
+class AdapterError(LoragraftError):
+    """An adapter that does not fit the base, or holds something that would not be honoured."""
+
+
+class UnsupportedError(LoragraftError):
+    """Well-formed input outside what loragraft does."""
+
+
+class QuantizeError(LoragraftError):
+    """Weights that cannot be quantized as asked."""
+
+
+class GraphError(LoragraftError):
+    """A graph that breaks the rules of `loragraft.graph.spec`."""
+
+
+class OutputError(LoragraftError):
+    """A target that cannot be written."""

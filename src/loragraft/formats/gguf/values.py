@@ -1,0 +1,70 @@
+"""Typed metadata values of a GGUF file; the type travels with the value, so a file can be written back as read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType as ValueType
+
+#: NumPy types of the fixed-size value types.
+NUMPY_TYPES: dict[ValueType, np.dtype[Any]] = {
+    ValueType.UINT8: np.dtype("<u1"),
+    ValueType.INT8: np.dtype("<i1"),
+    ValueType.UINT16: np.dtype("<u2"),
+    ValueType.INT16: np.dtype("<i2"),
+    ValueType.UINT32: np.dtype("<u4"),
+    ValueType.INT32: np.dtype("<i4"),
+    ValueType.FLOAT32: np.dtype("<f4"),
+    ValueType.BOOL: np.dtype("<u1"),
+    ValueType.UINT64: np.dtype("<u8"),
+    ValueType.INT64: np.dtype("<i8"),
+    ValueType.FLOAT64: np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value: `data` is a bool, int, float or str, or for an array a list of those (a NumPy array if they are
+    numbers) whose element type is `item`. Strings that are not UTF-8 keep their bytes by `surrogateescape`."""
+
+    type: ValueType
+    data: Any
+    item: ValueType | None = None
+
+    @staticmethod
+    def u32(number: int) -> Value:
+        return Value(ValueType.UINT32, number)
+
+    @staticmethod
+    def i32(number: int) -> Value:
+        return Value(ValueType.INT32, number)
+
+    @staticmethod
+    def u16(number: int) -> Value:
+        return Value(ValueType.UINT16, number)
+
+    @staticmethod
+    def f32(number: float) -> Value:
+        return Value(ValueType.FLOAT32, float(np.float32(number)))
+
+    @staticmethod
+    def boolean(flag: bool) -> Value:
+        return Value(ValueType.BOOL, flag)
+
+    @staticmethod
+    def string(text: str) -> Value:
+        return Value(ValueType.STRING, text)
+
+    @staticmethod
+    def strings(texts: Sequence[str]) -> Value:
+        return Value(ValueType.ARRAY, list(texts), ValueType.STRING)
+
+    @staticmethod
+    def numbers(item: ValueType, numbers: Sequence[int] | Sequence[float]) -> Value:
+        return Value(ValueType.ARRAY, np.asarray(numbers, dtype=NUMPY_TYPES[item]), item)
+
+
+Metadata = dict[str, Value]

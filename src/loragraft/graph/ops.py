@@ -1,0 +1,114 @@
+"""The nodes of a model's graph, as plain data.
+
+A graph is a list of nodes in order of execution; a node's value is named by its index. Values are float32 arrays
+whose first axis is the token (T tokens in the batch); `TOKENS` and `TOP_K` give int32. What each op means is
+defined by `loragraft.backends.reference`; which sequences of ops are legal, by `loragraft.graph.spec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Op(StrEnum):
+    """`(values; weights; attributes) -> value`. d: embedding width, E: experts, k: experts used."""
+
+    TOKENS = "tokens"
+    """() -> ids int32 [T]"""
+    EMBED = "embed"
+    """(ids; W [vocab, d]) -> [T, d]; rows of W"""
+    EMBED_SCALE = "embed_scale"
+    """(x; s [1]) -> x * s; the per-tensor scale of a quantized embedding"""
+    EMBED_LORA = "embed_lora"
+    """(x, ids; A [r, vocab], B [d, r]; scale) -> x + scale * (A[:, ids]^T B^T)"""
+
+    RMS_NORM = "rms_norm"
+    """(x; w [n]; eps) -> x / rms(x) * w, over the last n elements of each group of n (n = d, or a head)"""
+    LAYER_NORM = "layer_norm"
+    """(x; w [d], b [d] or none; eps) -> (x - mean) / std * w + b"""
+
+    MATMUL = "matmul"
+    """(x [T, in]; W [out, in]) -> [T, out]; W as stored: without any per-tensor scale"""
+    WEIGHT_SCALE = "weight_scale"
+    """(y; s [1]) -> y * s; the per-tensor scale of the MATMUL's weight: y is now fully dequantized"""
+    LORA = "lora"
+    """(y, x; A [r, in], B [out, r]; scale) -> y + scale * (x A^T) B^T"""
+    BIAS = "bias"
+    """(y; b [out]) -> y + b"""
+    ARCH_SCALE = "arch_scale"
+    """(y; s [1] or none; value) -> y * s or y * value; a scale that the architecture itself defines"""
+
+    EXPERTS_MATMUL = "experts_matmul"
+    """(x [T, in] or [T, k, in], ids [T, k]; W [E, out, in]) -> [T, k, out]"""
+    EXPERTS_WEIGHT_SCALE = "experts_weight_scale"
+    """(y [T, k, out], ids; s [E]) -> y * s[ids]"""
+    EXPERTS_LORA = "experts_lora"
+    """(y [T, k, out], x, ids; A [E, r, in], B [E, out, r]; scale) -> y + scale * per-expert (x A^T) B^T"""
+    EXPERTS_BIAS = "experts_bias"
+    """(y [T, k, out], ids; b [E, out]) -> y + b[ids]"""
+    TOP_K = "top_k"
+    """(logits [T, E]; k) -> ids int32 [T, k]; largest first, ties to the lower index"""
+    ROUTE = "route"
+    """(logits [T, E], ids [T, k]; gating "softmax" | "sigmoid" | "softmax_selected", normalize, scale)
+    -> weights [T, k]"""
+    EXPERTS_SUM = "experts_sum"
+    """(y [T, k, d], weights [T, k]) -> [T, d]"""
+
+    ROPE = "rope"
+    """(x [T, heads * head_dim]; freq_factors [rotary / 2] or none; heads, head_dim, rotary, base, pairs
+    "adjacent" | "halves", freq_scale, attention_factor) -> same shape; positions come from the session"""
+    ATTENTION = "attention"
+    """(q, k, v; layer, heads, kv_heads, head_dim, scale, window or none) -> [T, heads * head_dim]; appends k and v
+    to the session's cache of `layer`, attends causally over everything cached"""
+
+    SPLIT = "split"
+    """(x; start, stop) -> x[..., start:stop]; takes a fused projection apart"""
+    ADD = "add"
+    """(a, b) -> a + b"""
+    MUL = "mul"
+    """(a, b) -> a * b, broadcasting a last axis of 1"""
+    SILU = "silu"
+    """(x) -> x * sigmoid(x)"""
+    SIGMOID = "sigmoid"
+    """(x) -> 1 / (1 + exp(-x))"""
+    GELU = "gelu"
+    """(x; approximate "tanh" | "none") -> gelu(x)"""
+    LAST = "last"
+    """(x) -> the rows whose logits the session was asked for"""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation: `inputs` are indices of earlier nodes, `weights` names of model or adapter tensors."""
+
+    op: Op
+    inputs: tuple[int, ...] = ()
+    weights: tuple[str, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    """What the node is for, as the user would call it: the GGUF name of the linear, `blk.3.rope_q`, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFact:
+    """What a graph needs to know of a tensor without its data. `shape` in NumPy order."""
+
+    shape: tuple[int, ...]
+    type: str
+    """The name of its `QuantType`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A whole model: the value of node `output` is the logits [rows asked for, vocab]."""
+
+    arch: str
+    nodes: tuple[Node, ...]
+    output: int
+    tensors: Mapping[str, TensorFact]
+    """Every tensor of the model file and, after `graph.lora.attach`, of the adapters."""
+    unused: frozenset[str] = frozenset()
+    """Tensors that the architecture declares it does not use (rope_freqs of a model that has none, ...)."""

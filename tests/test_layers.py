@@ -1,0 +1,59 @@
+"""A layer imports only from layers below it (CONTRIBUTING.md draws the ladder)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from paths import ROOT
+
+PACKAGE = ROOT / "src" / "loragraft"
+
+LADDER = [
+    {"errors", "progress", "_native"},
+    {"formats", "quants"},
+    {"adapters", "graph"},
+    {"archs", "backends"},
+    {"<verbs>", "evaluate"},
+    {"server", "cli", "__main__", "__init__"},
+]
+NEVER = {("archs", "backends"), ("backends", "archs")}
+LEVEL = {name: level for level, names in enumerate(LADDER) for name in names}
+
+
+def part(module: str) -> str:
+    """The rung's name of `loragraft.<module>`; a module that is on no rung by name is a verb."""
+    head = module.split(".")[1] if "." in module else "__init__"
+    return head if head in LEVEL else "<verbs>"
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "loragraft"}
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_only_from_below(path: Path) -> None:
+    name = "loragraft." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    here = part(name)
+    wrong = [
+        f"{name} (layer {LEVEL[here]}) imports {other} (layer {LEVEL[part(other)]})"
+        for other in imports(path)
+        if LEVEL[part(other)] > LEVEL[here] or (here, part(other)) in NEVER
+    ]
+    assert wrong == []
+
+
+def test_the_check_sees_imports() -> None:
+    seen = {imported for path in MODULES for imported in imports(path)}
+    assert "loragraft.errors.UnsupportedError" in seen
