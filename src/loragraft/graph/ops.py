@@ -2,7 +2,8 @@
 
 A graph is a list of nodes in order of execution; a node's value is named by its index. Values are float32 arrays
 whose first axis is the token (T tokens in the batch); `TOKENS` and `TOP_K` give int32. What each op means is
-defined by `loragraft.backends.reference`; which sequences of ops are legal, by `loragraft.graph.spec`.
+defined by `loragraft.backends.reference`; which sequences of ops are legal, by `loragraft.graph.spec`. Every node of
+a linear layer's chain (the product and its epilogue) carries the linear's GGUF name as its label.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Op(StrEnum):
     EMBED_SCALE = "embed_scale"
     """(x; s [1]) -> x * s; the per-tensor scale of a quantized embedding"""
     EMBED_LORA = "embed_lora"
-    """(x, ids; A [r, vocab], B [d, r]; scale) -> x + scale * (A[:, ids]^T B^T)"""
+    """(x, ids; A [r, d], B [vocab, r]; scale) -> x + scale * B[ids] A"""
 
     RMS_NORM = "rms_norm"
     """(x; w [n]; eps) -> x / rms(x) * w, over the last n elements of each group of n (n = d, or a head)"""
@@ -31,7 +32,8 @@ class Op(StrEnum):
     """(x; w [d], b [d] or none; eps) -> (x - mean) / std * w + b"""
 
     MATMUL = "matmul"
-    """(x [T, in]; W [out, in]) -> [T, out]; W as stored: without any per-tensor scale"""
+    """(x [T, in]; W [out, in], input scale [1] if the file has one) -> [T, out]; W as stored: without any per-tensor
+    scale. The input scale is a calibrated scale of 4-bit activations; float and 8-bit activations do not need it."""
     WEIGHT_SCALE = "weight_scale"
     """(y; s [1]) -> y * s; the per-tensor scale of the MATMUL's weight: y is now fully dequantized"""
     LORA = "lora"
@@ -42,7 +44,7 @@ class Op(StrEnum):
     """(y; s [1] or none; value) -> y * s or y * value; a scale that the architecture itself defines"""
 
     EXPERTS_MATMUL = "experts_matmul"
-    """(x [T, in] or [T, k, in], ids [T, k]; W [E, out, in]) -> [T, k, out]"""
+    """(x [T, in] or [T, k, in], ids [T, k]; W [E, out, in], input scale [E] if any) -> [T, k, out]"""
     EXPERTS_WEIGHT_SCALE = "experts_weight_scale"
     """(y [T, k, out], ids; s [E]) -> y * s[ids]"""
     EXPERTS_LORA = "experts_lora"
@@ -52,14 +54,16 @@ class Op(StrEnum):
     TOP_K = "top_k"
     """(logits [T, E]; k) -> ids int32 [T, k]; largest first, ties to the lower index"""
     ROUTE = "route"
-    """(logits [T, E], ids [T, k]; gating "softmax" | "sigmoid" | "softmax_selected", normalize, scale)
-    -> weights [T, k]"""
+    """(logits [T, E], ids [T, k]; gating "softmax" | "sigmoid", normalize, scale) -> weights [T, k]: the gate's values
+    of the experts chosen, made to sum to 1 if `normalize`, times `scale`"""
     EXPERTS_SUM = "experts_sum"
     """(y [T, k, d], weights [T, k]) -> [T, d]"""
 
     ROPE = "rope"
-    """(x [T, heads * head_dim]; freq_factors [rotary / 2] or none; heads, head_dim, rotary, base, pairs
-    "adjacent" | "halves", freq_scale, attention_factor) -> same shape; positions come from the session"""
+    """(x [T, heads * head_dim]; factors [rotary / 2] or none; heads, head_dim, rotary, pairs "adjacent" | "halves",
+    frequencies: rotary / 2 floats, magnitude) -> same shape. In each head, pair i of the first `rotary` elements, (2i,
+    2i + 1) or (i, i + rotary / 2), turns by position * frequencies[i] / factors[i] and grows by `magnitude`; the
+    session gives the positions. Base and context extension (linear, YaRN) are in the frequencies."""
     ATTENTION = "attention"
     """(q, k, v; layer, heads, kv_heads, head_dim, scale, window or none) -> [T, heads * head_dim]; appends k and v
     to the session's cache of `layer`, attends causally over everything cached"""

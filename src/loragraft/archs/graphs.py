@@ -1,0 +1,42 @@
+"""From a model file's metadata and tensor facts to its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from loragraft.archs import llama
+from loragraft.archs.hparams import Hparams, read_hparams
+from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.values import Value
+from loragraft.formats.source import TensorSource
+from loragraft.graph.ops import Graph, TensorFact
+
+Build = Callable[[Hparams, Mapping[str, TensorFact]], Graph]
+
+#: The graph builder of every GGUF architecture that runs.
+BUILDERS: dict[str, Build] = {
+    "llama": llama.build,
+}
+
+
+def tensor_facts(tensors: Mapping[str, TensorSource]) -> dict[str, TensorFact]:
+    """What `build_graph` needs to know of a model's tensors."""
+    return {name: TensorFact(tensor.shape, tensor.type.name) for name, tensor in tensors.items()}
+
+
+def build_graph(metadata: Mapping[str, Value], tensors: Mapping[str, TensorFact]) -> Graph:
+    """The model's graph, without adapters.
+
+    Raises UnsupportedError for an architecture that has no builder, FormatError for a missing key or tensor.
+    """
+    h = read_hparams(metadata)
+    try:
+        build = BUILDERS[h.arch]
+    except KeyError:
+        raise UnsupportedError(
+            h.arch,
+            "loragraft cannot run this architecture",
+            expected="one of " + ", ".join(sorted(BUILDERS)),
+            hint="merging and quantizing a GGUF need no graph",
+        ) from None
+    return build(h, tensors)

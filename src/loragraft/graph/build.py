@@ -1,0 +1,119 @@
+"""Builds graphs: the one way to multiply by a weight, so that no architecture can get a linear's epilogue wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from loragraft.errors import FormatError
+from loragraft.graph.ops import Graph, Node, Op, TensorFact
+
+Ref = int
+"""The index of an earlier node."""
+
+
+class GraphBuilder:
+    """Collects nodes over the tensors that a model file has.
+
+    `linear`, `experts` and `embed` look up which companions the file holds for a weight (`.scale`, `.input_scale`,
+    `.bias`) and always build product, weight scale, bias, architectural scale in this order; `graph.lora.attach`
+    later puts adapters between weight scale and bias.
+    """
+
+    def __init__(self, arch: str, tensors: Mapping[str, TensorFact]) -> None:
+        self.arch = arch
+        self.tensors = tensors
+        self._nodes: list[Node] = []
+
+    def add(
+        self, op: Op, inputs: Iterable[Ref] = (), weights: Iterable[str] = (), label: str = "", **attrs: Any
+    ) -> Ref:
+        """Append one node; attributes are given as keywords."""
+        self._nodes.append(Node(op, tuple(inputs), tuple(weights), attrs, label))
+        return len(self._nodes) - 1
+
+    def has(self, name: str) -> bool:
+        return name in self.tensors
+
+    def fact(self, name: str) -> TensorFact:
+        """The fact of a tensor that the architecture needs; raises FormatError if the file lacks it."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise FormatError(
+                name,
+                f"the model lacks this tensor, which architecture {self.arch} needs",
+                found=f"{len(self.tensors)} other tensors",
+                hint="is the file complete?",
+            ) from None
+
+    def _if_present(self, *names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in self.tensors)
+
+    def tokens(self) -> Ref:
+        return self.add(Op.TOKENS, label="tokens")
+
+    def embed(self, ids: Ref, base: str = "token_embd", *, arch_scale: float | None = None) -> Ref:
+        """Rows of `<base>.weight`, fully dequantized: [T, d]."""
+        self.fact(f"{base}.weight")
+        x = self.add(Op.EMBED, (ids,), (f"{base}.weight",), base)
+        if scale := self._scale_of(base):
+            x = self.add(Op.EMBED_SCALE, (x,), (scale,), base)
+        return self._arch_scale(x, base, arch_scale)
+
+    def linear(
+        self, x: Ref, base: str, *, weight_of: str | None = None, arch_scale: float | str | None = None
+    ) -> Ref:
+        """The linear layer `base` (`blk.0.attn_q`): GEMM, weight scale, bias, architectural scale.
+
+        `weight_of` names the layer whose weight is used instead (tied output: `token_embd`); scales belong to the
+        weight, the bias to `base`. `arch_scale` is a number, or the name of a tensor [1].
+        """
+        stored = weight_of or base
+        self.fact(f"{stored}.weight")
+        weights = (f"{stored}.weight", *self._if_present(f"{stored}.input_scale"))
+        y = self.add(Op.MATMUL, (x,), weights, base)
+        if scale := self._scale_of(stored):
+            y = self.add(Op.WEIGHT_SCALE, (y,), (scale,), base)
+        if self.has(f"{base}.bias"):
+            y = self.add(Op.BIAS, (y,), (f"{base}.bias",), base)
+        return self._arch_scale(y, base, arch_scale)
+
+    def experts(self, x: Ref, ids: Ref, base: str) -> Ref:
+        """The routed linear `base` (`blk.0.ffn_up_exps`) for the experts `ids` [T, k]: [T, k, out]."""
+        self.fact(f"{base}.weight")
+        weights = (f"{base}.weight", *self._if_present(f"{base}.input_scale"))
+        y = self.add(Op.EXPERTS_MATMUL, (x, ids), weights, base)
+        if self.has(f"{base}.scale"):
+            y = self.add(Op.EXPERTS_WEIGHT_SCALE, (y, ids), (f"{base}.scale",), base)
+        if self.has(f"{base}.bias"):
+            y = self.add(Op.EXPERTS_BIAS, (y, ids), (f"{base}.bias",), base)
+        return y
+
+    def _scale_of(self, stored: str) -> str | None:
+        """The tensor with the scale of `<stored>.weight`. A tied weight may keep it under the output's name."""
+        names = [f"{stored}.scale"]
+        if stored == "token_embd" and not self.has("output.weight"):
+            names.append("output.scale")
+        return next(iter(self._if_present(*names)), None)
+
+    def _arch_scale(self, y: Ref, base: str, scale: float | str | None) -> Ref:
+        if scale is None or scale == 1.0:
+            return y
+        if isinstance(scale, str):
+            return self.add(Op.ARCH_SCALE, (y,), (scale,), base)
+        return self.add(Op.ARCH_SCALE, (y,), (), base, value=float(scale))
+
+    def rms_norm(self, x: Ref, base: str, eps: float) -> Ref:
+        self.fact(f"{base}.weight")
+        return self.add(Op.RMS_NORM, (x,), (f"{base}.weight",), base, eps=eps)
+
+    def layer_norm(self, x: Ref, base: str, eps: float) -> Ref:
+        self.fact(f"{base}.weight")
+        return self.add(
+            Op.LAYER_NORM, (x,), (f"{base}.weight", *self._if_present(f"{base}.bias")), base, eps=eps
+        )
+
+    def finish(self, output: Ref, unused: Iterable[str] = ()) -> Graph:
+        """The graph; `unused` names tensors of the file that the architecture knowingly does without."""
+        return Graph(self.arch, tuple(self._nodes), output, self.tensors, frozenset(unused))
