@@ -1,0 +1,60 @@
+"""The command line: parse, call a verb of the library, print.
+
+One file per command; `command.py` gives them all their common options, errors and exit codes.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from loragraft import __version__
+from loragraft.cli.command import add, reported
+
+app = typer.Typer(
+    name="loragraft",
+    help="Get a LoRA fine-tune onto a quantized model without losing it.",
+    epilog="Each command has its own help with examples: loragraft merge --help",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # `reported` is the only place that prints errors
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"loragraft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+#: Every command: the panel of `loragraft --help` that lists it, and its function in `cli/<name>.py`.
+COMMANDS: tuple[tuple[str, str], ...] = ()
+for _panel, _name in COMMANDS:
+    add(app, _name, _panel)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit: 0, 1 for an error the user can act on, 2 for wrong usage."""
+    signal.signal(signal.SIGTERM, _terminate)  # unwinds the stack, so that partial files are removed
+    with reported():
+        app(prog_name="loragraft")
+    sys.exit(0)

@@ -1,0 +1,74 @@
+"""Where the commands print: results on stdout, everything else on stderr, in colour only on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_quiet = False
+_verbose = False
+
+
+def configure(*, quiet: bool, verbose: bool) -> None:
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose and not quiet
+
+
+def is_quiet() -> bool:
+    return _quiet
+
+
+def is_verbose() -> bool:
+    return _verbose
+
+
+def colours(stream: object) -> bool:
+    """NO_COLOR (no-color.org) and TERM=dumb turn colours off, FORCE_COLOR on; else a terminal has them."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or bool(getattr(stream, "isatty", lambda: False)())
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else 160  # tables in a pipe are not cut to 80 columns
+    return Console(highlight=False, no_color=not colours(sys.stdout), width=wide)
+
+
+def stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, no_color=not colours(sys.stderr))
+
+
+def result(text: str = "") -> None:
+    """A line of the result, which --quiet does not silence."""
+    print(text, flush=True)
+
+
+def show(what: RenderableType) -> None:
+    """A table or the like on stdout, part of the result."""
+    stdout().print(what)
+
+
+def info(message: str) -> None:
+    """A line about the run (what was written, how long it took); --quiet silences it."""
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def detail(message: str) -> None:
+    """A line that only --verbose shows."""
+    if _verbose:
+        info(message)
+
+
+def error(message: str) -> None:
+    if colours(sys.stderr):
+        message = f"\033[31m{message}\033[0m"
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,143 @@
+"""Exit codes and messages, for a command that fails in every way one can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOY = """
+import errno, sys, time
+from pathlib import Path
+from typing import Annotated
+import typer
+from loragraft.cli import command, console
+from loragraft.cli.options import Lora, parse_lora
+from loragraft.cli.progress import progress
+from loragraft.errors import GGUFError
+
+def toy(how: str, lora: Lora = None) -> None:
+    if how == "domain": raise GGUFError("x.gguf", "bad magic", found="b'ABCD'", expected="b'GGUF'")
+    if how == "newline": raise GGUFError("x\\ny", "bad")
+    if how == "enospc": raise OSError(errno.ENOSPC, "No space left on device", "out.gguf")
+    if how == "missing": open("/nowhere/at/all")
+    if how == "memory": raise MemoryError
+    if how == "bug": raise ZeroDivisionError("oops")
+    if how == "sleep":
+        try:
+            print("ready", flush=True); time.sleep(60)
+        finally:
+            print("cleaned", file=sys.stderr)
+    if how == "pipe":
+        for i in range(100000): print(i)
+    if how == "lora": print(parse_lora(lora))
+    if how == "say":
+        console.info("info"); console.detail("detail"); console.result("result")
+        with progress() as bars: bars.note("note")
+
+app = typer.Typer()
+app.callback()(lambda: None)
+app.command("toy")(command.with_common_options(toy))
+with command.reported():
+    app()
+"""
+
+
+def start(*args: str, **options: object) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", TOY, "toy", *args], stdout=pipe, stderr=pipe, text=True, **options
+    )
+
+
+def toy(*args: str) -> tuple[int, str, str]:
+    process = start(*args)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("domain", "loragraft: error: x.gguf: bad magic: found b'ABCD', expected b'GGUF'\n"),
+        ("newline", "loragraft: error: x\\ny: bad\n"),
+        ("enospc", "loragraft: error: out.gguf: no space left on the device; free some or write elsewhere\n"),
+        ("missing", "loragraft: error: /nowhere/at/all: no such file or folder\n"),
+        ("memory", "loragraft: error: out of memory; fewer --threads or a smaller --max-memory may help\n"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(how: str, line: str) -> None:
+    assert toy(how) == (1, "", line)
+
+
+def test_a_bug_is_not_mistaken_for_bad_input() -> None:
+    code, _, err = toy("bug")
+    assert code == 70
+    assert err.count("\n") == 1
+    assert "ZeroDivisionError: oops" in err
+    assert "Traceback" in toy("bug", "--verbose")[2]
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["domain", "--nonsense"], ["lora", "--lora", "a=b"], ["domain", "extra"]]
+)
+def test_wrong_usage_exits_2(args: list[str]) -> None:
+    code, out, err = toy(*args)
+    assert (code, out) == (2, "")
+    assert "Usage:" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130)])
+def test_ctrl_c_unwinds(number: signal.Signals, code: int) -> None:
+    process = start("sleep")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err == "cleaned\nloragraft: interrupted\n"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = start("pipe")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait(timeout=60)
+
+
+def test_quiet_and_verbose() -> None:
+    assert toy("say") == (0, "result\n", "info\nnote\n")
+    assert toy("say", "--verbose") == (0, "result\n", "info\ndetail\nnote\n")
+    assert toy("say", "-q") == (0, "result\n", "")
+
+
+def test_lora_scale(tmp_path: Path) -> None:
+    odd = tmp_path / "a=2"
+    odd.mkdir()
+    _, out, _ = toy("lora", "--lora", "x", "--lora", "dir/y=0.5", "--lora", str(odd))
+    assert out == f"[(PosixPath('x'), 1.0), (PosixPath('dir/y'), 0.5), (PosixPath('{odd}'), 1.0)]\n"
+
+
+@pytest.mark.parametrize("args", [["-m", "loragraft", "--version"], ["-m", "loragraft", "--help"]])
+def test_root(args: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *args],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert "loragraft" in done.stdout
+    assert "\033" not in done.stdout
+    assert done.stderr == ""
