@@ -4,10 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gguf import MODEL_ARCH
+
+from loragraft.archs.base import Arch
 from loragraft.archs.blocks import Attention, Routed, decoder, swiglu
+from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams
+from loragraft.archs.rope import llama3_freq_factors
+from loragraft.formats.gguf.values import Value
 from loragraft.graph.build import GraphBuilder
 from loragraft.graph.ops import Graph, TensorFact
+
+# ---- from Hugging Face ----
+
+
+def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
+    return {
+        "vocab_size": Value.u32(config.integer("vocab_size")),
+        "rope.dimension_count": Value.u32(config.head_dim),
+    }
+
+
+ARCH = Arch(
+    gguf=MODEL_ARCH.LLAMA,
+    model_types=("llama", "mistral"),
+    defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
+    requires={"hidden_act": ("silu",), "partial_rotary_factor": (1.0, 1)},
+    ignores={"sliding_window": ()},
+    writes_head_dim=True,
+    extra_hyperparameters=_extra_hyperparameters,
+    rotary={"q_proj": "n_heads", "k_proj": "n_kv_heads"},
+    rope_freqs=llama3_freq_factors,
+)
+
+
+# ---- the graph ----
 
 
 def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:

@@ -1,0 +1,85 @@
+"""What conversion knows of one architecture's Hugging Face checkpoints, and the registry of all that it knows.
+
+An architecture's file has two halves: how a checkpoint of it becomes GGUF (its `ARCH` record: config.json to
+hyperparameters, the rows that RoPE's convention permutes), and the graph it computes (its `build`, listed in
+archs/graphs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES
+
+from loragraft.archs.config import Config
+from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.values import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """One architecture. `gguf` is its number in the `gguf` package, whose name map translates tensor names."""
+
+    gguf: MODEL_ARCH
+    model_types: tuple[str, ...]
+    """The `model_type`s of config.json that are this architecture."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What transformers assumes where config.json is silent, as far as it differs from Config's own rules."""
+    requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """config.json keys whose other values the GGUF architecture cannot express: a model with one is refused."""
+    ignores: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """The same, where the deviation only shows on long texts: a model with another value is converted with a note."""
+    writes_head_dim: bool = False
+    """Whether key_length and value_length are written even when config.json does not name head_dim."""
+    extra_hyperparameters: Callable[[Config], Mapping[str, Value]] = lambda config: {}
+    """Keys after the common ones, without the architecture's prefix."""
+    rotary: Mapping[str, str] = field(default_factory=dict)
+    """Modules whose rows change from transformers' RoPE order (halves) to GGUF's (adjacent pairs), each with the
+    Config property that counts its heads."""
+    rope_freqs: Callable[[Config], Any] = lambda config: None
+    """The `rope_freqs.weight` tensor (float32 [rotary/2]) that the RoPE scaling needs, or None."""
+
+    @property
+    def name(self) -> str:
+        """`general.architecture`"""
+        return str(MODEL_ARCH_NAMES[self.gguf])
+
+
+class Registry:
+    """Architectures by GGUF name and by model_type; a second claim to either is an error at definition."""
+
+    def __init__(self, archs: Iterable[Arch]) -> None:
+        self._by_name: dict[str, Arch] = {}
+        self._by_model_type: dict[str, Arch] = {}
+        for arch in archs:
+            for table, key in [
+                (self._by_name, arch.name),
+                *((self._by_model_type, t) for t in arch.model_types),
+            ]:
+                if key in table:
+                    raise ValueError(f"two architectures claim {key!r}")
+                table[key] = arch
+
+    def __iter__(self) -> Iterator[Arch]:
+        return iter(self._by_name.values())
+
+    def by_name(self, name: str, subject: str = "model") -> Arch:
+        """The architecture that a GGUF calls `name`; `subject` names the file in the error."""
+        return self._find(self._by_name, name, subject)
+
+    def by_model_type(self, model_type: str, subject: str = "model") -> Arch:
+        """The architecture that config.json calls `model_type`."""
+        return self._find(self._by_model_type, model_type, subject)
+
+    @staticmethod
+    def _find(table: Mapping[str, Arch], key: str, subject: str) -> Arch:
+        if key not in table:
+            raise UnsupportedError(
+                subject,
+                "unknown architecture",
+                found=repr(key),
+                expected="one of " + ", ".join(sorted(table)),
+            )
+        return table[key]

@@ -1,0 +1,108 @@
+"""A model's config.json, read with the defaults that transformers would fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loragraft.errors import CheckpointError
+
+_LIMIT = 2**31
+"""No count in a config.json is larger; a file that says so is refused before anything is sized by it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.json's values over an architecture's `defaults`; every accessor raises CheckpointError naming the key."""
+
+    path: Path
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def get(self, *keys: str) -> Any:
+        """The first of `keys` that is set (not null), else the first that has a default, else None."""
+        for source in (self.values, self.defaults):
+            for key in keys:
+                if source.get(key) is not None:
+                    return source[key]
+        return None
+
+    def optional_integer(self, *keys: str) -> int | None:
+        value = self.get(*keys)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
+            raise CheckpointError(
+                self.path, f"bad {keys[0]}", found=repr(value), expected="a whole number >= 0"
+            )
+        return value
+
+    def integer(self, *keys: str) -> int:
+        """A count that must be there and be at least one."""
+        value = self.optional_integer(*keys)
+        if not value:
+            raise CheckpointError(
+                self.path, f"{keys[0]} is missing or zero", found=value, expected="a whole number > 0"
+            )
+        return value
+
+    def optional_number(self, *keys: str) -> float | None:
+        value = self.get(*keys)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(self.path, f"bad {keys[0]}", found=repr(value), expected="a number")
+        return float(value)
+
+    @property
+    def n_layers(self) -> int:
+        return self.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+
+    @property
+    def n_heads(self) -> int:
+        return self.integer("num_attention_heads", "n_heads", "n_head")
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.optional_integer("num_key_value_heads", "n_kv_heads") or self.n_heads
+
+    @property
+    def hidden_size(self) -> int:
+        return self.integer("hidden_size", "n_embd", "dim")
+
+    @property
+    def head_dim(self) -> int:
+        return self.optional_integer("head_dim") or self.hidden_size // self.n_heads
+
+    @property
+    def n_experts(self) -> int:
+        return self.optional_integer("num_local_experts", "num_experts", "n_routed_experts") or 0
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """The RoPE parameters in the layout of transformers 5: rope_type, rope_theta and what the type needs.
+
+        Older files have `rope_theta` and `rope_scaling` (with `type` for `rope_type`) at the top instead.
+        """
+        given = self.get("rope_parameters", "rope_scaling") or {}
+        if not isinstance(given, dict):
+            raise CheckpointError(self.path, "bad rope_parameters", found=repr(given), expected="an object")
+        rope = dict(given)
+        rope.setdefault("rope_type", rope.get("type") or "default")
+        for key in ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor"):
+            if rope.get(key) is None and self.get(key) is not None:
+                rope[key] = self.get(key)
+        for key in (
+            "rope_theta",
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ):
+            if key in rope and (
+                isinstance(rope[key], bool) or not isinstance(rope[key], int | float) or rope[key] <= 0
+            ):
+                raise CheckpointError(self.path, f"bad {key}", found=repr(rope[key]), expected="a number > 0")
+        return rope

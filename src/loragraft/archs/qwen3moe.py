@@ -1,0 +1,38 @@
+"""Qwen3-MoE: QK norm, routed experts with a softmax over all and normalised weights of the chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gguf import MODEL_ARCH
+
+from loragraft.archs.base import Arch
+from loragraft.archs.config import Config
+from loragraft.formats.gguf.values import Value
+
+# ---- from Hugging Face ----
+
+
+def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
+    return {"expert_feed_forward_length": Value.u32(config.integer("moe_intermediate_size"))}
+
+
+ARCH = Arch(
+    gguf=MODEL_ARCH.QWEN3MOE,
+    model_types=("qwen3_moe",),
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "norm_topk_prob": False,
+    },
+    requires={
+        "hidden_act": ("silu",),
+        "norm_topk_prob": (True,),
+        "decoder_sparse_step": (1,),
+        "mlp_only_layers": ([],),
+    },
+    ignores={"use_sliding_window": (False,)},
+    extra_hyperparameters=_extra_hyperparameters,
+)

@@ -1,0 +1,23 @@
+"""StarCoder2: LayerNorm, GELU, a bias on every linear (Lozhkov et al. 2024, arXiv 2402.19173)."""
+
+from __future__ import annotations
+
+from gguf import MODEL_ARCH
+
+from loragraft.archs.base import Arch
+
+# ---- from Hugging Face ----
+
+ARCH = Arch(
+    gguf=MODEL_ARCH.STARCODER2,
+    model_types=("starcoder2",),
+    defaults={
+        "norm_epsilon": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    requires={"hidden_act": ("gelu_pytorch_tanh",), "use_bias": (True,)},
+    ignores={"sliding_window": ()},
+)
