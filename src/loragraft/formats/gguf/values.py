@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGUFValueType as ValueType
+from gguf import GGUFValueType
+
+ValueType = GGUFValueType
+
+#: ggml allows no more axes than this.
+MAX_DIMS = 4
+#: Of tensor data, in bytes, where the metadata does not say another in `general.alignment`.
+DEFAULT_ALIGNMENT = 32
 
 #: NumPy types of the fixed-size value types.
 NUMPY_TYPES: dict[ValueType, np.dtype[Any]] = {
@@ -28,11 +35,21 @@ NUMPY_TYPES: dict[ValueType, np.dtype[Any]] = {
 @dataclass(frozen=True, slots=True)
 class Value:
     """One value: `data` is a bool, int, float or str, or for an array a list of those (a NumPy array if they are
-    numbers) whose element type is `item`. Strings that are not UTF-8 keep their bytes by `surrogateescape`."""
+    numbers, a list of Values if they are arrays) whose element type is `item`. Strings that are not UTF-8 keep their
+    bytes by `surrogateescape`."""
 
     type: ValueType
     data: Any
     item: ValueType | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Value):
+            return NotImplemented
+        if (self.type, self.item) != (other.type, other.item):
+            return False
+        if isinstance(self.data, np.ndarray):
+            return np.array_equal(self.data, other.data)
+        return bool(self.data == other.data)
 
     @staticmethod
     def u32(number: int) -> Value:

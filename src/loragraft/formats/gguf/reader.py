@@ -1,0 +1,342 @@
+"""Reads GGUF files, versions 2 and 3, little-endian.
+
+The whole header is validated before any tensor is exposed: a file may lie about every number in it, so each length is
+compared with the bytes that are left before anything is read or allocated. Layout: docs/gguf.md of ggml; limits as in
+gguf.cpp of llama.cpp, except that gaps between tensors are allowed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from loragraft.errors import GGUFError
+from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, NUMPY_TYPES, Metadata, Value, ValueType
+from loragraft.formats.mapped import map_file
+from loragraft.formats.source import Bytes, TensorSource
+from loragraft.quants.types import BY_ID, QuantType
+
+#: No header is larger than this: the largest tokenizers in use take about 10 MB.
+MAX_HEADER = 1 << 28
+#: Arrays of arrays are legal but unknown in practice; deeper ones than this serve only to exhaust the stack.
+MAX_NESTING = 4
+
+_SMALLEST_ENTRY = 8 + 1 + 4 + 1  # key length, one byte of key, type, one byte of value
+_SMALLEST_TENSOR = 8 + 1 + 4 + 4 + 8  # name length, one byte of name, number of axes, type, offset
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_SCALARS: dict[ValueType, struct.Struct] = {
+    ValueType.UINT8: struct.Struct("<B"),
+    ValueType.INT8: struct.Struct("<b"),
+    ValueType.UINT16: struct.Struct("<H"),
+    ValueType.INT16: struct.Struct("<h"),
+    ValueType.UINT32: _U32,
+    ValueType.INT32: struct.Struct("<i"),
+    ValueType.FLOAT32: struct.Struct("<f"),
+    ValueType.BOOL: struct.Struct("<B"),
+    ValueType.UINT64: _U64,
+    ValueType.INT64: struct.Struct("<q"),
+    ValueType.FLOAT64: struct.Struct("<d"),
+}
+
+
+class GGUFTensor(TensorSource):
+    """A tensor of a mapped GGUF file."""
+
+    def __init__(
+        self, file: Path, name: str, shape: tuple[int, ...], type_: QuantType, offset: int, mapping: mmap.mmap
+    ) -> None:
+        self.file = file
+        """The file that holds it (one of several, if the model is split)."""
+        self.name = name
+        self.shape = shape
+        self.type = type_
+        self.offset = offset
+        """Bytes from the file's beginning."""
+        self._mapping = mapping
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+    def data(self) -> Bytes:
+        """All rows, as a read-only view of the mapped file: uint8 [n_rows, row_bytes]."""
+        return self.rows(0, self.n_rows)
+
+    def rows(self, start: int, stop: int) -> Bytes:
+        if not 0 <= start <= stop <= self.n_rows:
+            raise IndexError(f"rows [{start}, {stop}) of {self.name}, which has {self.n_rows}")
+        row_bytes = self.row_bytes
+        view = np.frombuffer(
+            self._mapping, np.uint8, (stop - start) * row_bytes, self.offset + start * row_bytes
+        )
+        return view.reshape(stop - start, row_bytes)
+
+    def __repr__(self) -> str:
+        return f"GGUFTensor({self.name!r}, {self.shape}, {self.type})"
+
+
+class GGUFFile:
+    """One GGUF file: typed metadata and mapped tensors, both in the file's order.
+
+    Usable as a context manager. Views that were handed out stay valid after `close`; the mapping ends with the last.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        version: int,
+        alignment: int,
+        metadata: Metadata,
+        tensors: dict[str, GGUFTensor],
+        data_start: int,
+    ) -> None:
+        self.path = path
+        self.version = version
+        self.alignment = alignment
+        self.metadata = metadata
+        self.tensors = tensors
+        self.data_start = data_start
+        """Where the header, padding included, ends: bytes from the file's beginning."""
+
+    @classmethod
+    def open(cls, path: Path | str) -> GGUFFile:
+        """Map `path` and validate its header. Raises `GGUFError`."""
+        path = Path(path)
+        return _HeaderParser(path, map_file(path, GGUFError)).parse()
+
+    def close(self) -> None:
+        """Forget the tensors, so that the mapping can end."""
+        self.tensors = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _HeaderParser:
+    """A cursor over the header; every read is checked against `limit` first."""
+
+    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
+        self.path = path
+        self.mapping = mapping
+        self.size = len(mapping)
+        self.limit = min(self.size, MAX_HEADER)
+        self.position = 0
+
+    def parse(self) -> GGUFFile:
+        version = self.preamble()
+        n_tensors = self.number(_U64, "the number of tensors")
+        n_entries = self.number(_U64, "the number of metadata entries")
+        self.need(n_entries * _SMALLEST_ENTRY, f"{n_entries} metadata entries")
+        metadata = self.metadata(n_entries)
+        alignment = self.alignment(metadata)
+        self.need(n_tensors * _SMALLEST_TENSOR, f"{n_tensors} tensors")
+        facts = [self.tensor_facts(index) for index in range(n_tensors)]
+        data_start = -(-self.position // alignment) * alignment
+        return GGUFFile(
+            self.path, version, alignment, metadata, self.tensors(facts, data_start, alignment), data_start
+        )
+
+    # ---- reading ----
+
+    def fail(self, problem: str, **facts: Any) -> GGUFError:
+        return GGUFError(self.path, problem, **facts)
+
+    def need(self, count: int, what: str) -> None:
+        """Assure that `count` more bytes, which hold `what`, lie within the file."""
+        left = self.limit - self.position
+        if count <= left:
+            return
+        if self.limit < self.size:
+            raise self.fail(
+                f"the header is too large at {what}", found=f"{count} bytes", expected=f"at most {MAX_HEADER}"
+            )
+        raise self.fail(
+            f"the file is truncated or lies about {what}",
+            found=f"{left} bytes left at offset {self.position}",
+            expected=f"at least {count}",
+        )
+
+    def number(self, layout: struct.Struct, what: str) -> Any:
+        self.need(layout.size, what)
+        (value,) = layout.unpack_from(self.mapping, self.position)
+        self.position += layout.size
+        return value
+
+    def string(self, what: str) -> str:
+        length = self.number(_U64, f"the length of {what}")
+        self.need(length, what)
+        text = self.mapping[self.position : self.position + length]
+        self.position += length
+        return text.decode("utf-8", "surrogateescape")
+
+    def preamble(self) -> int:
+        magic = self.mapping[:4]
+        if magic != b"GGUF":
+            raise self.fail("not a GGUF file", found=f"magic {magic!r}", expected=repr(b"GGUF"))
+        self.position = 4
+        version: int = self.number(_U32, "the version")
+        if version & 0xFFFF == 0 and version:
+            raise self.fail(
+                "a big-endian GGUF file", hint="convert it with gguf_convert_endian of the gguf package"
+            )
+        if version not in (2, 3):
+            raise self.fail("unsupported GGUF version", found=version, expected="2 or 3")
+        return version
+
+    # ---- metadata ----
+
+    def metadata(self, count: int) -> Metadata:
+        entries: Metadata = {}
+        for index in range(count):
+            key = self.string(f"the key of metadata entry {index}")
+            if not key:
+                raise self.fail(f"metadata entry {index} has an empty key")
+            if key in entries:
+                raise self.fail("duplicate metadata key", found=repr(key))
+            entries[key] = self.value(self.value_type(key), key)
+        return entries
+
+    def value_type(self, key: str) -> ValueType:
+        number = self.number(_U32, f"the type of {key!r}")
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise self.fail(f"unknown value type of {key!r}", found=number, expected="0 to 12") from None
+
+    def value(self, kind: ValueType, key: str, depth: int = 0) -> Value:
+        if kind is ValueType.STRING:
+            return Value(kind, self.string(f"the value of {key!r}"))
+        if kind is ValueType.ARRAY:
+            return self.array(key, depth + 1)
+        number = self.number(_SCALARS[kind], f"the value of {key!r}")
+        return Value(kind, bool(number) if kind is ValueType.BOOL else number)
+
+    def array(self, key: str, depth: int) -> Value:
+        if depth > MAX_NESTING:
+            raise self.fail(
+                f"the arrays of {key!r} are nested too deeply", expected=f"at most {MAX_NESTING} levels"
+            )
+        item = self.value_type(key)
+        count = self.number(_U64, f"the length of {key!r}")
+        what = f"the {count} elements of {key!r}"
+        data: Any
+        if item is ValueType.STRING:
+            self.need(count * 8, what)
+            data = self.strings(count, what)
+        elif item is ValueType.ARRAY:
+            self.need(count * 12, what)
+            data = [self.array(key, depth + 1) for _ in range(count)]
+        else:
+            dtype = NUMPY_TYPES[item]
+            self.need(count * dtype.itemsize, what)
+            data = np.frombuffer(self.mapping, dtype, count, self.position).copy()
+            if item is ValueType.BOOL:
+                data = (data != 0).astype(dtype)
+            self.position += data.nbytes
+        return Value(ValueType.ARRAY, data, item)
+
+    def strings(self, count: int, what: str) -> list[str]:
+        """`count` strings. Written for speed: a vocabulary has some 100,000 of them."""
+        mapping, position, last_length = self.mapping, self.position, self.limit - 8
+        length_at: Callable[[mmap.mmap, int], tuple[int]] = _U64.unpack_from
+        texts = []
+        for _ in range(count):
+            if position > last_length:
+                self.position = position
+                self.need(8, what)
+            start = position + 8
+            position = start + length_at(mapping, position)[0]
+            text = mapping[start:position]
+            if len(text) != position - start or position > self.limit:
+                length, self.position = position - start, start
+                self.need(length, what)
+            texts.append(text.decode("utf-8", "surrogateescape"))
+        self.position = position
+        return texts
+
+    def alignment(self, metadata: Metadata) -> int:
+        value = metadata.get("general.alignment")
+        if value is None:
+            return DEFAULT_ALIGNMENT
+        if value.type is not ValueType.UINT32:
+            raise self.fail("general.alignment has a wrong type", found=value.type.name, expected="UINT32")
+        alignment: int = value.data
+        if alignment == 0 or alignment & (alignment - 1):
+            raise self.fail("general.alignment is wrong", found=alignment, expected="a power of two")
+        return alignment
+
+    # ---- tensors ----
+
+    def tensor_facts(self, index: int) -> tuple[str, tuple[int, ...], QuantType, int]:
+        """Name, shape (NumPy's order), type, and offset from the beginning of the data."""
+        name = self.string(f"the name of tensor {index}")
+        subject = f"tensor {name!r}"
+        n_dims = self.number(_U32, f"the number of axes of {subject}")
+        if n_dims > MAX_DIMS:
+            raise self.fail(f"{subject} has too many axes", found=n_dims, expected=f"at most {MAX_DIMS}")
+        sizes = [self.number(_U64, f"the shape of {subject}") for _ in range(n_dims)] or [1]
+        shape = tuple(reversed(sizes))
+        if 0 in shape:
+            raise self.fail(f"{subject} has no elements", found=f"shape {shape}")
+        type_id = self.number(_U32, f"the type of {subject}")
+        type_ = BY_ID.get(type_id)
+        if type_ is None:
+            raise self.fail(
+                f"{subject} has an unknown type",
+                found=f"number {type_id}",
+                hint="was it made by a newer tool?",
+            )
+        if shape[-1] % type_.block:
+            raise self.fail(
+                f"the rows of {subject} are not whole blocks of {type_}",
+                found=f"{shape[-1]} columns",
+                expected=f"a multiple of {type_.block}",
+            )
+        return name, shape, type_, self.number(_U64, f"the offset of {subject}")
+
+    def tensors(
+        self, facts: list[tuple[str, tuple[int, ...], QuantType, int]], data_start: int, alignment: int
+    ) -> dict[str, GGUFTensor]:
+        tensors: dict[str, GGUFTensor] = {}
+        spans: list[tuple[int, int, str]] = []
+        for name, shape, type_, relative in facts:
+            if name in tensors:
+                raise self.fail("duplicate tensor name", found=repr(name))
+            if relative % alignment:
+                raise self.fail(
+                    f"tensor {name!r} is not aligned",
+                    found=f"offset {relative}",
+                    expected=f"a multiple of {alignment}",
+                )
+            start = data_start + relative
+            end = start + prod(shape[:-1]) * type_.row_bytes(shape[-1])
+            if end > self.size:
+                raise self.fail(
+                    f"tensor {name!r} does not fit into the file, which is truncated or lies about it",
+                    found=f"{self.size} bytes",
+                    expected=f"at least {end} for {type_} {list(shape)} at offset {start}",
+                )
+            spans.append((start, end, name))
+            tensors[name] = GGUFTensor(self.path, name, shape, type_, start, self.mapping)
+        spans.sort()
+        for (_, end, before), (start, _, after) in pairwise(spans):
+            if start < end:
+                raise self.fail(
+                    f"tensors {before!r} and {after!r} overlap", found=f"{end - start} bytes shared"
+                )
+        return tensors

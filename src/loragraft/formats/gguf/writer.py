@@ -1,0 +1,209 @@
+"""Writes GGUF files, version 3, little-endian, the bytes that llama.cpp's writer (gguf.cpp) would write.
+
+The whole layout is computed first, so that any worker can write any part of any tensor at its final place.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from loragraft.errors import GGUFError, OutputError
+from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, NUMPY_TYPES, Value, ValueType
+from loragraft.formats.output import OutputFile, flat_bytes
+from loragraft.quants.types import QuantType
+
+VERSION = 3
+#: ggml's GGML_MAX_NAME less its terminator: llama.cpp refuses a file with a longer name.
+MAX_NAME = 63
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written: `shape` in NumPy's order.
+
+    Leading axes of length 1 are not stored, as ggml knows no difference between (1, n) and (n,).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: QuantType
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything lies in a file that is to be written."""
+
+    header: bytes
+    """All that precedes the tensors' data, padding included."""
+    offsets: dict[str, int]
+    """Of each tensor's data, in bytes from the file's beginning."""
+    sizes: dict[str, int]
+    """Of each tensor's data, in bytes, without padding."""
+    size: int
+    """Of the whole file, in bytes."""
+
+    @staticmethod
+    def plan(metadata: Mapping[str, Value], specs: Sequence[TensorSpec]) -> Layout:
+        """Lay out a file with `metadata` and the tensors `specs`, in the given orders.
+
+        The alignment is that of `general.alignment` in the metadata, or 32. Raises `GGUFError` for what no GGUF file
+        can hold: a repeated, empty or too long name, more than 4 axes, a wrong alignment.
+        """
+        alignment = _alignment(metadata)
+        parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(specs), len(metadata))]
+        for key, value in metadata.items():
+            parts += [_string(key), struct.pack("<I", value.type), *_value(key, value)]
+        relative: dict[str, int] = {}
+        sizes: dict[str, int] = {}
+        end = 0
+        for spec in specs:
+            _check(spec, sizes)
+            shape = _stored_shape(spec.shape)
+            parts += [
+                _string(spec.name),
+                struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), spec.type.id, end),
+            ]
+            relative[spec.name], sizes[spec.name] = end, spec.nbytes
+            end = _padded(end + spec.nbytes, alignment)
+        header = b"".join(parts)
+        header = header.ljust(_padded(len(header), alignment), b"\0")
+        offsets = {name: len(header) + offset for name, offset in relative.items()}
+        return Layout(header, offsets, sizes, len(header) + end)
+
+
+class GGUFWriter:
+    """A GGUF file under way; a context manager that commits on a clean exit and otherwise leaves nothing.
+
+    Every byte of every tensor must have been written by then. `inputs` and `resume` are those of `OutputFile`.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        metadata: Mapping[str, Value],
+        specs: Sequence[TensorSpec],
+        *,
+        inputs: Iterable[Path | str] = (),
+        resume: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.layout = Layout.plan(metadata, specs)
+        self._missing = dict(self.layout.sizes)
+        self._lock = threading.Lock()
+        self.output = OutputFile(path, self.layout.size, inputs=inputs, resume=resume)
+        try:
+            self.output.write_at(0, self.layout.header)
+        except BaseException:
+            self.output.discard()
+            raise
+
+    def write(self, name: str, offset: int, data: Any) -> None:
+        """Write `data` (any C-contiguous buffer) at byte `offset` of tensor `name`. Safe from any thread."""
+        view = flat_bytes(data)
+        if offset < 0 or offset + len(view) > self.layout.sizes[name]:
+            raise ValueError(
+                f"bytes [{offset}, {offset + len(view)}) of {name}, which has {self.layout.sizes[name]}"
+            )
+        self.output.write_at(self.layout.offsets[name] + offset, view)
+        self.wrote(name, len(view))
+
+    def wrote(self, name: str, count: int) -> None:
+        """Take note that `count` bytes of tensor `name` lie in the file, written by other means than `write`."""
+        with self._lock:
+            self._missing[name] -= count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            unfinished = [name for name, missing in self._missing.items() if missing]
+            if unfinished:
+                self.output.discard()
+                raise OutputError(
+                    self.path,
+                    f"tensor {unfinished[0]!r} was not written exactly once",
+                    found=f"{self._missing[unfinished[0]]} bytes missing",
+                    hint="this is a defect of loragraft",
+                )
+        self.output.__exit__(kind, error, trace)
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def _alignment(metadata: Mapping[str, Value]) -> int:
+    value = metadata.get("general.alignment", Value.u32(DEFAULT_ALIGNMENT))
+    alignment = value.data
+    if value.type is not ValueType.UINT32 or alignment <= 0 or alignment & (alignment - 1):
+        raise GGUFError(
+            "general.alignment", "is wrong", found=alignment, expected="a power of two, as UINT32"
+        )
+    return int(alignment)
+
+
+def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    first = next((axis for axis, length in enumerate(shape) if length != 1), len(shape) - 1)
+    return shape[max(first, 0) :] or (1,)
+
+
+def _check(spec: TensorSpec, earlier: Mapping[str, int]) -> None:
+    subject = f"tensor {spec.name!r}"
+    if spec.name in earlier:
+        raise GGUFError(subject, "there are two of that name")
+    if not 0 < len(spec.name.encode("utf-8", "surrogateescape")) <= MAX_NAME:
+        raise GGUFError(subject, "its name is too long or empty", expected=f"1 to {MAX_NAME} bytes")
+    if len(_stored_shape(spec.shape)) > MAX_DIMS or 0 in spec.shape:
+        raise GGUFError(
+            subject, "its shape cannot be stored", found=spec.shape, expected=f"1 to {MAX_DIMS} axes"
+        )
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Value) -> list[bytes]:
+    """The bytes of a value, without its type."""
+    if value.type is ValueType.STRING:
+        return [_string(value.data)]
+    if value.type is not ValueType.ARRAY:
+        return [_numbers(key, value.data, value.type)]
+    if value.item is None:
+        raise GGUFError(repr(key), "an array without an element type")
+    parts = [struct.pack("<IQ", value.item, len(value.data))]
+    if value.item is ValueType.STRING:
+        parts += map(_string, value.data)
+    elif value.item is ValueType.ARRAY:
+        for inner in value.data:
+            parts += _value(key, inner)
+    else:
+        parts.append(_numbers(key, value.data, value.item))
+    return parts
+
+
+def _numbers(key: str, data: Any, kind: ValueType) -> bytes:
+    if kind is ValueType.BOOL:
+        data = np.asarray(data) != 0
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(data, dtype=NUMPY_TYPES[kind]).tobytes()
+    except (OverflowError, TypeError, ValueError):
+        raise GGUFError(repr(key), f"the value does not fit {kind.name}", found=data) from None

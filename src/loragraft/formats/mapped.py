@@ -1,0 +1,36 @@
+"""A file mapped for reading, opened so that anything wrong with it is one sentence."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from loragraft.errors import FormatError
+
+
+def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
+    """The bytes of the regular file at `path`, read-only.
+
+    The mapping lives as long as a view of it does. Raises `error` for a file that is missing, unreadable, empty, or
+    not a regular file (a pipe would block for ever, a device has no length).
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise error(path, "is a folder", expected="a file")
+        if not stat.S_ISREG(mode):
+            raise error(path, "is not a regular file")
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if os.fstat(descriptor).st_size == 0:
+                raise error(path, "the file is empty")
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise error(path, "no such file") from None
+    except (OSError, ValueError) as problem:  # ValueError: a path with a NUL in it
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise error(path, f"cannot be read: {reason}") from None
