@@ -1,0 +1,227 @@
+"""Text to token ids and back, from a GGUF's own metadata, through the Hugging Face `tokenizers` library.
+
+Keys: `tokenizer.ggml.model` (gpt2: byte-level BPE; llama: SentencePiece), `.pre`, `.tokens`, `.merges`,
+`.token_type`, the special ids and `.add_bos_token`, as llama.cpp's src/llama-vocab.cpp reads them.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import AddedToken, Regex, models, pre_tokenizers
+
+from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.values import Value
+from loragraft.formats.pretokenizers import ADD_BOS, IGNORE_MERGES, PRETOKENIZERS
+
+Ids = npt.NDArray[np.int32]
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type` (llama_token_type)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+#: Tokens that end a reply in some published vocabulary whose metadata names only one of them (llama-vocab.cpp).
+_END_TEXTS = frozenset(
+    (
+        *(
+            "<|eot_id|>",
+            "<|im_end|>",
+            "<|end|>",
+            "<end_of_turn>",
+            "<|endoftext|>",
+            "<|end_of_text|>",
+            "<EOT>",
+            "_<EOT>",
+        ),
+        *("[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "<|eom_id|>", "<|return|>", "<|call|>"),
+    )
+)
+
+
+class Tokenizer:
+    """The tokenizer of one model.
+
+    `bos`, `eos`: ids, or None. `end_ids`: every id at which a generation stops. `size`: how many tokens.
+    """
+
+    def __init__(self, metadata: Mapping[str, Value], subject: str | PathLike[str] = "tokenizer") -> None:
+        """Raises `UnsupportedError` for a kind of tokenizer, or a pre-tokenizer, that is not known."""
+        self._subject = subject
+        model = self._string(metadata, "tokenizer.ggml.model")
+        if model != "gpt2":
+            raise UnsupportedError(
+                subject, "tokenizer kind not supported", found=model, expected="gpt2 (BPE)"
+            )
+        self._tokens: list[str] = self._required(metadata, "tokenizer.ggml.tokens")
+        self.size = len(self._tokens)
+        types = metadata.get("tokenizer.ggml.token_type")
+        self._types = [int(t) for t in types.data] if types else [int(TokenType.NORMAL)] * self.size
+        if len(self._types) != self.size:
+            raise UnsupportedError(
+                subject,
+                "tokenizer.ggml.token_type has the wrong length",
+                found=len(self._types),
+                expected=self.size,
+            )
+        self.pre = metadata["tokenizer.ggml.pre"].data if "tokenizer.ggml.pre" in metadata else "default"
+        self.bos = self._special(metadata, "bos")
+        self.eos = self._special(metadata, "eos")
+        self.add_bos = self._flag(metadata, "add_bos", default=self.pre in ADD_BOS) and self.bos is not None
+        self.add_eos = self._flag(metadata, "add_eos", default=False) and self.eos is not None
+        named = (self._special(metadata, name) for name in ("eos", "eot", "eom"))
+        listed = (
+            token for token, text in enumerate(self._tokens) if text in _END_TEXTS and self._is_special(token)
+        )
+        self.end_ids = frozenset([token for token in named if token is not None] + list(listed))
+        self._bpe = self._build(self._required(metadata, "tokenizer.ggml.merges"))
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Value], subject: str | PathLike[str] = "tokenizer"
+    ) -> Tokenizer:
+        """The tokenizer that `metadata` describes; `subject` names the file in errors."""
+        return cls(metadata, subject)
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
+        """`text` as ids, int32 [n].
+
+        `add_special` puts BOS before (and EOS behind) it if the model wants that; with `parse_special` the texts of
+        control tokens (`<|eot_id|>`) become these tokens instead of being read letter by letter.
+        """
+        self._bpe.encode_special_tokens = not parse_special
+        ids = self._bpe.encode(text, add_special_tokens=False).ids
+        before = [self.bos] if add_special and self.add_bos else []
+        after = [self.eos] if add_special and self.add_eos else []
+        return np.array([*before, *ids, *after], dtype=np.int32)
+
+    def decode(self, ids: Iterable[int], *, show_special: bool = False) -> str:
+        """The text of `ids`; control tokens are left out unless `show_special`. Bytes that are not UTF-8 become
+        U+FFFD."""
+        decoder = self.decoder(show_special=show_special)
+        return "".join([decoder.push(token) for token in ids]) + decoder.finish()
+
+    def decoder(self, *, show_special: bool = False) -> Decoder:
+        """A decoder to feed token by token."""
+        return Decoder(self, show_special)
+
+    def piece(self, token: int, *, show_special: bool = False) -> bytes:
+        """The bytes of one token; they need not be whole UTF-8 characters."""
+        if not 0 <= token < self.size:
+            raise UnsupportedError(
+                self._subject, "no such token", found=f"id {token}", expected=f"an id below {self.size}"
+            )
+        text, kind = self._tokens[token], self._types[token]
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED):
+            return text.encode(errors="surrogateescape") if show_special else b""
+        if kind == TokenType.USER_DEFINED:
+            return text.encode(errors="surrogateescape")
+        try:
+            return bytes(_BYTE_OF[character] for character in text)
+        except KeyError:
+            return text.encode(errors="surrogateescape")
+
+    def _build(self, merges: list[str]) -> tokenizers.Tokenizer:
+        if self.pre not in PRETOKENIZERS:
+            raise UnsupportedError(
+                self._subject,
+                "unknown pre-tokenizer in tokenizer.ggml.pre",
+                found=self.pre,
+                expected="one of " + ", ".join(PRETOKENIZERS),
+            )
+        vocabulary = {text: token for token, text in enumerate(self._tokens)}
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+        try:
+            bpe = tokenizers.Tokenizer(
+                models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=self.pre in IGNORE_MERGES)
+            )
+        except Exception as error:  # the library raises bare Exception
+            raise UnsupportedError(
+                self._subject, f"the tokenizer's merges do not fit its tokens ({error})"
+            ) from error
+        splits = [pre_tokenizers.Split(Regex(e), "isolated") for e in PRETOKENIZERS[self.pre]]
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+        bpe.add_special_tokens(self._added(TokenType.CONTROL))
+        bpe.add_tokens(self._added(TokenType.USER_DEFINED))
+        return bpe
+
+    def _added(self, wanted: TokenType) -> list[AddedToken]:
+        special = wanted is TokenType.CONTROL
+        return [
+            AddedToken(text, special=special, normalized=False)
+            for text, kind in zip(self._tokens, self._types, strict=True)
+            if kind == wanted and text
+        ]
+
+    def _is_special(self, token: int) -> bool:
+        return self._types[token] in (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+    def _required(self, metadata: Mapping[str, Value], key: str) -> Any:
+        if key not in metadata:
+            raise UnsupportedError(
+                self._subject, f"no {key} in the metadata", hint="the file carries no tokenizer"
+            )
+        return metadata[key].data
+
+    def _string(self, metadata: Mapping[str, Value], key: str) -> str:
+        return str(self._required(metadata, key))
+
+    def _special(self, metadata: Mapping[str, Value], name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if value is None:
+            return None
+        if not 0 <= value.data < self.size:
+            raise UnsupportedError(
+                self._subject,
+                f"tokenizer.ggml.{name}_token_id is out of range",
+                found=value.data,
+                expected=f"an id below {self.size}",
+            )
+        return int(value.data)
+
+    @staticmethod
+    def _flag(metadata: Mapping[str, Value], name: str, *, default: bool) -> bool:
+        value = metadata.get(f"tokenizer.ggml.{name}_token")
+        return default if value is None else bool(value.data)
+
+
+class Decoder:
+    """Turns a stream of tokens into text; a character whose bytes come in several tokens waits for the last."""
+
+    def __init__(self, tokenizer: Tokenizer, show_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._show_special = show_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """What became certain with this token; may be empty."""
+        return self._utf8.decode(self._tokenizer.piece(int(token), show_special=self._show_special))
+
+    def finish(self) -> str:
+        """What was still waiting, as U+FFFD."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for the code points from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
