@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from loragraft.archs import llama
+from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
 from loragraft.archs.hparams import Hparams, read_hparams
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
@@ -16,6 +16,11 @@ Build = Callable[[Hparams, Mapping[str, TensorFact]], Graph]
 #: The graph builder of every GGUF architecture that runs.
 BUILDERS: dict[str, Build] = {
     "llama": llama.build,
+    "qwen2": qwen2.build,
+    "qwen2moe": qwen2moe.build,
+    "qwen3": qwen3.build,
+    "qwen3moe": qwen3moe.build,
+    "starcoder2": starcoder2.build,
 }
 
 

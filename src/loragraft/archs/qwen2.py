@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gguf import MODEL_ARCH
 
 from loragraft.archs.base import Arch
+from loragraft.archs.blocks import Attention, decoder, swiglu
+from loragraft.archs.hparams import Hparams
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Graph, TensorFact
 
 # ---- from Hugging Face ----
 
@@ -15,3 +21,17 @@ ARCH = Arch(
     requires={"hidden_act": ("silu",)},
     ignores={"use_sliding_window": (False,)},
 )
+
+
+# ---- the graph ----
+
+
+def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
+    """RMSNorm, RoPE on halves, SwiGLU; the biases come with the linears that have them."""
+    return decoder(
+        GraphBuilder(h.arch, tensors),
+        h,
+        norm=GraphBuilder.rms_norm,
+        attention=Attention(pairs="halves"),
+        feed_forward=swiglu,
+    )

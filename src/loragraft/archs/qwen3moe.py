@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from gguf import MODEL_ARCH
 
 from loragraft.archs.base import Arch
+from loragraft.archs.blocks import Attention, Routed, decoder
 from loragraft.archs.config import Config
+from loragraft.archs.hparams import Hparams
 from loragraft.formats.gguf.values import Value
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Graph, TensorFact
 
 # ---- from Hugging Face ----
 
@@ -36,3 +40,17 @@ ARCH = Arch(
     ignores={"use_sliding_window": (False,)},
     extra_hyperparameters=_extra_hyperparameters,
 )
+
+
+# ---- the graph ----
+
+
+def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
+    """RMSNorm, also on the heads of q and k; RoPE on halves; routed SwiGLU experts."""
+    return decoder(
+        GraphBuilder(h.arch, tensors),
+        h,
+        norm=GraphBuilder.rms_norm,
+        attention=Attention(pairs="halves", head_norm=True),
+        feed_forward=Routed(normalize=True),
+    )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gguf import MODEL_ARCH
 
 from loragraft.archs.base import Arch
+from loragraft.archs.blocks import Attention, decoder, gelu_mlp
+from loragraft.archs.hparams import Hparams
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Graph, TensorFact
 
 # ---- from Hugging Face ----
 
@@ -21,3 +27,17 @@ ARCH = Arch(
     requires={"hidden_act": ("gelu_pytorch_tanh",), "use_bias": (True,)},
     ignores={"sliding_window": ()},
 )
+
+
+# ---- the graph ----
+
+
+def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
+    """LayerNorm, RoPE on halves, GELU."""
+    return decoder(
+        GraphBuilder(h.arch, tensors),
+        h,
+        norm=GraphBuilder.layer_norm,
+        attention=Attention(pairs="halves"),
+        feed_forward=gelu_mlp,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loragraft.errors import FormatError
+from loragraft.graph.chains import scale_of
 from loragraft.graph.ops import Graph, Node, Op, TensorFact
 
 Ref = int
@@ -57,7 +58,7 @@ class GraphBuilder:
         """Rows of `<base>.weight`, fully dequantized: [T, d]."""
         self.fact(f"{base}.weight")
         x = self.add(Op.EMBED, (ids,), (f"{base}.weight",), base)
-        if scale := self._scale_of(base):
+        if scale := scale_of(f"{base}.weight", self.tensors):
             x = self.add(Op.EMBED_SCALE, (x,), (scale,), base)
         return self._arch_scale(x, base, arch_scale)
 
@@ -73,7 +74,7 @@ class GraphBuilder:
         self.fact(f"{stored}.weight")
         weights = (f"{stored}.weight", *self._if_present(f"{stored}.input_scale"))
         y = self.add(Op.MATMUL, (x,), weights, base)
-        if scale := self._scale_of(stored):
+        if scale := scale_of(f"{stored}.weight", self.tensors):
             y = self.add(Op.WEIGHT_SCALE, (y,), (scale,), base)
         if self.has(f"{base}.bias"):
             y = self.add(Op.BIAS, (y,), (f"{base}.bias",), base)
@@ -84,18 +85,11 @@ class GraphBuilder:
         self.fact(f"{base}.weight")
         weights = (f"{base}.weight", *self._if_present(f"{base}.input_scale"))
         y = self.add(Op.EXPERTS_MATMUL, (x, ids), weights, base)
-        if self.has(f"{base}.scale"):
-            y = self.add(Op.EXPERTS_WEIGHT_SCALE, (y, ids), (f"{base}.scale",), base)
+        if scale := scale_of(f"{base}.weight", self.tensors):
+            y = self.add(Op.EXPERTS_WEIGHT_SCALE, (y, ids), (scale,), base)
         if self.has(f"{base}.bias"):
             y = self.add(Op.EXPERTS_BIAS, (y, ids), (f"{base}.bias",), base)
         return y
-
-    def _scale_of(self, stored: str) -> str | None:
-        """The tensor with the scale of `<stored>.weight`. A tied weight may keep it under the output's name."""
-        names = [f"{stored}.scale"]
-        if stored == "token_embd" and not self.has("output.weight"):
-            names.append("output.scale")
-        return next(iter(self._if_present(*names)), None)
 
     def _arch_scale(self, y: Ref, base: str, scale: float | str | None) -> Ref:
         if scale is None or scale == 1.0:

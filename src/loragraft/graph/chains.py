@@ -1,0 +1,146 @@
+"""A linear layer in a graph: the product with its weight and the epilogue that follows it.
+
+    y = a * (s * (Wq x)  +  sum_i gamma_i * B_i (A_i x)  +  b)
+
+The epilogue's order is fixed: weight scale s, adapters, bias b, architectural scale a. Derivation and sources:
+docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from loragraft.graph.ops import Graph, Node, Op, TensorFact
+
+
+class Stage(IntEnum):
+    """The steps of a linear layer, in the only legal order."""
+
+    PRODUCT = 0
+    WEIGHT_SCALE = 1
+    LORA = 2
+    BIAS = 3
+    ARCH_SCALE = 4
+
+    def __str__(self) -> str:
+        return _STAGE_NAMES[self]
+
+
+_STAGE_NAMES = {
+    Stage.PRODUCT: "GEMM",
+    Stage.WEIGHT_SCALE: "weight scale",
+    Stage.LORA: "LoRA",
+    Stage.BIAS: "bias",
+    Stage.ARCH_SCALE: "architectural scale",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The ops of one kind of linear layer, by stage."""
+
+    name: str
+    ops: Mapping[Stage, Op]
+
+    def stage(self, op: Op) -> Stage | None:
+        return next((stage for stage, own in self.ops.items() if own is op), None)
+
+
+DENSE = Family(
+    "linear",
+    {
+        Stage.PRODUCT: Op.MATMUL,
+        Stage.WEIGHT_SCALE: Op.WEIGHT_SCALE,
+        Stage.LORA: Op.LORA,
+        Stage.BIAS: Op.BIAS,
+        Stage.ARCH_SCALE: Op.ARCH_SCALE,
+    },
+)
+EXPERTS = Family(
+    "experts",
+    {
+        Stage.PRODUCT: Op.EXPERTS_MATMUL,
+        Stage.WEIGHT_SCALE: Op.EXPERTS_WEIGHT_SCALE,
+        Stage.LORA: Op.EXPERTS_LORA,
+        Stage.BIAS: Op.EXPERTS_BIAS,
+        Stage.ARCH_SCALE: Op.ARCH_SCALE,
+    },
+)
+EMBEDDING = Family(
+    "embedding",
+    {
+        Stage.PRODUCT: Op.EMBED,
+        Stage.WEIGHT_SCALE: Op.EMBED_SCALE,
+        Stage.LORA: Op.EMBED_LORA,
+        Stage.ARCH_SCALE: Op.ARCH_SCALE,
+    },
+)
+FAMILIES = {family.ops[Stage.PRODUCT]: family for family in (DENSE, EXPERTS, EMBEDDING)}
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A product and the epilogue nodes after it, in order of execution. Indices point into the graph's nodes."""
+
+    family: Family
+    nodes: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    base: str
+    """The layer's GGUF name without `.weight`; adapters for it target `<base>.weight`."""
+    weight: str
+    """The tensor multiplied by; another layer's if tied."""
+
+    @property
+    def product(self) -> int:
+        return self.nodes[0]
+
+    @property
+    def result(self) -> int:
+        return self.nodes[-1]
+
+    @property
+    def target(self) -> str:
+        return f"{self.base}.weight"
+
+    def at(self, stage: Stage) -> list[int]:
+        """The indices of the chain's nodes of one stage."""
+        return [index for index, own in zip(self.nodes, self.stages, strict=True) if own is stage]
+
+
+def find_chains(graph: Graph) -> list[Chain]:
+    """Every linear layer of the graph. A chain goes on as long as its value has one use, as the value of an
+    epilogue op of its family; whether the order is legal is for `graph.spec` to say."""
+    uses: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        for source in node.inputs:
+            uses.setdefault(source, []).append(index)
+    return [
+        _follow(graph, index, FAMILIES[node.op], uses)
+        for index, node in enumerate(graph.nodes)
+        if node.op in FAMILIES
+    ]
+
+
+def _follow(graph: Graph, product: int, family: Family, uses: Mapping[int, list[int]]) -> Chain:
+    nodes, stages = [product], [Stage.PRODUCT]
+    while len(users := uses.get(nodes[-1], [])) == 1:
+        node: Node = graph.nodes[users[0]]
+        stage = family.stage(node.op)
+        if stage is None or stage is Stage.PRODUCT or node.inputs[0] != nodes[-1]:
+            break
+        nodes.append(users[0])
+        stages.append(stage)
+    head = graph.nodes[product]
+    weight = head.weights[0] if head.weights else ""
+    return Chain(family, tuple(nodes), tuple(stages), head.label, weight)
+
+
+def scale_of(weight: str, tensors: Mapping[str, TensorFact]) -> str | None:
+    """The tensor that holds the per-tensor (per-expert) scale of `weight`, if the file has one: `<base>.scale`. The
+    weight of a tied output may keep it under the output's name."""
+    names = [f"{weight.removesuffix('.weight')}.scale"]
+    if weight == "token_embd.weight" and "output.weight" not in tensors:
+        names.append("output.scale")
+    return next((name for name in names if name in tensors), None)

@@ -1,0 +1,260 @@
+"""Which nodes are legal by themselves: inputs, weights, attributes, and the shape of the value, one row per op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loragraft.graph.ops import Node, Op
+
+Dims = tuple[int, ...]
+"""A value's or weight's shape; a value's without the token axis: () for TOKENS, (k, out) for EXPERTS_MATMUL."""
+
+
+class IllegalNode(Exception):
+    """Raised by a rule; `graph.spec` turns it into a GraphError that names the node."""
+
+    def __init__(self, problem: str, found: object, expected: object) -> None:
+        super().__init__(problem)
+        self.problem, self.found, self.expected = problem, found, expected
+
+
+Infer = Callable[[Sequence[Dims], Sequence[Dims], Any], Dims]
+"""(shapes of the inputs, shapes of the weights, the node's attributes) -> shape of the value"""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """`inputs`: "f" float, "i" integer, each one input. `weights`: fewest and most. `attrs`: name to accepted types."""
+
+    inputs: str
+    infer: Infer
+    weights: tuple[int, int] = (0, 0)
+    attrs: tuple[tuple[str, tuple[type, ...]], ...] = ()
+    gives: str = "f"
+
+
+def _need(problem: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise IllegalNode(problem, found, expected)
+
+
+def _same(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    return ins[0]
+
+
+def _pairwise(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if ins[1] != (*ins[0][:-1], 1):
+        _need("shapes of the two inputs", ins[1], ins[0])
+    return ins[0]
+
+
+def _add(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("shapes of the two inputs", ins[1], ins[0])
+    return ins[0]
+
+
+def _embed(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("axes of an embedding", len(ws[0]), 2)
+    return (ws[0][1],)
+
+
+def _embed_lora(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    a, b = ws
+    _need("shape of A", a, (b[-1], ins[0][-1]))
+    return ins[0]
+
+
+def _scalar(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("shape of the scale", ws[0], (1,))
+    return ins[0]
+
+
+def _matmul(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("axes of a linear weight", len(ws[0]), 2)
+    _need("columns of the weight", ws[0][1], ins[0][-1])
+    if len(ws) > 1:
+        _need("shape of the input scale", ws[1], (1,))
+    return (*ins[0][:-1], ws[0][0])
+
+
+def _lora(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    a, b = ws
+    _need("shape of A", a, (b[-1], ins[1][-1]))
+    _need("shape of B", b, (ins[0][-1], a[0]))
+    return ins[0]
+
+
+def _vector(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    for weight in ws:
+        _need("shape of the weight", weight, (ins[0][-1],))
+    return ins[0]
+
+
+def _rms_norm(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if len(ws[0]) != 1 or ws[0][0] < 1 or ins[0][-1] % ws[0][0]:
+        raise IllegalNode("shape of the weight", ws[0], f"one axis that divides {ins[0][-1]}")
+    return ins[0]
+
+
+def _arch_scale(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if ws:
+        return _scalar(ins, ws, at)
+    if not isinstance(at.get("value"), float):
+        raise IllegalNode("an architectural scale needs a tensor or a value", at.get("value"), "a number")
+    return ins[0]
+
+
+def _experts_matmul(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    x, ids = ins
+    _need("axes of an expert weight", len(ws[0]), 3)
+    experts, out, columns = ws[0]
+    _need("columns of the weight", columns, x[-1])
+    if len(x) > 1:
+        _need("experts of the input", x[0], ids[0])
+    if len(ws) > 1:
+        _need("shape of the input scale", ws[1], (experts,))
+    return (ids[0], out)
+
+
+def _experts_scale(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("axes of a per-expert scale", len(ws[0]), 1)
+    _need("experts chosen", ins[0][0], ins[1][0])
+    return ins[0]
+
+
+def _experts_lora(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    y, x, _ = ins
+    a, b = ws
+    _need("shape of A", a, (b[0], b[-1], x[-1]))
+    _need("shape of B", b, (a[0], y[-1], a[1]))
+    return y
+
+
+def _experts_bias(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("shape of the bias", ws[0], (ws[0][0], ins[0][-1]))
+    return ins[0]
+
+
+def _top_k(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if not 1 <= at["k"] <= ins[0][-1]:
+        raise IllegalNode("experts chosen", at["k"], f"1 to {ins[0][-1]}")
+    return (at["k"],)
+
+
+def _route(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if at["gating"] not in ("softmax", "sigmoid"):
+        raise IllegalNode("gating", at["gating"], "softmax or sigmoid")
+    return ins[1]
+
+
+def _experts_sum(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("experts summed", ins[1], (ins[0][0],))
+    return (ins[0][-1],)
+
+
+def _rope(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("heads * head_dim", at["heads"] * at["head_dim"], ins[0][-1])
+    _need("frequencies", len(at["frequencies"]), at["rotary"] // 2)
+    if not 0 < at["rotary"] <= at["head_dim"]:
+        raise IllegalNode("rotary elements", at["rotary"], f"1 to {at['head_dim']}")
+    if at["pairs"] not in ("adjacent", "halves"):
+        raise IllegalNode("pairs", at["pairs"], "adjacent or halves")
+    if ws:
+        _need("shape of the frequency factors", ws[0], (at["rotary"] // 2,))
+    return ins[0]
+
+
+def _attention(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    q, k, v = ins
+    _need("width of q", q[-1], at["heads"] * at["head_dim"])
+    _need("width of k", k[-1], at["kv_heads"] * at["head_dim"])
+    _need("width of v", v[-1], k[-1])
+    if at["kv_heads"] < 1 or at["heads"] % at["kv_heads"]:
+        raise IllegalNode("heads", at["heads"], f"a multiple of {at['kv_heads']} key-value heads")
+    return q
+
+
+def _split(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if not 0 <= at["start"] < at["stop"] <= ins[0][-1]:
+        raise IllegalNode("range", f"{at['start']} to {at['stop']}", f"a range within {ins[0][-1]}")
+    return (*ins[0][:-1], at["stop"] - at["start"])
+
+
+def _gelu(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if at["approximate"] not in ("tanh", "none"):
+        raise IllegalNode("approximate", at["approximate"], "tanh or none")
+    return ins[0]
+
+
+_INT, _FLOAT, _STR = (int,), (float,), (str,)
+_SCALE = (("scale", _FLOAT),)
+
+SIGNATURES: dict[Op, Signature] = {
+    Op.TOKENS: Signature("", lambda ins, ws, at: (), gives="i"),
+    Op.EMBED: Signature("i", _embed, (1, 1)),
+    Op.EMBED_SCALE: Signature("f", _scalar, (1, 1)),
+    Op.EMBED_LORA: Signature("fi", _embed_lora, (2, 2), _SCALE),
+    Op.RMS_NORM: Signature("f", _rms_norm, (1, 1), (("eps", _FLOAT),)),
+    Op.LAYER_NORM: Signature("f", _vector, (1, 2), (("eps", _FLOAT),)),
+    Op.MATMUL: Signature("f", _matmul, (1, 2)),
+    Op.WEIGHT_SCALE: Signature("f", _scalar, (1, 1)),
+    Op.LORA: Signature("ff", _lora, (2, 2), _SCALE),
+    Op.BIAS: Signature("f", _vector, (1, 1)),
+    Op.ARCH_SCALE: Signature("f", _arch_scale, (0, 1)),
+    Op.EXPERTS_MATMUL: Signature("fi", _experts_matmul, (1, 2)),
+    Op.EXPERTS_WEIGHT_SCALE: Signature("fi", _experts_scale, (1, 1)),
+    Op.EXPERTS_LORA: Signature("ffi", _experts_lora, (2, 2), _SCALE),
+    Op.EXPERTS_BIAS: Signature("fi", _experts_bias, (1, 1)),
+    Op.TOP_K: Signature("f", _top_k, attrs=(("k", _INT),), gives="i"),
+    Op.ROUTE: Signature("fi", _route, attrs=(("gating", _STR), ("normalize", (bool,)), ("scale", _FLOAT))),
+    Op.EXPERTS_SUM: Signature("ff", _experts_sum),
+    Op.ROPE: Signature(
+        "f",
+        _rope,
+        (0, 1),
+        (
+            ("heads", _INT),
+            ("head_dim", _INT),
+            ("rotary", _INT),
+            ("pairs", _STR),
+            ("frequencies", (tuple,)),
+            ("magnitude", _FLOAT),
+        ),
+    ),
+    Op.ATTENTION: Signature(
+        "fff",
+        _attention,
+        attrs=(
+            ("layer", _INT),
+            ("heads", _INT),
+            ("kv_heads", _INT),
+            ("head_dim", _INT),
+            ("scale", _FLOAT),
+            ("window", (int, type(None))),
+        ),
+    ),
+    Op.SPLIT: Signature("f", _split, attrs=(("start", _INT), ("stop", _INT))),
+    Op.ADD: Signature("ff", _add),
+    Op.MUL: Signature("ff", _pairwise),
+    Op.SILU: Signature("f", _same),
+    Op.SIGMOID: Signature("f", _same),
+    Op.GELU: Signature("f", _gelu, attrs=(("approximate", _STR),)),
+    Op.LAST: Signature("f", _same),
+}
+
+
+def check_node(node: Node, kinds: str, shapes: Sequence[Dims], weights: Sequence[Dims]) -> tuple[str, Dims]:
+    """The kind ("f" or "i") and shape of the node's value; raises IllegalNode where a rule does not hold."""
+    signature = SIGNATURES[node.op]
+    _need("kinds of the inputs (f float, i integer)", kinds, signature.inputs)
+    fewest, most = signature.weights
+    if not fewest <= len(weights) <= most:
+        wanted = str(fewest) if fewest == most else f"{fewest} to {most}"
+        raise IllegalNode("number of weights", len(weights), wanted)
+    for name, types in signature.attrs:
+        value = node.attrs.get(name)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise IllegalNode(f"attribute {name}", repr(value), " or ".join(t.__name__ for t in types))
+    return signature.gives, signature.infer(shapes, weights, node.attrs)
