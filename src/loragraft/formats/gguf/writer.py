@@ -6,19 +6,17 @@ The whole layout is computed first, so that any worker can write any part of any
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from loragraft.errors import GGUFError, OutputError
+from loragraft.errors import GGUFError
 from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, NUMPY_TYPES, Value, ValueType
-from loragraft.formats.output import OutputFile, flat_bytes
+from loragraft.formats.layout import FileLayout, TensorWriter
 from loragraft.quants.types import QuantType
 
 VERSION = 3
@@ -42,18 +40,8 @@ class TensorSpec:
         return prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where everything lies in a file that is to be written."""
-
-    header: bytes
-    """All that precedes the tensors' data, padding included."""
-    offsets: dict[str, int]
-    """Of each tensor's data, in bytes from the file's beginning."""
-    sizes: dict[str, int]
-    """Of each tensor's data, in bytes, without padding."""
-    size: int
-    """Of the whole file, in bytes."""
+class Layout(FileLayout):
+    """Where everything lies in a GGUF file that is to be written."""
 
     @staticmethod
     def plan(metadata: Mapping[str, Value], specs: Sequence[TensorSpec]) -> Layout:
@@ -84,11 +72,8 @@ class Layout:
         return Layout(header, offsets, sizes, len(header) + end)
 
 
-class GGUFWriter:
-    """A GGUF file under way; a context manager that commits on a clean exit and otherwise leaves nothing.
-
-    Every byte of every tensor must have been written by then. `inputs` and `resume` are those of `OutputFile`.
-    """
+class GGUFWriter(TensorWriter):
+    """A GGUF file under way: see `TensorWriter`."""
 
     def __init__(
         self,
@@ -99,49 +84,7 @@ class GGUFWriter:
         inputs: Iterable[Path | str] = (),
         resume: bool = False,
     ) -> None:
-        self.path = Path(path)
-        self.layout = Layout.plan(metadata, specs)
-        self._missing = dict(self.layout.sizes)
-        self._lock = threading.Lock()
-        self.output = OutputFile(path, self.layout.size, inputs=inputs, resume=resume)
-        try:
-            self.output.write_at(0, self.layout.header)
-        except BaseException:
-            self.output.discard()
-            raise
-
-    def write(self, name: str, offset: int, data: Any) -> None:
-        """Write `data` (any C-contiguous buffer) at byte `offset` of tensor `name`. Safe from any thread."""
-        view = flat_bytes(data)
-        if offset < 0 or offset + len(view) > self.layout.sizes[name]:
-            raise ValueError(
-                f"bytes [{offset}, {offset + len(view)}) of {name}, which has {self.layout.sizes[name]}"
-            )
-        self.output.write_at(self.layout.offsets[name] + offset, view)
-        self.wrote(name, len(view))
-
-    def wrote(self, name: str, count: int) -> None:
-        """Take note that `count` bytes of tensor `name` lie in the file, written by other means than `write`."""
-        with self._lock:
-            self._missing[name] -= count
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            unfinished = [name for name, missing in self._missing.items() if missing]
-            if unfinished:
-                self.output.discard()
-                raise OutputError(
-                    self.path,
-                    f"tensor {unfinished[0]!r} was not written exactly once",
-                    found=f"{self._missing[unfinished[0]]} bytes missing",
-                    hint="this is a defect of loragraft",
-                )
-        self.output.__exit__(kind, error, trace)
+        super().__init__(path, Layout.plan(metadata, specs), inputs=inputs, resume=resume)
 
 
 def _padded(size: int, alignment: int) -> int:

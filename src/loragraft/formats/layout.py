@@ -1,0 +1,81 @@
+"""Tensor files whose whole layout is known before the first weight is computed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from loragraft.errors import OutputError
+from loragraft.formats.output import OutputFile, flat_bytes
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """Where everything lies in a file that is to be written."""
+
+    header: bytes
+    """All that precedes the tensors' data, padding included."""
+    offsets: dict[str, int]
+    """Of each tensor's data, in bytes from the file's beginning."""
+    sizes: dict[str, int]
+    """Of each tensor's data, in bytes, without padding."""
+    size: int
+    """Of the whole file, in bytes."""
+
+
+class TensorWriter:
+    """A file under way; a context manager that commits on a clean exit and otherwise leaves nothing.
+
+    Any worker may write any part of any tensor; every byte of every tensor must have been written once at the exit.
+    `inputs` and `resume` are those of `OutputFile`, as are the errors.
+    """
+
+    def __init__(
+        self, path: Path | str, layout: FileLayout, *, inputs: Iterable[Path | str] = (), resume: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.layout = layout
+        self._missing = dict(layout.sizes)
+        self._lock = threading.Lock()
+        self.output = OutputFile(path, layout.size, inputs=inputs, resume=resume)
+        try:
+            self.output.write_at(0, layout.header)
+        except BaseException:
+            self.output.discard()
+            raise
+
+    def write(self, name: str, offset: int, data: Any) -> None:
+        """Write `data` (any C-contiguous buffer) at byte `offset` of tensor `name`. Safe from any thread."""
+        view = flat_bytes(data)
+        size = self.layout.sizes[name]
+        if offset < 0 or offset + len(view) > size:
+            raise ValueError(f"bytes [{offset}, {offset + len(view)}) of {name}, which has {size}")
+        self.output.write_at(self.layout.offsets[name] + offset, view)
+        self.wrote(name, len(view))
+
+    def wrote(self, name: str, count: int) -> None:
+        """Take note that `count` bytes of tensor `name` lie in the file, written by other means than `write`."""
+        with self._lock:
+            self._missing[name] -= count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            unfinished = [name for name, missing in self._missing.items() if missing]
+            if unfinished:
+                self.output.discard()
+                raise OutputError(
+                    self.path,
+                    f"tensor {unfinished[0]!r} was not written exactly once",
+                    found=f"{self._missing[unfinished[0]]} bytes missing",
+                    hint="this is a defect of loragraft",
+                )
+        self.output.__exit__(kind, error, trace)
