@@ -28,9 +28,9 @@ struct Candidate {
     const KernelTable* (*table)();
 };
 
-const KernelTable& choose() {
+std::vector<Candidate> candidates() {
     // Best first; the last one runs everywhere.
-    const Candidate all[] = {
+    return {
 #ifdef LG_HAVE_avx512
         {"avx512",
          __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
@@ -39,24 +39,21 @@ const KernelTable& choose() {
          avx512::table},
 #endif
 #ifdef LG_HAVE_avx2
-        {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::table},
+        {"avx2",
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
+             && __builtin_cpu_supports("f16c"),
+         avx2::table},
 #endif
 #ifdef LG_HAVE_neon
         {"neon", true, neon::table},
 #endif
         {"baseline", true, baseline::table},
     };
+}
+
+const KernelTable& choose() {
     const char* want = std::getenv("LORAGRAFT_ISA");
-    for (const Candidate& c : all) {
-        if (want && *want && std::strcmp(want, c.name) != 0) {
-            continue;
-        }
-        if (c.runs) {
-            return *c.table();
-        }
-    }
-    throw std::runtime_error(std::string("LORAGRAFT_ISA=") + (want ? want : "")
-                             + ": no such instruction set in this build or on this machine");
+    return want && *want ? kernels(want) : kernels(isas().front().c_str());
 }
 
 } // namespace
@@ -64,6 +61,25 @@ const KernelTable& choose() {
 const KernelTable& kernels() {
     static const KernelTable& t = choose();
     return t;
+}
+
+const KernelTable& kernels(const char* isa) {
+    for (const Candidate& c : candidates()) {
+        if (c.runs && std::strcmp(isa, c.name) == 0) {
+            return *c.table();
+        }
+    }
+    throw std::runtime_error(std::string("no such instruction set in this build or on this machine: ") + isa);
+}
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const Candidate& c : candidates()) {
+        if (c.runs) {
+            names.emplace_back(c.name);
+        }
+    }
+    return names;
 }
 
 } // namespace lg

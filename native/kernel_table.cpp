@@ -4,12 +4,16 @@
 namespace lg::LG_ISA {
 
 // One line per family; each is defined at the end of the family's own file.
+void add_floats(KernelTable&);
+void add_legacy(KernelTable&);
 
 extern const KernelTable* table();
 const KernelTable* table() {
     static const KernelTable t = [] {
         KernelTable k;
         k.isa = LG_STR(LG_ISA);
+        add_floats(k);
+        add_legacy(k);
         return k;
     }();
     return &t;

@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace lg {
 
@@ -33,6 +35,12 @@ struct KernelTable {
 
 // The best table that this machine can run, or the one that LORAGRAFT_ISA names (baseline, avx2, avx512, neon).
 const KernelTable& kernels();
+
+// The table called `isa`; throws std::runtime_error when this build lacks it or this machine cannot run it.
+const KernelTable& kernels(const char* isa);
+
+// The names of the tables that this machine can run, best first.
+std::vector<std::string> isas();
 
 } // namespace lg
 

@@ -1,0 +1,47 @@
+"""Quantization by the native core; same functions and same bytes as `quants.reference`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loragraft import _native
+from loragraft.errors import UnsupportedError
+from loragraft.quants.codec import Bytes, Floats
+from loragraft.quants.reference import check_data, check_input
+from loragraft.quants.types import QuantType
+
+
+def supports(kind: QuantType) -> bool:
+    """Whether the native core has kernels for `kind`."""
+    return bool(_native.supports(kind.id))
+
+
+def isas() -> list[str]:
+    """The instruction sets of this build that this machine can run, best first."""
+    return list(_native.isas())
+
+
+def quantize(x: Floats, kind: QuantType, importance: Floats | None = None, *, isa: str = "") -> Bytes:
+    """Rows of weights as rows of `kind`: see `reference.quantize`. One thread; releases the GIL.
+
+    `isa` names another instruction set's kernels than the machine's best.
+    """
+    _require(kind)
+    x, importance = check_input(x, kind, importance)
+    out = np.empty((x.shape[0], kind.row_bytes(x.shape[1])), dtype=np.uint8)
+    _native.quantize(x, out, kind.id, importance, isa)
+    return out
+
+
+def dequantize(data: Bytes, kind: QuantType, *, isa: str = "") -> Floats:
+    """Rows of `kind` as float32: see `reference.dequantize`."""
+    _require(kind)
+    data = check_data(data, kind)
+    out = np.empty((data.shape[0], data.shape[1] // kind.bytes * kind.block), dtype=np.float32)
+    _native.dequantize(data, out, kind.id, isa)
+    return out
+
+
+def _require(kind: QuantType) -> None:
+    if not supports(kind):
+        raise UnsupportedError(kind.name, "the native core has no kernel for it")
