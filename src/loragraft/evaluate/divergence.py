@@ -1,0 +1,59 @@
+"""How far a model's predictions are from a reference model's, token by token.
+
+KL(P || Q) = sum of p log(p / q), P the reference: what is lost by predicting with Q where P was meant; and how often
+both think the same token the likeliest. As llama-perplexity --kl-divergence does it (tools/perplexity/perplexity.cpp).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from loragraft.evaluate.perplexity import Doubles
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Over all scored tokens: KL in nats; `same_top` is a fraction."""
+
+    mean: float
+    error: float
+    """One standard error of the mean."""
+    median: float
+    p99: float
+    maximum: float
+    same_top: float
+
+
+def kl(reference: Doubles, other: Doubles) -> Doubles:
+    """KL(reference || other) [n] of log-probabilities [n, vocab]."""
+    with np.errstate(invalid="ignore"):  # 0 * (-inf - x): a token the reference excludes costs nothing
+        terms = np.exp(reference) * (reference - other)
+    return np.asarray(np.where(np.isneginf(reference), 0.0, terms).sum(axis=-1))
+
+
+class DivergenceMeter:
+    """Collects window by window."""
+
+    def __init__(self) -> None:
+        self._kl: list[Doubles] = []
+        self._same = 0
+
+    def add(self, reference: Doubles, other: Doubles) -> None:
+        """Log-probabilities [n, vocab] of the same tokens."""
+        self._kl.append(kl(reference, other))
+        self._same += int((reference.argmax(axis=-1) == other.argmax(axis=-1)).sum())
+
+    def result(self) -> Divergence:
+        values = np.concatenate(self._kl)
+        median, p99 = np.percentile(values, [50, 99])
+        return Divergence(
+            mean=float(values.mean()),
+            error=float(values.std() / sqrt(max(len(values) - 1, 1))),
+            median=float(median),
+            p99=float(p99),
+            maximum=float(values.max()),
+            same_top=self._same / len(values),
+        )

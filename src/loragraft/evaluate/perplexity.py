@@ -1,0 +1,121 @@
+"""Perplexity as llama-perplexity computes it (tools/perplexity/perplexity.cpp of llama.cpp).
+
+The whole text is one sequence of tokens (with BOS before it if the model wants one), cut into windows of `context`
+tokens; what is left over is dropped. Each window is read on its own, with its first token replaced by BOS if the model
+wants one. Only predictions made in the second half count, so that each has at least half a window behind it: position
+`context // 2` predicts the first scored token. Perplexity is exp of the mean negative log-likelihood, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp, sqrt
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.errors import LoragraftError
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+DEFAULT_CONTEXT = 512
+
+
+class Scorer(Protocol):
+    """Anything that gives logits for a fresh sequence (`loragraft.load.Model`)."""
+
+    def logits(self, ids: Ids) -> Floats:
+        """float32 [len(ids), vocab]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`ids` int32 [context] is what the model reads; `logits[scored]` predict `targets`."""
+
+    ids: Ids
+    targets: Ids
+    scored: slice
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """`value` ± `error` (one standard error), over `tokens` predictions in `windows` windows."""
+
+    value: float
+    error: float
+    tokens: int
+    windows: int
+
+
+def windows(ids: Ids, context: int, bos: int | None, *, limit: int | None = None) -> Iterator[Window]:
+    """The windows of a text's tokens; `bos` None if the model wants none. Raises LoragraftError if the text is shorter
+    than two windows, or `context` under 4."""
+    if context < 4:
+        raise LoragraftError("context", "too small to score half of it", found=context, expected="4 or more")
+    if len(ids) < 2 * context:
+        raise LoragraftError(
+            "text",
+            "too short to measure",
+            found=f"{len(ids)} tokens",
+            expected=f"{2 * context} or more, for windows of {context}",
+        )
+    first = context // 2
+    for start in range(0, count(ids, context, limit) * context, context):
+        window = ids[start : start + context].copy()
+        targets = window[first + 1 :].copy()
+        if bos is not None:
+            window[0] = bos
+        yield Window(window, targets, slice(first, context - 1))
+
+
+def count(ids: Ids, context: int, limit: int | None = None) -> int:
+    """How many windows `windows` gives."""
+    whole = len(ids) // context
+    return whole if limit is None else min(whole, limit)
+
+
+def log_softmax(logits: Floats) -> Doubles:
+    """Natural logarithms of the probabilities, float64, over the last axis."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def losses(log_probabilities: Doubles, targets: Ids) -> Doubles:
+    """Negative log-likelihoods [n] of `targets` [n] under log-probabilities [n, vocab]."""
+    return -log_probabilities[np.arange(len(targets)), targets]
+
+
+class Meter:
+    """Sums up losses window by window."""
+
+    def __init__(self) -> None:
+        self._sum = self._squares = 0.0
+        self._tokens = self._windows = 0
+
+    def add(self, window_losses: Doubles) -> None:
+        self._sum += float(window_losses.sum())
+        self._squares += float((window_losses**2).sum())
+        self._tokens += len(window_losses)
+        self._windows += 1
+
+    def result(self) -> Perplexity:
+        mean = self._sum / self._tokens
+        variance = max(self._squares / self._tokens - mean**2, 0.0)
+        value = exp(mean) if mean < 700 else float("inf")
+        return Perplexity(value, value * sqrt(variance / (self._tokens - 1)), self._tokens, self._windows)
+
+
+def perplexity(
+    model: Scorer, ids: Ids, *, context: int = DEFAULT_CONTEXT, bos: int | None, limit: int | None = None
+) -> Perplexity:
+    """The perplexity of `model` on a text's tokens. Raises LoragraftError for a text that is too short."""
+    meter = Meter()
+    for window in windows(ids, context, bos, limit=limit):
+        meter.add(losses(log_softmax(model.logits(window.ids)[window.scored]), window.targets))
+    return meter.result()

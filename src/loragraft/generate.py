@@ -1,0 +1,40 @@
+"""One token after another from a session."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from loragraft.backends.base import Floats, Ids, Session
+from loragraft.errors import LoragraftError
+from loragraft.sampling import Sampler
+
+BATCH = 512  # tokens of a prompt per forward pass, which bounds the memory for activations
+
+
+def generate_ids(
+    session: Session, prompt: Ids, sampler: Sampler, *, max_tokens: int, end_ids: Collection[int] = ()
+) -> Iterator[int]:
+    """Appends `prompt` (int32 [T], T >= 1) to the session, then yields up to `max_tokens` new tokens.
+
+    A token of `end_ids` ends it and is not yielded.
+    """
+    if not len(prompt):
+        raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
+    logits = read(session, prompt)
+    for count in range(max_tokens):
+        token = sampler.pick(logits)
+        if token in end_ids:
+            return
+        yield token
+        if count + 1 < max_tokens:
+            logits = session.forward(np.array([token], dtype=np.int32), last_only=True)[0]
+
+
+def read(session: Session, prompt: Ids) -> Floats:
+    """Appends `prompt` batch by batch; the logits float32 [vocab] behind its last token."""
+    for start in range(0, len(prompt), BATCH):
+        logits = session.forward(prompt[start : start + BATCH], last_only=True)
+    last: Floats = logits[0]
+    return last
