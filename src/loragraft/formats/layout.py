@@ -69,13 +69,24 @@ class TensorWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            unfinished = [name for name, missing in self._missing.items() if missing]
-            if unfinished:
+            try:
+                self._check_complete()
+            except OutputError:
                 self.output.discard()
+                raise
+        self.output.__exit__(kind, error, trace)
+
+    def seal(self) -> None:
+        """Flush to the disk and close, without committing. Raises `OutputError` if a tensor is incomplete."""
+        self._check_complete()
+        self.output.seal()
+
+    def _check_complete(self) -> None:
+        for name, missing in self._missing.items():
+            if missing:
                 raise OutputError(
                     self.path,
-                    f"tensor {unfinished[0]!r} was not written exactly once",
-                    found=f"{self._missing[unfinished[0]]} bytes missing",
+                    f"tensor {name!r} was not written exactly once",
+                    found=f"{missing} bytes missing",
                     hint="this is a defect of loragraft",
                 )
-        self.output.__exit__(kind, error, trace)

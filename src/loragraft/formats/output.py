@@ -41,8 +41,9 @@ class OutputFile:
         """The temporary name."""
         self.journal = self._target.with_name(f".{self._target.name}.partial.journal")
         """Where a caller may keep notes for resuming; goes when the temporary file goes."""
-        self._fd = -1
         self.resumed = False
+        self._fd = -1
+        self._done = False
         with self._explained():
             mode = self._check_target(inputs)
             self._fd = self._open_locked()
@@ -68,20 +69,29 @@ class OutputFile:
                 written = os.pwrite(self._fd, view, offset)
                 view, offset = view[written:], offset + written
 
-    def commit(self) -> None:
-        """Flush to the disk and rename onto the target."""
-        with self._explained():
-            os.fsync(self._fd)
-            os.replace(self.partial, self._target)
+    def seal(self) -> None:
+        """Flush to the disk and close; nothing more is written. For several files that are to appear together."""
+        if self._fd >= 0:
+            with self._explained():
+                os.fsync(self._fd)
             self._close()
+
+    def commit(self) -> None:
+        """Rename onto the target, sealed first."""
+        with self._explained():
+            self.seal()
+            os.replace(self.partial, self._target)
+            self._done = True
             self.journal.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the temporary file; the target stays as it was."""
-        if self._fd >= 0:
+        """Remove the temporary file, unless it was committed; the target stays as it was."""
+        if not self._done:
+            self._done = True
             with contextlib.suppress(OSError):
                 self.partial.unlink(missing_ok=True)
                 self.journal.unlink(missing_ok=True)
+        if self._fd >= 0:
             self._close()
 
     def __enter__(self) -> Self:
