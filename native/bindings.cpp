@@ -6,9 +6,11 @@
 namespace nb = nanobind;
 
 void bind_quants(nb::module_&);
+void bind_stream(nb::module_&);
 
 NB_MODULE(_native, m) {
     m.doc() = "loragraft's native kernels";
     m.def("isa", [] { return lg::kernels().isa; }, "The instruction set whose kernels run.");
     bind_quants(m);
+    bind_stream(m);
 }

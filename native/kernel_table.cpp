@@ -6,6 +6,7 @@ namespace lg::LG_ISA {
 // One line per family; each is defined at the end of the family's own file.
 void add_floats(KernelTable&);
 void add_legacy(KernelTable&);
+void add_delta(KernelTable&);
 
 extern const KernelTable* table();
 const KernelTable* table() {
@@ -14,6 +15,7 @@ const KernelTable* table() {
         k.isa = LG_STR(LG_ISA);
         add_floats(k);
         add_legacy(k);
+        add_delta(k);
         return k;
     }();
     return &t;

@@ -28,9 +28,20 @@ struct TypeKernels {
     int bytes = 0; // bytes per block
 };
 
+// What a pass over float rows needs beside conversions: native/delta.cpp.
+struct DeltaKernels {
+    // y [rows, cols] += scale * b a; a [rank, cols], b [rows, rank].
+    void (*add)(float* y, const float* a, const float* b, int64_t rows, int64_t cols, int64_t rank, float scale) = nullptr;
+    // The index of the first of `n` words, 4 or 2 bytes each, that has all bits of `exponent` set (an infinity or
+    // NaN), or n.
+    int64_t (*first_special32)(const uint8_t* words, int64_t n, uint32_t exponent) = nullptr;
+    int64_t (*first_special16)(const uint8_t* words, int64_t n, uint32_t exponent) = nullptr;
+};
+
 struct KernelTable {
     const char* isa = "";
     TypeKernels type[TYPE_COUNT];
+    DeltaKernels delta;
 };
 
 // The best table that this machine can run, or the one that LORAGRAFT_ISA names (baseline, avx2, avx512, neon).

@@ -34,3 +34,19 @@ def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
     except (OSError, ValueError) as problem:  # ValueError: a path with a NUL in it
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise error(path, f"cannot be read: {reason}") from None
+
+
+def prefetch(mapping: mmap.mmap, start: int, stop: int) -> None:
+    """Have the system read bytes [start, stop) ahead."""
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_WILLNEED, first, stop - first)
+
+
+def release(mapping: mmap.mmap, start: int, stop: int) -> None:
+    """Drop the whole pages within bytes [start, stop) from this process's memory.
+
+    They stay in the system's cache, and are mapped again when they are touched: only their cost is given back.
+    """
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        mapping.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.errors import CheckpointError, UnsupportedError
+from loragraft.formats import mapped
 from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.layout import FileLayout, TensorWriter
-from loragraft.formats.mapped import map_file
 from loragraft.formats.source import Bytes
 
 #: As in huggingface/safetensors.
@@ -97,6 +97,14 @@ class CheckpointTensor:
         """Its bytes, as a read-only view of the mapped file: uint8 [nbytes]."""
         return np.frombuffer(self._mapping, np.uint8, self.nbytes, self.offset)
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) of it will be asked for soon: the system may read them ahead."""
+        mapped.prefetch(self._mapping, self.offset + start, self.offset + stop)
+
+    def release(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) of it will not be asked for again soon: they may leave this process's memory."""
+        mapped.release(self._mapping, self.offset + start, self.offset + stop)
+
     def array(self) -> npt.NDArray[Any]:
         """Its elements in its shape, as a read-only view of the mapped file.
 
@@ -124,7 +132,7 @@ class SafetensorsFile:
     def open(cls, path: Path | str) -> SafetensorsFile:
         """Map `path` and validate its header. Raises `CheckpointError`."""
         path = Path(path)
-        mapping = map_file(path, CheckpointError)
+        mapping = mapped.map_file(path, CheckpointError)
         header, data_start = _read_header(path, mapping)
         metadata = _read_metadata(path, header.pop("__metadata__", {}))
         entries = sorted(

@@ -51,6 +51,12 @@ class TensorSource(ABC):
         A view of the mapped file where the file holds them so; treat it as read-only.
         """
 
+    def prefetch(self, start: int, stop: int) -> None:  # noqa: B027 (a hint: doing nothing is right for most)
+        """Rows [start, stop) will be asked for soon: the system may read them ahead."""
+
+    def release(self, start: int, stop: int) -> None:  # noqa: B027
+        """Rows [start, stop) will not be asked for again soon: their pages may leave this process's memory."""
+
 
 @dataclass
 class ModelSource:

@@ -19,8 +19,8 @@ from typing import Any, Self
 import numpy as np
 
 from loragraft.errors import GGUFError
+from loragraft.formats import mapped
 from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, NUMPY_TYPES, Metadata, Value, ValueType
-from loragraft.formats.mapped import map_file
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 
@@ -81,6 +81,16 @@ class GGUFTensor(TensorSource):
         )
         return view.reshape(stop - start, row_bytes)
 
+    def prefetch(self, start: int, stop: int) -> None:
+        mapped.prefetch(self._mapping, *self._span(start, stop))
+
+    def release(self, start: int, stop: int) -> None:
+        mapped.release(self._mapping, *self._span(start, stop))
+
+    def _span(self, start: int, stop: int) -> tuple[int, int]:
+        """Bytes of rows [start, stop), from the file's beginning."""
+        return self.offset + start * self.row_bytes, self.offset + stop * self.row_bytes
+
     def __repr__(self) -> str:
         return f"GGUFTensor({self.name!r}, {self.shape}, {self.type})"
 
@@ -112,7 +122,7 @@ class GGUFFile:
     def open(cls, path: Path | str) -> GGUFFile:
         """Map `path` and validate its header. Raises `GGUFError`."""
         path = Path(path)
-        return _HeaderParser(path, map_file(path, GGUFError)).parse()
+        return _HeaderParser(path, mapped.map_file(path, GGUFError)).parse()
 
     def close(self) -> None:
         """Forget the tensors, so that the mapping can end."""
