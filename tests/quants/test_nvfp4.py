@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loragraft.errors import FormatError
+from loragraft.errors import FormatError, QuantizeError
 from loragraft.quants import e4m3, nvfp4
 from paths import data
 
@@ -122,3 +122,63 @@ def test_repacking_equals_the_reference_converter(module: str) -> None:
     prefix = f"model.layers.0.{module}.weight"
     packed = nvfp4.pack_modelopt(_safetensor(checkpoint, prefix), _safetensor(checkpoint, prefix + "_scale"))
     assert hashlib.sha256(packed.tobytes()).hexdigest() == golden[f"blk.0.{name}.weight"]["sha256"]
+
+
+# ---- the quantizer
+
+
+def _block_errors(x: np.ndarray, back: np.ndarray, w: np.ndarray | float = 1.0) -> np.ndarray:
+    return (w * (x.astype(np.float64) - back) ** 2).reshape(-1, 16).sum(axis=1)
+
+
+def _least_errors(x: np.ndarray, scale: float, w: np.ndarray) -> np.ndarray:
+    """By brute force in float64: for every block the least error of all 126 scales."""
+    y = np.abs(x.astype(np.float64)).reshape(-1, 16, 1) / np.float32(scale)
+    codes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    least = np.full(len(y), np.inf)
+    for value in e4m3.VALUES[1:127].astype(np.float64):
+        nearest = np.abs(y - codes * value).min(axis=2) ** 2
+        least = np.minimum(least, (w.reshape(-1, 16) * nearest).sum(axis=1))
+    return least * np.float32(scale) ** 2
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_every_block_gets_the_scale_of_least_error(weighted: bool, spread: float) -> None:
+    """Also where the block scales are subnormal (the tensor's largest weight is far larger than the rest)."""
+    rng = np.random.default_rng(3)
+    x = (rng.standard_cauchy((6, 256)) * 0.02).astype(np.float32)
+    x[1::2] *= spread
+    x[2] = 0
+    w = rng.random(256, dtype=np.float32) ** 4 * (rng.random(256) < 0.8) if weighted else None
+    scale = nvfp4.tensor_scale(float(np.abs(x).max()))
+    back = nvfp4.dequantize_nvfp4(nvfp4.quantize_nvfp4(x, scale, w), scale)
+    all_weights = np.broadcast_to(np.float32(1) if w is None else w, x.shape)
+    error, least = _block_errors(x, back, all_weights), _least_errors(x, scale, all_weights)
+    np.testing.assert_allclose(error, least, rtol=1e-5, atol=1e-5 * least.max() * 1e-9)
+
+
+def test_error_on_gaussian_weights() -> None:
+    x = (np.random.default_rng(0).standard_normal((256, 1024)) * 0.02).astype(np.float32)
+    scale = nvfp4.tensor_scale(float(np.abs(x).max()))
+    back = nvfp4.dequantize_nvfp4(nvfp4.quantize_nvfp4(x, scale), scale)
+    assert ((x - back) ** 2).sum() / (x**2).sum() <= 0.0067
+
+
+def test_representable_weights_survive() -> None:
+    rng = np.random.default_rng(1)
+    codes = rng.choice(np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6], np.float32), (64, 16))
+    x = (np.float32(0.25) * e4m3.VALUES[rng.integers(1, 127, (64, 1))] * codes).reshape(4, 256)
+    assert (nvfp4.dequantize_nvfp4(nvfp4.quantize_nvfp4(x, 0.25), 0.25) == x).all()
+
+
+def test_tensor_scale_is_modelopts() -> None:
+    assert nvfp4.tensor_scale(2688.0) == 1.0
+    assert nvfp4.tensor_scale(0.3) == float(np.float32(0.3) / np.float32(2688))
+    assert nvfp4.tensor_scale(0.0) == 1.0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_must_be_positive(scale: float) -> None:
+    with pytest.raises(QuantizeError, match="per-tensor scale"):
+        nvfp4.quantize_nvfp4(np.zeros((1, 64), np.float32), scale)
