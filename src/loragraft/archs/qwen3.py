@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gguf import MODEL_ARCH
+
+from loragraft.archs.base import Arch
 from loragraft.archs.blocks import Attention, decoder, swiglu
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder
 from loragraft.graph.ops import Graph, TensorFact
+
+# ---- from Hugging Face ----
+
+ARCH = Arch(
+    gguf=MODEL_ARCH.QWEN3,
+    model_types=("qwen3",),
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 32768,
+        "head_dim": 128,
+    },
+    requires={"hidden_act": ("silu",)},
+    ignores={"use_sliding_window": (False,)},
+)
 
 # ---- the graph ----
 

@@ -94,7 +94,10 @@ ADD_BOS = frozenset(_STARTS_WITH_BOS)
 IGNORE_MERGES = frozenset((*_STARTS_WITH_BOS, "glm4", "glm5"))
 
 
-def recognise(expressions: Sequence[str]) -> str | None:
-    """The name of the pre-tokenizer with these expressions, or None."""
+def recognise(expressions: Sequence[str], ignore_merges: bool | None = None) -> str | None:
+    """The name of the pre-tokenizer with these expressions, or None; if there are several, one that implies
+    `ignore_merges`, if there is such."""
     wanted = tuple(expressions)
-    return next((name for name, known in PRETOKENIZERS.items() if known == wanted), None)
+    names = [name for name, known in PRETOKENIZERS.items() if known == wanted]
+    fitting = [name for name in names if ignore_merges in (None, name in IGNORE_MERGES)]
+    return next(iter(fitting + names), None)

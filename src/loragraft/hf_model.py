@@ -1,0 +1,208 @@
+"""A Hugging Face folder as a `ModelSource`: what llama.cpp's convert_hf_to_gguf makes of it, without making it.
+
+Every tensor is read row by row when it is asked for, with the rows already in GGUF's order and experts stacked, so a
+checkpoint of any size converts in the memory of a few blocks of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import LlamaFileType
+
+from loragraft.archs import ARCHS
+from loragraft.archs.config import Config
+from loragraft.archs.hyperparameters import check_expressible, hyperparameters
+from loragraft.archs.names import Place, TensorNames
+from loragraft.archs.rope import rope_row_order
+from loragraft.errors import CheckpointError, UnsupportedError
+from loragraft.formats.checkpoint import Checkpoint
+from loragraft.formats.gguf.values import Metadata, Value
+from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.formats.views import Reordered, Stacked, float_rows, in_memory, widened
+from loragraft.hf_weights import Weight, read_weights
+from loragraft.model_card import general_metadata
+from loragraft.vocab import tokenizer_metadata
+
+#: `general.quantization_version`: the layout of ggml's block types.
+_QUANTIZATION_VERSION = 2
+
+
+def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
+    """The model in `folder`, with GGUF's names, row order and metadata, its tensors in their stored types.
+
+    As llama.cpp does, everything with one axis, norms and the experts' router are F32. `dequantize`: weights whose
+    quantization GGUF cannot carry losslessly become F32 instead of an error. Raises CheckpointError for files that are
+    malformed, UnsupportedError for what has no GGUF form.
+    """
+    checkpoint = Checkpoint.open(folder)
+    path = checkpoint.path / "config.json"
+    arch = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
+    config = Config(path, checkpoint.config, arch.defaults)
+    notes = check_expressible(arch, config)
+    weights = read_weights(checkpoint, notes, dequantize=dequantize)
+    tensors = _Placement(checkpoint.path, TensorNames(arch, config), config).place(weights)
+    freqs = arch.rope_freqs(config)
+    if freqs is not None:
+        tensors = _after_quantized(tensors, in_memory("rope_freqs.weight", freqs))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    metadata: Metadata = {
+        **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
+        **hyperparameters(arch, config, _file_type(tensors)),
+        "general.quantization_version": Value.u32(_QUANTIZATION_VERSION),
+        **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
+    }
+    return ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
+
+
+_FILE_TYPES = {
+    "F32": LlamaFileType.ALL_F32,
+    "F16": LlamaFileType.MOSTLY_F16,
+    "BF16": LlamaFileType.MOSTLY_BF16,
+    "NVFP4": LlamaFileType.MOSTLY_NVFP4,
+}
+
+
+def _file_type(tensors: dict[str, TensorSource]) -> int:
+    """`general.file_type`: NVFP4 if any weight is, else the type of the first weight with two axes."""
+    types = [tensor.type.name for tensor in tensors.values() if len(tensor.shape) > 1]
+    return int(_FILE_TYPES["NVFP4" if "NVFP4" in types else next(iter(types), "F16")])
+
+
+def _after_quantized(tensors: dict[str, TensorSource], extra: TensorSource) -> dict[str, TensorSource]:
+    """`extra` goes before the first tensor that is not part of a quantized weight."""
+    names = list(tensors)
+    at = next(
+        (i for i, n in enumerate(names) if not (_is_companion(n) or tensors[n].type.name == "NVFP4")),
+        len(names),
+    )
+    items = list(tensors.items())
+    return dict([*items[:at], (extra.name, extra), *items[at:]])
+
+
+def _is_companion(name: str) -> bool:
+    return name.endswith((".scale", ".input_scale"))
+
+
+@dataclass(slots=True)
+class _Piece:
+    place: Place
+    weight: Weight
+
+
+class _Placement:
+    """Puts Hugging Face tensors into GGUF tensors, in the order in which llama.cpp's converter writes them."""
+
+    def __init__(self, path: Path, names: TensorNames, config: Config) -> None:
+        self._path, self._names, self._config = path, names, config
+        self._stacks: dict[str, dict[int, _Piece]] = {}
+        self._tensors: dict[str, TensorSource] = {}
+
+    def place(self, weights: list[Weight]) -> dict[str, TensorSource]:
+        for weight in weights:
+            if self._names.is_buffer(weight.name):
+                continue
+            places = self._names.places(weight.name)
+            if not places:
+                raise UnsupportedError(
+                    self._path,
+                    f"tensor {weight.name!r} has no place in this architecture's GGUF",
+                    found=weight.shape,
+                )
+            for place in places:
+                self._add(_Piece(place, weight))
+        for name, pieces in self._stacks.items():
+            missing = [e for e in range(self._config.n_experts) if e not in pieces]
+            raise CheckpointError(
+                self._path,
+                f"{name} lacks experts",
+                found=f"{len(pieces)} of them",
+                expected=f"also {missing[:4]}",
+            )
+        return self._tensors
+
+    def _add(self, piece: _Piece) -> None:
+        name, expert = piece.place.name, piece.place.expert
+        if expert is None:
+            self._finish(name, [piece])
+            return
+        stack = self._stacks.setdefault(name, {})
+        if expert in stack or expert >= self._config.n_experts:
+            raise CheckpointError(
+                self._path,
+                f"{piece.weight.name!r} is no expert of the model",
+                expected=f"{self._config.n_experts} experts",
+            )
+        stack[expert] = piece
+        if len(stack) == self._config.n_experts:
+            self._finish(name, [stack[e] for e in range(len(stack))])
+            del self._stacks[name]
+
+    def _finish(self, name: str, pieces: list[_Piece]) -> None:
+        if name in self._tensors:
+            raise CheckpointError(self._path, f"two tensors are both {name}", found=pieces[0].weight.name)
+        weights = [piece.weight for piece in pieces]
+        first = weights[0]
+        for weight in weights[1:]:
+            if (weight.shape, weight.source.type) != (first.shape, first.source.type):
+                raise CheckpointError(
+                    self._path,
+                    f"the experts of {name} differ",
+                    found=f"{weight.name} {weight.source.type} {weight.shape}",
+                    expected=f"{first.source.type} {first.shape}",
+                )
+        sources = [self._arranged(piece) for piece in pieces]
+        source = sources[0] if pieces[0].place.expert is None else Stacked(name, sources)
+        if _is_float32_in_gguf(name, source.shape):
+            source = widened(source)
+        source.name = name
+        self._tensors[name] = source
+        self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])
+        self._add_companion(f"{name.removesuffix('.weight')}.input_scale", [w.input_scale for w in weights])
+
+    def _add_companion(self, name: str, scales: list[float | None]) -> None:
+        """The scales of a quantized weight, one or one per expert; absent means 1."""
+        values = np.array([1.0 if scale is None else scale for scale in scales], np.float32)
+        if (values != 1).any():
+            self._tensors[name] = in_memory(name, values)
+
+    def _arranged(self, piece: _Piece) -> TensorSource:
+        """The tensor of one piece, its rows in GGUF's order."""
+        source, place = piece.weight.source, piece.place
+        rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]
+        if place.heads is not None:
+            if rows % (2 * place.heads):
+                raise CheckpointError(
+                    self._path,
+                    f"{piece.weight.name} does not divide into heads",
+                    found=f"{rows} rows",
+                    expected=f"{place.heads} heads",
+                )
+            order = rope_row_order(rows, place.heads)
+            if len(source.shape) == 1:
+                values = float_rows(source.rows(0, 1), source.type).reshape(-1)
+                return in_memory(place.name, values[order])
+            return Reordered(source, order, source.shape)
+        if place.half is not None:
+            if len(source.shape) != 3 or rows % 2:
+                raise CheckpointError(
+                    self._path, f"{piece.weight.name} is no pair of stacks", found=source.shape
+                )
+            half = rows // 2
+            experts = source.shape[0]
+            order = (
+                np.arange(experts)[:, None] * rows + place.half * half + np.arange(half)[None, :]
+            ).reshape(-1)
+            return Reordered(source, order, (experts, half, source.shape[-1]))
+        return source
+
+
+def _is_float32_in_gguf(name: str, shape: tuple[int, ...]) -> bool:
+    """What llama.cpp's converter keeps in F32 whatever the output type (conversion/base.py, `prepare_tensors`)."""
+    return (
+        len(shape) <= 1
+        or not name.endswith(".weight")
+        or name.endswith(("_norm.weight", ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"))
+    )

@@ -1,0 +1,26 @@
+"""Opens what the user names: a model, from whatever file it lies in."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from loragraft.errors import GGUFError
+from loragraft.formats.gguf.model import open_gguf
+from loragraft.formats.source import ModelSource
+from loragraft.hf_model import open_checkpoint
+
+
+def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelSource:
+    """The model at `path`: a GGUF file (any file of a split one) or a Hugging Face folder, read lazily.
+
+    `dequantize`: see `loragraft.hf_model.open_checkpoint`. Raises FormatError or UnsupportedError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return open_checkpoint(path, dequantize=dequantize)
+    model = open_gguf(path)
+    kind = model.metadata.get("general.type")
+    if kind is not None and kind.data == "adapter":
+        raise GGUFError(path, "is an adapter, not a model", hint="pass it with --lora")
+    return model
