@@ -1,3 +1,56 @@
-"""Get a LoRA fine-tune onto a quantized model without losing it."""
+"""Get a LoRA fine-tune onto a quantized model without losing it.
+
+    import loragraft as lg
+
+    lg.merge("base", [("adapter", 1.0)], "merged.Q4_K_M.gguf", type="Q4_K_M")
+    model = lg.load("merged.Q4_K_M.gguf")
+    for text in model.generate("Once upon a time"):
+        print(text, end="")
+
+Every verb of the command line is a function here; `help(lg.merge)` says what it takes. Names are imported when first
+used, so that ``import loragraft`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loragraft.errors import LoragraftError as LoragraftError
+    from loragraft.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
+
+#: Where each public name is defined.
+_HOMES = {
+    "LoragraftError": "loragraft.errors",
+    "Tokenizer": "loragraft.tokenizer",
+}
+
+
+__all__ = ["LoragraftError", "Tokenizer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loragraft' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+class _Package(ModuleType):
+    """A verb and the module that defines it share a name: `loragraft.merge` is the function. The import system would
+    bind the module there as soon as anything imports it; this declines."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

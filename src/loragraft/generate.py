@@ -9,6 +9,7 @@ import numpy as np
 from loragraft.backends.base import Floats, Ids, Session
 from loragraft.errors import LoragraftError
 from loragraft.sampling import Sampler
+from loragraft.tokenizer import Tokenizer
 
 BATCH = 512  # tokens of a prompt per forward pass, which bounds the memory for activations
 
@@ -38,3 +39,30 @@ def read(session: Session, prompt: Ids) -> Floats:
         logits = session.forward(prompt[start : start + BATCH], last_only=True)
     last: Floats = logits[0]
     return last
+
+
+class Generation(Iterator[str]):
+    """The text of a generation, piece by piece as it becomes certain.
+
+    `ids`: the tokens made so far; `seed`: what to pass for the same text again.
+    """
+
+    def __init__(
+        self, session: Session, tokenizer: Tokenizer, prompt: Ids, sampler: Sampler, max_tokens: int
+    ) -> None:
+        self.seed = sampler.seed
+        self.ids: list[int] = []
+        tokens = generate_ids(session, prompt, sampler, max_tokens=max_tokens, end_ids=tokenizer.end_ids)
+        self._text = self._decoded(tokens, tokenizer)
+
+    def _decoded(self, tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
+        decoder = tokenizer.decoder()
+        for token in tokens:
+            self.ids.append(token)
+            yield decoder.push(token)
+        yield decoder.finish()
+
+    def __next__(self) -> str:
+        while not (piece := next(self._text)):
+            pass
+        return piece

@@ -42,8 +42,10 @@ def _root(
     pass
 
 
-#: Every command: the panel of `loragraft --help` that lists it, and its function in `cli/<name>.py`.
-COMMANDS: tuple[tuple[str, str], ...] = ()
+_GRAFT, _MEASURE, _USE = "Graft", "Measure", "Use"
+
+#: Every command: the panel of `loragraft --help` that lists it, and its name, which is its module's too.
+COMMANDS: tuple[tuple[str, str], ...] = ((_USE, "tokenize"),)
 for _panel, _name in COMMANDS:
     add(app, _name, _panel)
 

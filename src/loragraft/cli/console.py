@@ -51,6 +51,12 @@ def result(text: str = "") -> None:
     print(text, flush=True)
 
 
+def write(text: str) -> None:
+    """A part of a line of the result, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def show(what: RenderableType) -> None:
     """A table or the like on stdout, part of the result."""
     stdout().print(what)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from loragraft.errors import LoragraftError
 
 
 def cpu_count() -> int:
@@ -29,6 +32,52 @@ Threads = Annotated[
     typer.Option("--threads", "-t", min=1, metavar="N", help="Threads to use.", show_default="all CPUs"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+Backend = Annotated[
+    Literal["native", "reference"],
+    typer.Option("--backend", help="native runs quantized weights as they are; reference is NumPy."),
+]
+Text = Annotated[
+    Path, typer.Option("--text", "-f", help="The text to measure on, UTF-8.", show_default=False)
+]
+Context = Annotated[int, typer.Option("--context", "-c", min=4, metavar="N", help="Tokens per window.")]
+Windows = Annotated[
+    int | None,
+    typer.Option("--windows", min=1, metavar="N", help="Stop after N windows.", show_default="all"),
+]
+MaxChars = Annotated[
+    int | None,
+    typer.Option(
+        "--max-chars", min=1, metavar="N", help="Use the text's first N characters.", show_default="all"
+    ),
+]
+
+
+def prompt_of(prompt: str | None, file: Path | None) -> str:
+    """What --prompt or --file say; one of them must be given."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give either --prompt or --file", param_hint="'--prompt'")
+    if prompt is not None:
+        return prompt
+    assert file is not None
+    if str(file) == "-":
+        return decoded(sys.stdin.buffer.read(), "stdin")
+    return read_text(file)
+
+
+def read_text(path: Path, max_chars: int | None = None) -> str:
+    """The text in a file, whatever its line ends; the first `max_chars` characters of it."""
+    return decoded(path.read_bytes(), str(path))[:max_chars]
+
+
+def decoded(data: bytes, subject: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoragraftError(
+            subject, "not UTF-8 text", found=f"byte {data[error.start]:#04x} at {error.start}"
+        ) from None
 
 
 def parse_lora(values: list[str] | None) -> list[tuple[Path, float]]:

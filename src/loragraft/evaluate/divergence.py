@@ -46,8 +46,12 @@ class DivergenceMeter:
         self._kl.append(kl(reference, other))
         self._same += int((reference.argmax(axis=-1) == other.argmax(axis=-1)).sum())
 
+    def values(self) -> Doubles:
+        """KL of every token so far, in order [n]."""
+        return np.concatenate(self._kl)
+
     def result(self) -> Divergence:
-        values = np.concatenate(self._kl)
+        values = self.values()
         median, p99 = np.percentile(values, [50, 99])
         return Divergence(
             mean=float(values.mean()),

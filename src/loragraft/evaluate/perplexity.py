@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.errors import LoragraftError
+from loragraft.progress import SILENT, Progress
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -112,10 +113,18 @@ class Meter:
 
 
 def perplexity(
-    model: Scorer, ids: Ids, *, context: int = DEFAULT_CONTEXT, bos: int | None, limit: int | None = None
+    model: Scorer,
+    ids: Ids,
+    *,
+    context: int = DEFAULT_CONTEXT,
+    bos: int | None,
+    limit: int | None = None,
+    progress: Progress = SILENT,
 ) -> Perplexity:
     """The perplexity of `model` on a text's tokens. Raises LoragraftError for a text that is too short."""
     meter = Meter()
+    progress.start("Perplexity", count(ids, context, limit))
     for window in windows(ids, context, bos, limit=limit):
         meter.add(losses(log_softmax(model.logits(window.ids)[window.scored]), window.targets))
+        progress.advance(1)
     return meter.result()

@@ -1,0 +1,49 @@
+"""`loragraft tokenize`: see how a model reads a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loragraft.cli import console
+from loragraft.cli.options import Json, prompt_of
+
+EXAMPLES = (
+    'loragraft tokenize model.gguf -p "Hello, world"',
+    "loragraft tokenize ./hf-folder -f text.txt --json",
+    'loragraft tokenize model.gguf -p "<|begin_of_text|>Hi" --parse-special --no-add-special',
+)
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the text from a file (- for stdin).")
+    ] = None,
+    add_special: Annotated[
+        bool, typer.Option("--add-special/--no-add-special", help="Add BOS and EOS if the model wants them.")
+    ] = True,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Texts of control tokens become these tokens.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the tokens of a text, one per line: id and text."""
+    text = prompt_of(prompt, file)
+
+    from loragraft.models import open_model
+    from loragraft.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_metadata(open_model(model).metadata, model)
+    ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special).tolist()
+    pieces = [tokenizer.piece(token, show_special=True).decode(errors="backslashreplace") for token in ids]
+    if as_json:
+        console.result(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False))
+        return
+    for token, piece in zip(ids, pieces, strict=True):
+        console.result(f"{token:>7}  {piece!r}")
+    console.info(f"{len(ids)} tokens")
