@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.quants import search
 from loragraft.quants.arith import (
     F,
     by_element,
@@ -23,32 +24,30 @@ def _inverse(d: Floats) -> Floats:
     return np.where(d != 0, F(1) / d, F(0))
 
 
-def _largest(x: Floats) -> Floats:
-    """Of every block, the weight of largest magnitude with its sign; the first one wins; never -0. `x`: [n, blocks]."""
-    first = np.argmax(np.abs(x), axis=0)
-    largest: Floats = x[first, np.arange(x.shape[1])] + F(0)
-    return largest
-
-
 def _rows(parts: list[Bytes], rows: int) -> Bytes:
     """The parts of every block, each [blocks, bytes], side by side as rows."""
     return np.concatenate(parts, axis=1).reshape(rows, -1)
 
 
-def _nibbles(codes: Ints) -> Bytes:
+def _pack_nibbles(codes: Ints) -> Bytes:
     """Codes [32, blocks] -> uint8 [blocks, 16]: weight j in the low half of byte j, weight j + 16 in the high half."""
     packed: Bytes = codes[:16].astype(np.uint8) | (codes[16:].astype(np.uint8) << np.uint8(4))
     return packed.T
 
 
-def _halves(qs: Bytes) -> Ints:
-    """The inverse of `_nibbles`: uint8 [blocks, 16] -> [blocks, 32]."""
+def _unpack_nibbles(qs: Bytes) -> Ints:
+    """The inverse of `_pack_nibbles`: uint8 [blocks, 16] -> [blocks, 32]."""
     return np.concatenate([qs & 15, qs >> 4], axis=1).astype(np.int32)
 
 
-def _fifth_bits(codes: Ints) -> Bytes:
+def _pack_fifth_bits(codes: Ints) -> Bytes:
     """Bit 4 of codes [32, blocks] as uint8 [blocks, 4], weight j in bit j."""
     return np.packbits((codes.T & 16) != 0, axis=1, bitorder="little")
+
+
+def _unpack_fifth_bits(bits: Bytes) -> Ints:
+    """The inverse, bits in place: uint8 [blocks, 4] -> 0 or 16 [blocks, 32]."""
+    return np.unpackbits(bits, axis=1, bitorder="little").astype(np.int32) << 4
 
 
 # ---- Q1_0: 128 signs and the mean magnitude
@@ -89,23 +88,87 @@ def _q2_0_dequantize(data: Bytes) -> Floats:
 # ---- Q4_0, Q5_0: codes around zero; the largest weight becomes the lowest code
 
 
-def _symmetric(x: Floats, half: int) -> tuple[Floats, Ints]:
+def _weighted(rows: Floats, importance: Floats) -> Floats:
+    """importance * sqrt(mean square of the row + x^2): [32, blocks]."""
+    sigma2 = running_sum(np.square(rows.T)) / F(rows.shape[1])
+    weights = importance * np.sqrt(sigma2[:, None] + rows * rows)
+    return by_element(weights, 32)
+
+
+def _symmetric(x: Floats, importance: Floats | None, half: int) -> tuple[Floats, Ints]:
     """Scales [blocks] and codes 0 .. 2 * half - 1 [32, blocks] of blocks of 32."""
     by = by_element(x, 32)
-    d = _largest(by) / F(-half)
+    if importance is not None:
+        return search.symmetric(by, _weighted(x, importance), half)
+    d = search.largest(by) / F(-half)
     cast = truncate(by * _inverse(d) + F(half + 0.5)).astype(np.int8)
     return d, np.minimum(2 * half - 1, cast.astype(np.int32))
 
 
 def _q4_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
-    d, codes = _symmetric(x, 8)
-    return _rows([half_bytes(d), _nibbles(codes)], len(x))
+    d, codes = _symmetric(x, importance, 8)
+    return _rows([half_bytes(d), _pack_nibbles(codes)], len(x))
 
 
 def _q4_0_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 18)
-    codes = _halves(blocks[:, 2:]) - 8
+    codes = _unpack_nibbles(blocks[:, 2:]) - 8
     return (codes.astype(np.float32) * bytes_half(blocks[:, :2])[:, None]).reshape(len(data), -1)
+
+
+def _q5_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
+    d, codes = _symmetric(x, importance, 16)
+    return _rows([half_bytes(d), _pack_fifth_bits(codes), _pack_nibbles(codes & 15)], len(x))
+
+
+def _q5_0_dequantize(data: Bytes) -> Floats:
+    blocks = data.reshape(-1, 22)
+    codes = (_unpack_nibbles(blocks[:, 6:]) | _unpack_fifth_bits(blocks[:, 2:6])) - 16
+    return (codes.astype(np.float32) * bytes_half(blocks[:, :2])[:, None]).reshape(len(data), -1)
+
+
+# ---- Q4_1, Q5_1: codes above the block's minimum
+
+
+def _affine(x: Floats, importance: Floats | None, top: int) -> tuple[Floats, Floats, Ints]:
+    """Scales, minima [blocks] and codes 0 .. top [32, blocks] of blocks of 32."""
+    by = by_element(x, 32)
+    if importance is not None:
+        scale, negated, codes = search.affine(by, _weighted(x, importance), top, -0.9, 0.05, 36)
+        return scale, -negated, codes
+    low = np.full_like(by[0], np.finfo(np.float32).max)
+    high = -low
+    for row in by:
+        low = np.where(row < low, row, low)
+        high = np.where(row > high, row, high)
+    d = (high - low) / F(top)
+    cast = truncate((by - low) * _inverse(d) + F(0.5)).astype(np.int8)
+    return d, low, np.minimum(top, cast.astype(np.int32)) if top == 15 else cast.astype(np.int32)
+
+
+def _q4_1_quantize(x: Floats, importance: Floats | None) -> Bytes:
+    d, low, codes = _affine(x, importance, 15)
+    return _rows([half_bytes(d), half_bytes(low), _pack_nibbles(codes)], len(x))
+
+
+def _q4_1_dequantize(data: Bytes) -> Floats:
+    blocks = data.reshape(-1, 20)
+    codes = _unpack_nibbles(blocks[:, 4:]).astype(np.float32)
+    d, low = bytes_half(blocks[:, :2])[:, None], bytes_half(blocks[:, 2:4])[:, None]
+    return (codes * d + low).reshape(len(data), -1)
+
+
+def _q5_1_quantize(x: Floats, importance: Floats | None) -> Bytes:
+    d, low, codes = _affine(x, importance, 31)
+    parts = [half_bytes(d), half_bytes(low), _pack_fifth_bits(codes), _pack_nibbles(codes & 15)]
+    return _rows(parts, len(x))
+
+
+def _q5_1_dequantize(data: Bytes) -> Floats:
+    blocks = data.reshape(-1, 24)
+    codes = (_unpack_nibbles(blocks[:, 8:]) | _unpack_fifth_bits(blocks[:, 4:8])).astype(np.float32)
+    d, low = bytes_half(blocks[:, :2])[:, None], bytes_half(blocks[:, 2:4])[:, None]
+    return (codes * d + low).reshape(len(data), -1)
 
 
 # ---- Q8_0
@@ -128,5 +191,8 @@ CODECS = {
     "Q1_0": Codec(_q1_0_quantize, _q1_0_dequantize),
     "Q2_0": Codec(_q2_0_quantize, _q2_0_dequantize),
     "Q4_0": Codec(_q4_0_quantize, _q4_0_dequantize),
+    "Q4_1": Codec(_q4_1_quantize, _q4_1_dequantize),
+    "Q5_0": Codec(_q5_0_quantize, _q5_0_dequantize),
+    "Q5_1": Codec(_q5_1_quantize, _q5_1_dequantize),
     "Q8_0": Codec(_q8_0_quantize, _q8_0_dequantize),
 }
