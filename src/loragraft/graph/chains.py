@@ -8,8 +8,8 @@ docs/numerics.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from loragraft.graph.ops import Graph, Node, Op, TensorFact
@@ -135,6 +135,30 @@ def _follow(graph: Graph, product: int, family: Family, uses: Mapping[int, list[
     head = graph.nodes[product]
     weight = head.weights[0] if head.weights else ""
     return Chain(family, tuple(nodes), tuple(stages), head.label, weight)
+
+
+def with_epilogues(graph: Graph, epilogues: Mapping[int, Sequence[Node]]) -> Graph:
+    """The graph with other epilogues: `epilogues[product]` are the nodes to follow that product in place of its own,
+    in order. Each one's first input becomes the value before it; its other inputs name nodes of `graph`. Legal or not
+    is for `graph.spec` to say."""
+    ends = {chain.result: chain.product for chain in find_chains(graph) if chain.product in epilogues}
+    skipped = {
+        index for chain in find_chains(graph) if chain.product in epilogues for index in chain.nodes[1:]
+    }
+    nodes: list[Node] = []
+    moved: list[int] = []
+    for index, node in enumerate(graph.nodes):
+        if index in skipped:
+            moved.append(moved[node.inputs[0]])
+        else:
+            nodes.append(replace(node, inputs=tuple(moved[source] for source in node.inputs)))
+            moved.append(len(nodes) - 1)
+        for extra in epilogues[ends[index]] if index in ends else ():
+            nodes.append(
+                replace(extra, inputs=(moved[index], *(moved[source] for source in extra.inputs[1:])))
+            )
+            moved[index] = len(nodes) - 1
+    return replace(graph, nodes=tuple(nodes), output=moved[graph.output])
 
 
 def scale_of(weight: str, tensors: Mapping[str, TensorFact]) -> str | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.errors import AdapterError
-from loragraft.graph.chains import Chain, Stage, find_chains
+from loragraft.graph.chains import Chain, Stage, find_chains, with_epilogues
 from loragraft.graph.ops import Graph, Node, TensorFact
 
 Floats = npt.NDArray[np.float32]
@@ -25,7 +25,7 @@ def attach(graph: Graph, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Gra
     """
     chains = {chain.target: chain for chain in find_chains(graph)}
     tensors: dict[str, Floats] = {}
-    after: dict[int, list[Node]] = {}
+    added: dict[str, list[Node]] = {}
     for number, (adapter, factor) in enumerate(adapters):
         if adapter.arch is not None and adapter.arch != graph.arch:
             raise AdapterError(
@@ -42,14 +42,22 @@ def attach(graph: Graph, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Gra
             _check_fit(adapter, pair, chain, graph)
             names = f"{target}.lora_a.{number}", f"{target}.lora_b.{number}"
             tensors[names[0]], tensors[names[1]] = pair.a, pair.b
-            head = graph.nodes[chain.product]
-            lora = chain.family.ops[Stage.LORA]
-            spot = (chain.at(Stage.LORA) or chain.at(Stage.WEIGHT_SCALE) or [chain.product])[-1]
-            after.setdefault(spot, []).append(
-                Node(lora, head.inputs, names, {"scale": float(pair.scale * factor)}, chain.base)
+            inputs = (chain.product, *graph.nodes[chain.product].inputs)
+            attrs = {"scale": float(pair.scale * factor)}
+            added.setdefault(target, []).append(
+                Node(chain.family.ops[Stage.LORA], inputs, names, attrs, chain.base)
             )
     facts = {name: TensorFact(array.shape, "F32") for name, array in tensors.items()}
-    return _insert(graph, after, facts), tensors
+    epilogues = {}
+    for target, nodes in added.items():
+        chain = chains[target]
+        staged = [
+            (stage, graph.nodes[index]) for index, stage in zip(chain.nodes, chain.stages, strict=True)
+        ][1:]
+        before = [node for stage, node in staged if stage <= Stage.LORA]
+        epilogues[chain.product] = [*before, *nodes, *(node for stage, node in staged if stage > Stage.LORA)]
+    attached = with_epilogues(graph, epilogues)
+    return replace(attached, tensors={**graph.tensors, **facts}), tensors
 
 
 def _check_fit(adapter: Adapter, pair: LoraPair, chain: Chain, graph: Graph) -> None:
@@ -63,18 +71,3 @@ def _check_fit(adapter: Adapter, pair: LoraPair, chain: Chain, graph: Graph) -> 
             found=f"A {pair.a.shape}, B {pair.b.shape}",
             expected=f"a delta of shape {rows}",
         )
-
-
-def _insert(graph: Graph, after: dict[int, list[Node]], facts: dict[str, TensorFact]) -> Graph:
-    """Renumber: `after[i]` are new nodes whose first input is node i's value (they are chained) and whose other
-    inputs are the ones they carry; whatever used node i now uses the last of them."""
-    nodes: list[Node] = []
-    moved: list[int] = []
-    for index, node in enumerate(graph.nodes):
-        nodes.append(replace(node, inputs=tuple(moved[source] for source in node.inputs)))
-        moved.append(len(nodes) - 1)
-        for extra in after.get(index, []):
-            inputs = (moved[index], *(moved[source] for source in extra.inputs))
-            nodes.append(replace(extra, inputs=inputs))
-            moved[index] = len(nodes) - 1
-    return Graph(graph.arch, tuple(nodes), moved[graph.output], {**graph.tensors, **facts}, graph.unused)
