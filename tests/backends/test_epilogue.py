@@ -1,0 +1,106 @@
+"""Every way in which a linear can be scaled, adapted and biased gives what float64 says, and every wrong order is
+refused: {model} x {linear} x {no adapter, one, two} x {bias or not} x {weight scale or not}. The models hold dense,
+fused, shared and routed linears, embedding and output."""
+
+from __future__ import annotations
+
+import zlib
+from itertools import product
+
+import numpy as np
+import pytest
+
+from float64_model import Float64Model
+from loragraft.backends.base import Options
+from loragraft.backends.reference import ReferenceBackend
+from loragraft.errors import GraphError
+from loragraft.graph.lora import attach
+from loragraft.graph.misorder import Mistake, misorder
+from loragraft.graph.spec import verify
+from small_models import HEAD_NORM, LAYERS, SmallModel, linears, random_adapter, small_model
+from tolerances import REFERENCE, nmse
+
+BACKENDS = [(ReferenceBackend(), REFERENCE)]
+IDS = np.array([3, 17, 39, 0, 17, 5], dtype=np.int32)
+CELLS = [
+    pytest.param(
+        model, base, adapters, bias, scale, id=f"{model}-{base}-{adapters}lora{'-b' * bias}{'-s' * scale}"
+    )
+    for model in LAYERS
+    for base, adapters, bias, scale in product(linears(model), (0, 1, 2), (False, True), (False, True))
+    if not (bias and base == "token_embd")
+]
+
+
+def cell_model(model: str, base: str, adapters: int, bias: bool, scale: bool) -> SmallModel:
+    seed = zlib.crc32(f"{model} {base} {adapters} {bias} {scale}".encode())
+    rng = np.random.default_rng(seed)
+    small = small_model(model, rng, biased=(base,) * bias, scaled=(base,) * scale)
+    shape = {base: linears(model)[base]}
+    small.adapters = [(random_adapter(rng, shape, rank=2 + i), 0.5 + i) for i in range(adapters)]
+    return small
+
+
+@pytest.mark.parametrize(("model", "base", "adapters", "bias", "scale"), CELLS)
+def test_every_combination(model: str, base: str, adapters: int, bias: bool, scale: bool) -> None:
+    small = cell_model(model, base, adapters, bias, scale)
+    graph, tensors = attach(small.graph(), small.adapters)
+    weights = small.arrays | tensors
+    wanted = Float64Model(small).logits(IDS)
+    for backend, tolerance in BACKENDS:
+        session = backend.open(graph, weights)
+        assert nmse(session.forward(IDS), wanted) < tolerance, backend.name
+
+    for mistake in Mistake:
+        wrong = misorder(graph, mistake)
+        assert (wrong is not None) == expected_possible(mistake, adapters, bias, scale)
+        if wrong is None:
+            continue
+        for backend, _ in BACKENDS:
+            with pytest.raises(GraphError, match=f"^{base}.weight: .*found GEMM.*, expected GEMM"):
+                backend.open(wrong, weights)
+        session = ReferenceBackend().open(wrong, weights, Options(unchecked=True))
+        if not (
+            mistake in (Mistake.SCALE_OMITTED, Mistake.SCALE_TWICE)
+            and normalised_away(small, base, adapters, bias)
+        ):
+            assert nmse(session.forward(IDS), wanted) > 1e-5, f"the oracle cannot see: {mistake}"
+
+
+def normalised_away(small: SmallModel, base: str, adapters: int, bias: bool) -> bool:
+    """QK norm divides q and k by their size, so that a missing or doubled scale cannot be seen (but for epsilon) in one that is nothing but
+    the product."""
+    return small.arch in HEAD_NORM and base.endswith(("attn_q", "attn_k")) and not adapters and not bias
+
+
+def expected_possible(mistake: Mistake, adapters: int, bias: bool, scale: bool) -> bool:
+    match mistake:
+        case Mistake.LORA_BEFORE_SCALE:
+            return scale and adapters > 0
+        case Mistake.BIAS_BEFORE_SCALE:
+            return scale and bias
+        case Mistake.BOTH_BEFORE_SCALE:
+            return scale and bias and adapters > 0
+        case Mistake.SCALE_OMITTED | Mistake.SCALE_TWICE:
+            return scale
+        case Mistake.ARCH_SCALE_BEFORE_BIAS:
+            return False  # no architecture here has such a scale; tests/graph/test_spec.py builds one
+
+
+@pytest.mark.parametrize("model", LAYERS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_everything_at_once(model: str, tied: bool) -> None:
+    """Two layers, every linear scaled and biased, two adapters on every linear, the output's on the tied weight too."""
+    rng = np.random.default_rng(11)
+    every = tuple(base for layer in (0, 1) for base in linears(model, layer=layer, tied=tied))
+    biased = tuple(base for base in every if base != "token_embd")
+    small = small_model(model, rng, layers=2, tied=tied, biased=biased, scaled=every)
+    shapes = linears(model, layer=0) | linears(model, layer=1)
+    small.adapters = [(random_adapter(rng, shapes, rank=2), 0.7), (random_adapter(rng, shapes, rank=4), -0.3)]
+    graph, tensors = attach(small.graph(), small.adapters)
+    verify(graph)
+    wanted = Float64Model(small).logits(IDS)
+    for backend, tolerance in BACKENDS:
+        assert nmse(backend.open(graph, small.arrays | tensors).forward(IDS), wanted) < tolerance, (
+            backend.name
+        )

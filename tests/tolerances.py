@@ -1,0 +1,23 @@
+"""How far two computations of the same thing may differ, and why; docs/numerics.md shows this table.
+
+All are normalised mean squared errors of logits: sum((y - y0)^2) / sum(y0^2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+#: The reference backend against transformers, or against float64: float32 rounding in sums of a few hundred products,
+#: through a few layers. Measured: 1e-13; a wrong epsilon or a swapped pair gives 1e-4 and more.
+REFERENCE = 1e-11
+#: As above, where the file's weights were rounded to F16 after a merge and the oracle's were not: (2^-11)^2 / 3 = 8e-8
+#: for each weight relative to its own size, on the adapted weights only.
+REFERENCE_F16_MERGE = 1e-6
+
+
+def nmse(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.sum((found - expected) ** 2) / np.sum(expected**2))
