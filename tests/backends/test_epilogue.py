@@ -68,8 +68,8 @@ def test_every_combination(model: str, base: str, adapters: int, bias: bool, sca
 
 
 def normalised_away(small: SmallModel, base: str, adapters: int, bias: bool) -> bool:
-    """QK norm divides q and k by their size, so that a missing or doubled scale cannot be seen (but for epsilon) in one that is nothing but
-    the product."""
+    """QK norm divides q and k by their size: a missing or doubled scale cannot be seen, but for epsilon, in one that
+    is nothing but the product."""
     return small.arch in HEAD_NORM and base.endswith(("attn_q", "attn_k")) and not adapters and not bias
 
 

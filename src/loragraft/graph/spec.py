@@ -190,10 +190,9 @@ def _coverage(graph: Graph) -> Iterator[GraphError]:
         if index in alive:
             alive.update(graph.nodes[index].inputs)
     used = {name for index in alive for name in graph.nodes[index].weights}
-    for index, node in enumerate(graph.nodes):
+    for index in range(len(graph.nodes)):
         if index not in alive:
-            subject = node.weights[0] if node.weights else _where(graph, index)
-            yield GraphError(subject, f"{_where(graph, index)} never reaches the output")
+            yield GraphError(_where(graph, index), "its value never reaches the output")
     for name in graph.tensors:
         if name in used and name in graph.unused:
             yield GraphError(name, "declared unused, yet the graph uses it")
