@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loragraft.errors import LoragraftError as LoragraftError
+    from loragraft.inspect import inspect as inspect
+    from loragraft.split import join as join
+    from loragraft.split import split as split
     from loragraft.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -28,10 +31,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "LoragraftError": "loragraft.errors",
     "Tokenizer": "loragraft.tokenizer",
+    "inspect": "loragraft.inspect",
+    "join": "loragraft.split",
+    "split": "loragraft.split",
 }
 
 
-__all__ = ["LoragraftError", "Tokenizer", "__version__"]
+__all__ = ["LoragraftError", "Tokenizer", "__version__", "inspect", "join", "split"]
 
 
 def __getattr__(name: str) -> Any:

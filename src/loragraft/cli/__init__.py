@@ -42,10 +42,15 @@ def _root(
     pass
 
 
-_GRAFT, _MEASURE, _USE = "Graft", "Measure", "Use"
+_GRAFT, _MEASURE, _USE, _FILES = "Graft", "Measure", "Use", "Files"
 
 #: Every command: the panel of `loragraft --help` that lists it, and its name, which is its module's too.
-COMMANDS: tuple[tuple[str, str], ...] = ((_USE, "tokenize"),)
+COMMANDS: tuple[tuple[str, str], ...] = (
+    (_USE, "tokenize"),
+    (_FILES, "inspect"),
+    (_FILES, "split"),
+    (_FILES, "join"),
+)
 for _panel, _name in COMMANDS:
     add(app, _name, _panel)
 

@@ -1,0 +1,128 @@
+"""`loragraft inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loragraft.cli import console
+from loragraft.cli.options import Json
+from loragraft.cli.units import bytes_text, count_text, plural
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loragraft.inspect import Report
+
+EXAMPLES = (
+    "loragraft inspect model-Q4_K_M.gguf",
+    "loragraft inspect my-adapter/ --no-tensors",
+    "loragraft inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'",
+)
+
+_MAX_VALUE = 100  # characters of a metadata value
+_MAX_ITEMS = 5  # elements of an array
+
+
+def command(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A GGUF file (one of a split model stands for all), a safetensors file, an importance matrix, "
+            "a Hugging Face or a PEFT folder.",
+        ),
+    ],
+    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
+    full: Annotated[bool, typer.Option("--full", help="Print all metadata, long values in full.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a file holds: its metadata and its tensors.
+
+    Only headers are read. Shapes are given as (rows, columns): [bold]out x in[/bold] for a linear weight.
+    """
+    from loragraft.inspect import inspect
+
+    report = inspect(file)
+    if as_json:
+        console.result(json.dumps(report.as_json(), indent=1, allow_nan=False))
+        return
+    console.result(f"{_printable(str(report.path))}: {report.kind}")
+    if report.metadata:
+        console.show(_metadata_table(report, full))
+    if tensors and report.tensors:
+        console.show(_tensor_table(report))
+    console.result(_summary(report))
+
+
+def _metadata_table(report: Report, full: bool) -> Table:
+    table = _table("metadata", "type", "value")
+    for fact in report.metadata:
+        if fact.value is None and not full:  # a PEFT configuration is full of them
+            continue
+        table.add_row(_text(fact.key), _text(fact.type), _text(_value_text(fact.value, full)))
+    return table
+
+
+def _tensor_table(report: Report) -> Table:
+    table = _table("tensor", "shape", "type", ">size")
+    for tensor in report.tensors:
+        shape = " x ".join(str(length) for length in tensor.shape) or "scalar"
+        table.add_row(_text(tensor.name), shape, tensor.type, bytes_text(tensor.nbytes))
+    return table
+
+
+def _summary(report: Report) -> str:
+    from loragraft.inspect import Kind
+
+    parts = ", ".join(
+        f"{count} {name} ({bytes_text(size)})" for name, (count, size) in report.types().items()
+    )
+    line = f"{plural(len(report.tensors), 'tensor')}: {parts}" if report.tensors else "no tensors"
+    one = "weight" if report.kind is Kind.GGUF_MODEL else "element"
+    density = f"{report.bits_per_element:.2f} bits per {one}"
+    total = f"{plural(report.n_elements, one)}, {bytes_text(report.nbytes)}, {density}"
+    files = f", in {len(report.files)} files" if len(report.files) > 1 else ""
+    return f"{line}\n{total}{files}"
+
+
+def _table(*headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(
+            heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", overflow="fold"
+        )
+    return table
+
+
+def _text(content: str) -> Any:
+    """Names and values come from the file: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text(_printable(content))
+
+
+def _printable(content: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in content)
+
+
+def _value_text(value: Any, full: bool) -> str:
+    if isinstance(value, str):
+        return value if full else _shortened(value)
+    if isinstance(value, list) and len(value) > _MAX_ITEMS and not full:
+        shown = ", ".join(_shortened(_plain_json(item)) for item in value[:_MAX_ITEMS])
+        return f"[{shown}, ...] ({count_text(len(value))})"
+    return _plain_json(value) if full else _shortened(_plain_json(value))
+
+
+def _plain_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}... ({count_text(len(text))} characters)"
