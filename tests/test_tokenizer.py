@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import tokenizers
@@ -117,6 +118,30 @@ def test_user_defined_tokens_are_found_in_plain_text() -> None:
 def test_bad_metadata(key: str, value: Value, problem: str) -> None:
     with pytest.raises(UnsupportedError, match=problem):
         Tokenizer(metadata(**{key: value}), "m.gguf")
+
+
+SENTENCEPIECE = json.loads((data("golden/sentencepiece.json")).read_text())
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Tokenizer:
+    return Tokenizer(
+        {
+            "tokenizer.ggml.model": Value.string("llama"),
+            "tokenizer.ggml.tokens": Value.strings(SENTENCEPIECE["tokens"]),
+            "tokenizer.ggml.scores": Value.numbers(ValueType.FLOAT32, SENTENCEPIECE["scores"]),
+            "tokenizer.ggml.token_type": Value.numbers(ValueType.INT32, SENTENCEPIECE["types"]),
+            "tokenizer.ggml.bos_token_id": Value.u32(1),
+            "tokenizer.ggml.eos_token_id": Value.u32(2),
+        }
+    )
+
+
+@pytest.mark.parametrize("case", SENTENCEPIECE["cases"], ids=lambda case: ascii(case["text"][:20]))
+def test_sentencepiece_gives_the_library_s_ids(pieces: Tokenizer, case: dict[str, Any]) -> None:
+    assert pieces.encode(case["text"], add_special=False).tolist() == case["ids"]
+    assert pieces.encode(case["text"]).tolist() == [1, *case["ids"]]
+    assert pieces.decode(pieces.encode(case["text"])) == case["text"]
 
 
 def test_recognised_by_its_expressions() -> None:

@@ -1,6 +1,6 @@
 """Text to token ids and back, from a GGUF's own metadata, through the Hugging Face `tokenizers` library.
 
-Keys: `tokenizer.ggml.model` (gpt2: byte-level BPE; llama: SentencePiece), `.pre`, `.tokens`, `.merges`,
+Keys: `tokenizer.ggml.model` (gpt2: byte-level BPE; llama: SentencePiece), `.pre`, `.tokens`, `.merges`, `.scores`,
 `.token_type`, the special ids and `.add_bos_token`, as llama.cpp's src/llama-vocab.cpp reads them.
 """
 
@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping
-from enum import IntEnum
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import AddedToken, Regex, models, pre_tokenizers
+from gguf import TokenType
+from tokenizers import AddedToken
 
+from loragraft import bpe
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
-from loragraft.formats.pretokenizers import ADD_BOS, IGNORE_MERGES, PRETOKENIZERS
+from loragraft.formats.pretokenizers import ADD_BOS, PRETOKENIZERS
 
 Ids = npt.NDArray[np.int32]
-
-
-class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type` (llama_token_type)."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 #: Tokens that end a reply in some published vocabulary whose metadata names only one of them (llama-vocab.cpp).
@@ -62,10 +52,13 @@ class Tokenizer:
     def __init__(self, metadata: Mapping[str, Value], subject: str | PathLike[str] = "tokenizer") -> None:
         """Raises `UnsupportedError` for a kind of tokenizer, or a pre-tokenizer, that is not known."""
         self._subject = subject
-        model = self._string(metadata, "tokenizer.ggml.model")
-        if model != "gpt2":
+        self.kind = str(self._required(metadata, "tokenizer.ggml.model"))
+        if self.kind not in ("gpt2", "llama"):
             raise UnsupportedError(
-                subject, "tokenizer kind not supported", found=model, expected="gpt2 (BPE)"
+                subject,
+                "tokenizer kind not supported",
+                found=self.kind,
+                expected="gpt2 (BPE) or llama (SentencePiece)",
             )
         self._tokens: list[str] = self._required(metadata, "tokenizer.ggml.tokens")
         self.size = len(self._tokens)
@@ -81,14 +74,16 @@ class Tokenizer:
         self.pre = metadata["tokenizer.ggml.pre"].data if "tokenizer.ggml.pre" in metadata else "default"
         self.bos = self._special(metadata, "bos")
         self.eos = self._special(metadata, "eos")
-        self.add_bos = self._flag(metadata, "add_bos", default=self.pre in ADD_BOS) and self.bos is not None
-        self.add_eos = self._flag(metadata, "add_eos", default=False) and self.eos is not None
+        starts = self.kind == "llama" or self.pre in ADD_BOS
+        self.add_bos = self._flag(metadata, "add_bos_token", default=starts) and self.bos is not None
+        self.add_eos = self._flag(metadata, "add_eos_token", default=False) and self.eos is not None
         named = (self._special(metadata, name) for name in ("eos", "eot", "eom"))
         listed = (
             token for token, text in enumerate(self._tokens) if text in _END_TEXTS and self._is_special(token)
         )
         self.end_ids = frozenset([token for token in named if token is not None] + list(listed))
-        self._bpe = self._build(self._required(metadata, "tokenizer.ggml.merges"))
+        self._space_prefix = self.kind == "llama" and self._flag(metadata, "add_space_prefix", default=True)
+        self._bpe = self._build(metadata)
 
     @classmethod
     def from_metadata(
@@ -113,10 +108,11 @@ class Tokenizer:
         """The text of `ids`; control tokens are left out unless `show_special`. Bytes that are not UTF-8 become
         U+FFFD."""
         decoder = self.decoder(show_special=show_special)
-        return "".join([decoder.push(token) for token in ids]) + decoder.finish()
+        text = "".join([decoder.push(token) for token in ids]) + decoder.finish()
+        return text.removeprefix(" ") if self._space_prefix else text
 
     def decoder(self, *, show_special: bool = False) -> Decoder:
-        """A decoder to feed token by token."""
+        """A decoder to feed token by token. (The space that SentencePiece puts before a text stays.)"""
         return Decoder(self, show_special)
 
     def piece(self, token: int, *, show_special: bool = False) -> bytes:
@@ -130,12 +126,37 @@ class Tokenizer:
             return text.encode(errors="surrogateescape") if show_special else b""
         if kind == TokenType.USER_DEFINED:
             return text.encode(errors="surrogateescape")
+        if kind == TokenType.BYTE and (byte := _byte_token(text)) is not None:
+            return byte
+        if self.kind == "llama":
+            return text.replace(bpe.SPACE, " ").encode(errors="surrogateescape")
         try:
-            return bytes(_BYTE_OF[character] for character in text)
+            return bytes(bpe.BYTE_OF[character] for character in text)
         except KeyError:
             return text.encode(errors="surrogateescape")
 
-    def _build(self, merges: list[str]) -> tokenizers.Tokenizer:
+    def _build(self, metadata: Mapping[str, Value]) -> tokenizers.Tokenizer:
+        try:
+            if self.kind == "llama":
+                scores = self._required(metadata, "tokenizer.ggml.scores")
+                mergeable = [kind in (TokenType.NORMAL, TokenType.UNUSED) for kind in self._types]
+                unknown = next(
+                    (t for t, k in zip(self._tokens, self._types, strict=True) if k == TokenType.UNKNOWN),
+                    None,
+                )
+                pipeline = bpe.sentencepiece(self._tokens, scores, mergeable, unknown, self._space_prefix)
+            else:
+                merges = metadata["tokenizer.ggml.merges"].data if "tokenizer.ggml.merges" in metadata else []
+                pipeline = bpe.byte_level(self._tokens, merges, self._known_pre())
+        except ValueError as error:
+            raise UnsupportedError(
+                self._subject, f"the tokenizer's merges do not fit its tokens ({error})"
+            ) from error
+        pipeline.add_special_tokens(self._added(TokenType.CONTROL))
+        pipeline.add_tokens(self._added(TokenType.USER_DEFINED))
+        return pipeline
+
+    def _known_pre(self) -> str:
         if self.pre not in PRETOKENIZERS:
             raise UnsupportedError(
                 self._subject,
@@ -143,22 +164,7 @@ class Tokenizer:
                 found=self.pre,
                 expected="one of " + ", ".join(PRETOKENIZERS),
             )
-        vocabulary = {text: token for token, text in enumerate(self._tokens)}
-        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-        try:
-            bpe = tokenizers.Tokenizer(
-                models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=self.pre in IGNORE_MERGES)
-            )
-        except Exception as error:  # the library raises bare Exception
-            raise UnsupportedError(
-                self._subject, f"the tokenizer's merges do not fit its tokens ({error})"
-            ) from error
-        splits = [pre_tokenizers.Split(Regex(e), "isolated") for e in PRETOKENIZERS[self.pre]]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        bpe.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-        bpe.add_special_tokens(self._added(TokenType.CONTROL))
-        bpe.add_tokens(self._added(TokenType.USER_DEFINED))
-        return bpe
+        return self.pre
 
     def _added(self, wanted: TokenType) -> list[AddedToken]:
         special = wanted is TokenType.CONTROL
@@ -178,9 +184,6 @@ class Tokenizer:
             )
         return metadata[key].data
 
-    def _string(self, metadata: Mapping[str, Value], key: str) -> str:
-        return str(self._required(metadata, key))
-
     def _special(self, metadata: Mapping[str, Value], name: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if value is None:
@@ -196,7 +199,7 @@ class Tokenizer:
 
     @staticmethod
     def _flag(metadata: Mapping[str, Value], name: str, *, default: bool) -> bool:
-        value = metadata.get(f"tokenizer.ggml.{name}_token")
+        value = metadata.get(f"tokenizer.ggml.{name}")
         return default if value is None else bool(value.data)
 
 
@@ -217,11 +220,9 @@ class Decoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the code points from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
+def _byte_token(text: str) -> bytes | None:
+    """The byte of `<0x0A>`."""
+    try:
+        return bytes.fromhex(text[3:5]) if text.startswith("<0x") else None
+    except ValueError:
+        return None

@@ -40,10 +40,19 @@ def command(
 
     tokenizer = Tokenizer.from_metadata(open_model(model).metadata, model)
     ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special).tolist()
-    pieces = [tokenizer.piece(token, show_special=True).decode(errors="backslashreplace") for token in ids]
+    pieces = [tokenizer.piece(token, show_special=True) for token in ids]
     if as_json:
-        console.result(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False))
+        shown = [piece.decode(errors="backslashreplace") for piece in pieces]
+        console.result(json.dumps({"ids": ids, "pieces": shown}, ensure_ascii=False))
         return
     for token, piece in zip(ids, pieces, strict=True):
-        console.result(f"{token:>7}  {piece!r}")
+        console.result(f"{token:>7}  {_quoted(piece)}")
     console.info(f"{len(ids)} tokens")
+
+
+def _quoted(piece: bytes) -> str:
+    """As Python would write it; a token that is part of a character as its bytes."""
+    try:
+        return repr(piece.decode())
+    except UnicodeDecodeError:
+        return repr(piece)[1:]
