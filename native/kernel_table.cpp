@@ -7,6 +7,10 @@ namespace lg::LG_ISA {
 void add_floats(KernelTable&);
 void add_legacy(KernelTable&);
 void add_delta(KernelTable&);
+void add_activations(KernelTable&);
+void add_attention(KernelTable&);
+void add_linear_f32(KernelTable&);
+void add_pointwise(KernelTable&);
 
 extern const KernelTable* table();
 const KernelTable* table() {
@@ -16,6 +20,10 @@ const KernelTable* table() {
         add_floats(k);
         add_legacy(k);
         add_delta(k);
+        add_activations(k);
+        add_attention(k);
+        add_linear_f32(k);
+        add_pointwise(k);
         return k;
     }();
     return &t;

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "engine.h"
+
 namespace lg {
 
 // ggml's type numbers (ggml.h); the facts of each type stand in src/loragraft/quants/types.py.
@@ -42,6 +44,7 @@ struct KernelTable {
     const char* isa = "";
     TypeKernels type[TYPE_COUNT];
     DeltaKernels delta;
+    EngineKernels engine;
 };
 
 // The best table that this machine can run, or the one that LORAGRAFT_ISA names (baseline, avx2, avx512, neon).

@@ -1,5 +1,6 @@
 """The native core's functions as Python sees them; each is documented where native/bind_*.cpp defines it."""
 
+from loragraft.backends.base import Ids
 from loragraft.quants.codec import Bytes, Floats
 
 def isa() -> str: ...
@@ -10,3 +11,117 @@ def supports(kind: int) -> bool: ...
 def block(kind: int) -> tuple[int, int]: ...
 def quantize(x: Floats, out: Bytes, kind: int, importance: Floats | None, isa: str) -> None: ...
 def dequantize(data: Bytes, out: Floats, kind: int, isa: str) -> None: ...
+
+# bind_engine.cpp
+class engine:
+    """Runs graphs. Arrays are C-contiguous float32 unless said otherwise; outputs are filled in place."""
+
+    class ThreadPool:
+        def __init__(self, threads: int) -> None: ...
+        @property
+        def size(self) -> int: ...
+
+    class Weight:
+        """Rows of type `kind` (ggml's number), as stored; `experts` matrices of equal size on top of each other."""
+
+        def __init__(self, data: Bytes, kind: int, cols: int, experts: int = 1) -> None: ...
+        @property
+        def cols(self) -> int: ...
+        @property
+        def has_q8(self) -> bool: ...
+        def gather(self, pool: engine.ThreadPool, ids: Ids, y: Floats) -> None: ...
+
+    class LinearEnd:
+        """The epilogue: scale [experts], b [experts, rows, rank], bias [experts, rows], each or none."""
+
+        def __init__(
+            self,
+            experts: int,
+            rows: int,
+            scale: Floats | None,
+            b: Floats | None,
+            bias: Floats | None,
+            arch_scale: float,
+        ) -> None: ...
+        @property
+        def rank(self) -> int: ...
+
+    class Input:
+        """The x of products, [rows, cols]; quantized to 8 bits by the first product that wants it."""
+
+        def set(self, x: Floats) -> None: ...
+        @property
+        def rows(self) -> int: ...
+
+    class LayerCache:
+        def __init__(self, kv_heads: int, head_dim: int) -> None: ...
+
+    @staticmethod
+    def has_type(kind: int) -> bool: ...
+    @staticmethod
+    def linear(
+        pool: ThreadPool,
+        weight: Weight,
+        x: Input,
+        y: Floats,
+        end: LinearEnd,
+        xa: Floats | None,
+        xa_first: int,
+        q8: bool,
+    ) -> None: ...
+    @staticmethod
+    def experts_linear(
+        pool: ThreadPool,
+        weight: Weight,
+        x: Input,
+        ids: Ids,
+        y: Floats,
+        end: LinearEnd,
+        xa: Floats | None,
+        q8: bool,
+    ) -> None: ...
+    @staticmethod
+    def attention(
+        pool: ThreadPool,
+        cache: LayerCache,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        y: Floats,
+        past: int,
+        heads: int,
+        scale: float,
+        window: int,
+    ) -> None: ...
+    @staticmethod
+    def rms_norm(pool: ThreadPool, x: Floats, w: Floats, y: Floats, eps: float) -> None: ...
+    @staticmethod
+    def layer_norm(
+        pool: ThreadPool, x: Floats, w: Floats, b: Floats | None, y: Floats, eps: float
+    ) -> None: ...
+    @staticmethod
+    def rope(
+        pool: ThreadPool,
+        x: Floats,
+        y: Floats,
+        cosines: Floats,
+        sines: Floats,
+        heads: int,
+        adjacent: bool,
+    ) -> None: ...
+    @staticmethod
+    def round_nvfp4(pool: ThreadPool, x: Floats, y: Floats, scales: Floats) -> None: ...
+    @staticmethod
+    def silu(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
+    @staticmethod
+    def sigmoid(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
+    @staticmethod
+    def gelu_tanh(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
+    @staticmethod
+    def gelu_erf(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
+    @staticmethod
+    def silu_mul(pool: ThreadPool, gate: Floats, up: Floats, y: Floats) -> None: ...
+    @staticmethod
+    def add(pool: ThreadPool, a: Floats, b: Floats, y: Floats) -> None: ...
+    @staticmethod
+    def mul(pool: ThreadPool, a: Floats, b: Floats, y: Floats) -> None: ...

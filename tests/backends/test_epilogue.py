@@ -12,15 +12,16 @@ import pytest
 
 from float64_model import Float64Model
 from loragraft.backends.base import Options
+from loragraft.backends.native import NativeBackend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import GraphError
 from loragraft.graph.lora import attach
 from loragraft.graph.misorder import Mistake, misorder
 from loragraft.graph.spec import verify
 from small_models import HEAD_NORM, LAYERS, SmallModel, linears, random_adapter, small_model
-from tolerances import REFERENCE, nmse
+from tolerances import NATIVE_F32, REFERENCE, nmse
 
-BACKENDS = [(ReferenceBackend(), REFERENCE)]
+BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
 IDS = np.array([3, 17, 39, 0, 17, 5], dtype=np.int32)
 CELLS = [
     pytest.param(

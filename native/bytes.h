@@ -1,0 +1,102 @@
+// Vectors of 32 bytes: the codes of quantized weights and activations, and their products.
+#pragma once
+
+#include "simd.h"
+
+namespace lg::LG_ISA {
+
+typedef int8_t i8x32 __attribute__((vector_size(32)));
+typedef uint8_t u8x32 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef float f32x8 __attribute__((vector_size(32)));
+
+inline i8x32 load_i8(const int8_t* p) {
+    i8x32 v;
+    std::memcpy(&v, p, 32);
+    return v;
+}
+inline u8x32 load_u8(const uint8_t* p) {
+    u8x32 v;
+    std::memcpy(&v, p, 32);
+    return v;
+}
+
+// 16 bytes, low nibbles then high nibbles: 32 codes of 4 bits in ggml's order of a block of 32.
+inline u8x32 nibbles16(const uint8_t* p) {
+    u8x16 q;
+    std::memcpy(&q, p, 16);
+    const u8x16 low = q & 15, high = q >> 4;
+    u8x32 v;
+    std::memcpy(&v, &low, 16);
+    std::memcpy((uint8_t*)&v + 16, &high, 16);
+    return v;
+}
+
+// table[index] for each byte; indices are below 16.
+inline i8x32 lookup(const int8_t* table16, u8x32 index) {
+#if LG_ISA_avx512 || LG_ISA_avx2
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table16));
+    return (i8x32)_mm256_shuffle_epi8(t, (__m256i)index);
+#else
+    i8x32 v;
+    for (int i = 0; i < 32; ++i) {
+        v[i] = table16[index[i]];
+    }
+    return v;
+#endif
+}
+
+// Products of 32 bytes summed by fours into 8 lanes (lane i: bytes 4i..4i+3). `w` may be negative or not (Signed);
+// without Signed w must be at most 127. x is never -128.
+template <bool Signed>
+inline i32x8 dot32(i32x8 acc, i8x32 w, i8x32 x) {
+#if LG_ISA_avx512 || LG_ISA_avx2
+    __m256i a = (__m256i)w, b = (__m256i)x;
+    if constexpr (Signed) { // |w| * (x with w's sign): the instruction wants one unsigned side
+        b = _mm256_sign_epi8(b, a);
+        a = _mm256_abs_epi8(a);
+    }
+#if LG_ISA_avx512
+    return (i32x8)_mm256_dpbusd_epi32((__m256i)acc, a, b);
+#else
+    const __m256i pairs = _mm256_maddubs_epi16(a, b); // at most 2 * 128 * 127: no saturation
+    return acc + (i32x8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+#elif LG_ISA_neon
+    int32x4_t acc2[2];
+    int8x16_t w2[2], x2[2];
+    std::memcpy(acc2, &acc, 32);
+    std::memcpy(w2, &w, 32);
+    std::memcpy(x2, &x, 32);
+    acc2[0] = vdotq_s32(acc2[0], w2[0], x2[0]);
+    acc2[1] = vdotq_s32(acc2[1], w2[1], x2[1]);
+    std::memcpy(&acc, acc2, 32);
+    return acc;
+#else
+    for (int i = 0; i < 8; ++i) {
+        int32_t s = 0;
+        for (int k = 0; k < 4; ++k) {
+            s += int32_t(w[4 * i + k]) * int32_t(x[4 * i + k]);
+        }
+        acc[i] += s;
+    }
+    return acc;
+#endif
+}
+
+inline f32x8 fma8(f32x8 a, f32x8 b, f32x8 c) {
+#if LG_ISA_avx512 || LG_ISA_avx2
+    return (f32x8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
+
+inline float sum8(f32x8 v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+} // namespace lg::LG_ISA

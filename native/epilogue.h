@@ -1,0 +1,45 @@
+// The end of every product, in registers: weight scale, LoRA, bias, architectural scale, in this order and no other.
+#pragma once
+
+#include "engine.h"
+#include "simd.h"
+
+namespace lg::LG_ISA {
+
+// Sixteen rows of one column: rows [row, row + 16), of which those below `l.rows` exist.
+inline void finish16(const Linear& l, int64_t t, int64_t row, const float* product) {
+    constexpr int N = 16 / LANES;
+    const int64_t out = y_row(l, t);
+    float* y = l.y + out * l.rows + row;
+    vf v[N];
+    for (int i = 0; i < N; ++i) {
+        v[i] = load(product + i * LANES) * l.end.scale;
+    }
+    if (l.end.rank) {
+        const float* b = l.end.b + row * l.end.rank;
+        const float* xa = l.xa + out * l.xa_stride;
+        for (int r = 0; r < l.end.rank; ++r) {
+            for (int i = 0; i < N; ++i) {
+                v[i] = fma(load(b + r * 16 + i * LANES), splat(xa[r]), v[i]);
+            }
+        }
+    }
+    if (row + 16 <= l.rows) {
+        for (int i = 0; i < N; ++i) {
+            if (l.end.bias) {
+                v[i] += load(l.end.bias + row + i * LANES);
+            }
+            store(y + i * LANES, v[i] * l.end.arch_scale);
+        }
+        return;
+    }
+    float part[16];
+    for (int i = 0; i < N; ++i) {
+        store(part + i * LANES, v[i]);
+    }
+    for (int64_t i = 0; row + i < l.rows; ++i) {
+        y[i] = (part[i] + (l.end.bias ? l.end.bias[row + i] : 0.0f)) * l.end.arch_scale;
+    }
+}
+
+} // namespace lg::LG_ISA

@@ -1,0 +1,207 @@
+// Products with float activations: float weights directly, quantized ones dequantized a few rows at a time.
+#include "epilogue.h"
+#include "kernels.h"
+#include "scratch.h"
+
+#include <algorithm>
+
+namespace lg::LG_ISA {
+
+namespace {
+
+constexpr int64_t PANEL_ROWS = LINEAR_ROWS;
+constexpr int64_t DEPTH = 256; // a multiple of every type's block
+
+// Weights [k, k + n) of a row, as floats: straight from the row, or through `buffer`.
+inline const float* weights(const Linear& l, int64_t row, int64_t k, int64_t n, float* buffer) {
+    const uint8_t* p = l.weight + row * l.row_bytes;
+    if (l.type == F32) {
+        return reinterpret_cast<const float*>(p) + k;
+    }
+    const TypeKernels& type = kernels().type[l.type];
+    type.dequantize(p + k / type.block * type.bytes, buffer, n);
+    return buffer;
+}
+
+// sum of w[i] * x[c][i], added into lanes; the tail goes to lane 0.
+template <int C> inline void dot(const float* w, const float* const* x, int64_t n, vf (*acc)[2]) {
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        const vf w0 = load(w + i), w1 = load(w + i + LANES);
+        for (int c = 0; c < C; ++c) {
+            acc[c][0] = fma(w0, load(x[c] + i), acc[c][0]);
+            acc[c][1] = fma(w1, load(x[c] + i + LANES), acc[c][1]);
+        }
+    }
+    for (; i < n; ++i) {
+        for (int c = 0; c < C; ++c) {
+            acc[c][0][0] += w[i] * x[c][i];
+        }
+    }
+}
+
+// C columns of rows [first, last), row by row: for a few tokens, where reading the weights is what takes the time.
+template <int C> void few(const Linear& l, int64_t first, int64_t last, int64_t t) {
+    alignas(64) float buffer[DEPTH];
+    for (int64_t row = first; row < last; row += 16) {
+        float product[C][16] = {};
+        for (int64_t r = 0; r < 16 && row + r < last; ++r) {
+            vf acc[C][2] = {};
+            for (int64_t k = 0; k < l.cols; k += DEPTH) {
+                const int64_t n = std::min(DEPTH, l.cols - k);
+                const float* x[C];
+                for (int c = 0; c < C; ++c) {
+                    x[c] = l.x.x + x_row(l, t + c) * l.cols + k;
+                }
+                dot<C>(weights(l, row + r, k, n, buffer), x, n, acc);
+            }
+            for (int c = 0; c < C; ++c) {
+                product[c][r] = sum(acc[c][0] + acc[c][1]);
+            }
+        }
+        for (int c = 0; c < C; ++c) {
+            finish16(l, t + c, row, product[c]);
+        }
+    }
+}
+
+// A panel: PANEL_ROWS rows, `depth` columns, transposed to [depth][PANEL_ROWS].
+void transpose_panel(const Linear& l, int64_t row, int64_t k, int64_t depth, float* panel) {
+    alignas(64) float buffer[4][DEPTH];
+    for (int64_t r = 0; r < PANEL_ROWS; r += 4) {
+        const float* w[4];
+        for (int i = 0; i < 4; ++i) {
+            if (row + r + i < l.rows) {
+                w[i] = weights(l, row + r + i, k, depth, buffer[i]);
+            } else {
+                std::fill_n(buffer[i], depth, 0.0f);
+                w[i] = buffer[i];
+            }
+        }
+        typedef float f4 __attribute__((vector_size(16)));
+        int64_t j = 0;
+        for (; j + 4 <= depth; j += 4) {
+            f4 a, b, c, d;
+            std::memcpy(&a, w[0] + j, 16);
+            std::memcpy(&b, w[1] + j, 16);
+            std::memcpy(&c, w[2] + j, 16);
+            std::memcpy(&d, w[3] + j, 16);
+            const f4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const f4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            const f4 out[4] = {
+                __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+                __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
+            for (int i = 0; i < 4; ++i) {
+                std::memcpy(panel + (j + i) * PANEL_ROWS + r, &out[i], 16);
+            }
+        }
+        for (; j < depth; ++j) {
+            for (int i = 0; i < 4; ++i) {
+                panel[j * PANEL_ROWS + r + i] = w[i][j];
+            }
+        }
+    }
+}
+
+// RV vectors of rows by C columns, over one panel's depth; `acc` is [columns][PANEL_ROWS].
+template <int RV, int C>
+inline void tile(const float* panel, int64_t depth, const float* const* x, float* acc) {
+    vf a[RV][C];
+    for (int c = 0; c < C; ++c) {
+        for (int r = 0; r < RV; ++r) {
+            a[r][c] = load(acc + c * PANEL_ROWS + r * LANES);
+        }
+    }
+    for (int64_t j = 0; j < depth; ++j) {
+        vf w[RV];
+        for (int r = 0; r < RV; ++r) {
+            w[r] = load(panel + j * PANEL_ROWS + r * LANES);
+        }
+        for (int c = 0; c < C; ++c) {
+            const vf b = splat(x[c][j]);
+            for (int r = 0; r < RV; ++r) {
+                a[r][c] = fma(w[r], b, a[r][c]);
+            }
+        }
+    }
+    for (int c = 0; c < C; ++c) {
+        for (int r = 0; r < RV; ++r) {
+            store(acc + c * PANEL_ROWS + r * LANES, a[r][c]);
+        }
+    }
+}
+
+template <int C>
+void tiles(const Linear& l, const float* panel, int64_t k, int64_t depth, int64_t t, float* acc) {
+    const float* x[C];
+    for (int c = 0; c < C; ++c) {
+        x[c] = l.x.x + x_row(l, t + c) * l.cols + k;
+    }
+    constexpr int RV = 2;
+    for (int r = 0; r < PANEL_ROWS; r += RV * LANES) {
+        tile<RV, C>(panel + r, depth, x, acc + t * PANEL_ROWS + r);
+    }
+}
+
+// Many columns: panels of weights are dequantized once and swept over all columns.
+void many(const Linear& l, int64_t first, int64_t last) {
+    thread_local static Scratch<float> acc_memory, panel_memory;
+    float* panel = panel_memory.get(DEPTH * PANEL_ROWS);
+    float* acc = acc_memory.get(l.columns * PANEL_ROWS);
+    for (int64_t row = first; row < last; row += PANEL_ROWS) {
+        std::fill_n(acc, l.columns * PANEL_ROWS, 0.0f);
+        for (int64_t k = 0; k < l.cols; k += DEPTH) {
+            const int64_t depth = std::min(DEPTH, l.cols - k);
+            transpose_panel(l, row, k, depth, panel);
+            int64_t t = 0;
+            for (; t + 4 <= l.columns; t += 4) {
+                tiles<4>(l, panel, k, depth, t, acc);
+            }
+            for (; t < l.columns; ++t) {
+                tiles<1>(l, panel, k, depth, t, acc);
+            }
+        }
+        for (int64_t t = 0; t < l.columns; ++t) {
+            for (int64_t r = 0; r < PANEL_ROWS && row + r < last; r += 16) {
+                finish16(l, t, row + r, acc + t * PANEL_ROWS + r);
+            }
+        }
+    }
+}
+
+void linear_f32(const Linear& l, int64_t first, int64_t last) {
+    constexpr int64_t FEW = 6;
+    if (l.columns > FEW) {
+        many(l, first, last);
+        return;
+    }
+    int64_t t = 0;
+    for (; t + 2 <= l.columns; t += 2) {
+        few<2>(l, first, last, t);
+    }
+    if (t < l.columns) {
+        few<1>(l, first, last, t);
+    }
+}
+
+void to_floats(int type, const uint8_t* row, float* y, int64_t n) {
+    Linear l;
+    l.weight = row;
+    l.type = type;
+    for (int64_t k = 0; k < n; k += DEPTH) {
+        const int64_t m = std::min(DEPTH, n - k);
+        const float* w = weights(l, 0, k, m, y + k);
+        if (w != y + k) {
+            std::memcpy(y + k, w, size_t(m) * 4);
+        }
+    }
+}
+
+} // namespace
+
+void add_linear_f32(KernelTable& k) {
+    k.engine.linear_f32 = linear_f32;
+    k.engine.to_floats = to_floats;
+}
+
+} // namespace lg::LG_ISA

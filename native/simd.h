@@ -1,0 +1,115 @@
+// Vectors of the engine's kernels: as wide as the instruction set, by GCC's vector extension, with intrinsics only for
+// what the extension cannot say (fused multiply-add, byte products, table look-ups).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// Vectors wider than the registers are passed to inline functions only.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace lg::LG_ISA {
+
+// ---- float vectors ----
+
+#if LG_ISA_avx512
+constexpr int LANES = 16;
+#elif LG_ISA_avx2
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+
+inline vf load(const float* p) {
+    vf v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+inline vf splat(float x) { return vf{} + x; }
+
+inline vf fma(vf a, vf b, vf c) {
+#if LG_ISA_avx512
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LG_ISA_avx2
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+inline vf max(vf a, vf b) { return a > b ? a : b; }
+
+// The sum of the lanes, by halves: the same order in every call.
+inline float sum(vf v) {
+    float a[LANES];
+    store(a, v);
+    for (int n = LANES / 2; n > 0; n /= 2) {
+        for (int i = 0; i < n; ++i) {
+            a[i] += a[i + n];
+        }
+    }
+    return a[0];
+}
+
+inline float largest(vf v) {
+    float a[LANES];
+    store(a, v);
+    float m = a[0];
+    for (int i = 1; i < LANES; ++i) {
+        m = a[i] > m ? a[i] : m;
+    }
+    return m;
+}
+
+// e^x to about 2 units in the last place; 0 below -87.3, infinity above 88.7 is not reached by its callers (x <= 88).
+inline vf exp(vf x) {
+    x = x < splat(-87.3f) ? splat(-87.3f) : x;
+    x = x > splat(88.0f) ? splat(88.0f) : x;
+    const vf magic = splat(12582912.0f); // adding it rounds to an integer
+    const vf n = fma(x, splat(1.44269504f), magic) - magic;
+    vf r = fma(n, splat(-0.693359375f), x);
+    r = fma(n, splat(2.12194440e-4f), r);
+    // The minimax polynomial of Cephes' expf (Moshier).
+    vf p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.0f;
+    const vi power = (__builtin_convertvector(n, vi) + 127) << 23;
+    return p * (vf)power;
+}
+
+// ---- half floats ----
+
+inline float half_to_float(uint16_t h) {
+#if LG_ISA_avx512 || LG_ISA_avx2
+    return _cvtsh_ss(h);
+#else
+    return float_from_half(h);
+#endif
+}
+
+inline float half_at(const uint8_t* p) {
+    uint16_t h;
+    std::memcpy(&h, p, 2);
+    return half_to_float(h);
+}
+
+} // namespace lg::LG_ISA

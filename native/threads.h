@@ -1,0 +1,45 @@
+// A persistent pool of threads that share out the chunks of one loop at a time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace lg {
+
+class ThreadPool {
+  public:
+    // `n` threads in all, the calling one included; 0 asks for as many as the process may run on.
+    explicit ThreadPool(int n);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int size() const { return int(workers_.size()) + 1; }
+
+    // Calls body(chunk, thread) once for each chunk in [0, chunks), in any order, and returns when all are done. What a
+    // chunk computes must not depend on the thread that runs it, so that results do not depend on the pool's size.
+    // `body` must not throw.
+    void run(int64_t chunks, const std::function<void(int64_t chunk, int thread)>& body);
+
+  private:
+    void work(int thread);
+    void drain(int thread);
+
+    std::vector<std::thread> workers_;
+    std::mutex one_loop_; // callers from several Python threads take turns
+    const std::function<void(int64_t, int)>* body_ = nullptr;
+    int64_t chunks_ = 0;
+    alignas(64) std::atomic<uint32_t> round_{0}; // a new value wakes the workers
+    alignas(64) std::atomic<int64_t> next_{0};   // the next chunk to hand out
+    alignas(64) std::atomic<int> busy_{0};       // workers that have not finished this round
+    std::atomic<bool> stop_{false};
+};
+
+// How many processors this process may run on.
+int available_processors();
+
+} // namespace lg

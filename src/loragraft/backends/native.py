@@ -1,0 +1,159 @@
+"""The native backend: runs a graph on weights as they are stored, without expanding the model to float.
+
+The graph becomes a plan (`backends.fuse`), whose steps call the kernels of native/ on float32 buffers. A product with a
+quantized weight rounds its activations to 8 bits per 32, unless `Options.activations` says otherwise; float weights
+always see float32 activations. Results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from loragraft import _native
+from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights
+from loragraft.backends.fuse import GatedStep, LinearStep
+from loragraft.backends.native_model import Linear, Model, Product
+from loragraft.backends.native_ops import OPS, Array, Run
+from loragraft.errors import GraphError, UnsupportedError
+from loragraft.graph.ops import Graph, Op
+from loragraft.graph.spec import verify
+
+engine = _native.engine
+
+BATCH = 512
+"""Tokens of one pass through the layers; a longer prompt takes several."""
+
+
+class NativeBackend(Backend):
+    """CPU kernels; see the module's docstring."""
+
+    name = "native"
+
+    def open(self, graph: Graph, weights: Weights, options: Options | None = None) -> Session:
+        options = options or Options()
+        if options.unchecked:
+            raise UnsupportedError(
+                self.name,
+                "this backend fuses every epilogue in its legal order",
+                hint="use backend reference",
+            )
+        verify(graph)
+        return NativeSession(graph, Model(graph, weights), options)
+
+
+class NativeSession:
+    """One sequence and its cache of keys and values (`backends.base.Session`)."""
+
+    def __init__(self, graph: Graph, model: Model, options: Options) -> None:
+        self._model = model
+        self._context = options.context
+        self._activations = "q8" if options.activations == "auto" else options.activations
+        self._run = Run(model.floats, model.matrix, options.threads)
+        self._vocab = next(
+            graph.tensors[node.weights[0]].shape[0] for node in graph.nodes if node.op is Op.EMBED
+        )
+        self._input_of: int | None = None
+        self._input = engine.Input()
+        self._xa: dict[int, Floats] = {}
+        self._n_past = 0
+
+    @property
+    def n_past(self) -> int:
+        return self._n_past
+
+    def reset(self, n_past: int = 0) -> None:
+        if not 0 <= n_past <= self._n_past:
+            raise GraphError("session", "cannot rewind", found=n_past, expected=f"0 to {self._n_past} tokens")
+        self._n_past = n_past
+
+    def forward(self, ids: Ids, *, last_only: bool = False) -> Floats:
+        ids = np.ascontiguousarray(ids, np.int32)
+        self._check(ids)
+        logits = []
+        for start in range(0, len(ids), BATCH):
+            logits.append(self._forward(ids[start : start + BATCH], last_only))
+            self._n_past += len(ids[start : start + BATCH])
+        return logits[-1] if last_only else np.concatenate(logits)
+
+    def _check(self, ids: Ids) -> None:
+        if ids.ndim != 1 or not len(ids):
+            raise GraphError("session", "tokens must be a list of at least one", found=f"shape {ids.shape}")
+        if ids.min() < 0 or ids.max() >= self._vocab:
+            wrong = ids[(ids < 0) | (ids >= self._vocab)][0]
+            raise GraphError("session", "no such token", found=wrong, expected=f"0 to {self._vocab - 1}")
+        if self._context is not None and self._n_past + len(ids) > self._context:
+            raise GraphError(
+                "session",
+                "the context is full",
+                found=self._n_past + len(ids),
+                expected=f"up to {self._context} tokens",
+            )
+
+    def _forward(self, ids: Ids, last_only: bool) -> Floats:
+        model, run = self._model, self._run
+        run.begin(ids, self._n_past, last_only)
+        values: dict[int, Array] = {}
+        self._input_of = None
+        for step, released in zip(model.plan.steps, model.plan.released, strict=True):
+            if isinstance(step, LinearStep):
+                value = self._linear(step, values)
+            elif isinstance(step, GatedStep):
+                value = run.gated(values[step.gate], values[step.up])
+            else:
+                value = OPS[step.node.op](run, step.node, *[values[i] for i in step.inputs])
+            values[step.result] = value
+            self._release(released, values)
+        return values[model.plan.output]
+
+    def _release(self, released: Iterable[int], values: dict[int, Array]) -> None:
+        for index in released:
+            self._run.give(values.pop(index))
+            if index in self._xa:
+                self._run.give(self._xa.pop(index))
+            if self._input_of == index:
+                self._input_of = None
+
+    def _linear(self, step: LinearStep, values: dict[int, Array]) -> Floats:
+        linear, run = self._model.linears[step.result], self._run
+        x = values[step.x].reshape(-1, values[step.x].shape[-1])
+        if self._input_of != step.x:
+            self._input.set(x)
+            self._input_of = step.x
+        ids = None if step.ids is None else values[step.ids]
+        xa = None if linear.lora is None else self._down(step, linear.lora, ids)
+        source = self._input
+        if self._activations == "nvfp4" and linear.nvfp4:
+            source = engine.Input()
+            source.set(run.round_nvfp4(x, ids, linear.input_scale))
+        y = self._multiply(linear, source, ids, xa, linear.xa_first, self._activations == "q8")
+        if xa is not None and ids is not None:
+            run.give(xa)
+        return y
+
+    def _down(self, step: LinearStep, lora: Product, ids: Ids | None) -> Floats:
+        """x A^T, in full precision; computed once for the dense layers that share x."""
+        if ids is not None:
+            return self._multiply(lora, self._input, ids, None, 0, False).reshape(-1, lora.rows)
+        if step.x not in self._xa:
+            self._xa[step.x] = self._multiply(lora, self._input, None, None, 0, False)
+        return self._xa[step.x]
+
+    def _multiply(
+        self,
+        w: Linear | Product,
+        x: engine.Input,
+        ids: Ids | None,
+        xa: Floats | None,
+        xa_first: int,
+        q8: bool,
+    ) -> Floats:
+        run = self._run
+        if ids is None:
+            y = run.take(x.rows, w.rows)
+            engine.linear(run.pool, w.weight, x, y, w.end, xa, xa_first, q8)
+            return y
+        y = run.take(*ids.shape, w.rows)
+        engine.experts_linear(run.pool, w.weight, x, ids.reshape(-1), y.reshape(-1, w.rows), w.end, xa, q8)
+        return y
