@@ -36,7 +36,7 @@ class Float64Model:
     def weight(self, base: str, stored: str | None = None) -> Doubles:
         """s Wq + sum gamma B A; the adapters of `base` over the weight stored as another layer's if tied."""
         stored = stored or base
-        weight = self.arrays[f"{stored}.weight"]
+        weight = np.atleast_2d(self.arrays[f"{stored}.weight"])
         if f"{stored}.scale" in self.arrays:
             scale = self.arrays[f"{stored}.scale"]
             weight = weight * (scale[:, None, None] if weight.ndim == 3 else scale)

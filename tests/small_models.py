@@ -35,7 +35,7 @@ FUSED_ROUTED = {
     "ffn_down_exps": (EXPERTS, WIDTH, FF),
 }
 SHARED = {
-    "ffn_gate_inp_shexp": (1, WIDTH),
+    "ffn_gate_inp_shexp": (WIDTH,),  # a vector in files, one row in meaning
     "ffn_gate_shexp": (FF, WIDTH),
     "ffn_up_shexp": (FF, WIDTH),
     "ffn_down_shexp": (WIDTH, FF),
@@ -108,7 +108,7 @@ def small_model(
             weight = weight / scale[:, None, None] if len(shape) == 3 else weight / scale
         arrays[f"{base}.weight"] = weight
         if base in biased:
-            arrays[f"{base}.bias"] = rng.standard_normal(shape[:-1], dtype=np.float32)
+            arrays[f"{base}.bias"] = rng.standard_normal(shape[:-1] or (1,), dtype=np.float32)
     norms = {"output_norm": WIDTH}
     for i in range(layers):
         norms |= {f"blk.{i}.attn_norm": WIDTH, f"blk.{i}.ffn_norm": WIDTH}
@@ -144,6 +144,7 @@ def random_adapter(rng: np.random.Generator, shapes: dict[str, tuple[int, ...]],
     """Deltas as large as the weights themselves, for the linears of `shapes` (base name to weight shape)."""
     pairs = {}
     for base, shape in shapes.items():
+        shape = shape if len(shape) > 1 else (1, *shape)
         a = rng.standard_normal((*shape[:-2], rank, shape[-1]), dtype=np.float32)
         b = rng.standard_normal((*shape[:-1], rank), dtype=np.float32)
         scale = float(1 / np.sqrt(rank * shape[-1]))

@@ -16,6 +16,10 @@ from loragraft.graph.ops import Graph, Node, Op
 from loragraft.graph.spec import verify
 from loragraft.quants import reference as quants
 
+Array = npt.NDArray[Any]
+Run = Callable[..., Array]
+"""(session, node, *inputs) -> value"""
+
 
 class ReferenceBackend(Backend):
     """Weights are dequantized to float32 at their first use and kept: meant for small models and for comparisons."""
@@ -45,6 +49,8 @@ class ReferenceSession:
         self._values: dict[int, Floats] = {}
         self.n_past = 0
         self.last_only = False
+        self.observer: Callable[[int, list[Array]], None] | None = None
+        """Called after every node with its index and all values so far; `check` looks at linears with it."""
 
     def weight(self, name: str) -> Floats:
         """The tensor `name` in float32."""
@@ -88,14 +94,11 @@ class ReferenceSession:
         for node in self._graph.nodes:
             inputs = [values[source] for source in node.inputs]
             values.append(ids if node.op is Op.TOKENS else OPS[node.op](self, node, *inputs))
+            if self.observer is not None:
+                self.observer(len(values) - 1, values)
         self.n_past += len(ids)
         logits: Floats = values[self._graph.output]
         return logits
-
-
-Array = npt.NDArray[Any]
-Run = Callable[..., Array]
-"""(session, node, *inputs) -> value"""
 
 
 def _embed(s: ReferenceSession, node: Node, ids: Ids) -> Array:
@@ -135,7 +138,7 @@ def _layer_norm(s: ReferenceSession, node: Node, x: Floats) -> Array:
 
 
 def _matmul(s: ReferenceSession, node: Node, x: Floats) -> Array:
-    return x @ s.weight(node.weights[0]).T
+    return x @ np.atleast_2d(s.weight(node.weights[0])).T
 
 
 def _lora(s: ReferenceSession, node: Node, y: Floats, x: Floats) -> Array:

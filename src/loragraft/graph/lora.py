@@ -62,6 +62,8 @@ def attach(graph: Graph, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Gra
 
 def _check_fit(adapter: Adapter, pair: LoraPair, chain: Chain, graph: Graph) -> None:
     rows = graph.tensors[chain.weight].shape
+    if len(rows) == 1:
+        rows = (1, *rows)
     found = (*pair.b.shape[:-1], pair.a.shape[-1])
     ranks = pair.a.shape[-2], pair.b.shape[-1]
     if found != rows or pair.a.shape[:-2] != rows[:-2] or ranks[0] != ranks[1]:

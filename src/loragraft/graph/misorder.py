@@ -62,15 +62,18 @@ def possible(chain: Chain, mistake: Mistake) -> bool:
     return _RULES[mistake][0] <= set(chain.stages)
 
 
+def wrong_epilogue(graph: Graph, chain: Chain, mistake: Mistake) -> list[Node]:
+    """The nodes that would follow the product, in the wrong order; their inputs are those of the right one."""
+    steps = [(stage, graph.nodes[index]) for index, stage in zip(chain.nodes, chain.stages, strict=True)]
+    return [node for _, node in _RULES[mistake][1](steps[1:])]
+
+
 def misorder(graph: Graph, mistake: Mistake, only: str | None = None) -> Graph | None:
     """The graph with the mistake made in every linear where it is possible, or in the linear `only` (its GGUF name
     without `.weight`) alone. None if it is possible nowhere."""
-    rearrange = _RULES[mistake][1]
-    epilogues = {}
-    for chain in find_chains(graph):
-        if possible(chain, mistake) and only in (None, chain.base):
-            steps = [
-                (stage, graph.nodes[index]) for index, stage in zip(chain.nodes, chain.stages, strict=True)
-            ]
-            epilogues[chain.product] = [node for _, node in rearrange(steps[1:])]
+    epilogues = {
+        chain.product: wrong_epilogue(graph, chain, mistake)
+        for chain in find_chains(graph)
+        if possible(chain, mistake) and only in (None, chain.base)
+    }
     return with_epilogues(graph, epilogues) if epilogues else None

@@ -32,8 +32,9 @@ class Op(StrEnum):
     """(x; w [d], b [d] or none; eps) -> (x - mean) / std * w + b"""
 
     MATMUL = "matmul"
-    """(x [T, in]; W [out, in], input scale [1] if the file has one) -> [T, out]; W as stored: without any per-tensor
-    scale. The input scale is a calibrated scale of 4-bit activations; float and 8-bit activations do not need it."""
+    """(x [T, in]; W [out, in] or [in] for out = 1, input scale [1] if the file has one) -> [T, out]; W as stored:
+    without any per-tensor scale. The input scale is a calibrated scale of 4-bit activations; float and 8-bit
+    activations do not need it."""
     WEIGHT_SCALE = "weight_scale"
     """(y; s [1]) -> y * s; the per-tensor scale of the MATMUL's weight: y is now fully dequantized"""
     LORA = "lora"

@@ -72,11 +72,12 @@ def _scalar(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
 
 
 def _matmul(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
-    _need("axes of a linear weight", len(ws[0]), 2)
-    _need("columns of the weight", ws[0][1], ins[0][-1])
+    if len(ws[0]) not in (1, 2):
+        raise IllegalNode("axes of a linear weight", len(ws[0]), "1 or 2")
+    _need("columns of the weight", ws[0][-1], ins[0][-1])
     if len(ws) > 1:
         _need("shape of the input scale", ws[1], (1,))
-    return (*ins[0][:-1], ws[0][0])
+    return (*ins[0][:-1], ws[0][0] if len(ws[0]) == 2 else 1)
 
 
 def _lora(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
