@@ -42,7 +42,7 @@ size_t bytes_of(const lg::KernelTable& table, int type, int64_t rows, int64_t co
 
 std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::optional<MutableBytes> dst, int dst_type,
                                               int64_t rows, int64_t cols, const std::vector<DeltaArgument>& deltas,
-                                              bool through_f16, std::optional<Vector> importance,
+                                              bool through_f16, std::optional<Vector> importance, float multiplier,
                                               const std::string& isa) {
     require(rows > 0 && cols > 0 && cols <= (int64_t(1) << 40) / rows, "rows and columns out of range");
     const lg::KernelTable& table = isa.empty() ? lg::kernels() : lg::kernels(isa.c_str());
@@ -56,6 +56,7 @@ std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::opti
     job.rows = rows;
     job.cols = cols;
     job.through_f16 = through_f16;
+    job.multiplier = multiplier;
     if (dst) {
         require(dst->size() == bytes_of(table, dst_type, rows, cols, true), "target size differs from rows x columns");
     }
@@ -77,7 +78,7 @@ std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::opti
 
 void bind_stream(nb::module_& m) {
     m.def("stream_rows", &stream_rows, "src"_a, "src_type"_a, "dst"_a.none(), "dst_type"_a, "rows"_a, "cols"_a,
-          "deltas"_a, "through_f16"_a, "importance"_a.none(), "isa"_a = "",
-          "Rows of `src` to rows of `dst`: + deltas, rounded, quantized. (fault, row, column); fault 0: none, "
+          "deltas"_a, "through_f16"_a, "importance"_a.none(), "multiplier"_a = 1.0f, "isa"_a = "",
+          "Rows of `src` to rows of `dst`: x multiplier, + deltas, rounded, quantized. (fault, row, column); fault 0: none, "
           "1: source not finite, 2: result out of the float type's range, 3: a block's scale out of range.");
 }

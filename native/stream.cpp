@@ -80,7 +80,7 @@ StreamResult stream_rows(const StreamJob& job) {
     const TypeKernels& in = k.type[job.src_type];
     const int64_t cols = job.cols, src_row = cols / in.block * in.bytes;
     const int64_t rows_at_once = std::clamp<int64_t>(BLOCK_WEIGHTS / std::max<int64_t>(cols, 1), 1, job.rows);
-    const bool in_place = job.src_type == F32 && job.deltas.empty() && !job.through_f16
+    const bool in_place = job.src_type == F32 && job.deltas.empty() && !job.through_f16 && job.multiplier == 1.0f
                           && reinterpret_cast<uintptr_t>(job.src) % alignof(float) == 0;
     std::unique_ptr<float[]> block;
     std::unique_ptr<uint8_t[]> halves;
@@ -105,6 +105,11 @@ StreamResult stream_rows(const StreamJob& job) {
         const float* values = reinterpret_cast<const float*>(src);
         if (!in_place) {
             in.dequantize(src, block.get(), n);
+            if (job.multiplier != 1.0f) {
+                for (int64_t i = 0; i < n; ++i) {
+                    block[size_t(i)] *= job.multiplier;
+                }
+            }
             for (const Delta& d : job.deltas) {
                 k.delta.add(block.get(), d.a, d.b + row * d.rank, rows, cols, d.rank, d.scale);
             }

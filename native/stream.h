@@ -27,6 +27,7 @@ struct StreamJob {
     std::vector<Delta> deltas; // added one after another
     bool through_f16 = false;  // round to F16 before quantizing, as a merge in two steps does
     const float* importance = nullptr; // [cols]
+    float multiplier = 1.0f;           // of the source values, before any delta
 };
 
 enum class Fault {

@@ -1,10 +1,27 @@
 """The native core's functions as Python sees them; each is documented where native/bind_*.cpp defines it."""
 
+from collections.abc import Sequence
+
 from loragraft.backends.base import Ids
 from loragraft.quants.codec import Bytes, Floats
 
 def isa() -> str: ...
 def isas() -> list[str]: ...
+
+# bind_stream.cpp
+def stream_rows(
+    src: Bytes,
+    src_type: int,
+    dst: Bytes | None,
+    dst_type: int,
+    rows: int,
+    cols: int,
+    deltas: Sequence[tuple[Floats, Floats, float]],
+    through_f16: bool,
+    importance: Floats | None,
+    multiplier: float = 1.0,
+    isa: str = "",
+) -> tuple[int, int, int]: ...
 
 # bind_quants.cpp
 def supports(kind: int) -> bool: ...

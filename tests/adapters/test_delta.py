@@ -22,7 +22,7 @@ def stream(
     out = np.empty((len(x), BY_NAME[kind].row_bytes(x.shape[1])), np.uint8)
     arguments = [(d.a, d.b, d.scale) for d in deltas]
     kinds = (F32.id, out, BY_NAME[kind].id)
-    fault = _native.stream_rows(x.view(np.uint8), *kinds, *x.shape, arguments, through_f16, None, isa)
+    fault = _native.stream_rows(x.view(np.uint8), *kinds, *x.shape, arguments, through_f16, None, isa=isa)
     assert fault == (0, 0, 0)
     return out
 
@@ -82,7 +82,7 @@ def test_faults_are_found_where_they_are(
     x[3, 40] = value
     out = np.empty((6, BY_NAME[kind].row_bytes(64)), np.uint8)
     kinds = (F32.id, out, BY_NAME[kind].id)
-    assert _native.stream_rows(x.view(np.uint8), *kinds, 6, 64, [], through_f16, None, isa) == fault
+    assert _native.stream_rows(x.view(np.uint8), *kinds, 6, 64, [], through_f16, None, isa=isa) == fault
 
 
 def test_wrong_sizes_are_refused() -> None:

@@ -1,0 +1,68 @@
+"""What a run has written so far, kept beside the temporary file, so that a killed run can be continued.
+
+A line is added after a chunk's bytes were handed to the system, which keeps them however the process ends. It does not
+if the whole machine stops: so the journal carries the kernel's boot identifier, and one of an earlier boot counts for
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+#: Rows [start, stop).
+Span = tuple[int, int]
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """The running kernel's identifier; where there is none, one that never repeats."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return os.urandom(16).hex()
+
+
+class Journal:
+    """The journal at `path` of the run that `plan` (a digest of everything that decides the output) describes.
+
+    With `resume`, the lines of an earlier run with the same plan are taken over as `done`; else they go.
+    """
+
+    def __init__(self, path: Path, plan: str, *, resume: bool) -> None:
+        head = json.dumps({"plan": plan, "boot": boot_id()})
+        self.done: Mapping[str, list[Span]] = _read(path, head) if resume else {}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags | (0 if self.done else os.O_TRUNC), 0o666)
+        if not self.done:
+            os.write(self._fd, f"{head}\n".encode())
+
+    def add(self, name: str, start: int, stop: int) -> None:
+        """Rows [start, stop) of tensor `name` are written. Safe from any thread (one write of one line)."""
+        os.write(self._fd, f"{json.dumps([name, start, stop])}\n".encode())
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+def _read(path: Path, head: str) -> dict[str, list[Span]]:
+    """The spans by tensor name, or nothing if the journal is another plan's or another boot's."""
+    try:
+        lines = path.read_text("utf-8", "replace").split("\n")
+    except OSError:
+        return {}
+    if lines[0] != head:
+        return {}
+    done: dict[str, list[Span]] = {}
+    for line in lines[1:-1]:  # what follows the last line break was cut off
+        try:
+            name, start, stop = json.loads(line)
+        except ValueError:
+            continue  # a line cut off by the kill, with another appended to it by the next run
+        done.setdefault(name, []).append((start, stop))
+    return done

@@ -1,0 +1,268 @@
+"""The one pass of every verb that writes a model: read rows, add deltas, round, quantize, write them at their place.
+
+The tensors are cut into chunks of rows, which threads take one after another with no barrier between tensors. Every
+output offset is known before the first row is read, so each chunk is written as soon as it is done. A thread holds one
+chunk's output and a block of floats that fits the cache; of the mapped inputs only the chunks under way are resident.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from loragraft import _native
+from loragraft.adapters.delta import Delta
+from loragraft.adapters.lora import Floats
+from loragraft.errors import QuantizeError
+from loragraft.formats.layout import TensorWriter
+from loragraft.formats.source import Bytes, TensorSource
+from loragraft.journal import Journal, Span
+from loragraft.progress import SILENT, Progress
+from loragraft.quants.types import QuantType
+
+#: Weights of a chunk: some milliseconds of work, so that neither its call nor the wait for the last one matters.
+CHUNK_WEIGHTS = 512 * 1024
+#: How many chunks per thread the inputs are read ahead.
+READ_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the output: `source` as `type` under the name `name`.
+
+    `importance`: float32 [matrices, columns] (one matrix, or one per expert). `through_f16`: round to F16 before
+    quantizing, as if the merged model had been written in between. `multiplier`: what the stored weights of each
+    matrix must be multiplied by before a delta is added (the per-tensor scale of NVFP4), float32 [matrices].
+    """
+
+    name: str
+    source: TensorSource
+    type: QuantType
+    deltas: tuple[Delta, ...] = ()
+    importance: Floats | None = None
+    through_f16: bool = False
+    multiplier: Floats | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether the bytes stay as they are."""
+        return self.source.type == self.type and not self.deltas and self.multiplier is None
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one matrix of the stack; of a vector, 1."""
+        return self.source.shape[-2] if len(self.source.shape) > 1 else 1
+
+    @property
+    def weights(self) -> int:
+        return prod(self.source.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.type.row_bytes(self.source.columns)
+
+    @property
+    def nbytes(self) -> int:
+        return self.source.n_rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows [start, stop) of a step, of one matrix only."""
+
+    step: Step
+    start: int
+    stop: int
+
+
+def chunks(step: Step, weights: int = CHUNK_WEIGHTS, done: Iterable[Span] = ()) -> Iterator[Chunk]:
+    """The rows of `step` that are not in `done`, in chunks of about `weights` weights."""
+    at_once = max(1, weights // step.source.columns)
+    begin = 0
+    for start, stop in [*sorted(done), (step.source.n_rows, step.source.n_rows)]:
+        while begin < start:
+            matrix_end = (begin // step.matrix_rows + 1) * step.matrix_rows
+            end = min(begin + at_once, matrix_end, start)
+            yield Chunk(step, begin, end)
+            begin = end
+        begin = max(begin, stop)
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """One file of the output and the steps whose tensors lie in it."""
+
+    writer: TensorWriter
+    steps: Sequence[Step]
+    journal: Journal | None = None
+
+
+def run_pass(
+    parts: Sequence[OutputPart],
+    *,
+    threads: int,
+    max_memory: int | None = None,
+    subject: Path | str = "",
+    progress: Progress = SILENT,
+    label: str = "Writing",
+) -> None:
+    """Write every tensor of `parts`, but for rows that a journal says are done.
+
+    `max_memory`: bytes that the threads' buffers may take together. `subject` names the model in errors. Raises
+    `QuantizeError` for a weight that is not finite or that the output's type cannot hold, naming tensor, row and
+    column.
+    """
+    most = max((step.source.columns for part in parts for step in part.steps), default=1)
+    weights = CHUNK_WEIGHTS
+    if max_memory is not None:
+        weights = max(most, min(weights, max_memory // (threads * _BYTES_PER_WEIGHT)))
+    progress.start(label, sum(step.weights for part in parts for step in part.steps))
+    done: dict[int, Mapping[str, Sequence[Span]]] = {}
+    for number, part in enumerate(parts):
+        done[number] = part.journal.done if part.journal is not None else {}
+        for step in part.steps:
+            rows = sum(stop - start for start, stop in done[number].get(step.name, ()))
+            if rows:
+                part.writer.wrote(step.name, rows * step.row_bytes)
+                progress.advance(rows * step.source.columns)
+    queue = _Queue(
+        (
+            (part, chunk)
+            for number, part in enumerate(parts)
+            for step in part.steps
+            for chunk in chunks(step, weights, done[number].get(step.name, ()))
+        ),
+        ahead=threads * READ_AHEAD,
+    )
+
+    def work() -> None:
+        buffer = np.empty(0, np.uint8)
+        try:
+            while (item := queue.take()) is not None:
+                part, chunk = item
+                buffer = _run_chunk(part, chunk, buffer, subject)
+                progress.advance((chunk.stop - chunk.start) * chunk.step.source.columns)
+        except BaseException:
+            queue.stop()
+            raise
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
+        futures = [pool.submit(work) for _ in range(threads)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            queue.stop()  # Ctrl-C reaches the waiting thread only
+            raise
+
+
+#: Output (at most F32) and the block of floats, per weight of a chunk; generous.
+_BYTES_PER_WEIGHT = 8
+
+
+class _Queue:
+    """Hands out chunks to threads, and has the inputs read ahead of them."""
+
+    def __init__(self, items: Iterator[tuple[OutputPart, Chunk]], ahead: int) -> None:
+        self._items = items
+        self._lock = threading.Lock()
+        self._next: list[tuple[OutputPart, Chunk]] = []
+        self._ahead = ahead
+        self._stopped = False
+
+    def take(self) -> tuple[OutputPart, Chunk] | None:
+        with self._lock:
+            if self._stopped:
+                return None
+            coming = list(itertools.islice(self._items, self._ahead + 1 - len(self._next)))
+            self._next += coming
+            item = self._next.pop(0) if self._next else None
+        for _, chunk in coming:
+            chunk.step.source.prefetch(chunk.start, chunk.stop)
+        return item
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+
+
+def _run_chunk(part: OutputPart, chunk: Chunk, buffer: Bytes, subject: Path | str) -> Bytes:
+    """Write one chunk; returns the buffer, grown if it had to be."""
+    step, source = chunk.step, chunk.step.source
+    rows = source.rows(chunk.start, chunk.stop)
+    if step.copies:
+        _check(subject, chunk, rows, None)
+        data = rows
+    else:
+        size = (chunk.stop - chunk.start) * step.row_bytes
+        if len(buffer) < size:
+            buffer = np.empty(size, np.uint8)
+        data = buffer[:size]
+        _check(subject, chunk, rows, data)
+    part.writer.write(step.name, chunk.start * step.row_bytes, data)
+    if part.journal is not None:
+        part.journal.add(step.name, chunk.start, chunk.stop)
+    source.release(chunk.start, chunk.stop)
+    return buffer
+
+
+def _check(subject: Path | str, chunk: Chunk, rows: Bytes, out: Bytes | None) -> None:
+    """Compute `out` from `rows` (or only look at them, if it is None); raises what was found on the way."""
+    step, source = chunk.step, chunk.step.source
+    if out is None and not _native.supports(source.type.id):
+        return  # integers, which are always finite
+    matrix = chunk.start // step.matrix_rows
+    first, last = chunk.start - matrix * step.matrix_rows, chunk.stop - matrix * step.matrix_rows
+    deltas = []
+    for delta in step.deltas:
+        a, b = delta.matrix(matrix)
+        deltas.append((a, b[first:last], delta.scale))
+    fault, row, column = _native.stream_rows(
+        rows,
+        source.type.id,
+        out,
+        step.type.id,
+        len(rows),
+        source.columns,
+        deltas,
+        step.through_f16,
+        None if step.importance is None else step.importance[matrix % len(step.importance)],
+        1.0 if step.multiplier is None else float(step.multiplier[matrix % len(step.multiplier)]),
+    )
+    if fault:
+        raise _fault(subject, chunk, fault, row, column)
+
+
+_INPUT, _RANGE, _SCALE = 1, 2, 3
+
+
+def _fault(subject: Path | str, chunk: Chunk, fault: int, row: int, column: int) -> QuantizeError:
+    step = chunk.step
+    place = f"tensor {step.source.name!r}, row {chunk.start + row}, column {column}"
+    if fault == _INPUT:
+        what = "is not finite" if step.source.type.is_float else "begins a block whose scale is not finite"
+        return QuantizeError(
+            subject,
+            f"{place} {what}",
+            hint="the file is damaged or its training diverged: get it anew, or use an earlier checkpoint",
+        )
+    if fault == _RANGE:
+        through = "F16" if step.through_f16 else step.type.name
+        return QuantizeError(
+            subject,
+            f"{place} does not fit {through}",
+            hint="a smaller scale of the adapter, or --type BF16 or F32, keeps the value",
+        )
+    return QuantizeError(
+        subject,
+        f"{place} begins a block whose scale does not fit {step.type}",
+        expected="weights below about 65504 times the type's largest code",
+        hint=f"keep the tensor in F32: --tensor-type {step.name}=F32",
+    )

@@ -1,0 +1,104 @@
+"""`quantize` against every recorded run of llama-quantize: the same file, byte for byte, or the same refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import golden
+from loragraft.errors import QuantizeError
+from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.options import QuantizeOptions, tensor_type, weight_type
+from loragraft.progress import Silent
+from loragraft.quantize import quantize
+from loragraft.quants import native
+from loragraft.quants.types import BY_NAME
+from paths import data
+
+REQUIRES_IMATRIX = "this quantization requires an imatrix!"
+NO_FALLBACK = "no tensor type fallback is defined"
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def options_of(run: golden.Run) -> QuantizeOptions:
+    output, embedding = run.option("--output-tensor-type"), run.option("--token-embedding-type")
+    return QuantizeOptions(
+        pure=bool(run.option("--pure")),
+        leave_output_tensor=bool(run.option("--leave-output-tensor")),
+        # The name is written into the file, and this is what it was called then.
+        imatrix=Path("imatrix.gguf") if run.imatrix else None,
+        output_tensor_type=weight_type(output[0]) if output else None,
+        token_embedding_type=weight_type(embedding[0]) if embedding else None,
+        tensor_types=[tensor_type(value) for value in run.option("--tensor-type")],
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tensor_hashes(path: Path) -> dict[str, str]:
+    with GGUFFile.open(path) as file:
+        return {name: hashlib.sha256(tensor.data()).hexdigest() for name, tensor in file.tensors.items()}
+
+
+ALL_RUNS = [(file, number) for file, (count, _, _) in golden.FILES.items() for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tally() -> Iterator[dict[str, list[bool]]]:
+    """How the runs of each golden file went; printed at the end."""
+    results: dict[str, list[bool]] = {}
+    yield results
+    for file, outcomes in results.items():
+        print(f"\n{file}: {sum(outcomes)} of {len(outcomes)} runs as llama-quantize's", end="")
+
+
+@pytest.mark.parametrize(("file", "number"), ALL_RUNS)
+def test_golden_run(
+    file: str,
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tally: dict[str, list[bool]],
+    record_property: pytest.RecordProperty,
+) -> None:
+    run = golden.runs(file)[number]
+    record_property("run", run.name)
+    _, source, imatrix = golden.FILES[file]
+    monkeypatch.chdir(tmp_path)
+    if run.imatrix:
+        assert imatrix is not None
+        shutil.copy(data(imatrix), "imatrix.gguf")
+    tally.setdefault(file, []).append(False)
+    if run.refused == REQUIRES_IMATRIX:
+        with pytest.raises(QuantizeError, match="this quantization requires an imatrix"):
+            quantize(data(source), "out.gguf", run.target, options=options_of(run))
+        assert list(tmp_path.iterdir()) == []
+    elif run.refused and NO_FALLBACK in run.refused:
+        if not native.supports(BY_NAME["IQ4_NL"]):
+            pytest.skip("a type's native kernel is still to come")
+        notes = Notes()
+        report = quantize(data(source), "out.gguf", run.target, options=options_of(run), progress=notes)
+        assert report.fallbacks > 0
+        assert [note for note in notes.notes if note.startswith(f"{report.fallbacks} of ")] == notes.notes
+    else:
+        assert run.refused is None
+        if not all(native.supports(BY_NAME[name]) for name in run.types.values()):
+            pytest.skip("a type's native kernel is still to come")
+        quantize(data(source), "out.gguf", run.target, options=options_of(run), threads=2)
+        wanted = {name: tensor["sha256"] for name, tensor in run.result["tensors"].items()}
+        assert tensor_hashes(Path("out.gguf")) == wanted, run.name
+        assert sha256(Path("out.gguf")) == run.result["file_sha256"], run.name
+    tally[file][-1] = True
