@@ -43,7 +43,8 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     config = Config(path, checkpoint.config, arch.defaults)
     notes = check_expressible(arch, config)
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
-    tensors = _Placement(checkpoint.path, TensorNames(arch, config), config).place(weights)
+    names = TensorNames({"general.architecture": Value.string(arch.name), **hyperparameters(arch, config, 0)})
+    tensors = _Placement(checkpoint.path, names).place(weights)
     freqs = arch.rope_freqs(config)
     if freqs is not None:
         tensors = _after_quantized(tensors, in_memory("rope_freqs.weight", freqs))
@@ -95,8 +96,8 @@ class _Piece:
 class _Placement:
     """Puts Hugging Face tensors into GGUF tensors, in the order in which llama.cpp's converter writes them."""
 
-    def __init__(self, path: Path, names: TensorNames, config: Config) -> None:
-        self._path, self._names, self._config = path, names, config
+    def __init__(self, path: Path, names: TensorNames) -> None:
+        self._path, self._names = path, names
         self._stacks: dict[str, dict[int, _Piece]] = {}
         self._tensors: dict[str, TensorSource] = {}
 
@@ -114,7 +115,7 @@ class _Placement:
             for place in places:
                 self._add(_Piece(place, weight))
         for name, pieces in self._stacks.items():
-            missing = [e for e in range(self._config.n_experts) if e not in pieces]
+            missing = [e for e in range(self._names.experts) if e not in pieces]
             raise CheckpointError(
                 self._path,
                 f"{name} lacks experts",
@@ -129,14 +130,14 @@ class _Placement:
             self._finish(name, [piece])
             return
         stack = self._stacks.setdefault(name, {})
-        if expert in stack or expert >= self._config.n_experts:
+        if expert in stack or expert >= self._names.experts:
             raise CheckpointError(
                 self._path,
                 f"{piece.weight.name!r} is no expert of the model",
-                expected=f"{self._config.n_experts} experts",
+                expected=f"{self._names.experts} experts",
             )
         stack[expert] = piece
-        if len(stack) == self._config.n_experts:
+        if len(stack) == self._names.experts:
             self._finish(name, [stack[e] for e in range(len(stack))])
             del self._stacks[name]
 

@@ -1,14 +1,17 @@
-"""Opens what the user names: a model, from whatever file it lies in."""
+"""Opens what the user names: a model or an adapter, from whatever file it lies in."""
 
 from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
 
+from loragraft.adapters.gguf_adapter import read_gguf_adapter
+from loragraft.adapters.lora import Adapter
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.hf_model import open_checkpoint
+from loragraft.peft_placement import open_peft
 
 
 def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelSource:
@@ -24,3 +27,13 @@ def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelS
     if kind is not None and kind.data == "adapter":
         raise GGUFError(path, "is an adapter, not a model", hint="pass it with --lora")
     return model
+
+
+def load_adapter(path: str | PathLike[str], base: ModelSource) -> Adapter:
+    """The adapter at `path`, a PEFT folder or a GGUF adapter, with its pairs on the tensors of `base`.
+
+    Raises FormatError for malformed files, AdapterError for an adapter of another model, or one that holds what is not
+    honoured.
+    """
+    path = Path(path)
+    return open_peft(path, base) if path.is_dir() else read_gguf_adapter(path, base)

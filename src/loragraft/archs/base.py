@@ -17,6 +17,25 @@ from loragraft.archs.config import Config
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
 
+#: The modules with tensors of a decoder as Llama named them; gguf's name map knows every architecture's names at once,
+#: and would take another's for this one's.
+LLAMA_MODULES = frozenset(
+    [
+        "embed_tokens",
+        "lm_head",
+        "norm",
+        "input_layernorm",
+        "post_attention_layernorm",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Arch:
@@ -25,6 +44,8 @@ class Arch:
     gguf: MODEL_ARCH
     model_types: tuple[str, ...]
     """The `model_type`s of config.json that are this architecture."""
+    modules: frozenset[str] = LLAMA_MODULES
+    """The last parts of the names of modules that hold tensors."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What transformers assumes where config.json is silent, as far as it differs from Config's own rules."""
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -36,8 +57,8 @@ class Arch:
     extra_hyperparameters: Callable[[Config], Mapping[str, Value]] = lambda config: {}
     """Keys after the common ones, without the architecture's prefix."""
     rotary: Mapping[str, str] = field(default_factory=dict)
-    """Modules whose rows change from transformers' RoPE order (halves) to GGUF's (adjacent pairs), each with the
-    Config property that counts its heads."""
+    """Modules whose rows change from transformers' RoPE order (halves) to GGUF's (adjacent pairs), each with
+    what counts its heads: "heads" or "kv_heads"."""
     rope_freqs: Callable[[Config], Any] = lambda config: None
     """The `rope_freqs.weight` tensor (float32 [rotary/2]) that the RoPE scaling needs, or None."""
 

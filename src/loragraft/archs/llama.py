@@ -33,7 +33,7 @@ ARCH = Arch(
     ignores={"sliding_window": ()},
     writes_head_dim=True,
     extra_hyperparameters=_extra_hyperparameters,
-    rotary={"q_proj": "n_heads", "k_proj": "n_kv_heads"},
+    rotary={"q_proj": "heads", "k_proj": "kv_heads"},
     rope_freqs=llama3_freq_factors,
 )
 

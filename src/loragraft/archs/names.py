@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from gguf import get_tensor_name_map
 
-from loragraft.archs.base import Arch
-from loragraft.archs.config import Config
+from loragraft.archs import ARCHS
+from loragraft.archs.hparams import read_hparams
+from loragraft.formats.gguf.values import Metadata
 
 #: Buffers that old checkpoints carry beside their weights.
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -32,11 +33,19 @@ class Place:
 
 
 class TensorNames:
-    """The places of one model's tensors, by architecture and config.json."""
+    """The places of one model's tensors, by the architecture and sizes in its GGUF metadata.
 
-    def __init__(self, arch: Arch, config: Config) -> None:
-        self._map = get_tensor_name_map(arch.gguf, config.n_layers)
-        self._heads = {module: int(getattr(config, count)) for module, count in arch.rotary.items()}
+    Raises UnsupportedError for an architecture whose Hugging Face names are not known.
+    """
+
+    def __init__(self, metadata: Metadata) -> None:
+        h = read_hparams(metadata)
+        arch = ARCHS.by_name(h.arch)
+        self.layers, self.experts = h.layers, h.experts
+        self._modules = arch.modules
+        self._map = get_tensor_name_map(arch.gguf, h.layers)
+        counts = {"heads": h.heads, "kv_heads": h.kv_heads}
+        self._heads = {module: counts[count] for module, count in arch.rotary.items()}
 
     @staticmethod
     def is_buffer(name: str) -> bool:
@@ -62,6 +71,8 @@ class TensorNames:
         return (Place(target, heads=self._heads.get(name.split(".")[-2] if "." in name else "")),)
 
     def _find(self, name: str) -> str | None:
+        if name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2] not in self._modules:
+            return None
         for candidate in (name, "model." + name):
             if found := self._map.get_name(candidate, try_suffixes=(".weight", ".bias")):
                 return str(found)

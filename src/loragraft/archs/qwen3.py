@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gguf import MODEL_ARCH
 
-from loragraft.archs.base import Arch
+from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, decoder, swiglu
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder
@@ -17,6 +17,7 @@ from loragraft.graph.ops import Graph, TensorFact
 ARCH = Arch(
     gguf=MODEL_ARCH.QWEN3,
     model_types=("qwen3",),
+    modules=LLAMA_MODULES | {"q_norm", "k_norm"},
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gguf import MODEL_ARCH
 
-from loragraft.archs.base import Arch
+from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, Routed, decoder
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams
@@ -24,6 +24,7 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
 ARCH = Arch(
     gguf=MODEL_ARCH.QWEN3MOE,
     model_types=("qwen3_moe",),
+    modules=LLAMA_MODULES | {"q_norm", "k_norm", "gate"},
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gguf import MODEL_ARCH
 
-from loragraft.archs.base import Arch
+from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, decoder, gelu_mlp
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder
@@ -17,6 +17,7 @@ from loragraft.graph.ops import Graph, TensorFact
 ARCH = Arch(
     gguf=MODEL_ARCH.STARCODER2,
     model_types=("starcoder2",),
+    modules=LLAMA_MODULES - {"gate_proj", "up_proj", "down_proj"} | {"c_fc", "c_proj"},
     defaults={
         "norm_epsilon": 1e-5,
         "rope_theta": 10000.0,

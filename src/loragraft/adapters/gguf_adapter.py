@@ -1,0 +1,126 @@
+"""LoRA adapters in GGUF: what llama.cpp's src/llama-adapter.cpp reads.
+
+`X.weight.lora_a` is A [r, in] and `X.weight.lora_b` is B [out, r], with the experts' axis before; for
+`token_embd.weight`, whose rows are looked up instead of multiplied, `lora_a` is [vocab, r] and `lora_b` is [d, r].
+The scale is `adapter.lora.alpha` / r, or 1 if that is 0 or absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from loragraft.adapters.lora import Adapter, Floats, LoraPair
+from loragraft.errors import AdapterError
+from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
+from loragraft.formats.gguf.values import Metadata, ValueType
+from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
+from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.quants.reference import dequantize
+from loragraft.quants.types import F32
+
+ALPHA = "adapter.lora.alpha"
+_INVOCATION = "adapter.alora.invocation_tokens"
+_EMBEDDING = "token_embd.weight"
+
+
+def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
+    """The adapter in the GGUF file at `path`, checked against the `base` it is for. Raises GGUFError, AdapterError."""
+    with GGUFFile.open(path) as file:
+        _check_kind(file, base)
+        alpha = file.metadata[ALPHA].data if ALPHA in file.metadata else 0.0
+        if not isinstance(alpha, int | float) or not np.isfinite(alpha):
+            raise AdapterError(path, f"{ALPHA} is no number", found=repr(alpha))
+        pairs = {}
+        for target, (a, b) in _paired(file).items():
+            if target not in base.tensors:
+                raise AdapterError(
+                    path,
+                    f"adapts {target}, which the base has not",
+                    found=base.path.name,
+                    expected=f"a {base.arch} with it",
+                )
+            pair = _pair(path, base.tensors[target], _values(path, a), _values(path, b), float(alpha))
+            pairs[target] = pair
+        return Adapter(path, pairs, base.arch, float(alpha) or None, n_tensors=2 * len(pairs))
+
+
+def write_gguf_adapter(adapter: Adapter, metadata: Metadata, out: Path, inputs: Iterable[Path]) -> None:
+    """Write `adapter` as F32 to `out`. `metadata` must carry `adapter.lora.alpha` exactly if `adapter.alpha` is set;
+    without it every pair's scale is multiplied into its B."""
+    bake = ALPHA not in metadata
+    arrays: dict[str, Floats] = {}
+    for target, pair in adapter.pairs.items():
+        b = pair.b * np.float32(pair.scale) if bake else pair.b
+        first, second = (b, pair.a.T) if target == _EMBEDDING else (pair.a, b)
+        arrays[f"{target}.lora_a"], arrays[f"{target}.lora_b"] = first, second
+    specs = [TensorSpec(name, array.shape, F32) for name, array in arrays.items()]
+    with GGUFWriter(out, metadata, specs, inputs=inputs) as writer:
+        for name, array in arrays.items():
+            writer.write(name, 0, np.ascontiguousarray(array, dtype="<f4"))
+
+
+def _check_kind(file: GGUFFile, base: ModelSource) -> None:
+    facts = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": base.arch}
+    for key, expected in facts.items():
+        value = file.metadata.get(key)
+        found = value.data if value is not None and value.type is ValueType.STRING else None
+        if found != expected:
+            problem = "is for another architecture" if key == "general.architecture" else "is no LoRA adapter"
+            raise AdapterError(file.path, problem, found=f"{key} {found!r}", expected=repr(expected))
+    if _INVOCATION in file.metadata:
+        raise AdapterError(
+            file.path, f"{_INVOCATION} is not honoured", hint="it switches on only behind these tokens"
+        )
+
+
+def _paired(file: GGUFFile) -> dict[str, tuple[GGUFTensor, GGUFTensor]]:
+    halves: dict[str, dict[str, GGUFTensor]] = {}
+    for name, tensor in file.tensors.items():
+        target, _, kind = name.rpartition(".")
+        if kind not in ("lora_a", "lora_b"):
+            raise AdapterError(
+                file.path, f"tensor {name!r} is not honoured", expected="only .lora_a and .lora_b"
+            )
+        halves.setdefault(target, {})[kind] = tensor
+    for target, kinds in halves.items():
+        if len(kinds) != 2:
+            raise AdapterError(file.path, f"{target} has no complete pair", found=next(iter(kinds)))
+    if not halves:
+        raise AdapterError(file.path, "holds no LoRA tensors")
+    return {target: (kinds["lora_a"], kinds["lora_b"]) for target, kinds in halves.items()}
+
+
+def _values(path: Path, tensor: GGUFTensor) -> Floats:
+    values = dequantize(tensor.data(), tensor.type)
+    if not np.isfinite(values).all():
+        raise AdapterError(path, f"tensor {tensor.name!r} holds NaN or infinity")
+    return values.reshape(tensor.shape)
+
+
+def _pair(path: Path, base: TensorSource, a: Floats, b: Floats, alpha: float) -> LoraPair:
+    """The pair for `base`, from arrays whose leading axes of length 1 GGUF has dropped."""
+    *experts, out, columns = base.shape
+    count = prod(experts)
+    if base.name == _EMBEDDING:
+        a, b = b.T, a
+    rank = b.size // (count * out)
+    shapes = (*experts, rank, columns), (*experts, out, rank)
+    if rank == 0 or a.size != prod(shapes[0]) or b.size != prod(shapes[1]) or not _same_axes((a, b), shapes):
+        raise AdapterError(
+            path,
+            f"the shapes of its pair for {base.name} do not fit the base",
+            found=f"{a.shape} and {b.shape}",
+            expected=f"(.., r, {columns}) and (.., {out}, r) for {base.shape}",
+        )
+    return LoraPair(base.name, a.reshape(shapes[0]), b.reshape(shapes[1]), alpha / rank if alpha else 1.0)
+
+
+def _same_axes(arrays: tuple[Floats, Floats], shapes: Iterable[tuple[int, ...]]) -> bool:
+    return all(
+        [n for n in array.shape if n != 1] == [n for n in shape if n != 1]
+        for array, shape in zip(arrays, shapes, strict=True)
+    )

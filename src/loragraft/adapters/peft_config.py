@@ -1,0 +1,181 @@
+"""adapter_config.json of a PEFT LoRA: what is honoured, what is harmless, and everything else refused by name.
+
+An unknown key with a value is refused too: a new PEFT option that changes the mathematics must not be skipped silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loragraft.errors import AdapterError
+
+_HONOURED = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "target_parameters",
+}
+
+#: Keys that say how the adapter was trained or found, and do not change what its tensors mean. `fan_in_fan_out` is
+#: about the layout of the base's own weight; GGUF's is always (out, in), so the delta is B A either way.
+_HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+
+#: Why the keys that are refused cannot be ignored.
+_REFUSED = {
+    "alora_invocation_tokens": "it switches on only behind these tokens, which no merged weight can do",
+    "bias": "it holds biases of its own",
+    "layer_replication": "it repeats layers of the base",
+    "lora_bias": "it holds biases of its own",
+    "modules_to_save": "it replaces whole modules",
+    "trainable_token_indices": "it replaces rows of the embedding",
+    "use_dora": "it rescales the rows of the merged weight",
+    "use_qalora": "it pools its inputs",
+}
+
+#: Initialisations that leave the base as it was; the others took something out of it, which is not in the base's file.
+_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva"}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The scale of every module's delta. `rank_pattern` and `alpha_pattern` are regular expressions on module names,
+    of which the first that matches counts."""
+
+    path: Path
+    rank: int
+    alpha: float
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
+    """target_parameters: the ends of the names of parameters that are adapted without being a module's weight."""
+    swapped_experts: bool = False
+    """Whether it is from a PEFT that took a stack of experts [E, out, in] for [E, in, out] (before 0.19)."""
+
+    def rank_of(self, name: str) -> int:
+        return int(_first_match(self.rank_pattern, name, self.rank))
+
+    def alpha_of(self, name: str) -> float:
+        return float(_first_match(self.alpha_pattern, name, self.alpha))
+
+    def scale_of(self, name: str) -> float:
+        """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+        rank = self.rank_of(name)
+        return self.alpha_of(name) / (rank**0.5 if self.rslora else rank)
+
+    @property
+    def global_alpha(self) -> float | None:
+        """The one alpha whose quotient by each module's rank is its scale, if there is one."""
+        return None if self.rslora or self.alpha_pattern else self.alpha
+
+
+def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
+    """The settings in `config`, the object in the file at `path`.
+
+    Raises AdapterError naming the first key that is not honoured, or that makes no sense.
+    """
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            path, "this kind of adapter", found=repr(config.get("peft_type")), expected="peft_type LORA"
+        )
+    for key, value in config.items():
+        _refuse_unknown(path, key, value)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    return LoraSettings(
+        path,
+        _number(path, "r", rank, whole=True),
+        _number(path, "lora_alpha", alpha),
+        bool(config.get("use_rslora")),
+        _pattern(path, "rank_pattern", config, whole=True),
+        _pattern(path, "alpha_pattern", config),
+        tuple(map(str, config.get("target_parameters") or ())),
+        _version(config.get("peft_version")) < (0, 19),
+    )
+
+
+def _refuse_unknown(path: Path, key: str, value: Any) -> None:
+    if key in _HONOURED or key in _HARMLESS:
+        return
+    if key == "init_lora_weights":
+        if not isinstance(value, bool | str | None) or value not in _KIND_INITS:
+            raise AdapterError(
+                path,
+                "init_lora_weights changed the base before training",
+                found=repr(value),
+                expected="an adapter for the original base",
+                hint="save it with path_initial_model_for_weight_conversion",
+            )
+        return
+    if value in (None, False, "none") or (isinstance(value, list | dict | str) and not value):
+        return
+    reason = _REFUSED.get(key, "loragraft does not know what it does to the weights")
+    raise AdapterError(
+        path, f"{key} is not honoured: {reason}", found=repr(value)[:80], expected="it not to be set"
+    )
+
+
+def _number(path: Path, key: str, value: Any, *, whole: bool = False) -> Any:
+    wanted: Any = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < 1e9:
+        raise AdapterError(
+            path,
+            f"bad {key}",
+            found=repr(value)[:80],
+            expected="a whole number > 0" if whole else "a number > 0",
+        )
+    return value
+
+
+def _pattern(path: Path, key: str, config: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
+    table = config.get(key) or {}
+    if not isinstance(table, dict):
+        raise AdapterError(path, f"bad {key}", found=repr(table)[:80], expected="an object")
+    for expression, value in table.items():
+        _number(path, f"{key}[{expression!r}]", value, whole=whole)
+        try:
+            re.compile(expression)
+        except re.error as problem:
+            raise AdapterError(
+                path, f"{key} has a bad expression ({problem})", found=repr(expression)[:80]
+            ) from None
+    return table
+
+
+def _first_match(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    """PEFT's `get_pattern_key` (utils/other.py)."""
+    return next((value for key, value in table.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _version(text: Any) -> tuple[int, ...]:
+    """`0.21.2` as (0, 21, 2); an adapter that names none is older than the field."""
+    numbers = re.match(r"(\d+)\.(\d+)", str(text))
+    return tuple(map(int, numbers.groups())) if numbers else (0, 0)

@@ -1,0 +1,221 @@
+"""A PEFT adapter on a base: every module's pair onto the GGUF weight that the module became."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from loragraft.adapters.lora import Adapter, Floats, LoraPair
+from loragraft.adapters.peft import ModuleDelta, read_tensors
+from loragraft.adapters.peft_config import LoraSettings, read_settings
+from loragraft.archs.names import Place, TensorNames
+from loragraft.archs.rope import rope_row_order
+from loragraft.errors import AdapterError
+from loragraft.formats.peft import CONFIG, PeftFolder
+from loragraft.formats.safetensors import CheckpointTensor
+from loragraft.formats.source import ModelSource
+from loragraft.formats.views import float_rows
+from loragraft.quants.types import BY_NAME
+
+_EMBEDDING = "token_embd.weight"
+_OUTPUT = "output.weight"
+#: How many rows of a saved copy of the embedding are compared with the base.
+_COMPARED_ROWS = 256
+
+
+def open_peft(folder: Path, base: ModelSource) -> Adapter:
+    """The PEFT adapter in `folder`, placed on `base`; every tensor of it is used, or it is an error.
+
+    Raises CheckpointError for malformed files, AdapterError for what does not fit the base or is not honoured.
+    """
+    peft = PeftFolder.open(folder)
+    settings = read_settings(folder / CONFIG, peft.config)
+    tensors = read_tensors(peft)
+    placement = _Placement(folder, base, settings)
+    for module, copy in tensors.copies.items():
+        placement.check_copy(module, copy)
+    for delta in tensors.deltas:
+        placement.add(delta)
+    pairs = placement.pairs()
+    alpha = settings.global_alpha
+    return Adapter(
+        folder,
+        pairs,
+        base.arch,
+        alpha if all(pair.scale == (alpha or 0) / pair.rank for pair in pairs.values()) else None,
+        placement.notes,
+        n_tensors=2 * len(tensors.deltas),
+    )
+
+
+@dataclass(slots=True)
+class _Target:
+    """The pairs for one GGUF weight: one, or one per expert (key None or the expert)."""
+
+    parts: dict[int | None, tuple[Floats, Floats, float]] = field(default_factory=dict)
+
+
+class _Placement:
+    def __init__(self, path: Path, base: ModelSource, settings: LoraSettings) -> None:
+        self._path, self._base, self._settings = path, base, settings
+        self._names = TensorNames(base.metadata)
+        self._targets: dict[str, _Target] = {}
+        self.notes: list[str] = []
+
+    def add(self, delta: ModuleDelta) -> None:
+        """Find the weights that `delta` changes, and keep its part for each."""
+        module = delta.module
+        places = self._names.places(f"{module}.weight")
+        if places:
+            scale = self._scale(module, delta.a.shape[0])
+            if delta.embedding:
+                self._add_embedding(places[0], delta, scale)
+                return
+            for place in places:
+                self._add(place, module, delta.a, delta.b, scale)
+            return
+        stack = module
+        while stack.endswith(".base_layer"):
+            stack = stack.removesuffix(".base_layer")
+        if stack.endswith(".experts") and self._names.places(f"{stack}.gate_up_proj"):
+            self._add_stack(stack, delta)
+            return
+        raise AdapterError(
+            self._path,
+            f"adapts {module}, which the base has not",
+            found=f"{self._base.path.name}: {self._base.arch}, {self._names.layers} layers",
+            expected="the model that it was trained on",
+        )
+
+    def pairs(self) -> dict[str, LoraPair]:
+        """All pairs, by target."""
+        return {
+            name: self._single(name, target) if None in target.parts else self._stacked(name, target)
+            for name, target in self._targets.items()
+        }
+
+    def check_copy(self, module: str, copy: CheckpointTensor) -> None:
+        """A saved copy of the base's embedding says nothing new, unless the base's embedding is another one."""
+        place = self._names.places(f"{module}.weight")[0]
+        base = self._base.tensors.get(place.name) or self._base.tensors[_EMBEDDING]
+        if copy.shape != base.shape:
+            raise AdapterError(
+                self._path,
+                f"was trained on a model whose {module} has another shape",
+                found=copy.shape,
+                expected=f"{base.shape} as in {self._base.path.name}",
+            )
+        if copy.dtype in ("F32", "F16", "BF16") and base.type.name in ("F32", "F16", "BF16"):
+            rows = min(_COMPARED_ROWS, base.n_rows)
+            ours = float_rows(base.rows(0, rows), base.type)
+            theirs = float_rows(copy.data().reshape(base.n_rows, -1)[:rows], BY_NAME[copy.dtype])
+            if not np.allclose(ours, theirs, rtol=2**-7, atol=2**-7 * float(np.abs(ours).max())):
+                raise AdapterError(
+                    self._path,
+                    f"holds a changed copy of the base's {module}, which is not honoured",
+                    found=copy.shape,
+                )
+
+    def _scale(self, name: str, rank: int) -> float:
+        expected = self._settings.rank_of(name)
+        if rank != expected:
+            raise AdapterError(
+                self._path,
+                f"the rank of {name} is not the one that {CONFIG} says",
+                found=rank,
+                expected=expected,
+            )
+        return self._settings.scale_of(name)
+
+    def _add_embedding(self, place: Place, delta: ModuleDelta, scale: float) -> None:
+        if place.name != _EMBEDDING:
+            raise AdapterError(self._path, f"{delta.module} is no embedding of the base", found=place.name)
+        if _OUTPUT not in self._base.tensors:
+            self.notes.append(
+                f"{self._path.name} adapts an embedding that is tied to the output: merging changes both, as in PEFT"
+            )
+        self._add(place, delta.module, delta.b.T, delta.a.T, scale)
+
+    def _add_stack(self, stack: str, delta: ModuleDelta) -> None:
+        """One of the parameters of a layer's fused experts; which one, its shape says."""
+        fits = []
+        for parameter in ("gate_up_proj", "down_proj"):
+            places = self._names.places(f"{stack}.{parameter}")
+            base = self._base.tensors.get(places[0].name)
+            if base is None or not f"{stack}.{parameter}".endswith(self._settings.parameters):
+                continue
+            experts, out, columns = base.shape[0], base.shape[1] * len(places), base.shape[2]
+            rank = self._settings.rank_of(f"{stack}.{parameter}")
+            for swapped in (False, True):
+                rows, width = (columns, out) if swapped else (out, columns)
+                if delta.a.shape == (experts * rank, width) and delta.b.shape == (rows, rank * experts):
+                    fits.append(
+                        (swapped == self._settings.swapped_experts, parameter, places, experts, swapped)
+                    )
+        if not fits:
+            raise AdapterError(
+                self._path,
+                f"the shapes of {delta.module} fit no experts of the base",
+                found=f"A {delta.a.shape}, B {delta.b.shape}",
+                expected="A (experts * r, in), B (out, r * experts)",
+            )
+        _, parameter, places, experts, swapped = max(fits, key=lambda fit: fit[0])
+        name = f"{stack}.{parameter}"
+        rank = delta.a.shape[0] // experts
+        a = delta.a.reshape(experts, rank, -1)
+        b = delta.b.reshape(delta.b.shape[0], rank, experts).transpose(2, 0, 1)
+        if swapped:
+            a, b = b.transpose(0, 2, 1), a.transpose(0, 2, 1)
+        for place in places:
+            half = b.shape[1] // len(places)
+            part = b if place.half is None else b[:, place.half * half : (place.half + 1) * half]
+            self._add(place, name, a, part, self._settings.scale_of(name))
+
+    def _add(self, place: Place, module: str, a: Floats, b: Floats, scale: float) -> None:
+        base = self._base.tensors.get(place.name)
+        if base is None:
+            tied = place.name == _OUTPUT and _EMBEDDING in self._base.tensors
+            raise AdapterError(
+                self._path,
+                f"adapts {module}, but the base has no {place.name}",
+                found=self._base.path.name,
+                hint="it ties its output to the embedding" if tied else None,
+            )
+        shape = (*a.shape[:-2], b.shape[-2], a.shape[-1])
+        expected = base.shape if place.expert is None else base.shape[1:]
+        if shape != expected:
+            raise AdapterError(
+                self._path,
+                f"the shape of its delta for {module} is not that of {self._base.path.name}'s {place.name}",
+                found=shape,
+                expected=expected,
+            )
+        if place.heads is not None:
+            b = b[rope_row_order(b.shape[0], place.heads)]
+        parts = self._targets.setdefault(place.name, _Target()).parts
+        if place.expert in parts:
+            raise AdapterError(self._path, f"adapts {module} twice")
+        parts[place.expert] = (np.ascontiguousarray(a), np.ascontiguousarray(b), scale)
+
+    def _single(self, name: str, target: _Target) -> LoraPair:
+        a, b, scale = target.parts[None]
+        return LoraPair(name, a, b, scale)
+
+    def _stacked(self, name: str, target: _Target) -> LoraPair:
+        """Experts adapted one by one, as a stack: zeros for the others, and up to the largest rank."""
+        experts, out, columns = self._base.tensors[name].shape
+        parts: Mapping[int | None, tuple[Floats, Floats, float]] = target.parts
+        scales = {scale for _, _, scale in parts.values()}
+        common = scales.pop() if len(scales) == 1 else 1.0
+        rank = max(a.shape[0] for a, _, _ in parts.values())
+        stack_a, stack_b = (
+            np.zeros((experts, rank, columns), np.float32),
+            np.zeros((experts, out, rank), np.float32),
+        )
+        for expert, (a, b, scale) in parts.items():
+            stack_a[expert, : a.shape[0]] = a
+            stack_b[expert, :, : b.shape[1]] = b if common == scale else b * np.float32(scale / common)
+        return LoraPair(name, stack_a, stack_b, common)
