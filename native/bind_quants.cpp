@@ -52,6 +52,17 @@ void quantize(FloatRows x, ByteRowsOut y, int type, std::optional<Floats> import
                     importance ? importance->data() : nullptr);
 }
 
+void quantize_nvfp4(FloatRows x, ByteRowsOut y, float scale, std::optional<Floats> importance, const std::string& isa) {
+    check(x.shape(0), x.shape(1), y.shape(0), y.shape(1), find(lg::NVFP4, isa));
+    if (importance && importance->shape(0) != x.shape(1)) {
+        throw std::invalid_argument("importance must hold one weight per column");
+    }
+    const lg::KernelTable& kernels = isa.empty() ? lg::kernels() : lg::kernels(isa.c_str());
+    nb::gil_scoped_release release;
+    kernels.nvfp4(x.data(), y.data(), int64_t(x.shape(0)), int64_t(x.shape(1)), scale,
+                  importance ? importance->data() : nullptr);
+}
+
 void dequantize(ByteRows y, FloatRowsOut x, int type, const std::string& isa) {
     const lg::TypeKernels& kernel = find(type, isa);
     check(x.shape(0), x.shape(1), y.shape(0), y.shape(1), kernel);
@@ -68,5 +79,7 @@ void bind_quants(nb::module_& m) {
     m.def("isas", lg::isas, "The instruction sets that this machine can run, best first.");
     m.def("quantize", quantize, nb::arg("x"), nb::arg("out"), nb::arg("kind"), nb::arg("importance").none(),
           nb::arg("isa"));
+    m.def("quantize_nvfp4", quantize_nvfp4, nb::arg("x"), nb::arg("out"), nb::arg("scale"),
+          nb::arg("importance").none(), nb::arg("isa"));
     m.def("dequantize", dequantize, nb::arg("data"), nb::arg("out"), nb::arg("kind"), nb::arg("isa"));
 }

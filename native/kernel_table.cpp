@@ -11,6 +11,10 @@ void add_activations(KernelTable&);
 void add_attention(KernelTable&);
 void add_linear_f32(KernelTable&);
 void add_pointwise(KernelTable&);
+void add_fp4(KernelTable&);
+void add_ternary(KernelTable&);
+void add_iq4(KernelTable&);
+void add_nvfp4(KernelTable&);
 
 extern const KernelTable* table();
 const KernelTable* table() {
@@ -24,6 +28,10 @@ const KernelTable* table() {
         add_attention(k);
         add_linear_f32(k);
         add_pointwise(k);
+        add_fp4(k);
+        add_ternary(k);
+        add_iq4(k);
+        add_nvfp4(k);
         return k;
     }();
     return &t;

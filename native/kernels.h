@@ -43,6 +43,9 @@ struct DeltaKernels {
 struct KernelTable {
     const char* isa = "";
     TypeKernels type[TYPE_COUNT];
+    // As TypeKernels::quantize for NVFP4, with a per-tensor scale and the block scales searched for (type[NVFP4] holds
+    // ggml's own quantizer).
+    void (*nvfp4)(const float* x, uint8_t* y, int64_t rows, int64_t cols, float scale, const float* importance) = nullptr;
     DeltaKernels delta;
     EngineKernels engine;
 };

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loragraft.errors import FormatError, QuantizeError
-from loragraft.quants import e4m3, nvfp4
+from loragraft.quants import e4m3, native, nvfp4
 from paths import data
 
 
@@ -170,6 +170,20 @@ def test_representable_weights_survive() -> None:
     codes = rng.choice(np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6], np.float32), (64, 16))
     x = (np.float32(0.25) * e4m3.VALUES[rng.integers(1, 127, (64, 1))] * codes).reshape(4, 256)
     assert (nvfp4.dequantize_nvfp4(nvfp4.quantize_nvfp4(x, 0.25), 0.25) == x).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("size", [1e-40, 1e-20, 0.02, 1e30])
+def test_native_equals_numpy(weighted: bool, size: float) -> None:
+    rng = np.random.default_rng(7)
+    x = (rng.standard_cauchy((9, 192)) * size).astype(np.float32)
+    x[3], x[4, :64] = 0, 0
+    x[5] = np.round(x[5] / np.float32(size)) * np.float32(size)
+    w = rng.random(192, dtype=np.float32) ** 3 * (rng.random(192) < 0.9) if weighted else None
+    for scale in (nvfp4.tensor_scale(float(np.abs(x).max())), np.float32(max(size / 100, 1e-44))):
+        wanted = nvfp4.quantize_nvfp4(x, float(scale), w)
+        for isa in native.isas():
+            assert np.array_equal(native.quantize_nvfp4(x, float(scale), w, isa=isa), wanted), isa
 
 
 def test_tensor_scale_is_modelopts() -> None:

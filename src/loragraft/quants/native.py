@@ -7,6 +7,7 @@ import numpy as np
 from loragraft import _native
 from loragraft.errors import UnsupportedError
 from loragraft.quants.codec import Bytes, Floats
+from loragraft.quants.nvfp4 import NVFP4, check_scale
 from loragraft.quants.reference import check_data, check_input
 from loragraft.quants.types import QuantType
 
@@ -39,6 +40,15 @@ def dequantize(data: Bytes, kind: QuantType, *, isa: str = "") -> Floats:
     data = check_data(data, kind)
     out = np.empty((data.shape[0], data.shape[1] // kind.bytes * kind.block), dtype=np.float32)
     _native.dequantize(data, out, kind.id, isa)
+    return out
+
+
+def quantize_nvfp4(x: Floats, scale: float, importance: Floats | None = None, *, isa: str = "") -> Bytes:
+    """Rows of NVFP4 under a per-tensor scale: see `nvfp4.quantize_nvfp4`. One thread; releases the GIL."""
+    check_scale(scale)
+    x, importance = check_input(x, NVFP4, importance)
+    out = np.empty((x.shape[0], NVFP4.row_bytes(x.shape[1])), dtype=np.uint8)
+    _native.quantize_nvfp4(x, out, scale, importance, isa)
     return out
 
 

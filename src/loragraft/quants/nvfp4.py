@@ -22,12 +22,14 @@ from loragraft.quants import e4m3
 from loragraft.quants.arith import F
 from loragraft.quants.codec import Floats
 from loragraft.quants.fp4 import E2M1_DOUBLED, UE4M3_HALVED, pack_halves, unpack_halves
+from loragraft.quants.reference import check_input
+from loragraft.quants.types import BY_NAME
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[Any]
 
-BLOCK = 64
-BLOCK_BYTES = 36
+NVFP4 = BY_NAME["NVFP4"]
+BLOCK, BLOCK_BYTES = NVFP4.block, NVFP4.bytes
 _GROUP = 16
 
 
@@ -54,15 +56,12 @@ def quantize_nvfp4(x: Floats, scale: float, importance: Floats | None = None) ->
 
     `scale`: see `tensor_scale`. `importance`: float32 [cols], the weight of each column's squared errors, or None
     for equal ones. Among scales of equal error, and values halfway between two codes, the choice is fixed: the
-    native kernel makes the same. Raises QuantizeError if the columns are no multiple of 64 or the scale is not
-    positive and finite.
+    native kernel makes the same. Raises QuantizeError if the scale is not positive and finite or a shape is wrong,
+    UnsupportedError if the columns are no multiple of 64.
     """
     check_scale(scale)
+    x, importance = check_input(x, NVFP4, importance)
     rows, columns = x.shape
-    if columns % BLOCK:
-        raise QuantizeError(
-            "NVFP4", "a row must be whole blocks", found=f"{columns} columns", expected="a multiple of 64"
-        )
     with np.errstate(all="ignore"):
         y = np.ascontiguousarray((np.abs(x) / F(scale)).reshape(-1, _GROUP).T, np.float32)
         if importance is None:

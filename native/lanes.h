@@ -1,0 +1,133 @@
+// One block (or super-block) per SIMD lane: every lane then runs the reference's own sequence of operations, so sums
+// keep their order and the bytes agree. Vectors have the instruction set's own width; the operators of GCC's vector
+// extension do the rest.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(LG_ISA_avx512) || defined(LG_ISA_avx2) || defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "kernels.h"
+
+namespace lg::LG_ISA {
+namespace {
+
+#if defined(LG_ISA_avx512)
+constexpr int LANES = 16;
+#elif defined(LG_ISA_avx2)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+
+inline vf splat(float v) { return v - vf{}; }
+inline vi splat(int32_t v) { return v - vi{}; }
+inline vi bits(vf v) { return (vi)v; }
+inline vf floats(vi v) { return (vf)v; }
+inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+inline vi truncate(vf v) { return __builtin_convertvector(v, vi); }
+inline vf magnitude(vf v) { return floats(bits(v) & 0x7FFFFFFF); }
+// C's MAX(a, b) and MIN(a, b): b where the two do not compare.
+inline vf max(vf a, vf b) { return a > b ? a : b; }
+inline vf min(vf a, vf b) { return a < b ? a : b; }
+inline vi max(vi a, vi b) { return a > b ? a : b; }
+inline vi min(vi a, vi b) { return a < b ? a : b; }
+
+inline vf sqrt(vf v) {
+#if defined(LG_ISA_avx512)
+    return (vf)_mm512_sqrt_ps((__m512)v);
+#elif defined(LG_ISA_avx2)
+    return (vf)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__)
+    return (vf)_mm_sqrt_ps((__m128)v);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return (vf)vsqrtq_f32((float32x4_t)v);
+#else
+    for (int i = 0; i < LANES; ++i) {
+        v[i] = __builtin_sqrtf(v[i]);
+    }
+    return v;
+#endif
+}
+
+inline bool any(vi mask) {
+#if defined(LG_ISA_avx512)
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(LG_ISA_avx2)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    int32_t all = 0;
+    for (int i = 0; i < LANES; ++i) {
+        all |= mask[i];
+    }
+    return all != 0;
+#endif
+}
+
+// The nearest integer, halves to even: the reference's way, adding 1.5 * 2^23, which wraps past +-2^22.
+inline vi nearest_int(vf v) {
+    return (bits(v + 12582912.0f) & 0x7FFFFF) - 0x400000;
+}
+
+template <int D, size_t... K>
+inline void exchange(vf& a, vf& b, std::index_sequence<K...>) {
+    const vf low = __builtin_shufflevector(a, b, ((K & D) ? int(K) - D + LANES : int(K))...);
+    b = __builtin_shufflevector(a, b, ((K & D) ? int(K) + LANES : int(K) + D)...);
+    a = low;
+}
+
+template <int D>
+inline void transpose_stage(vf* v) {
+    for (int i = 0; i < LANES; ++i) {
+        if (!(i & D)) {
+            exchange<D>(v[i], v[i + D], std::make_index_sequence<LANES>{});
+        }
+    }
+    if constexpr (D > 1) {
+        transpose_stage<D / 2>(v);
+    }
+}
+
+// LANES rows of N floats -> out[j], whose lane i is row i's element j. N is a multiple of LANES.
+template <int N>
+inline void transpose(const float* const* rows, vf* out) {
+    static_assert(N % LANES == 0);
+    for (int j = 0; j < N; j += LANES) {
+        for (int i = 0; i < LANES; ++i) {
+            std::memcpy(&out[j + i], rows[i] + j, sizeof(vf));
+        }
+        transpose_stage<LANES / 2>(out + j);
+    }
+}
+
+// Walks blocks of N weights LANES at a time; the last batch repeats its last block in the lanes left over.
+// body(first block, how many, LANES pointers to blocks, as many to their columns' importance or null).
+template <int N, typename Body>
+inline void each_batch(const float* x, int64_t rows, int64_t cols, const float* importance, Body body) {
+    const int64_t blocks = rows * cols / N, per_row = cols / N;
+    for (int64_t first = 0; first < blocks; first += LANES) {
+        const int count = int(blocks - first < LANES ? blocks - first : LANES);
+        const float* block[LANES];
+        const float* weight[LANES];
+        for (int i = 0; i < LANES; ++i) {
+            const int64_t b = first + (i < count ? i : count - 1);
+            block[i] = x + b * N;
+            weight[i] = importance ? importance + b % per_row * N : nullptr;
+        }
+        body(first, count, block, importance ? weight : nullptr);
+    }
+}
+
+} // namespace
+} // namespace lg::LG_ISA
