@@ -99,4 +99,41 @@ inline float sum8(f32x8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
+// One step of a panel product. Each lane of w holds four consecutive codes of one row, x the same four columns of the
+// activations; `panel_code` says how codes are kept in the panel.
+template <bool Signed> inline vi dot_lanes(vi acc, vi w, int32_t x) {
+#if LG_ISA_avx512
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
+#elif LG_ISA_avx2
+    __m256i a = (__m256i)w, b = _mm256_set1_epi32(x);
+    if constexpr (Signed) {
+        b = _mm256_sign_epi8(b, a);
+        a = _mm256_abs_epi8(a);
+    }
+    return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+#elif LG_ISA_neon
+    return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)vdupq_n_s32(x));
+#else
+    const int8_t* a = (const int8_t*)&w;
+    const int8_t* b = (const int8_t*)&x;
+    for (int i = 0; i < LANES; ++i) {
+        for (int k = 0; k < 4; ++k) {
+            acc[i] += int32_t(a[4 * i + k]) * int32_t(b[k]);
+        }
+    }
+    return acc;
+#endif
+}
+
+// AVX-512's product takes unsigned codes: signed ones are kept 128 higher, and 128 times the activations' sum comes off.
+#if LG_ISA_avx512
+template <bool Signed> constexpr int32_t PANEL_OFFSET = Signed ? 128 : 0;
+#else
+template <bool Signed> constexpr int32_t PANEL_OFFSET = 0;
+#endif
+
+template <bool Signed> inline i8x32 panel_code(i8x32 code) {
+    return PANEL_OFFSET<Signed> ? (i8x32)((u8x32)code ^ 0x80) : code;
+}
+
 } // namespace lg::LG_ISA

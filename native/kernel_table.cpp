@@ -10,6 +10,7 @@ void add_delta(KernelTable&);
 void add_activations(KernelTable&);
 void add_attention(KernelTable&);
 void add_linear_f32(KernelTable&);
+void add_linear_q8(KernelTable&);
 void add_pointwise(KernelTable&);
 void add_fp4(KernelTable&);
 void add_ternary(KernelTable&);
@@ -27,6 +28,7 @@ const KernelTable* table() {
         add_activations(k);
         add_attention(k);
         add_linear_f32(k);
+        add_linear_q8(k);
         add_pointwise(k);
         add_fp4(k);
         add_ternary(k);

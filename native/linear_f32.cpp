@@ -78,28 +78,7 @@ void transpose_panel(const Linear& l, int64_t row, int64_t k, int64_t depth, flo
                 w[i] = buffer[i];
             }
         }
-        typedef float f4 __attribute__((vector_size(16)));
-        int64_t j = 0;
-        for (; j + 4 <= depth; j += 4) {
-            f4 a, b, c, d;
-            std::memcpy(&a, w[0] + j, 16);
-            std::memcpy(&b, w[1] + j, 16);
-            std::memcpy(&c, w[2] + j, 16);
-            std::memcpy(&d, w[3] + j, 16);
-            const f4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-            const f4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-            const f4 out[4] = {
-                __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
-                __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
-            for (int i = 0; i < 4; ++i) {
-                std::memcpy(panel + (j + i) * PANEL_ROWS + r, &out[i], 16);
-            }
-        }
-        for (; j < depth; ++j) {
-            for (int i = 0; i < 4; ++i) {
-                panel[j * PANEL_ROWS + r + i] = w[i][j];
-            }
-        }
+        transpose4(w, depth, panel + r, PANEL_ROWS);
     }
 }
 

@@ -38,7 +38,7 @@ inline vf load(const float* p) {
     return v;
 }
 inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
-inline vf splat(float x) { return vf{} + x; }
+inline vf splat(float x) { return x - vf{}; }
 
 inline vf fma(vf a, vf b, vf c) {
 #if LG_ISA_avx512
@@ -110,6 +110,34 @@ inline float half_at(const uint8_t* p) {
     uint16_t h;
     std::memcpy(&h, p, 2);
     return half_to_float(h);
+}
+
+// ---- panels ----
+
+// Four rows of n 4-byte words -> out[word * stride + row]. Words are moved as floats, whatever they are.
+inline void transpose4(const float* const* rows, int64_t n, float* out, int64_t stride) {
+    typedef float f4 __attribute__((vector_size(16)));
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        f4 a, b, c, d;
+        std::memcpy(&a, rows[0] + j, 16);
+        std::memcpy(&b, rows[1] + j, 16);
+        std::memcpy(&c, rows[2] + j, 16);
+        std::memcpy(&d, rows[3] + j, 16);
+        const f4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        const f4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+        const f4 words[4] = {
+            __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+            __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
+        for (int i = 0; i < 4; ++i) {
+            std::memcpy(out + (j + i) * stride, &words[i], 16);
+        }
+    }
+    for (; j < n; ++j) {
+        for (int i = 0; i < 4; ++i) {
+            std::memcpy(out + j * stride + i, rows[i] + j, 4);
+        }
+    }
 }
 
 } // namespace lg::LG_ISA

@@ -100,7 +100,7 @@ class Model:
         tensor = self._weights[step.weight]
         dense = step.ids is None
         experts = 1 if dense else tensor.shape[0]
-        rows = tensor.shape[-2]
+        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
         b = lora = None
         first = 0
         if step.loras:

@@ -1,0 +1,294 @@
+// Products of quantized weights with 8-bit activations, in integers within each run of weights that shares a scale.
+// Written once over the types of codes.h: row by row for a few columns, where reading the weights is what takes the
+// time; by panels of rows for many, where the multiplications are.
+#include "codes.h"
+#include "epilogue.h"
+#include "kernels.h"
+#include "scratch.h"
+
+#include <algorithm>
+
+namespace lg::LG_ISA {
+
+namespace {
+
+// ---- a few columns ----
+
+template <int SUB> inline f32x8 spread(const float* scale, int k) {
+    if constexpr (SUB == 32) {
+        return scale[k] - f32x8{};
+    } else {
+        typedef float f4 __attribute__((vector_size(16)));
+        const f4 low = scale[2 * k] - f4{}, high = scale[2 * k + 1] - f4{};
+        return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+}
+
+// One row of weights with C columns of activations.
+template <class T, int C> inline void dot_row(const Linear& l, const uint8_t* w, const int64_t* x_rows, float* y) {
+    constexpr int RUNS = T::BLOCK / 32, SUBS = T::BLOCK / T::SUB;
+    const int8_t* codes[C];
+    const float *d[C], *dsum[C];
+    for (int c = 0; c < C; ++c) {
+        codes[c] = l.x.codes + x_rows[c] * l.cols;
+        d[c] = l.x.d + x_rows[c] * (l.cols / 32);
+        dsum[c] = (T::SUB == 16 ? l.x.dsum16 : l.x.dsum32) + x_rows[c] * (l.cols / T::SUB);
+    }
+    f32x8 acc[C] = {};
+    f32x8 min_lanes[C] = {};
+    float min_rest[C] = {};
+    const int64_t blocks = l.cols / T::BLOCK;
+    for (int64_t b = 0; b < blocks; ++b, w += T::BYTES) {
+        i8x32 q[RUNS];
+        float scale[SUBS], min[SUBS];
+        T::decode(w, q, scale, min);
+        for (int c = 0; c < C; ++c) {
+            float both[SUBS];
+            for (int s = 0; s < SUBS; ++s) {
+                both[s] = scale[s] * d[c][b * RUNS + s * T::SUB / 32];
+            }
+            for (int k = 0; k < RUNS; ++k) {
+                const i8x32 x = load_i8(codes[c] + b * T::BLOCK + 32 * k);
+                acc[c] = fma8(to_float(dot32<T::SIGNED>(i32x8{}, q[k], x)), spread<T::SUB>(both, k), acc[c]);
+            }
+            if constexpr (T::MIN && SUBS % 8 == 0) {
+                for (int s = 0; s < SUBS; s += 8) {
+                    f32x8 m, ds;
+                    std::memcpy(&m, min + s, 32);
+                    std::memcpy(&ds, dsum[c] + b * SUBS + s, 32);
+                    min_lanes[c] = fma8(m, ds, min_lanes[c]);
+                }
+            } else if constexpr (T::MIN) {
+                for (int s = 0; s < SUBS; ++s) {
+                    min_rest[c] += min[s] * dsum[c][b * SUBS + s];
+                }
+            }
+        }
+    }
+    for (int c = 0; c < C; ++c) {
+        y[c] = sum8(acc[c]);
+        if constexpr (T::MIN) {
+            y[c] += sum8(min_lanes[c]) + min_rest[c];
+        }
+    }
+}
+
+template <class T, int C> void few(const Linear& l, int64_t first, int64_t last, int64_t t) {
+    int64_t x_rows[C];
+    for (int c = 0; c < C; ++c) {
+        x_rows[c] = x_row(l, t + c);
+    }
+    for (int64_t row = first; row < last; row += 16) {
+        float product[C][16] = {};
+        for (int64_t r = 0; r < 16 && row + r < last; ++r) {
+            float y[C];
+            dot_row<T, C>(l, l.weight + (row + r) * l.row_bytes, x_rows, y);
+            for (int c = 0; c < C; ++c) {
+                product[c][r] = y[c];
+            }
+        }
+        for (int c = 0; c < C; ++c) {
+            finish16(l, t + c, row, product[c]);
+        }
+    }
+}
+
+// ---- many columns ----
+
+constexpr int ROWS = int(LINEAR_ROWS);
+constexpr int DEPTH = MAX_BLOCK;
+
+// ROWS rows of DEPTH weights (or fewer): codes by fours, row by row within them; scales and mins row by row.
+struct Panel {
+    alignas(64) int32_t codes[DEPTH / 4][ROWS];
+    alignas(64) float scale[DEPTH / 16][ROWS];
+    alignas(64) float min[DEPTH / 16][ROWS];
+};
+
+template <class T> void fill_panel(const Linear& l, int64_t row, int64_t k, int depth, Panel& p) {
+    alignas(64) i8x32 codes[4][DEPTH / 32];
+    for (int r = 0; r < ROWS; r += 4) {
+        for (int i = 0; i < 4; ++i) {
+            float scale[DEPTH / T::SUB] = {}, min[DEPTH / T::SUB] = {};
+            if (row + r + i < l.rows) {
+                const uint8_t* w = l.weight + (row + r + i) * l.row_bytes + k / T::BLOCK * T::BYTES;
+                for (int b = 0; b < depth / T::BLOCK; ++b, w += T::BYTES) {
+                    constexpr int SUBS = T::BLOCK / T::SUB;
+                    T::decode(w, codes[i] + b * (T::BLOCK / 32), scale + b * SUBS, min + b * SUBS);
+                }
+            } else {
+                std::fill_n(codes[i], DEPTH / 32, i8x32{});
+            }
+            for (int j = 0; j < depth / 32; ++j) {
+                codes[i][j] = panel_code<T::SIGNED>(codes[i][j]);
+            }
+            for (int s = 0; s < depth / T::SUB; ++s) {
+                p.scale[s][r + i] = scale[s];
+                if constexpr (T::MIN) {
+                    p.min[s][r + i] = min[s];
+                }
+            }
+        }
+        const float* words[4] = {(const float*)codes[0], (const float*)codes[1], (const float*)codes[2],
+                                 (const float*)codes[3]};
+        transpose4(words, depth / 4, (float*)p.codes[0] + r, ROWS);
+    }
+}
+
+// What C columns of activations give to one panel.
+template <int C> struct Columns {
+    const int8_t* codes[C];
+    const float* d[C];
+    const int32_t* sum[C];
+    const float* dsum[C];
+};
+
+// RV vectors of rows by C columns over a panel's depth; acc is [C][ROWS].
+template <int SUB, bool MIN, bool SIGNED, int RV, int C>
+inline void tile(const Panel& p, int row, int depth, const Columns<C>& x, float* acc) {
+    vf total[RV][C];
+    for (int c = 0; c < C; ++c) {
+        for (int r = 0; r < RV; ++r) {
+            total[r][c] = load(acc + c * ROWS + row + r * LANES);
+        }
+    }
+    for (int run = 0; run < depth / 32; ++run) {
+        vf part[RV][C];
+        for (int s = run * 32 / SUB; s < (run + 1) * 32 / SUB; ++s) {
+            vi dots[RV][C];
+            for (int c = 0; c < C; ++c) {
+                const int32_t start = PANEL_OFFSET<SIGNED> ? -PANEL_OFFSET<SIGNED> * x.sum[c][s] : 0;
+                for (int r = 0; r < RV; ++r) {
+                    dots[r][c] = start - vi{};
+                }
+            }
+            for (int j = s * (SUB / 4); j < (s + 1) * (SUB / 4); ++j) {
+                vi w[RV];
+                for (int r = 0; r < RV; ++r) {
+                    std::memcpy(&w[r], p.codes[j] + row + r * LANES, sizeof w[r]);
+                }
+                for (int c = 0; c < C; ++c) {
+                    int32_t four;
+                    std::memcpy(&four, x.codes[c] + 4 * j, 4);
+                    for (int r = 0; r < RV; ++r) {
+                        dots[r][c] = dot_lanes<SIGNED>(dots[r][c], w[r], four);
+                    }
+                }
+            }
+            for (int r = 0; r < RV; ++r) {
+                const vf scale = load(p.scale[s] + row + r * LANES);
+                for (int c = 0; c < C; ++c) {
+                    const vf value = __builtin_convertvector(dots[r][c], vf);
+                    part[r][c] = s * SUB == run * 32 ? value * scale : fma(value, scale, part[r][c]);
+                }
+                if constexpr (MIN) {
+                    const vf min = load(p.min[s] + row + r * LANES);
+                    for (int c = 0; c < C; ++c) {
+                        total[r][c] = fma(min, splat(x.dsum[c][s]), total[r][c]);
+                    }
+                }
+            }
+        }
+        for (int c = 0; c < C; ++c) {
+            const vf d = splat(x.d[c][run]);
+            for (int r = 0; r < RV; ++r) {
+                total[r][c] = fma(part[r][c], d, total[r][c]);
+            }
+        }
+    }
+    for (int c = 0; c < C; ++c) {
+        for (int r = 0; r < RV; ++r) {
+            store(acc + c * ROWS + row + r * LANES, total[r][c]);
+        }
+    }
+}
+
+template <int SUB, bool MIN, bool SIGNED, int C>
+void tiles(const Linear& l, const Panel& p, int64_t k, int depth, int64_t t, float* acc) {
+    Columns<C> x;
+    for (int c = 0; c < C; ++c) {
+        const int64_t row = x_row(l, t + c);
+        x.codes[c] = l.x.codes + row * l.cols + k;
+        x.d[c] = l.x.d + (row * l.cols + k) / 32;
+        x.sum[c] = (SUB == 16 ? l.x.sum16 : l.x.sum32) + (row * l.cols + k) / SUB;
+        x.dsum[c] = (SUB == 16 ? l.x.dsum16 : l.x.dsum32) + (row * l.cols + k) / SUB;
+    }
+    constexpr int RV = 2;
+    for (int row = 0; row < ROWS; row += RV * LANES) {
+        tile<SUB, MIN, SIGNED, RV, C>(p, row, depth, x, acc + t * ROWS);
+    }
+}
+
+template <int SUB, bool MIN, bool SIGNED>
+void sweep(const Linear& l, const Panel& p, int64_t k, int depth, float* acc) {
+    constexpr int C = LANES == 16 ? 4 : 2;
+    int64_t t = 0;
+    for (; t + C <= l.columns; t += C) {
+        tiles<SUB, MIN, SIGNED, C>(l, p, k, depth, t, acc);
+    }
+    for (; t < l.columns; ++t) {
+        tiles<SUB, MIN, SIGNED, 1>(l, p, k, depth, t, acc);
+    }
+}
+
+template <class T> void many(const Linear& l, int64_t first, int64_t last) {
+    thread_local static Scratch<float> memory;
+    thread_local static Scratch<Panel> panels;
+    float* acc = memory.get(l.columns * ROWS);
+    Panel& p = *panels.get(1);
+    for (int64_t row = first; row < last; row += ROWS) {
+        std::fill_n(acc, l.columns * ROWS, 0.0f);
+        for (int64_t k = 0; k < l.cols; k += DEPTH) {
+            const int depth = int(std::min<int64_t>(DEPTH, l.cols - k));
+            fill_panel<T>(l, row, k, depth, p);
+            sweep<T::SUB, T::MIN, T::SIGNED>(l, p, k, depth, acc);
+        }
+        for (int64_t t = 0; t < l.columns; ++t) {
+            for (int64_t r = 0; r < ROWS && row + r < last; r += 16) {
+                finish16(l, t, row + r, acc + t * ROWS + r);
+            }
+        }
+    }
+}
+
+template <class T> void linear(const Linear& l, int64_t first, int64_t last) {
+    static_assert(DEPTH % T::BLOCK == 0 && T::BLOCK % 32 == 0 && (T::SUB == 16 || T::SUB == 32));
+    constexpr int64_t FEW = 8;
+    if (l.columns > FEW) {
+        many<T>(l, first, last);
+        return;
+    }
+    int64_t t = 0;
+    for (; t + 4 <= l.columns; t += 4) {
+        few<T, 4>(l, first, last, t);
+    }
+    for (; t + 2 <= l.columns; t += 2) {
+        few<T, 2>(l, first, last, t);
+    }
+    if (t < l.columns) {
+        few<T, 1>(l, first, last, t);
+    }
+}
+
+} // namespace
+
+void add_linear_q8(KernelTable& k) {
+    LinearKernel* by_type = k.engine.linear_q8;
+    by_type[Q4_0] = linear<Q4_0Codes>;
+    by_type[Q4_1] = linear<Q4_1Codes>;
+    by_type[Q5_0] = linear<Q5_0Codes>;
+    by_type[Q5_1] = linear<Q5_1Codes>;
+    by_type[Q8_0] = linear<Q8_0Codes>;
+    by_type[Q2_K] = linear<Q2_KCodes>;
+    by_type[Q3_K] = linear<Q3_KCodes>;
+    by_type[Q4_K] = linear<Q4_KCodes>;
+    by_type[Q5_K] = linear<Q5_KCodes>;
+    by_type[Q6_K] = linear<Q6_KCodes>;
+    by_type[IQ4_NL] = linear<IQ4_NLCodes>;
+    by_type[IQ4_XS] = linear<IQ4_XSCodes>;
+    by_type[MXFP4] = linear<MXFP4Codes>;
+    by_type[NVFP4] = linear<NVFP4Codes>;
+    by_type[TQ2_0] = linear<TQ2_0Codes>;
+}
+
+} // namespace lg::LG_ISA

@@ -1,0 +1,140 @@
+"""Products of the native engine against float64, for every weight type, batch size and instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from loragraft import _native
+from loragraft.quants import native, reference
+from loragraft.quants.types import BY_NAME, QuantType
+
+engine = _native.engine
+Floats = npt.NDArray[np.float32]
+
+TYPES = [kind for kind in BY_NAME.values() if engine.has_type(kind.id)]
+ROWS = 53  # no multiple of any tile
+LIMIT = 2e-6
+"""Largest error of a product relative to the norms of its factors; float32 sums of a few hundred terms."""
+
+
+def rounded_to_8_bits(x: Floats) -> npt.NDArray[np.float64]:
+    """What an integer product sees: per 32, codes -127 to 127 of the largest magnitude."""
+    groups = x.reshape(len(x), -1, 32)
+    d = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
+    return (np.rint(groups * inverse).astype(np.float64) * d).reshape(x.shape)
+
+
+def random_weight(
+    kind: QuantType, rng: np.random.Generator, columns: int, rows: int = ROWS
+) -> npt.NDArray[np.uint8]:
+    w = rng.standard_normal((rows, columns), dtype=np.float32) / 16
+    importance = np.ones(columns, np.float32)
+    quantize = native.quantize if native.supports(kind) else reference.quantize
+    return quantize(w, kind, importance)
+
+
+def multiply(
+    kind: QuantType, data: npt.NDArray[np.uint8], x: Floats, q8: bool, *, threads: int = 2, rows: int = ROWS
+) -> Floats:
+    weight = engine.Weight(data, kind.id, x.shape[1])
+    source = engine.Input()
+    source.set(x)
+    y = np.full((len(x), rows), np.nan, np.float32)
+    end = engine.LinearEnd(1, rows, None, None, None, 1.0)
+    engine.linear(engine.ThreadPool(threads), weight, source, y, end, None, 0, q8)
+    return y
+
+
+def columns_of(kind: QuantType) -> int:
+    """More than one panel deep, and not a multiple of it if the type allows."""
+    return 512 if kind.block == 256 else 256 + 2 * max(kind.block, 32)
+
+
+@pytest.mark.parametrize("q8", [False, True], ids=["f32", "q8"])
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_products_against_float64(kind: QuantType, q8: bool) -> None:
+    rng = np.random.default_rng(kind.id)
+    columns = columns_of(kind)
+    data = random_weight(kind, rng, columns)
+    w = reference.dequantize(data, kind).astype(np.float64)
+    weight = engine.Weight(data, kind.id, columns)
+    for tokens in (1, 2, 3, 7, 9, 64):
+        x = rng.standard_normal((tokens, columns), dtype=np.float32)
+        x[:, 32:64] *= 1e-3
+        x[0, 64:96] = 0
+        seen = rounded_to_8_bits(x) if q8 and weight.has_q8 else x.astype(np.float64)
+        y = multiply(kind, data, x, q8)
+        size = np.linalg.norm(seen, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+        assert np.max(np.abs(y - seen @ w.T) / size) < LIMIT, tokens
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_threads_do_not_change_a_bit(kind: QuantType) -> None:
+    rng = np.random.default_rng(5)
+    data = random_weight(kind, rng, 512, rows=1000)
+    for tokens in (1, 3, 20):
+        x = rng.standard_normal((tokens, 512), dtype=np.float32)
+        one = multiply(kind, data, x, True, threads=1, rows=1000)
+        for threads in (2, 3):
+            assert np.array_equal(multiply(kind, data, x, True, threads=threads, rows=1000), one)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in _native.isas() if isa != _native.isa()])
+def test_other_instruction_sets(isa: str) -> None:
+    """The kernels of a process are chosen once, so each set needs its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "against_float64", "-p", "no:cacheprovider", __file__],
+        env=os.environ | {"LORAGRAFT_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-2000:]
+
+
+def test_the_epilogue_in_its_order() -> None:
+    """scale, LoRA, bias, architectural scale, per expert."""
+    rng = np.random.default_rng(3)
+    experts, rows, columns, rank, tokens, used = 3, 21, 64, 5, 11, 2
+    w = rng.standard_normal((experts, rows, columns), dtype=np.float32)
+    scale = rng.uniform(0.01, 0.1, experts).astype(np.float32)
+    b = rng.standard_normal((experts, rows, rank), dtype=np.float32)
+    bias = rng.standard_normal((experts, rows), dtype=np.float32)
+    xa = rng.standard_normal((tokens * used, rank), dtype=np.float32)
+    x = rng.standard_normal((tokens, columns), dtype=np.float32)
+    ids = rng.integers(0, experts, tokens * used).astype(np.int32)
+    weight = engine.Weight(w.reshape(-1, columns).view(np.uint8), BY_NAME["F32"].id, columns, experts)
+    source = engine.Input()
+    source.set(x)
+    y = np.empty((tokens * used, rows), np.float32)
+    end = engine.LinearEnd(experts, rows, scale, b, bias, 0.5)
+    engine.experts_linear(engine.ThreadPool(2), weight, source, ids, y, end, xa, False)
+    for p, e in enumerate(ids):
+        product = w[e].astype(np.float64) @ x[p // used]
+        wanted = 0.5 * (scale[e] * product + b[e].astype(np.float64) @ xa[p] + bias[e])
+        assert np.allclose(y[p], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_bad_shapes_are_refused() -> None:
+    pool, source = engine.ThreadPool(1), engine.Input()
+    source.set(np.zeros((2, 64), np.float32))
+    q8_0 = BY_NAME["Q8_0"].id
+    weight = engine.Weight(np.zeros((4, 68), np.uint8), q8_0, 64)
+    end = engine.LinearEnd(1, 4, None, None, None, 1.0)
+    with pytest.raises(ValueError, match="row bytes do not fit the type"):
+        engine.Weight(np.zeros((4, 67), np.uint8), q8_0, 64)
+    with pytest.raises(ValueError, match="not a whole number of blocks"):
+        engine.Weight(np.zeros((4, 68), np.uint8), q8_0, 63)
+    with pytest.raises(ValueError, match="wrong shape of y"):
+        engine.linear(pool, weight, source, np.zeros((2, 5), np.float32), end, None, 0, True)
+    source.set(np.zeros((2, 32), np.float32))
+    with pytest.raises(ValueError, match="x does not fit"):
+        engine.linear(pool, weight, source, np.zeros((2, 4), np.float32), end, None, 0, True)
+    with pytest.raises(ValueError, match="row out of range"):
+        weight.gather(pool, np.array([4], np.int32), np.zeros((1, 64), np.float32))
