@@ -21,6 +21,13 @@ Run = Callable[..., Array]
 """(session, node, *inputs) -> value"""
 
 
+def dequantized(source: TensorSource | Floats) -> Floats:
+    """A whole tensor in float32, without any per-tensor scale."""
+    if isinstance(source, TensorSource):
+        return quants.dequantize(source.rows(0, source.n_rows), source.type).reshape(source.shape)
+    return np.asarray(source, dtype=np.float32)
+
+
 class ReferenceBackend(Backend):
     """Weights are dequantized to float32 at their first use and kept: meant for small models and for comparisons."""
 
@@ -55,12 +62,7 @@ class ReferenceSession:
     def weight(self, name: str) -> Floats:
         """The tensor `name` in float32."""
         if name not in self._dense:
-            source = self._source[name]
-            if isinstance(source, TensorSource):
-                rows = source.rows(0, source.n_rows)
-                self._dense[name] = quants.dequantize(rows, source.type).reshape(source.shape)
-            else:
-                self._dense[name] = np.asarray(source, dtype=np.float32)
+            self._dense[name] = dequantized(self._source[name])
         return self._dense[name]
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:

@@ -1,0 +1,262 @@
+"""`check`: how every linear of a model will be computed, whether llama.cpp would get it right, and what each wrong
+order costs on the user's own text. docs/numerics.md explains the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from loragraft import llama_cpp
+from loragraft.archs.graphs import build_graph, tensor_facts
+from loragraft.backends.base import Floats, Options
+from loragraft.backends.reference import OPS, Array, ReferenceBackend, ReferenceSession, dequantized
+from loragraft.errors import LoragraftError
+from loragraft.evaluate.divergence import DivergenceMeter
+from loragraft.evaluate.perplexity import Ids, Meter, Window, count, log_softmax, losses, windows
+from loragraft.formats.source import ModelSource
+from loragraft.graph.chains import Chain, Stage, find_chains
+from loragraft.graph.lora import attach
+from loragraft.graph.misorder import Mistake, misorder, possible, wrong_epilogue
+from loragraft.graph.ops import Graph
+from loragraft.graph.spec import verify
+from loragraft.models import load_adapter, open_model
+from loragraft.progress import SILENT, Progress
+from loragraft.tokenizer import Tokenizer
+
+RIGHT = "right order"
+WITHOUT = "without the adapters"
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """One linear layer as it will run. `scale` is the per-tensor weight scale, smallest and largest for experts."""
+
+    name: str
+    weight: str
+    type: str
+    scale: tuple[float, float] | None
+    ranks: list[int]
+    bias: bool
+    order: list[str]
+    llama_cpp: str
+    why: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to compute the model, on the text: divergences are from the right order, in nats."""
+
+    name: str
+    linears: int
+    """In how many linears the mistake is possible, hence made."""
+    perplexity: float
+    perplexity_error: float
+    mean_kl: float
+    same_top: float
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """`runs` and `local` are empty if no text was given. `local`: for every mistake, the relative error
+    ||wrong - right|| / ||right|| of the output of each linear where it is possible, fed with right inputs."""
+
+    path: Path
+    arch: str
+    adapters: list[str]
+    linears: list[LinearReport]
+    runs: list[Run] = field(default_factory=list)
+    local: dict[str, dict[str, float]] = field(default_factory=dict)
+    tokens: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def check(
+    model: str | Path,
+    adapters: Sequence[tuple[str | Path, float]] = (),
+    *,
+    text: str | None = None,
+    context: int = 256,
+    limit: int | None = 8,
+    progress: Progress = SILENT,
+) -> Conformance:
+    """The conformance report of `model` with `adapters` (path, factor).
+
+    With a `text`, every possible mistake is made in a copy of the graph and measured on the text's first `limit`
+    windows of `context` tokens, by the reference backend: memory for the whole model in float32, time for one
+    reading per mistake. Raises LoragraftError for files that do not fit each other and GraphError for a model whose
+    graph breaks the law.
+    """
+    source = open_model(model)
+    base = build_graph(source.metadata, tensor_facts(source.tensors))
+    loaded = [(load_adapter(path, source), factor) for path, factor in adapters]
+    graph, extra = attach(base, loaded)
+    verify(graph)
+    notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+    linears = [_linear(graph, chain, source) for chain in find_chains(graph)]
+    names = [str(path) for path, _ in adapters]
+    if text is None:
+        return Conformance(source.path, source.arch, names, linears, notes=notes)
+    tokenizer = Tokenizer.from_metadata(source.metadata, source.path)
+    ids = tokenizer.encode(text)
+    bos = tokenizer.bos if tokenizer.add_bos else None
+    weights = {name: dequantized(tensor) for name, tensor in source.tensors.items()} | extra
+    bench = _Bench(graph, base if loaded else None, weights)
+    progress.start("Measuring wrong orders", count(ids, context, limit) * len(bench.sessions))
+    for window in windows(ids, context, bos, limit=limit):
+        bench.read(window, progress)
+    runs, tokens = bench.runs()
+    return Conformance(source.path, source.arch, names, linears, runs, bench.local_errors(), tokens, notes)
+
+
+def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
+    scale = next((graph.nodes[index].weights[0] for index in chain.at(Stage.WEIGHT_SCALE)), None)
+    values = None if scale is None else dequantized(source.tensors[scale])
+    ranks = [graph.tensors[graph.nodes[index].weights[0]].shape[-2] for index in chain.at(Stage.LORA)]
+    type_ = graph.tensors[chain.weight].type
+    rule = llama_cpp.published(
+        llama_cpp.Linear(
+            arch=graph.arch,
+            role=chain.base.rpartition(".")[2],
+            type=type_,
+            scale=scale,
+            adapted=bool(ranks),
+            biased=bool(chain.at(Stage.BIAS)),
+            tied="output.weight" not in graph.tensors,
+        )
+    )
+    return LinearReport(
+        name=chain.base,
+        weight=chain.weight,
+        type=type_,
+        scale=None if values is None else (float(values.min()), float(values.max())),
+        ranks=ranks,
+        bias=bool(chain.at(Stage.BIAS)),
+        order=[str(stage) for stage in chain.stages],
+        llama_cpp=str(rule.outcome),
+        why=rule.why,
+        source=rule.source,
+    )
+
+
+class _Bench:
+    """The right graph and every wrong one over the same float32 weights, read window by window."""
+
+    def __init__(self, graph: Graph, without: Graph | None, weights: Mapping[str, Floats]) -> None:
+        self._graph = graph
+        self._chains = find_chains(graph)
+        backend = ReferenceBackend()
+        graphs = {RIGHT: graph}
+        if without is not None:
+            graphs[WITHOUT] = without
+        graphs |= {
+            str(mistake): wrong for mistake in Mistake if (wrong := misorder(graph, mistake)) is not None
+        }
+        options = Options(unchecked=True)  # the wrong orders are the point; `check` verified the right one
+        self.sessions = {name: backend.open(each, weights, options) for name, each in graphs.items()}
+        self._losses = {name: Meter() for name in graphs}
+        self._divergence = {name: DivergenceMeter() for name in graphs}
+        self._squares: dict[tuple[str, str], tuple[float, float]] = {}
+        right = self.sessions[RIGHT]
+        assert isinstance(right, ReferenceSession)
+        self._right = right
+        self._ends = {chain.result: chain for chain in self._chains}
+        right.observer = self._observe
+
+    def read(self, window: Window, progress: Progress) -> None:
+        expected = None
+        for name, session in self.sessions.items():
+            session.reset()
+            with np.errstate(all="ignore"):  # a wrong order may overflow; NaN is then the honest figure
+                scores = log_softmax(session.forward(window.ids)[window.scored])
+                expected = scores if expected is None else expected
+                self._losses[name].add(losses(scores, window.targets))
+                self._divergence[name].add(expected, scores)
+            progress.advance(1)
+
+    def runs(self) -> tuple[list[Run], int]:
+        """The figures of every graph, and how many tokens they are of."""
+        possible_in = {
+            str(mistake): sum(possible(chain, mistake) for chain in self._chains) for mistake in Mistake
+        }
+        runs, tokens = [], 0
+        for name in self.sessions:
+            perplexity, divergence = self._losses[name].result(), self._divergence[name].result()
+            tokens = perplexity.tokens
+            runs.append(
+                Run(
+                    name,
+                    possible_in.get(name, 0),
+                    perplexity.value,
+                    perplexity.error,
+                    divergence.mean,
+                    divergence.same_top,
+                )
+            )
+        return runs, tokens
+
+    def _observe(self, index: int, values: list[Array]) -> None:
+        """At the end of a linear of the right graph: its epilogue again, in every wrong order."""
+        chain = self._ends.get(index)
+        if chain is None:
+            return
+        right = values[index].astype(np.float64)
+        for mistake in Mistake:
+            if not possible(chain, mistake):
+                continue
+            y = values[chain.product]
+            for node in wrong_epilogue(self._graph, chain, mistake):
+                y = OPS[node.op](self._right, node, y, *(values[source] for source in node.inputs[1:]))
+            off, size = self._squares.get((str(mistake), chain.base), (0.0, 0.0))
+            error = float(np.sum((y - right) ** 2))
+            self._squares[str(mistake), chain.base] = off + error, size + float(np.sum(right**2))
+
+    def local_errors(self) -> dict[str, dict[str, float]]:
+        local: dict[str, dict[str, float]] = {}
+        for (mistake, base), (off, size) in self._squares.items():
+            local.setdefault(mistake, {})[base] = float(np.sqrt(off / size)) if size else 0.0
+        return local
+
+
+def save_picture(report: Conformance, path: Path) -> None:
+    """The relative error of each linear under each mistake, by layer, as PNG or SVG. Needs matplotlib."""
+    if not report.local:
+        raise LoragraftError(
+            path, "nothing to draw", found="no mistake is possible in this model, or no text was given"
+        )
+    try:
+        import matplotlib
+    except ImportError:
+        raise LoragraftError(path, "drawing needs matplotlib", hint="pip install 'loragraft[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [
+        linear.name
+        for linear in report.linears
+        if any(linear.name in local for local in report.local.values())
+    ]
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.28 * len(names)), 4.8), layout="constrained")
+    for mistake, errors in report.local.items():
+        points = [(names.index(name), max(error, 1e-9)) for name, error in errors.items()]
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, linewidth=1, label=mistake)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_ylabel("relative error of the linear's output")
+    axes.axhline(1.0, color="grey", linewidth=0.5)
+    axes.set_title(f"{report.path.name}: what a wrong epilogue order costs", fontsize=10)
+    axes.legend(fontsize=7)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise LoragraftError(
+            path, "no such picture format", expected="a name that ends in .png or .svg"
+        ) from error
+    finally:
+        pyplot.close(figure)
+
+
+__all__ = ["Conformance", "Ids", "LinearReport", "Run", "check", "save_picture"]
