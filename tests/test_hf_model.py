@@ -23,6 +23,8 @@ CASES = [
     ("qwen2-bias", "qwen2-bias-f16", "hf_qwen2"),
     ("starcoder2-bias", "starcoder2-bias-f16", "hf_starcoder2"),
     ("qwen3moe-8x", "qwen3moe-8x-f16", "hf_qwen3moe"),
+    ("llama-kjv-nvfp4", "llama-kjv-nvfp4", "modelopt_nvfp4"),
+    ("qwen3moe-8x-nvfp4", "qwen3moe-8x-nvfp4", "modelopt_qwen3moe_nvfp4"),
 ]
 
 
@@ -40,12 +42,12 @@ def folder_named(tmp_path: Path, fixture: str, name: str) -> Path:
     return folder
 
 
-def as_golden(tensor: TensorSource, float_type: str = "F16") -> dict[str, Any]:
-    """The tensor as a file of type `float_type` would hold it, described as the golden data do."""
+def as_golden(tensor: TensorSource, expected: str) -> dict[str, Any]:
+    """The tensor as the golden data describe it; one of BF16 as F16, where `expected` (the type) says so."""
     rows = tensor.rows(0, tensor.n_rows)
     kind = tensor.type.name
-    if kind == "BF16":
-        kind, rows = float_type, float_rows(rows, tensor.type).astype("<f2")
+    if (kind, expected) == ("BF16", "F16"):
+        kind, rows = expected, float_rows(rows, tensor.type).astype("<f2")
     return {
         "type": kind,
         "shape": list(reversed(tensor.shape)),
@@ -62,8 +64,9 @@ def plain(value: Value) -> Any:
 
 def assert_is_golden(model: ModelSource, name: str) -> None:
     expected = golden(name)
-    assert {n: as_golden(t) for n, t in model.tensors.items()} == expected["tensors"]
-    assert list(model.tensors) == list(expected["tensors"])
+    types = {tensor: facts["type"] for tensor, facts in expected["tensors"].items()}
+    assert list(model.tensors) == list(types)
+    assert {n: as_golden(t, types[n]) for n, t in model.tensors.items()} == expected["tensors"]
     metadata = {key: plain(value) for key, value in model.metadata.items()}
     if metadata["general.file_type"] == 32:
         metadata["general.file_type"] = 1  # stored BF16; the golden file was written as F16
@@ -77,7 +80,9 @@ def test_is_what_the_reference_converter_makes(tmp_path: Path, fixture: str, nam
     assert model.notes == []
 
 
-@pytest.mark.parametrize("fixture", ["llama-kjv", "qwen3moe-8x"])
+@pytest.mark.parametrize(
+    "fixture", ["llama-kjv", "qwen3moe-8x", "qwen3moe-8x-nvfp4", "starcoder2-bias-nvfp4"]
+)
 def test_rows_in_any_cut_are_the_same(fixture: str) -> None:
     model = open_model(data(fixture))
     rng = np.random.default_rng(3)

@@ -19,7 +19,7 @@ from loragraft.archs.names import Place, TensorNames
 from loragraft.archs.rope import rope_row_order
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.gguf.values import Metadata, Value
+from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Reordered, Stacked, float_rows, in_memory, widened
 from loragraft.hf_weights import Weight, read_weights
@@ -44,7 +44,8 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     notes = check_expressible(arch, config)
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
     names = TensorNames({"general.architecture": Value.string(arch.name), **hyperparameters(arch, config, 0)})
-    tensors = _Placement(checkpoint.path, names).place(weights)
+    placement = _Placement(checkpoint.path, names)
+    tensors = placement.place(weights)
     freqs = arch.rope_freqs(config)
     if freqs is not None:
         tensors = _after_quantized(tensors, in_memory("rope_freqs.weight", freqs))
@@ -53,6 +54,7 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
         **hyperparameters(arch, config, _file_type(tensors)),
         "general.quantization_version": Value.u32(_QUANTIZATION_VERSION),
+        **_activation_hints(placement.wide_activations),
         **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
     }
     return ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
@@ -70,6 +72,16 @@ def _file_type(tensors: dict[str, TensorSource]) -> int:
     """`general.file_type`: NVFP4 if any weight is, else the type of the first weight with two axes."""
     types = [tensor.type.name for tensor in tensors.values() if len(tensor.shape) > 1]
     return int(_FILE_TYPES["NVFP4" if "NVFP4" in types else next(iter(types), "F16")])
+
+
+def _activation_hints(names: set[str]) -> Metadata:
+    """llama.cpp's note that these tensors' products must not use 4-bit activations."""
+    if not names:
+        return {}
+    return {
+        "general.tensor_extra.name": Value.strings(sorted(names)),
+        "general.tensor_extra.prec_a4": Value.numbers(ValueType.BOOL, [0] * len(names)),
+    }
 
 
 def _after_quantized(tensors: dict[str, TensorSource], extra: TensorSource) -> dict[str, TensorSource]:
@@ -100,6 +112,8 @@ class _Placement:
         self._path, self._names = path, names
         self._stacks: dict[str, dict[int, _Piece]] = {}
         self._tensors: dict[str, TensorSource] = {}
+        self.wide_activations: set[str] = set()
+        """Tensors that were quantized for products with 16-bit activations."""
 
     def place(self, weights: list[Weight]) -> dict[str, TensorSource]:
         for weight in weights:
@@ -160,6 +174,8 @@ class _Placement:
             source = widened(source)
         source.name = name
         self._tensors[name] = source
+        if first.wide_activations:
+            self.wide_activations.add(name)
         self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])
         self._add_companion(f"{name.removesuffix('.weight')}.input_scale", [w.input_scale for w in weights])
 

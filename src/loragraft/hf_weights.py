@@ -1,29 +1,71 @@
-"""The weights of a Hugging Face folder, each with its quantization understood."""
+"""The weights of a Hugging Face folder, each with its quantization understood.
+
+Read besides plain floats: ModelOpt (NVFP4, W4A16_NVFP4, NVFP4_AWQ, FP8 and mixtures), compressed-tensors
+(nvfp4-pack-quantized, float-quantized FP8, both mixed) and block-scaled FP8. What a tensor is, its dtype and its
+companions say; the configuration is checked for what the tensors cannot show. Formats: NVIDIA Model-Optimizer
+(torch/export), vllm-project/compressed-tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from loragraft.errors import UnsupportedError
+import numpy as np
+
+from loragraft.adapters.lora import Floats
+from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
-from loragraft.formats.views import Stored, widened
-from loragraft.quants.types import BY_NAME
+from loragraft.formats.views import Computed, Stored, float_rows, widened
+from loragraft.quants import e4m3
+from loragraft.quants.nvfp4 import BLOCK, dequantize_nvfp4, pack_modelopt
+from loragraft.quants.types import BY_NAME, F32
 
 #: safetensors dtypes that are tensor types of GGUF too.
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_GROUP = 16
+"""Weights per NVFP4 block scale."""
+
+#: `quantization_config.quant_method`, and ModelOpt's `quant_algo`s, that are understood.
+_METHODS = (None, "modelopt", "compressed-tensors", "fp8")
+_ALGORITHMS = (
+    None,
+    "NVFP4",
+    "W4A16_NVFP4",
+    "NVFP4_AWQ",
+    "FP8",
+    "FP8_PER_CHANNEL_PER_TOKEN",
+    "FP8_PB_WO",
+    "MIXED_PRECISION",
+)
+_FORMATS = (None, "nvfp4-pack-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+
+#: Companions of a weight `X.weight`: X plus these. Each must belong to a weight that is read with it.
+_COMPANIONS = (
+    "weight_scale",
+    "weight_scale_2",
+    "weight_scale_inv",
+    "weight_global_scale",
+    "input_scale",
+    "input_global_scale",
+    "pre_quant_scale",
+)
+_CACHE_SCALES = (".k_scale", ".v_scale")
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One tensor as the model uses it: `source` with Hugging Face's name and row order. What is stored must be
-    multiplied by `scale`; `input_scale` is the checkpoint's scale of the activations, None where there is none."""
+    multiplied by `scale`; `input_scale` is the checkpoint's scale of the activations. None: there is none."""
 
     name: str
     source: TensorSource
     scale: float | None = None
     input_scale: float | None = None
+    wide_activations: bool = False
+    """Quantized for products with 16-bit activations (W4A16_NVFP4)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,25 +73,261 @@ class Weight:
 
 
 def read_weights(checkpoint: Checkpoint, notes: list[str], *, dequantize: bool = False) -> list[Weight]:
-    """Every tensor of the folder, in the order in which llama.cpp's converter writes them: quantized weights first,
-    then file by file, by name."""
-    tensors = {
-        name: tensor
-        for file in sorted(checkpoint.files, key=lambda file: file.path.name)
-        for name, tensor in sorted(file.tensors.items())
-    }
-    return [plain(checkpoint, tensor) for tensor in tensors.values()]
+    """Every weight of the folder, in the order in which llama.cpp's converter writes them: NVFP4 weights first, then
+    the others, each file by file and by name.
+
+    `dequantize`: NVFP4 weights that GGUF cannot carry become float32. Raises CheckpointError for companions that do not
+    fit, UnsupportedError for a quantization that is not understood, or that GGUF cannot carry.
+    """
+    return _Reader(checkpoint, notes, dequantize).read()
 
 
-def plain(checkpoint: Checkpoint, tensor: CheckpointTensor) -> Weight:
-    """A tensor of floating-point numbers, as it is stored; F64 becomes F32."""
-    if tensor.dtype not in _FLOATS:
+class _Reader:
+    def __init__(self, checkpoint: Checkpoint, notes: list[str], dequantize: bool) -> None:
+        self._path, self._notes, self._dequantize = checkpoint.path, notes, dequantize
+        self._algorithms, self._block_sizes = _check_config(checkpoint)
+        self._tensors = {
+            name: tensor
+            for file in sorted(checkpoint.files, key=lambda file: file.path.name)
+            for name, tensor in sorted(file.tensors.items())
+        }
+        self._used: set[str] = set()
+
+    def read(self) -> list[Weight]:
+        four_bit, others = [], []
+        for name, tensor in self._tensors.items():
+            stem, _, part = name.rpartition(".")
+            if part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
+                four_bit.append(self._nvfp4(stem, tensor))
+            elif part == "weight" and tensor.dtype == "F8_E4M3":
+                others.append(self._fp8(stem, tensor))
+            elif part not in _COMPANIONS and not name.endswith(_CACHE_SCALES):
+                others.append(self._plain(tensor))
+        self._report_cache_scales()
+        for name in self._tensors:
+            if name.rpartition(".")[2] in _COMPANIONS and name not in self._used:
+                self._check_harmless(name)
+        return four_bit + others
+
+    def _plain(self, tensor: CheckpointTensor) -> Weight:
+        if tensor.dtype not in _FLOATS:
+            raise UnsupportedError(
+                self._path,
+                f"tensor {tensor.name!r} has a dtype that is no weight's",
+                found=tensor.dtype,
+                expected=" or ".join(_FLOATS),
+            )
+        source = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor.data)
+        return Weight(tensor.name, widened(source) if tensor.dtype == "F64" else source)
+
+    def _nvfp4(self, stem: str, codes: CheckpointTensor) -> Weight:
+        """E2M1 codes two to a byte, E4M3 scales per 16 columns, and one float32 scale (its reciprocal in
+        compressed-tensors)."""
+        name = f"{stem}.weight"
+        scales = self._companion(stem, "weight_scale")
+        if len(codes.shape) != 2 or codes.dtype != "U8":
+            raise CheckpointError(
+                self._path, f"{codes.name} is no matrix of codes", found=f"{codes.dtype} {codes.shape}"
+            )
+        rows, columns = codes.shape[0], 2 * codes.shape[1]
+        if scales is None or scales.dtype != "F8_E4M3" or scales.shape != (rows, columns // _GROUP):
+            raise UnsupportedError(
+                self._path,
+                f"{codes.name} is no NVFP4 weight",
+                found="no weight_scale" if scales is None else f"weight_scale {scales.dtype} {scales.shape}",
+                expected=f"F8_E4M3 {(rows, columns // _GROUP)}",
+            )
+        scale = self._scalar(stem, "weight_scale_2")
+        inverse = self._scalar(stem, "weight_global_scale")
+        if scale is None and inverse is not None:
+            scale = float(np.float32(1) / np.float32(inverse))
+        input_scale = self._scalar(stem, "input_scale")
+        inverse = self._scalar(stem, "input_global_scale")
+        if input_scale is None and inverse is not None:
+            input_scale = float(np.float32(1) / np.float32(inverse))
+        smoothing = self._companion(stem, "pre_quant_scale")
+
+        def packed(start: int, stop: int) -> Bytes:
+            taken = codes.data().reshape(rows, -1)[start:stop], scales.data().reshape(rows, -1)[start:stop]
+            return pack_modelopt(*taken, name)
+
+        obstacle = None
+        if smoothing is not None:
+            obstacle = "its input is scaled by pre_quant_scale (AWQ)"
+        elif columns % BLOCK:
+            obstacle = f"its {columns} columns are not a multiple of {BLOCK}"
+        if obstacle is None:
+            source = Computed(name, (rows, columns), BY_NAME["NVFP4"], packed)
+            return Weight(name, source, scale, input_scale, self._algorithm(stem) == "W4A16_NVFP4")
+        if not self._dequantize:
+            raise UnsupportedError(
+                self._path,
+                f"{name} cannot be carried over in NVFP4: {obstacle}",
+                hint="--dequantize makes it a float weight",
+            )
+        self._notes.append(f"{name}: dequantized, as {obstacle}")
+        factors = None if smoothing is None else self._vector(smoothing, columns)
+
+        def values(start: int, stop: int) -> Bytes:
+            taken = codes.data().reshape(rows, -1)[start:stop], scales.data().reshape(rows, -1)[start:stop]
+            weights = _dequantized(*taken, 1.0 if scale is None else scale)
+            return (weights if factors is None else weights * factors).view(np.uint8)
+
+        return Weight(name, Computed(name, (rows, columns), F32, values))
+
+    def _fp8(self, stem: str, codes: CheckpointTensor) -> Weight:
+        """E4M3 weights with one scale, one per row, or one per block of rows and columns; as float32."""
+        scales = self._companion(stem, "weight_scale") or self._companion(stem, "weight_scale_inv")
+        self._companion(stem, "input_scale")
+        if len(codes.shape) != 2:
+            raise CheckpointError(self._path, f"{codes.name} is no matrix", found=codes.shape)
+        rows, columns = codes.shape
+        factors = np.ones((1, 1), np.float32)
+        if scales is not None:
+            factors = self._values(scales)
+            per_row = factors.size in (1, rows)
+            factors = factors.reshape((-1, 1) if per_row else [n for n in scales.shape if n != 1] or [1, 1])
+        if factors.ndim != 2:
+            raise CheckpointError(
+                self._path, f"the scales of {codes.name} are no matrix", found=factors.shape
+            )
+        tall = self._block_size(codes.name, rows, factors.shape[0], 0)
+        wide = self._block_size(codes.name, columns, factors.shape[1], 1)
+
+        def values(start: int, stop: int) -> Bytes:
+            weights = e4m3.decode(codes.data().reshape(rows, columns)[start:stop])
+            scales = factors[np.arange(start, stop) // tall]
+            return (weights * np.repeat(scales, wide, axis=1)[:, :columns]).view(np.uint8)
+
+        return Weight(codes.name, Computed(codes.name, (rows, columns), F32, values))
+
+    def _block_size(self, name: str, size: int, count: int, axis: int) -> int:
+        """How many rows or columns share a scale, if `count` scales lie along an axis of `size`."""
+        if count in (1, size):
+            return size // count
+        given = self._block_sizes[axis]
+        if -(-size // given) != count:
+            raise CheckpointError(
+                self._path,
+                f"the scales of {name} do not fit it",
+                found=count,
+                expected=f"{-(-size // given)} along {size}",
+            )
+        return given
+
+    def _companion(self, stem: str, part: str) -> CheckpointTensor | None:
+        tensor = self._tensors.get(f"{stem}.{part}")
+        if tensor is not None:
+            self._used.add(tensor.name)
+        return tensor
+
+    def _scalar(self, stem: str, part: str) -> float | None:
+        tensor = self._companion(stem, part)
+        if tensor is None:
+            return None
+        values = self._values(tensor)
+        if values.size != 1 or not np.isfinite(values).all() or values.reshape(-1)[0] <= 0:
+            raise CheckpointError(
+                self._path,
+                f"bad {tensor.name}",
+                found=f"{tensor.shape} {values.reshape(-1)[:1]}",
+                expected="one number > 0",
+            )
+        return float(values.reshape(-1)[0])
+
+    def _vector(self, tensor: CheckpointTensor, length: int) -> Floats:
+        values = self._values(tensor).reshape(-1)
+        if len(values) != length or not np.isfinite(values).all():
+            raise CheckpointError(self._path, f"bad {tensor.name}", found=tensor.shape, expected=(length,))
+        return values
+
+    def _values(self, tensor: CheckpointTensor) -> Floats:
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(
+                self._path, f"{tensor.name} is no scale", found=tensor.dtype, expected="F32"
+            )
+        return float_rows(tensor.data().reshape(1, -1), BY_NAME[tensor.dtype]).reshape(tensor.shape)
+
+    def _algorithm(self, module: str) -> str | None:
+        """The algorithm of the module, or of the nearest module around it that has one of its own."""
+        while module:
+            if module in self._algorithms:
+                return self._algorithms[module]
+            module = module.rpartition(".")[0]
+        return self._algorithms.get("")
+
+    def _report_cache_scales(self) -> None:
+        names = [name for name in self._tensors if name.endswith(_CACHE_SCALES)]
+        values = [value for name in names for value in self._values(self._tensors[name]).reshape(-1)]
+        if values:
+            self._notes.append(
+                f"{self._path.name}: {len(names)} scales of an FP8 key-value cache ({min(values):.3g} to "
+                f"{max(values):.3g}) are left out: GGUF has no place for them, and the cache is not kept in FP8"
+            )
+
+    def _check_harmless(self, name: str) -> None:
+        """A companion without a quantized weight: harmless only if it says nothing about a weight."""
+        if not name.endswith((".input_scale", ".input_global_scale")):
+            raise CheckpointError(
+                self._path, f"{name} belongs to no quantized weight", found=self._tensors[name].shape
+            )
+        self._notes.append(f"{name} is left out: its weight is not quantized")
+
+
+def _dequantized(codes: Bytes, scales: Bytes, scale: float) -> Floats:
+    """E2M1 codes uint8 [n, columns/2] and E4M3 scales uint8 [n, columns/16] -> float32 [n, columns]."""
+    columns = 2 * codes.shape[1]
+    padding = -columns % BLOCK
+    if padding:
+        codes = np.pad(codes, ((0, 0), (0, padding // 2)))
+        scales = np.pad(scales, ((0, 0), (0, padding // _GROUP)))
+    return np.ascontiguousarray(dequantize_nvfp4(pack_modelopt(codes, scales), scale)[:, :columns])
+
+
+def _check_config(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[int, int]]:
+    """ModelOpt's algorithm by module, the checkpoint's own under "", and the block size of FP8 weights (rows, columns).
+
+    Raises UnsupportedError for a method, an algorithm or a format that is not known.
+    """
+    config = checkpoint.config.get("quantization_config") or {}
+    method = config.get("quant_method") if isinstance(config, Mapping) else repr(config)
+    if method not in _METHODS:
         raise UnsupportedError(
             checkpoint.path,
-            f"tensor {tensor.name!r} has a dtype that is no weight's",
-            found=tensor.dtype,
-            expected=" or ".join(_FLOATS),
+            "a quantization that is not read",
+            found=f"quant_method {method!r}",
+            expected="modelopt, compressed-tensors or fp8",
+            hint="merge into the model before it was quantized",
         )
-    data: Callable[[], Bytes] = tensor.data
-    source: TensorSource = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], data)
-    return Weight(tensor.name, widened(source) if tensor.dtype == "F64" else source)
+    quantization: dict[str, Any] = dict(config)
+    if checkpoint.has("hf_quant_config.json"):
+        more = checkpoint.json("hf_quant_config.json").get("quantization")
+        quantization.update(more if isinstance(more, Mapping) else {})
+    layers = quantization.get("quantized_layers") or {}
+    algorithms = {
+        str(module): entry.get("quant_algo") for module, entry in layers.items() if isinstance(entry, Mapping)
+    }
+    algorithms[""] = quantization.get("quant_algo")
+    groups = quantization.get("config_groups") or {}
+    formats = [
+        quantization.get("format"),
+        *(g.get("format") for g in groups.values() if isinstance(g, Mapping)),
+    ]
+    for what, found, known in (
+        *(("quant_algo", algorithm, _ALGORITHMS) for algorithm in algorithms.values()),
+        *(("format", name, _FORMATS) for name in formats),
+    ):
+        if found not in known:
+            raise UnsupportedError(
+                checkpoint.path,
+                f"a {what} that is not read",
+                found=repr(found),
+                expected=" or ".join(str(name) for name in known if name),
+            )
+    block = quantization.get("weight_block_size") or [128, 128]
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+        raise CheckpointError(
+            checkpoint.path, "bad weight_block_size", found=repr(block)[:80], expected="two numbers"
+        )
+    known_ones = {module: algorithm for module, algorithm in algorithms.items() if algorithm}
+    return known_ones, (block[0], block[1])
