@@ -110,6 +110,14 @@ def test_a_sharded_checkpoint_by_its_folder_or_its_index(tmp_path: Path) -> None
     assert inspect(index).tensors == report.tensors
 
 
+def test_a_configuration_with_infinity_is_still_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"limits": [0.0, Infinity], "deep": {"x": NaN}}')
+    safetensors.numpy.save_file({"a": np.zeros(2, np.float16)}, tmp_path / "model.safetensors")
+    report = json.loads(json.dumps(inspect(tmp_path).as_json(), allow_nan=False))
+    assert report["metadata"]["limits"]["value"] == [0.0, "inf"]
+    assert report["metadata"]["deep"]["value"] == {"x": "nan"}
+
+
 def test_what_cannot_be_inspected(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with pytest.raises(FormatError, match="found a file that begins with b'hello'"):

@@ -198,12 +198,10 @@ def _type_name(value: Value) -> str:
 
 
 def _plain(value: Value) -> Any:
-    """The data of a value as JSON knows it; a float that is not finite becomes its name."""
+    """The data of a value as JSON knows it."""
     data = value.data
     if isinstance(data, np.ndarray):
-        if value.item is ValueType.BOOL:
-            return (data != 0).tolist()
-        return [_finite(number) for number in data.tolist()]
+        return _finite((data != 0).tolist() if value.item is ValueType.BOOL else data.tolist())
     if isinstance(data, list):
         return [_plain(item) if isinstance(item, Value) else item for item in data]
     if value.type is ValueType.FLOAT32 and math.isfinite(data):
@@ -211,8 +209,15 @@ def _plain(value: Value) -> Any:
     return _finite(data)
 
 
-def _finite(number: Any) -> Any:
-    return str(number) if isinstance(number, float) and not math.isfinite(number) else number
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such a number becomes its name, wherever in `value` it is."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
 
 
 def _checkpoint(folder: Path) -> Report:
@@ -252,7 +257,7 @@ _JSON_TYPES = {
 
 
 def _json_facts(config: Mapping[str, Any]) -> list[MetadataFact]:
-    return [MetadataFact(key, _JSON_TYPES[type(value)], value) for key, value in config.items()]
+    return [MetadataFact(key, _JSON_TYPES[type(value)], _finite(value)) for key, value in config.items()]
 
 
 def _legacy_imatrix(path: Path) -> Report:

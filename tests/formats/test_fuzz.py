@@ -90,7 +90,7 @@ def test_damage_is_found_or_harmless(tmp_path: Path, case: str) -> None:
     (content, size), path = load(), tmp_path / "f"
 
     @settings(
-        max_examples=150,
+        max_examples=100,
         deadline=1000,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],
