@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow lint bench build clean
+.PHONY: quickstart test test-slow lint docs bench build clean
 
 $(VENV)/pip-tools: 
 	$(PY) -m venv $(VENV)
@@ -26,6 +26,9 @@ $(VENV)/linted: $(VENV)/installed
 
 build: $(VENV)/installed
 
+quickstart: $(VENV)/installed
+	@sh examples/quickstart.sh
+
 test: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m "not slow"
 
@@ -36,6 +39,10 @@ lint: $(VENV)/linted
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# docs/cli.md, from what --help prints.
+docs: $(VENV)/installed
+	$(BIN)/python docs/make_cli.py
 
 clean:
 	rm -rf build dist $(VENV)/installed $(VENV)/tested $(VENV)/linted

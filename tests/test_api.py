@@ -19,6 +19,11 @@ def test_every_public_name_exists() -> None:
     assert not hasattr(loragraft, "nonsense")
 
 
+def test_a_verb_stays_a_function_when_its_module_is_imported() -> None:
+    code = "import loragraft as lg; from loragraft.load import Model; assert lg.load.__name__ == 'load'; print('ok')"
+    assert run(code) == "ok\n"
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
         "import sys, loragraft.cli; print(sorted({'numpy', 'gguf', 'tokenizers', 'rich'} & set(sys.modules)))"

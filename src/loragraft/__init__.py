@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loragraft.errors import LoragraftError as LoragraftError
+    from loragraft.imatrix import imatrix as imatrix
     from loragraft.inspect import inspect as inspect
+    from loragraft.load import Model as Model
+    from loragraft.load import load as load
     from loragraft.split import join as join
     from loragraft.split import split as split
     from loragraft.tokenizer import Tokenizer as Tokenizer
@@ -30,14 +33,27 @@ __version__ = "0.1.0"
 #: Where each public name is defined.
 _HOMES = {
     "LoragraftError": "loragraft.errors",
+    "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
+    "imatrix": "loragraft.imatrix",
+    "load": "loragraft.load",
     "inspect": "loragraft.inspect",
     "join": "loragraft.split",
     "split": "loragraft.split",
 }
 
 
-__all__ = ["LoragraftError", "Tokenizer", "__version__", "inspect", "join", "split"]
+__all__ = [
+    "LoragraftError",
+    "Model",
+    "Tokenizer",
+    "__version__",
+    "imatrix",
+    "inspect",
+    "join",
+    "load",
+    "split",
+]
 
 
 def __getattr__(name: str) -> Any:

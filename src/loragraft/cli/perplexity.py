@@ -1,0 +1,66 @@
+"""`loragraft perplexity`: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loragraft.cli import console
+from loragraft.cli.options import (
+    Backend,
+    Context,
+    Json,
+    Lora,
+    MaxChars,
+    Text,
+    Threads,
+    Windows,
+    parse_lora,
+    read_text,
+)
+from loragraft.cli.progress import progress
+
+EXAMPLES = (
+    "loragraft perplexity model.gguf -f wiki.test.raw",
+    "loragraft perplexity base.gguf --lora adapter -f text.txt --context 256",
+    "loragraft perplexity ./hf-folder -f text.txt --windows 20 --json",
+)
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
+    text: Text,
+    lora: Lora = None,
+    context: Context = 512,
+    windows: Windows = None,
+    max_chars: MaxChars = None,
+    backend: Backend = "native",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Print a model's perplexity on a text, computed as llama-perplexity does.
+
+    The tokens of the whole text are cut into windows of --context tokens, each read on its own with its first token
+    replaced by BOS (if the model uses one). Only the second half of each window is scored, so that every prediction
+    has at least half a window to go by. The result is exp of the mean negative log-likelihood.
+    """
+    words = read_text(text, max_chars)
+
+    from loragraft.load import load
+
+    loaded = load(model, parse_lora(lora), backend=backend, threads=threads)
+    for note in loaded.notes:
+        console.detail(note)
+    with progress() as bars:
+        result = loaded.perplexity(words, context=context, limit=windows, progress=bars)
+    if as_json:
+        console.result(json.dumps({"model": str(model), "context": context, **asdict(result)}, indent=2))
+        return
+    console.result(f"perplexity {result.value:.4f} ± {result.error:.4f}")
+    console.info(
+        f"{result.tokens} predictions in the second halves of {result.windows} windows of {context} tokens"
+    )

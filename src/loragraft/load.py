@@ -1,0 +1,174 @@
+"""`load`: a model to talk to, from a GGUF or a Hugging Face folder, with or without adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.archs.graphs import build_graph, tensor_facts
+from loragraft.backends.base import Backend, Options, Session
+from loragraft.errors import LoragraftError
+from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, perplexity
+from loragraft.formats.source import ModelSource
+from loragraft.generate import BATCH, Generation
+from loragraft.graph.lora import attach
+from loragraft.graph.ops import Graph
+from loragraft.models import load_adapter, open_model
+from loragraft.progress import SILENT, Progress
+from loragraft.sampling import Sampler, Sampling
+from loragraft.tokenizer import Tokenizer
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+BackendName = Literal["native", "reference"]
+AdapterArgument = str | PathLike[str] | tuple[str | PathLike[str], float]
+
+
+class Model:
+    """A model ready to run. One sequence at a time, not for use from two threads at once.
+
+    `source`: the file's metadata and tensors; `graph`: what runs, adapters included; `size`: bytes of the weights and
+    of the adapters' as float32; `notes`: what the readers of the files want the user to know.
+    """
+
+    def __init__(
+        self, source: ModelSource, graph: Graph, session: Session, *, size: int, notes: Sequence[str] = ()
+    ) -> None:
+        self.source = source
+        self.path = source.path
+        self.graph = graph
+        self.size = size
+        self.notes = list(notes)
+        self.session = session
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_metadata(self.source.metadata, self.path)
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence that the model was trained for, if the file says."""
+        value = self.source.metadata.get(f"{self.source.arch}.context_length")
+        return None if value is None else int(value.data)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
+        """`text` as ids, int32 [n]; see `Tokenizer.encode`."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int] | Ids, *, show_special: bool = False) -> str:
+        """The text of `ids`; see `Tokenizer.decode`."""
+        return self.tokenizer.decode(ids, show_special=show_special)
+
+    def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False) -> Floats:
+        """Logits float32 [n, vocab] for the sequence `ids` read from its start, or [1, vocab] for its last token."""
+        sequence = np.asarray(ids, dtype=np.int32)
+        self.session.reset()
+        if not len(sequence):
+            raise LoragraftError("ids", "is empty", expected="at least one token")
+        parts = []
+        for start in range(0, len(sequence), BATCH):
+            batch = sequence[start : start + BATCH]
+            parts.append(self.session.forward(batch, last_only=last_only))
+        return parts[-1] if last_only else np.concatenate(parts)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Ids,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        seed: int | None = None,
+    ) -> Generation:
+        """Continues `prompt`: an iterator over text as it becomes certain, until the model ends it or
+        `max_tokens` are made.
+
+        Temperature 0 is greedy. Raises LoragraftError, at the call, for settings out of range or a prompt that leaves
+        no room in the model's context.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+        ids = (
+            self.tokenize(prompt, parse_special=True)
+            if isinstance(prompt, str)
+            else np.asarray(prompt, np.int32)
+        )
+        room = max_tokens if self.context_length is None else self.context_length - len(ids)
+        if room <= 0:
+            raise LoragraftError(
+                "prompt",
+                "longer than the model's context",
+                found=f"{len(ids)} tokens",
+                expected=f"fewer than {self.context_length}",
+            )
+        self.session.reset()
+        return Generation(self.session, self.tokenizer, ids, Sampler(sampling), min(max_tokens, room))
+
+    def perplexity(
+        self,
+        text: str,
+        *,
+        context: int = DEFAULT_CONTEXT,
+        limit: int | None = None,
+        progress: Progress = SILENT,
+    ) -> Perplexity:
+        """The perplexity on `text`, in windows of `context` tokens, the first `limit` of them; see
+        `loragraft.evaluate.perplexity`. Raises LoragraftError if the text is shorter than two windows."""
+        ids = self.tokenize(text)
+        return perplexity(self, ids, context=context, bos=self.window_bos, limit=limit, progress=progress)
+
+    @property
+    def window_bos(self) -> int | None:
+        """What each window of a perplexity starts with, if the model wants BOS."""
+        return self.tokenizer.bos if self.tokenizer.add_bos else None
+
+
+def load(
+    path: str | PathLike[str],
+    adapters: Sequence[AdapterArgument] = (),
+    *,
+    backend: BackendName = "native",
+    threads: int | None = None,
+    context: int | None = None,
+    activations: Literal["auto", "f32", "q8", "nvfp4"] = "auto",
+) -> Model:
+    """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
+    active at run time.
+
+    `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `context`: positions to
+    make room for (default: as many as come). `activations`: what they are rounded to before a product with a
+    quantized weight (default: the backend's choice).
+
+    Raises LoragraftError for files that are malformed, do not belong together or are not supported.
+    """
+    source = open_model(Path(path))
+    graph = build_graph(source.metadata, tensor_facts(source.tensors))
+    pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in adapters]
+    loaded = [(load_adapter(Path(where), source), scale) for where, scale in pairs]
+    graph, extra = attach(graph, loaded)
+    options = Options(context=context, threads=threads, activations=activations)
+    session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
+    size = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())
+    size += sum(array.nbytes for array in extra.values())
+    notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+    return Model(source, graph, session, size=size, notes=notes)
+
+
+def backend_named(name: BackendName) -> Backend:
+    """The backend called `name`."""
+    if name == "native":
+        from loragraft.backends.native import NativeBackend
+
+        return NativeBackend()
+    if name == "reference":
+        from loragraft.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    raise LoragraftError("backend", "no such backend", found=name, expected="native or reference")
