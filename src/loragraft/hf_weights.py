@@ -117,7 +117,7 @@ class _Reader:
                 found=tensor.dtype,
                 expected=" or ".join(_FLOATS),
             )
-        source = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor.data)
+        source = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor)
         return Weight(tensor.name, widened(source) if tensor.dtype == "F64" else source)
 
     def _nvfp4(self, stem: str, codes: CheckpointTensor) -> Weight:
@@ -147,9 +147,10 @@ class _Reader:
             input_scale = float(np.float32(1) / np.float32(inverse))
         smoothing = self._companion(stem, "pre_quant_scale")
 
+        halves = [_bytes(codes), _bytes(scales)]
+
         def packed(start: int, stop: int) -> Bytes:
-            taken = codes.data().reshape(rows, -1)[start:stop], scales.data().reshape(rows, -1)[start:stop]
-            return pack_modelopt(*taken, name)
+            return pack_modelopt(halves[0].rows(start, stop), halves[1].rows(start, stop), name)
 
         obstacle = None
         if smoothing is not None:
@@ -157,7 +158,7 @@ class _Reader:
         elif columns % BLOCK:
             obstacle = f"its {columns} columns are not a multiple of {BLOCK}"
         if obstacle is None:
-            source = Computed(name, (rows, columns), BY_NAME["NVFP4"], packed)
+            source = Computed(name, (rows, columns), BY_NAME["NVFP4"], packed, halves)
             return Weight(name, source, scale, input_scale, self._algorithm(stem) == "W4A16_NVFP4")
         if not self._dequantize:
             raise UnsupportedError(
@@ -169,11 +170,11 @@ class _Reader:
         factors = None if smoothing is None else self._vector(smoothing, columns)
 
         def values(start: int, stop: int) -> Bytes:
-            taken = codes.data().reshape(rows, -1)[start:stop], scales.data().reshape(rows, -1)[start:stop]
-            weights = _dequantized(*taken, 1.0 if scale is None else scale)
+            taken = [half.rows(start, stop) for half in halves]
+            weights = _dequantized(*taken, scale=1.0 if scale is None else scale)
             return (weights if factors is None else weights * factors).view(np.uint8)
 
-        return Weight(name, Computed(name, (rows, columns), F32, values))
+        return Weight(name, Computed(name, (rows, columns), F32, values, halves))
 
     def _fp8(self, stem: str, codes: CheckpointTensor) -> Weight:
         """E4M3 weights with one scale, one per row, or one per block of rows and columns; as float32."""
@@ -186,20 +187,24 @@ class _Reader:
         if scales is not None:
             factors = self._values(scales)
             per_row = factors.size in (1, rows)
-            factors = factors.reshape((-1, 1) if per_row else [n for n in scales.shape if n != 1] or [1, 1])
+            if per_row:
+                factors = factors.reshape(-1, 1)
+            elif scales.shape[1::2] == (1, 1):  # ModelOpt's blocks: [out/128, 1, in/128, 1]
+                factors = factors.reshape(scales.shape[::2])
         if factors.ndim != 2:
             raise CheckpointError(
                 self._path, f"the scales of {codes.name} are no matrix", found=factors.shape
             )
         tall = self._block_size(codes.name, rows, factors.shape[0], 0)
         wide = self._block_size(codes.name, columns, factors.shape[1], 1)
+        stored = _bytes(codes)
 
         def values(start: int, stop: int) -> Bytes:
-            weights = e4m3.decode(codes.data().reshape(rows, columns)[start:stop])
+            weights = e4m3.decode(stored.rows(start, stop))
             scales = factors[np.arange(start, stop) // tall]
             return (weights * np.repeat(scales, wide, axis=1)[:, :columns]).view(np.uint8)
 
-        return Weight(codes.name, Computed(codes.name, (rows, columns), F32, values))
+        return Weight(codes.name, Computed(codes.name, (rows, columns), F32, values, [stored]))
 
     def _block_size(self, name: str, size: int, count: int, axis: int) -> int:
         """How many rows or columns share a scale, if `count` scales lie along an axis of `size`."""
@@ -274,7 +279,12 @@ class _Reader:
         self._notes.append(f"{name} is left out: its weight is not quantized")
 
 
-def _dequantized(codes: Bytes, scales: Bytes, scale: float) -> Floats:
+def _bytes(tensor: CheckpointTensor) -> TensorSource:
+    """The rows of a matrix of bytes."""
+    return Stored(tensor.name, tensor.shape, BY_NAME["I8"], tensor)
+
+
+def _dequantized(codes: Bytes, scales: Bytes, *, scale: float) -> Floats:
     """E2M1 codes uint8 [n, columns/2] and E4M3 scales uint8 [n, columns/16] -> float32 [n, columns]."""
     columns = 2 * codes.shape[1]
     padding = -columns % BLOCK

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,24 +12,40 @@ from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import F32, QuantType
 
 
-class Stored(TensorSource):
-    """A tensor that lies somewhere as it is; `data` gives all its bytes (a view of a mapped file) as uint8 [n]."""
+class ByteSource(Protocol):
+    """Where a tensor's bytes lie; ranges are in bytes."""
 
-    def __init__(
-        self, name: str, shape: tuple[int, ...], type_: QuantType, data: Callable[[], Bytes]
-    ) -> None:
+    def data(self) -> Bytes:
+        """All of them: uint8 [n]."""
+
+    def prefetch(self, start: int, stop: int) -> None: ...
+
+    def release(self, start: int, stop: int) -> None: ...
+
+
+class Stored(TensorSource):
+    """A tensor that lies somewhere as it is, row after row."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], type_: QuantType, where: ByteSource) -> None:
         self.name, self.shape, self.type = name, shape, type_
-        self._data = data
+        self._where = where
 
     def rows(self, start: int, stop: int) -> Bytes:
         _check_range(self, start, stop)
-        return self._data().reshape(self.n_rows, self.row_bytes)[start:stop]
+        return self._where.data().reshape(self.n_rows, self.row_bytes)[start:stop]
+
+    def prefetch(self, start: int, stop: int) -> None:
+        self._where.prefetch(start * self.row_bytes, stop * self.row_bytes)
+
+    def release(self, start: int, stop: int) -> None:
+        self._where.release(start * self.row_bytes, stop * self.row_bytes)
 
 
-def in_memory(name: str, values: npt.NDArray[np.float32]) -> Stored:
+def in_memory(name: str, values: npt.NDArray[np.float32]) -> TensorSource:
     """A small float32 tensor that was computed."""
     data = np.ascontiguousarray(values, dtype="<f4")
-    return Stored(name, data.shape, F32, lambda: data.reshape(-1).view(np.uint8))
+    rows = data.reshape(-1, data.shape[-1]).view(np.uint8)
+    return Computed(name, data.shape, F32, lambda start, stop: rows[start:stop])
 
 
 class Reordered(TensorSource):
@@ -48,6 +65,18 @@ class Reordered(TensorSource):
         taken: Bytes = self._source.rows(first, int(wanted.max()) + 1)[wanted - first]
         return taken
 
+    def prefetch(self, start: int, stop: int) -> None:
+        if stop > start:
+            self._source.prefetch(*self._span(start, stop))
+
+    def release(self, start: int, stop: int) -> None:
+        if stop > start:
+            self._source.release(*self._span(start, stop))
+
+    def _span(self, start: int, stop: int) -> tuple[int, int]:
+        wanted = self._order[start:stop]
+        return int(wanted.min()), int(wanted.max()) + 1
+
 
 class Stacked(TensorSource):
     """Sources of one shape and type along a new slowest axis: experts of a layer."""
@@ -58,31 +87,53 @@ class Stacked(TensorSource):
 
     def rows(self, start: int, stop: int) -> Bytes:
         _check_range(self, start, stop)
+        parts = [self._sources[expert].rows(*span) for expert, span in self._spans(start, stop)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, self.row_bytes), np.uint8)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        for expert, span in self._spans(start, stop):
+            self._sources[expert].prefetch(*span)
+
+    def release(self, start: int, stop: int) -> None:
+        for expert, span in self._spans(start, stop):
+            self._sources[expert].release(*span)
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Each source that holds some of the rows, and which of its own rows they are."""
         each = self._sources[0].n_rows
-        if start // each == (max(stop, start + 1) - 1) // each and start < self.n_rows:
-            expert = start // each
-            return self._sources[expert].rows(start - expert * each, stop - expert * each)
-        out = np.empty((stop - start, self.row_bytes), np.uint8)
         for expert in range(start // each, -(-stop // each)):
-            first, last = max(start, expert * each), min(stop, (expert + 1) * each)
-            out[first - start : last - start] = self._sources[expert].rows(
-                first - expert * each, last - expert * each
-            )
-        return out
+            first = expert * each
+            yield expert, (max(start, first) - first, min(stop, first + each) - first)
 
 
 class Computed(TensorSource):
-    """Rows that a function makes: `compute(start, stop) -> uint8 [stop - start, row_bytes]`."""
+    """Rows that a function makes of the same rows of others: `compute(start, stop)` -> uint8 [stop - start,
+    row_bytes]; `of` are these others."""
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], type_: QuantType, compute: Callable[[int, int], Bytes]
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        type_: QuantType,
+        compute: Callable[[int, int], Bytes],
+        of: Sequence[TensorSource] = (),
     ) -> None:
         self.name, self.shape, self.type = name, shape, type_
-        self._compute = compute
+        self._compute, self._of = compute, of
 
     def rows(self, start: int, stop: int) -> Bytes:
         _check_range(self, start, stop)
         return self._compute(start, stop)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        for source in self._of:
+            source.prefetch(start, stop)
+
+    def release(self, start: int, stop: int) -> None:
+        for source in self._of:
+            source.release(start, stop)
 
 
 def widened(source: TensorSource) -> TensorSource:
@@ -94,7 +145,7 @@ def widened(source: TensorSource) -> TensorSource:
         values = float_rows(source.rows(start, stop), source.type)
         return np.ascontiguousarray(values).view(np.uint8)
 
-    return Computed(source.name, source.shape, F32, compute)
+    return Computed(source.name, source.shape, F32, compute, [source])
 
 
 def float_rows(data: Bytes, type_: QuantType) -> npt.NDArray[np.float32]:
