@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from loragraft.inspect import inspect as inspect
     from loragraft.load import Model as Model
     from loragraft.load import load as load
+    from loragraft.merge import merge as merge
+    from loragraft.options import QuantizeOptions as QuantizeOptions
+    from loragraft.quantize import quantize as quantize
     from loragraft.split import join as join
     from loragraft.split import split as split
     from loragraft.tokenizer import Tokenizer as Tokenizer
@@ -39,6 +42,9 @@ _HOMES = {
     "load": "loragraft.load",
     "inspect": "loragraft.inspect",
     "join": "loragraft.split",
+    "merge": "loragraft.merge",
+    "QuantizeOptions": "loragraft.options",
+    "quantize": "loragraft.quantize",
     "split": "loragraft.split",
 }
 
@@ -46,12 +52,15 @@ _HOMES = {
 __all__ = [
     "LoragraftError",
     "Model",
+    "QuantizeOptions",
     "Tokenizer",
     "__version__",
     "imatrix",
     "inspect",
     "join",
     "load",
+    "merge",
+    "quantize",
     "split",
 ]
 

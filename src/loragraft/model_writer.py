@@ -40,6 +40,17 @@ class TensorReport:
     weights: int
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """An adapter that was merged: its own tensors, all of which were used, and how many weights they changed."""
+
+    path: Path
+    scale: float
+    """The user's factor."""
+    tensors: int
+    targets: int
+
+
 @dataclass(frozen=True)
 class Report:
     """What a run of `quantize` or `merge` wrote (or, for a dry run, would write)."""
@@ -49,6 +60,9 @@ class Report:
     tensors: list[TensorReport]
     seconds: float = 0.0
     fallbacks: int = 0
+    lacking_importance: list[tuple[str, str]] = field(default_factory=list)
+    """Of a dry run: tensors that will need an importance matrix, and their types."""
+    adapters: tuple[AdapterUse, ...] = ()
     errors: list[TensorError] = field(default_factory=list)
     """With `verify`: how far each tensor of the file is from what was to be stored."""
 
@@ -83,7 +97,10 @@ class _File:
 
 def dry_run(plan: Plan) -> Report:
     """What carrying out `plan` would write."""
-    return Report(plan.target, [], _tensor_reports(plan), fallbacks=len(plan.fallbacks))
+    lacking = [(name, kind.name) for name, kind in plan.lacking_importance]
+    return Report(
+        plan.target, [], _tensor_reports(plan), fallbacks=len(plan.fallbacks), lacking_importance=lacking
+    )
 
 
 def write_model(
@@ -140,10 +157,10 @@ def write_model(
             part.writer.seal()  # so that all files appear at once
     for part in parts:
         _check_size(part)
-    errors = measure_errors(plan.steps, [file.path for file in files], progress) if options.verify else []
     seconds = time.monotonic() - began
+    errors = measure_errors(plan.steps, [file.path for file in files], progress) if options.verify else []
     paths = [file.path for file in files]
-    return Report(plan.target, paths, _tensor_reports(plan), seconds, len(plan.fallbacks), errors)
+    return Report(plan.target, paths, _tensor_reports(plan), seconds, len(plan.fallbacks), errors=errors)
 
 
 def _tensor_reports(plan: Plan) -> list[TensorReport]:

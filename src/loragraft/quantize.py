@@ -6,6 +6,7 @@ import os
 from os import PathLike
 from pathlib import Path
 
+from loragraft.errors import UnsupportedError
 from loragraft.formats.source import ModelSource
 from loragraft.model_writer import Report, dry_run, write_model
 from loragraft.models import open_model
@@ -37,6 +38,10 @@ def quantize(
     options = options or QuantizeOptions()
     kind = target if isinstance(target, FileType) else file_type(target)
     model = source if isinstance(source, ModelSource) else open_model(source)
+    if model.path.is_dir():
+        raise UnsupportedError(
+            model.path, "is no GGUF file", hint="`loragraft merge` takes Hugging Face folders"
+        )
     plan = plan_quantize(model, kind, options)
     if output is None:
         return dry_run(plan)

@@ -46,11 +46,13 @@ _GRAFT, _MEASURE, _USE, _FILES = "Graft", "Measure", "Use", "Files"
 
 #: Every command: the panel of `loragraft --help` that lists it, and its name, which is its module's too.
 COMMANDS: tuple[tuple[str, str], ...] = (
-    (_USE, "run"),
-    (_USE, "tokenize"),
+    (_GRAFT, "merge"),
+    (_GRAFT, "quantize"),
+    (_GRAFT, "imatrix"),
     (_MEASURE, "check"),
     (_MEASURE, "perplexity"),
-    (_GRAFT, "imatrix"),
+    (_USE, "run"),
+    (_USE, "tokenize"),
     (_FILES, "inspect"),
     (_FILES, "split"),
     (_FILES, "join"),

@@ -1,0 +1,104 @@
+"""Merge LoRA adapters into a model and quantize the sum, in one pass over the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from loragraft.adapters.delta import Delta
+from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.errors import AdapterError
+from loragraft.formats.source import ModelSource
+from loragraft.model_writer import AdapterUse, Report, dry_run, write_model
+from loragraft.models import load_adapter, open_model
+from loragraft.options import QuantizeOptions
+from loragraft.plan import plan_merge
+from loragraft.progress import SILENT, Progress
+from loragraft.quantize import cpu_count
+from loragraft.quants.filetypes import FileType, file_type
+
+
+def merge(
+    base: str | PathLike[str] | ModelSource,
+    adapters: Sequence[tuple[str | PathLike[str] | Adapter, float]],
+    output: str | PathLike[str] | None,
+    *,
+    type: str | FileType = "F16",  # noqa: A002 (the word that everyone uses for it)
+    options: QuantizeOptions | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Write `base` (a GGUF file or a Hugging Face folder) with `adapters`, (path, scale) each, as `type`.
+
+    The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
+    adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
+    `output` nothing is written: the report says what would be. `threads`: all CPUs, if None.
+
+    Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
+    `QuantizeError`, `OutputError`, `UnsupportedError`.
+    """
+    options = options or QuantizeOptions()
+    kind = type if isinstance(type, FileType) else file_type(type)
+    model = base if isinstance(base, ModelSource) else open_model(base)
+    loaded = [
+        (adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model), scale)
+        for adapter, scale in adapters
+    ]
+    for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
+        progress.note(note)
+    plan = plan_merge(model, kind, options, collect_deltas(model, loaded))
+    uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.pairs)) for a, scale in loaded)
+    if output is None:
+        return replace(dry_run(plan), adapters=uses)
+    report = write_model(
+        model,
+        plan,
+        Path(output),
+        options,
+        inputs=[*(path for a, _ in loaded for path in _files(a.path)), *filter(None, [options.imatrix])],
+        threads=threads or cpu_count(),
+        progress=progress,
+        label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
+    )
+    return replace(report, adapters=uses)
+
+
+def collect_deltas(
+    model: ModelSource, adapters: Sequence[tuple[Adapter, float]]
+) -> Mapping[str, tuple[Delta, ...]]:
+    """The deltas of every adapted tensor of `model`, in the order of `adapters`.
+
+    Raises `AdapterError` for a pair without a tensor, or with one of another shape.
+    """
+    deltas: dict[str, tuple[Delta, ...]] = {}
+    for adapter, scale in adapters:
+        unused = [name for name in adapter.pairs if name not in model.tensors]
+        if unused:
+            raise AdapterError(
+                adapter.path,
+                f"{len(unused)} of its {len(adapter.pairs)} targets are not in the base",
+                found=", ".join(unused[:3]) + (", ..." if len(unused) > 3 else ""),
+                expected=f"tensors of {model.path}",
+            )
+        for name, pair in adapter.pairs.items():
+            _check_shape(adapter, pair, model.tensors[name].shape)
+            delta = Delta(pair.a, pair.b, pair.scale * scale)
+            deltas[name] = (*deltas.get(name, ()), delta)
+    return deltas
+
+
+def _check_shape(adapter: Adapter, pair: LoraPair, shape: tuple[int, ...]) -> None:
+    expected = (*shape[:-2], pair.rank, shape[-1]), (*shape[:-1], pair.rank)
+    if len(shape) < 2 or (pair.a.shape, pair.b.shape) != expected:
+        raise AdapterError(
+            adapter.path,
+            f"does not fit tensor {pair.target!r} of shape {list(shape)}",
+            found=f"A {list(pair.a.shape)} and B {list(pair.b.shape)}",
+            expected=f"A {list(expected[0])} and B {list(expected[1])}",
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

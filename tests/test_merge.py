@@ -1,0 +1,237 @@
+"""`merge`: against llama-export-lora, and one pass against two steps, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import golden
+from gguf_files import write_gguf
+from loragraft import pipeline
+from loragraft.adapters.delta import Delta, add_deltas
+from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.errors import AdapterError, OutputError, QuantizeError
+from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.formats.gguf.values import Value
+from loragraft.merge import merge
+from loragraft.models import open_model
+from loragraft.options import QuantizeOptions, tensor_type
+from loragraft.quantize import quantize
+from loragraft.quants import native, reference
+from loragraft.quants.filetypes import file_type
+from loragraft.quants.types import BY_NAME, F16
+from paths import data
+
+
+def bits(path: Path) -> dict[str, np.ndarray]:
+    with GGUFFile.open(path) as file:
+        return {name: tensor.data().copy() for name, tensor in file.tensors.items()}
+
+
+def kernels_for(target: str) -> bool:
+    """For the time until every native kernel is there."""
+    mixed = () if target in ("Q8_0", "MXFP4_MOE") or file_type(target).is_float else ("Q5_K", "Q6_K")
+    return all(native.supports(BY_NAME[name]) for name in (file_type(target).default.name, *mixed))
+
+
+@pytest.mark.parametrize("adapter", ["llama-kjv.shakespeare", "gguf/llama-kjv.shakespeare-lora.gguf"])
+def test_agrees_with_llama_export_lora(adapter: str, tmp_path: Path) -> None:
+    """The peer adds the rank's products in another order on some machines: at most 0.02 % may differ, by one unit."""
+    report = merge(data("llama-kjv"), [(data(adapter), 1.0)], tmp_path / "out.gguf")
+    recorded = json.loads(data("golden/convert.json").read_text())["llama-kjv.merged-f16"]
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        facts = {name: (t.type.name, list(reversed(t.shape))) for name, t in file.tensors.items()}
+        assert facts == {name: (t["type"], t["shape"]) for name, t in recorded["tensors"].items()}
+        for key, value in recorded["metadata"].items():
+            if key not in ("general.name", "general.size_label") and not key.startswith("tokenizer.ggml."):
+                assert file.metadata[key].data == pytest.approx(value), key
+        assert list(file.metadata)[-1] == "general.file_type"
+    assert [(use.tensors, use.targets) for use in report.adapters] == [(56, 28)]
+    ours, theirs = bits(tmp_path / "out.gguf"), bits(data("gguf/llama-kjv.merged-f16.gguf"))
+    differing = weights = 0
+    for name, found in ours.items():
+        if facts[name][0] == "F16" and name.startswith("blk."):
+            distance = np.abs(found.view(np.int16).astype(int) - theirs[name].view(np.int16).astype(int))
+            assert distance.max() <= 1
+            differing += int((distance > 0).sum())
+            weights += distance.size
+        else:
+            assert np.array_equal(found, theirs[name]), name
+    print(f"\n{differing} of {weights} adapted weights differ from llama-export-lora's")
+    assert weights == 3145728
+    assert differing <= 0.0002 * weights
+
+
+TARGETS = ["Q8_0", "Q4_0", "IQ4_XS", "Q4_K_M", "Q6_K", "MXFP4_MOE", "BF16", "F32"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("base", ["folder", "gguf"])
+def test_one_pass_equals_two_steps(target: str, base: str, tmp_path: Path) -> None:
+    if not kernels_for(target):
+        pytest.skip("a type's native kernel is still to come")
+    model, adapters = data("llama-kjv"), [(data("llama-kjv.shakespeare"), 0.7)]
+    if base == "gguf":
+        merge(model, [], tmp_path / "base.gguf")
+        model = tmp_path / "base.gguf"
+    options = QuantizeOptions(tensor_types=[tensor_type("attn_v=q8_0")])
+    merge(model, adapters, tmp_path / "one.gguf", type=target, options=options)
+    merge(model, adapters, tmp_path / "f16.gguf")
+    if file_type(target).is_float:
+        # These are not rounded through F16, so only what no adapter touches is the same.
+        quantize(tmp_path / "f16.gguf", tmp_path / "two.gguf", target)
+        one, two = bits(tmp_path / "one.gguf"), bits(tmp_path / "two.gguf")
+        assert {n for n in one if not np.array_equal(one[n], two[n])} == {
+            n for n in one if "_norm" not in n
+        } - {
+            "output.weight",
+            "token_embd.weight",
+        }
+        return
+    quantize(tmp_path / "f16.gguf", tmp_path / "two.gguf", target, options=options)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+def test_merged_and_quantized_tensors_are_the_recorded_ones(tmp_path: Path) -> None:
+    """On this machine the merge equals the peer's exactly, so every mix of it must, too."""
+    run = next(run for run in golden.runs("llama-merged") if run.name == "Q8_0")
+    merge(data("llama-kjv"), [(data("llama-kjv.shakespeare"), 1.0)], tmp_path / "out.gguf", type="Q8_0")
+    found = {name: hashlib.sha256(rows).hexdigest() for name, rows in bits(tmp_path / "out.gguf").items()}
+    assert found == {name: tensor["sha256"] for name, tensor in run.result["tensors"].items()}
+
+
+def test_neither_chunks_nor_threads_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = [(data("llama-kjv.shakespeare"), 1.0), (data("llama-kjv.shakespeare"), -0.25)]
+    merge(data("llama-kjv"), adapters, tmp_path / "one.gguf", type="Q8_0", threads=1)
+    monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 5000)
+    merge(data("llama-kjv"), adapters, tmp_path / "many.gguf", type="Q8_0", threads=5)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
+    options = QuantizeOptions(max_memory=1)
+    merge(data("llama-kjv"), adapters, tmp_path / "small.gguf", type="Q8_0", threads=2, options=options)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "small.gguf").read_bytes()
+
+
+def test_fused_experts(tmp_path: Path) -> None:
+    merge(data("qwen3moe-8x"), [(data("qwen3moe-8x.experts"), 1.0)], tmp_path / "one.gguf", type="Q8_0")
+    merge(data("qwen3moe-8x"), [(data("qwen3moe-8x.experts"), 1.0)], tmp_path / "f16.gguf")
+    quantize(tmp_path / "f16.gguf", tmp_path / "two.gguf", "Q8_0")
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+    model = open_model(data("qwen3moe-8x"))
+    untouched = open_model(tmp_path / "f16.gguf").tensors["blk.0.ffn_down_exps.weight"]
+    source = model.tensors["blk.0.ffn_down_exps.weight"]
+    assert not np.array_equal(untouched.rows(0, 8), source.rows(0, 8))
+
+
+# ---- small models made for one question each ----
+
+
+def small_base(path: Path, **tensors: np.ndarray) -> Path:
+    metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(1)}
+    named = {f"blk.0.{name}.weight": array for name, array in tensors.items()}
+    return write_gguf(path, metadata, named)
+
+
+def adapter_of(**pairs: tuple[np.ndarray, np.ndarray]) -> Adapter:
+    loras = {
+        f"blk.0.{name}.weight": LoraPair(f"blk.0.{name}.weight", a, b, 1.0) for name, (a, b) in pairs.items()
+    }
+    return Adapter(Path("adapter"), loras, n_tensors=2 * len(loras))
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_a_target_that_the_base_has_not(tmp_path: Path) -> None:
+    base = small_base(tmp_path / "base.gguf", attn_q=normal(0, 64, 64))
+    adapter = adapter_of(
+        attn_q=(normal(1, 4, 64), normal(2, 64, 4)), attn_x=(normal(1, 4, 64), normal(2, 64, 4))
+    )
+    with pytest.raises(AdapterError, match=r"1 of its 2 targets .* found blk\.0\.attn_x\.weight"):
+        merge(base, [(adapter, 1.0)], tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_pair_of_another_shape_names_both(tmp_path: Path) -> None:
+    base = small_base(tmp_path / "base.gguf", attn_q=normal(0, 64, 96))
+    adapter = adapter_of(attn_q=(normal(1, 4, 64), normal(2, 64, 4)))
+    message = r"shape \[64, 96\]: found A \[4, 64\] and B \[64, 4\], expected A \[4, 96\] and B \[64, 4\]"
+    with pytest.raises(AdapterError, match=message):
+        merge(base, [(adapter, 1.0)], tmp_path / "out.gguf")
+
+
+def test_a_sum_too_large_for_f16_is_named(tmp_path: Path) -> None:
+    base = small_base(tmp_path / "base.gguf", attn_q=np.zeros((64, 64), np.float32))
+    b = np.zeros((64, 1), np.float32)
+    b[7] = 1e6
+    adapter = adapter_of(attn_q=(np.ones((1, 64), np.float32), b))
+    with pytest.raises(QuantizeError, match=r"'blk\.0\.attn_q\.weight', row 7, column 0 does not fit F16"):
+        merge(base, [(adapter, 1.0)], tmp_path / "out.gguf", type="Q8_0")
+    merge(base, [(adapter, 1.0)], tmp_path / "out.gguf", type="BF16")
+
+
+def test_a_quantized_base(tmp_path: Path) -> None:
+    """Dequantizing needs no leave, quantizing again does; what no adapter touches is copied."""
+    x, adapter = normal(0, 64, 64), adapter_of(attn_q=(normal(1, 4, 64), normal(2, 64, 4)))
+    base = small_base(tmp_path / "base.gguf", attn_q=x, attn_k=normal(3, 64, 64))
+    quantize(base, tmp_path / "q8.gguf", "Q8_0")
+    stored = open_model(tmp_path / "q8.gguf").tensors
+    expected = add_deltas(
+        reference.dequantize(stored["blk.0.attn_q.weight"].rows(0, 64), BY_NAME["Q8_0"]),
+        [the_delta(adapter)],
+    )
+    merge(tmp_path / "q8.gguf", [(adapter, 1.0)], tmp_path / "f32.gguf", type="F32")
+    found = bits(tmp_path / "f32.gguf")["blk.0.attn_q.weight"]
+    assert np.array_equal(found.view(np.float32), expected)
+    with pytest.raises(QuantizeError, match=r"already quantized.*--allow-requantize"):
+        merge(tmp_path / "q8.gguf", [(adapter, 1.0)], tmp_path / "out.gguf", type="Q8_0")
+    allowed = QuantizeOptions(allow_requantize=True)
+    merge(tmp_path / "q8.gguf", [(adapter, 1.0)], tmp_path / "out.gguf", type="Q8_0", options=allowed)
+    out = bits(tmp_path / "out.gguf")
+    assert np.array_equal(out["blk.0.attn_k.weight"], stored["blk.0.attn_k.weight"].rows(0, 64))
+    rounded = reference.dequantize(reference.quantize(expected, F16), F16)
+    assert np.array_equal(out["blk.0.attn_q.weight"], reference.quantize(rounded, BY_NAME["Q8_0"]))
+
+
+def the_delta(adapter: Adapter) -> Delta:
+    (pair,) = adapter.pairs.values()
+    return Delta(pair.a, pair.b, pair.scale)
+
+
+def test_the_scale_of_an_adapted_tensor_is_folded_in(tmp_path: Path) -> None:
+    """NVFP4 keeps a scale per tensor beside it. The delta belongs to the scaled weights, and the scale then goes."""
+    x = normal(0, 64, 64)
+    metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(1)}
+    tensors = {"blk.0.attn_q.weight": x, "blk.0.attn_q.scale": np.full(1, 0.5, np.float32)}
+    tensors |= {"blk.0.attn_k.weight": x, "blk.0.attn_k.scale": np.full(1, 0.5, np.float32)}
+    base = write_gguf(tmp_path / "base.gguf", metadata, tensors)
+    adapter = adapter_of(attn_q=(normal(1, 4, 64), normal(2, 64, 4)))
+    merge(base, [(adapter, 1.0)], tmp_path / "out.gguf", type="F32")
+    out = bits(tmp_path / "out.gguf")
+    assert sorted(out) == ["blk.0.attn_k.scale", "blk.0.attn_k.weight", "blk.0.attn_q.weight"]
+    expected = add_deltas(x * np.float32(0.5), [the_delta(adapter)])
+    assert np.array_equal(out["blk.0.attn_q.weight"].view(np.float32), expected)
+    assert np.array_equal(out["blk.0.attn_k.weight"].view(np.float32), x)
+
+
+def test_bf16_weights_round_through_f16(tmp_path: Path) -> None:
+    """As converting to F16 and quantizing that file does, though nothing is merged."""
+    merge(data("llama-kjv"), [], tmp_path / "bf16.gguf", type="BF16")
+    merge(tmp_path / "bf16.gguf", [], tmp_path / "one.gguf", type="Q8_0")
+    merge(tmp_path / "bf16.gguf", [], tmp_path / "f16.gguf", type="F16")
+    quantize(tmp_path / "f16.gguf", tmp_path / "two.gguf", "Q8_0")
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+def test_the_output_must_not_be_an_input(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(data("llama-kjv.shakespeare"), folder)
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match="the output is also an input"):
+        merge(data("llama-kjv"), [(folder, 1.0)], folder / "adapter_model.safetensors")
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
