@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace lg {
 
@@ -52,6 +53,19 @@ static inline uint16_t bfloat_from_float(float f) {
 
 static inline float float_from_bfloat(uint16_t b) {
     return std::bit_cast<float>(uint32_t(b) << 16);
+}
+
+static inline float get_half(const uint8_t* p) {
+    uint16_t h;
+    std::memcpy(&h, p, 2);
+    return float_from_half(h);
+}
+
+// Stores v; returns it as it will be read back.
+static inline float put_half(uint8_t* p, float v) {
+    const uint16_t h = half_from_float(v);
+    std::memcpy(p, &h, 2);
+    return float_from_half(h);
 }
 
 } // namespace lg

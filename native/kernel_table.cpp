@@ -6,6 +6,7 @@ namespace lg::LG_ISA {
 // One line per family; each is defined at the end of the family's own file.
 void add_floats(KernelTable&);
 void add_legacy(KernelTable&);
+void add_kquants(KernelTable&);
 void add_delta(KernelTable&);
 void add_activations(KernelTable&);
 void add_attention(KernelTable&);
@@ -24,6 +25,7 @@ const KernelTable* table() {
         k.isa = LG_STR(LG_ISA);
         add_floats(k);
         add_legacy(k);
+        add_kquants(k);
         add_delta(k);
         add_activations(k);
         add_attention(k);

@@ -31,14 +31,29 @@ typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 
 inline vf splat(float v) { return v - vf{}; }
 inline vi splat(int32_t v) { return v - vi{}; }
+inline vf load(const float* p) {
+    vf v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+inline void store(int32_t* p, vi v) { std::memcpy(p, &v, sizeof v); }
 inline vi bits(vf v) { return (vi)v; }
 inline vf floats(vi v) { return (vf)v; }
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 inline vi truncate(vf v) { return __builtin_convertvector(v, vi); }
 inline vf magnitude(vf v) { return floats(bits(v) & 0x7FFFFFFF); }
 // C's MAX(a, b) and MIN(a, b): b where the two do not compare.
+#if defined(LG_ISA_avx512)
+inline vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+inline vf min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(LG_ISA_avx2)
+inline vf max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+inline vf min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 inline vf min(vf a, vf b) { return a < b ? a : b; }
+#endif
 inline vi max(vi a, vi b) { return a > b ? a : b; }
 inline vi min(vi a, vi b) { return a < b ? a : b; }
 
@@ -76,8 +91,25 @@ inline bool any(vi mask) {
 }
 
 // The nearest integer, halves to even: the reference's way, adding 1.5 * 2^23, which wraps past +-2^22.
+constexpr float MAGIC = 12582912.0f;
+
 inline vi nearest_int(vf v) {
-    return (bits(v + 12582912.0f) & 0x7FFFFF) - 0x400000;
+    return (bits(v + MAGIC) & 0x7FFFFF) - 0x400000;
+}
+
+inline int nearest_int(float v) {
+    return nearest_int(splat(v))[0];
+}
+
+// The same for |v| < 2^22, as a float.
+inline vf nearest(vf v) {
+#if defined(LG_ISA_avx512)
+    return (vf)_mm512_roundscale_ps((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(LG_ISA_avx2)
+    return (vf)_mm256_round_ps((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return (v + MAGIC) - MAGIC;
+#endif
 }
 
 template <int D, size_t... K>

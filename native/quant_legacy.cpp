@@ -1,55 +1,76 @@
 // The types with one scale (and offset) per block of 32, 64 or 128 weights, without super-blocks.
 //
-// One block at a time in plain loops that the compiler vectorizes: magnitudes are compared as integers (the bits of
-// positive floats are ordered as integers), so that a maximum needs no particular order; sums keep the reference's.
+// Without importance, one block after the other: magnitudes are compared in any order, as a maximum needs none; sums keep
+// the reference's. With importance, a block per lane (tile.h). The NumPy twin is quants/legacy.py.
 #include "half.h"
 #include "kernels.h"
+#include "tile.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace lg::LG_ISA {
 
 namespace {
 
-inline void put_half(uint8_t* y, float v) {
-    const uint16_t h = half_from_float(v);
-    std::memcpy(y, &h, 2);
+typedef uint8_t Narrow __attribute__((vector_size(LANES)));
+
+inline void store_bytes(uint8_t* y, vi codes) {
+    const Narrow narrow = __builtin_convertvector(codes, Narrow);
+    std::memcpy(y, &narrow, sizeof narrow);
 }
 
-inline float get_half(const uint8_t* y) {
-    uint16_t h;
-    std::memcpy(&h, y, 2);
-    return float_from_half(h);
+template <int D, size_t... K>
+inline vf swap_lanes(vf v, std::index_sequence<K...>) {
+    return __builtin_shufflevector(v, v, int(K ^ D)...);
 }
 
-// The largest magnitude of a block, its bits.
-template <int N>
-inline int32_t largest_magnitude(const float* x) {
-    int32_t bits[N];
-    std::memcpy(bits, x, sizeof bits);
-    int32_t largest = 0;
-    for (int j = 0; j < N; ++j) {
-        largest = std::max(largest, bits[j] & 0x7FFFFFFF);
+template <int D = LANES / 2, class Pick>
+inline float across(vf v, Pick pick) {
+    if constexpr (D == 0) {
+        return v[0];
+    } else {
+        return across<D / 2>(pick(v, swap_lanes<D>(v, std::make_index_sequence<LANES>{})), pick);
     }
-    return largest;
+}
+
+template <int N>
+inline float largest_magnitude(const float* x) {
+    vf high = magnitude(load(x));
+    for (int i = LANES; i < N; i += LANES) {
+        high = max(high, magnitude(load(x + i)));
+    }
+    return across(high, [](vf a, vf b) { return max(a, b); });
+}
+
+struct Range {
+    float low, high;
+};
+
+template <int N>
+inline Range range_of(const float* x) {
+    vf low = load(x), high = load(x);
+    for (int i = LANES; i < N; i += LANES) {
+        low = min(low, load(x + i));
+        high = max(high, load(x + i));
+    }
+    return {across(low, [](vf a, vf b) { return min(a, b); }), across(high, [](vf a, vf b) { return max(a, b); })};
 }
 
 // The weight of largest magnitude, with its sign; the first one wins; never -0.
 template <int N>
 inline float largest_weight(const float* x) {
-    int32_t bits[N];
-    std::memcpy(bits, x, sizeof bits);
-    const int32_t largest = largest_magnitude<N>(x);
-    int32_t first = N - 1;
-    for (int j = 0; j < N; ++j) {
-        first = std::min(first, (bits[j] & 0x7FFFFFFF) == largest ? j : N);
+    const Range r = range_of<N>(x);
+    if (-r.low != r.high) {
+        return -r.low > r.high ? r.low : r.high;
     }
-    return largest ? x[first] : 0.0f;
+    const float* first = std::find_if(x, x + N, [&](float v) { return std::fabs(v) == r.high; });
+    return first < x + N ? *first + 0.0f : 0.0f;
 }
 
-// The scale's inverse; `finite` is false when it overflows (a denormal scale). Then every product is infinite or NaN,
-// and the reference's casts of those give 0 on x86-64.
+// The scale's inverse; not `finite` when it overflows (a denormal scale). Then every product is infinite or NaN, and the
+// reference's casts of those give -2^31 on x86-64, or 0 in a byte.
 struct Inverse {
     float value;
     bool finite;
@@ -61,22 +82,49 @@ inline Inverse inverse(float d) {
 }
 
 // roundf as an integer, for |v| < 2^22: 0.5 - 2^-25 never carries a fraction below one half.
-inline int32_t round_away(float v) {
-    return int32_t(v + std::copysign(0x1.fffffep-2f, v));
+inline vi round_away(vf v) {
+    const vf half = floats((bits(v) & int32_t(0x80000000)) | bits(splat(0x1.fffffep-2f)));
+    return truncate(v + half);
 }
 
-template <auto Block, int N, int Bytes>
-void each_block(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float*) {
-    const int64_t blocks = rows * cols / N;
-    for (int64_t b = 0; b < blocks; ++b) {
-        Block(x + b * N, y + b * Bytes);
+// ---- bit layouts of codes [32]
+
+// Weight j in the low half of byte j, weight j + 16 in the high half.
+inline void pack_nibbles(const uint8_t* codes, uint8_t* y) {
+    for (int j = 0; j < 16; ++j) {
+        y[j] = uint8_t((codes[j] & 15) | (codes[j + 16] & 15) << 4);
     }
 }
 
-template <auto Block, int N, int Bytes>
-void each_block_back(const uint8_t* y, float* x, int64_t n) {
-    for (int64_t b = 0; b < n / N; ++b) {
-        Block(y + b * Bytes, x + b * N);
+// Bit 4 of code j in bit j.
+inline void pack_fifth_bits(const uint8_t* codes, uint8_t* y) {
+    uint32_t high = 0;
+    for (int j = 0; j < 32; ++j) {
+        high |= uint32_t(codes[j] >> 4 & 1) << j;
+    }
+    std::memcpy(y, &high, 4);
+}
+
+// Codes of 4 or 5 bits, the fifth bits first.
+template <int BITS>
+inline void pack_codes(const uint8_t* codes, uint8_t* y) {
+    if constexpr (BITS == 5) {
+        pack_fifth_bits(codes, y);
+        y += 4;
+    }
+    pack_nibbles(codes, y);
+}
+
+template <int BITS>
+inline void unpack_codes(const uint8_t* y, int* codes) {
+    uint32_t high = 0;
+    if constexpr (BITS == 5) {
+        std::memcpy(&high, y, 4);
+        y += 4;
+    }
+    for (int j = 0; j < 16; ++j) {
+        codes[j] = (y[j] & 15) | int(high >> j & 1) << 4;
+        codes[j + 16] = y[j] >> 4 | int(high >> (j + 16) & 1) << 4;
     }
 }
 
@@ -89,11 +137,11 @@ void q1_0_block(const float* x, uint8_t* y) {
     }
     put_half(y, sum / 128.0f);
     for (int byte = 0; byte < 16; ++byte) {
-        uint8_t bits = 0;
+        uint8_t signs = 0;
         for (int j = 0; j < 8; ++j) {
-            bits |= uint8_t((x[8 * byte + j] >= 0.0f) << j);
+            signs |= uint8_t((x[8 * byte + j] >= 0.0f) << j);
         }
-        y[2 + byte] = bits;
+        y[2 + byte] = signs;
     }
 }
 
@@ -107,18 +155,16 @@ void q1_0_back(const uint8_t* y, float* x) {
 // ---- Q2_0: 64 codes -1 .. 2 of the largest magnitude
 
 void q2_0_block(const float* x, uint8_t* y) {
-    const int32_t bits = largest_magnitude<64>(x);
-    float d;
-    std::memcpy(&d, &bits, 4);
+    const float d = largest_magnitude<64>(x);
     put_half(y, d);
     const Inverse id = inverse(d);
     if (!id.finite) {
-        std::memset(y + 2, 0, 16); // the cast gives -2^31, which is clamped to the lowest code
+        std::memset(y + 2, 0, 16); // -2^31 is clamped to the lowest code
         return;
     }
     uint8_t codes[64];
-    for (int j = 0; j < 64; ++j) {
-        codes[j] = uint8_t(std::clamp(round_away(x[j] * id.value) + 1, 0, 3));
+    for (int j = 0; j < 64; j += LANES) {
+        store_bytes(codes + j, min(max(round_away(load(x + j) * id.value) + 1, splat(0)), splat(3)));
     }
     for (int j = 0; j < 16; ++j) {
         y[2 + j] = uint8_t(codes[4 * j] | codes[4 * j + 1] << 2 | codes[4 * j + 2] << 4 | codes[4 * j + 3] << 6);
@@ -132,48 +178,18 @@ void q2_0_back(const uint8_t* y, float* x) {
     }
 }
 
-// ---- Q4_0: codes around zero; the largest weight becomes code 0
-
-void q4_0_block(const float* x, uint8_t* y) {
-    const float d = largest_weight<32>(x) / -8.0f;
-    put_half(y, d);
-    const Inverse id = inverse(d);
-    if (!id.finite) {
-        std::memset(y + 2, 0, 16);
-        return;
-    }
-    int32_t codes[32];
-    for (int j = 0; j < 32; ++j) {
-        codes[j] = std::min(15, int32_t(x[j] * id.value + 8.5f));
-    }
-    for (int j = 0; j < 16; ++j) {
-        y[2 + j] = uint8_t(codes[j] | codes[j + 16] << 4);
-    }
-}
-
-void q4_0_back(const uint8_t* y, float* x) {
-    const float d = get_half(y);
-    for (int j = 0; j < 16; ++j) {
-        x[j] = float((y[2 + j] & 15) - 8) * d;
-        x[j + 16] = float((y[2 + j] >> 4) - 8) * d;
-    }
-}
-
 // ---- Q8_0
 
 void q8_0_block(const float* x, uint8_t* y) {
-    const int32_t bits = largest_magnitude<32>(x);
-    float amax;
-    std::memcpy(&amax, &bits, 4);
-    const float d = amax / 127.0f;
+    const float d = largest_magnitude<32>(x) / 127.0f;
     put_half(y, d);
     const Inverse id = inverse(d);
     if (!id.finite) {
         std::memset(y + 2, 0, 32);
         return;
     }
-    for (int j = 0; j < 32; ++j) {
-        y[2 + j] = uint8_t(round_away(x[j] * id.value));
+    for (int j = 0; j < 32; j += LANES) {
+        store_bytes(y + 2 + j, round_away(load(x + j) * id.value));
     }
 }
 
@@ -184,18 +200,205 @@ void q8_0_back(const uint8_t* y, float* x) {
     }
 }
 
-template <auto Quantize, auto Dequantize, int N, int Bytes>
-constexpr TypeKernels simple() {
-    return {each_block<Quantize, N, Bytes>, each_block_back<Dequantize, N, Bytes>, N, Bytes};
+// ---- Q4_0, Q5_0: codes around zero; the largest weight becomes code 0
+
+template <int BITS>
+void symmetric_block(const float* x, uint8_t* y) {
+    constexpr int HALF = 1 << (BITS - 1);
+    const float d = largest_weight<32>(x) / float(-HALF);
+    put_half(y, d);
+    const Inverse id = inverse(d);
+    uint8_t codes[32] = {};
+    for (int j = 0; id.finite && j < 32; j += LANES) {
+        store_bytes(codes + j, min(truncate(load(x + j) * id.value + (HALF + 0.5f)), splat(2 * HALF - 1)));
+    }
+    pack_codes<BITS>(codes, y + 2);
+}
+
+template <int BITS>
+void symmetric_weighted(const float* x, const Searched& s, int block, uint8_t* y) {
+    constexpr int HALF = 1 << (BITS - 1);
+    put_half(y, s.scale[block]);
+    uint8_t codes[32] = {};
+    for (int j = 0; s.inverse[block] != 0.0f && j < 32; j += LANES) {
+        const vi l = nearest_int(s.inverse[block] * load(x + j));
+        store_bytes(codes + j, min(max(l, splat(-HALF)), splat(HALF - 1)) + HALF);
+    }
+    pack_codes<BITS>(codes, y + 2);
+}
+
+template <int BITS>
+void symmetric_back(const uint8_t* y, float* x) {
+    const float d = get_half(y);
+    int codes[32];
+    unpack_codes<BITS>(y + 2, codes);
+    for (int j = 0; j < 32; ++j) {
+        x[j] = float(codes[j] - (1 << (BITS - 1))) * d;
+    }
+}
+
+// ---- Q4_1, Q5_1: codes above the block's minimum
+
+template <int BITS>
+void affine_block(const float* x, uint8_t* y) {
+    constexpr int TOP = (1 << BITS) - 1;
+    Range r = range_of<32>(x);
+    if (r.low == 0.0f) { // the first zero's sign is stored
+        r.low = *std::find(x, x + 32, 0.0f);
+    }
+    const float d = (r.high - r.low + 0.0f) / float(TOP); // never -0
+    put_half(y, d);
+    put_half(y + 2, r.low);
+    const Inverse id = inverse(d);
+    uint8_t codes[32] = {};
+    // An infinite range has the inverse 0; its products are 0, or NaN, which the reference's cast makes 0 too.
+    for (int j = 0; id.finite && id.value != 0.0f && j < 32; j += LANES) {
+        store_bytes(codes + j, min(truncate((load(x + j) - r.low) * id.value + 0.5f), splat(TOP)));
+    }
+    pack_codes<BITS>(codes, y + 4);
+}
+
+template <int BITS>
+void affine_weighted(const float* x, const Searched& s, int block, uint8_t* y) {
+    constexpr int TOP = (1 << BITS) - 1;
+    put_half(y, s.scale[block]);
+    put_half(y + 2, -s.low[block]);
+    uint8_t codes[32] = {};
+    for (int j = 0; s.inverse[block] != 0.0f && j < 32; j += LANES) {
+        const vi l = nearest_int(s.inverse[block] * (load(x + j) - s.from[block]));
+        store_bytes(codes + j, min(max(l, splat(0)), splat(TOP)));
+    }
+    pack_codes<BITS>(codes, y + 4);
+}
+
+template <int BITS>
+void affine_back(const uint8_t* y, float* x) {
+    const float d = get_half(y), low = get_half(y + 2);
+    int codes[32];
+    unpack_codes<BITS>(y + 4, codes);
+    for (int j = 0; j < 32; ++j) {
+        x[j] = float(codes[j]) * d + low;
+    }
+}
+
+// ---- rows
+
+template <auto Block, int N, int BYTES>
+void each_block(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float*) {
+    const int64_t blocks = rows * cols / N;
+    for (int64_t b = 0; b < blocks; ++b) {
+        Block(x + b * N, y + b * BYTES);
+    }
+}
+
+template <auto Block, int N, int BYTES>
+void each_block_back(const uint8_t* y, float* x, int64_t n) {
+    for (int64_t b = 0; b < n / N; ++b) {
+        Block(y + b * BYTES, x + b * N);
+    }
+}
+
+constexpr int ROWS = 4 * LANES; // whose mean squares are held at a time
+
+// Mean squares of up to ROWS rows, each summed in order, a row per lane.
+void mean_squares(const float* x, int64_t rows, int64_t cols, float* out) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        const float* row[LANES];
+        for (int i = 0; i < LANES; ++i) {
+            row[i] = x + std::min(r + i, rows - 1) * cols;
+        }
+        vf sum = vf{};
+        for (int64_t c = 0; c < cols; c += LANES) {
+            vf v[LANES];
+            for (int i = 0; i < LANES; ++i) {
+                v[i] = load(row[i] + c);
+            }
+            transpose_stage<LANES / 2>(v);
+            for (int i = 0; i < LANES; ++i) {
+                sum += v[i] * v[i];
+            }
+        }
+        store(out + r, sum / float(cols));
+    }
+}
+
+// Search a tile of blocks of 32 whose weights' weights are importance * sqrt(mean square of the row + x^2), then write.
+template <auto SearchTile, auto Block, int BYTES>
+void each_weighted(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
+    alignas(64) float padded[WEIGHTS], weights[WEIGHTS], squares[ROWS];
+    Searched found;
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        const int64_t some = std::min<int64_t>(ROWS, rows - r);
+        mean_squares(x + r * cols, some, cols, squares);
+        for (int64_t first = 0; first < some * cols; first += WEIGHTS) {
+            const int count = int(std::min<int64_t>(WEIGHTS, some * cols - first));
+            const float* tile = x + r * cols + first;
+            if (count < WEIGHTS) {
+                std::memset(padded, 0, sizeof padded);
+                std::memcpy(padded, tile, size_t(count) * 4);
+                tile = padded;
+            }
+            for (int k = 0; k < WEIGHTS; k += 32) {
+                const int64_t at = std::min(first + k, some * cols - 32);
+                const float square = squares[at / cols];
+                const float* column = importance + at % cols;
+                for (int i = 0; i < 32; i += LANES) {
+                    const vf v = load(tile + k + i);
+                    store(weights + k + i, load(column + i) * sqrt(square + v * v));
+                }
+            }
+            SearchTile(tile, weights, found);
+            for (int b = 0; b < count / 32; ++b) {
+                Block(tile + b * 32, found, b, y + ((r * cols + first) / 32 + b) * BYTES);
+            }
+        }
+    }
+}
+
+template <int BITS>
+void search_symmetric_blocks(const float* x, const float* w, Searched& out) {
+    search_symmetric_tile<32, 1 << (BITS - 1)>(x, w, out);
+}
+
+template <int BITS>
+void search_affine_blocks(const float* x, const float* w, Searched& out) {
+    search_affine_tile<32, false>(x, w, {(1 << BITS) - 1, -0.9f, 0.05f, 36}, out);
+}
+
+template <auto Plain, auto Weighted>
+void choose(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
+    (importance ? Weighted : Plain)(x, y, rows, cols, importance);
+}
+
+template <auto Quantize, auto Back, int N, int BYTES>
+constexpr TypeKernels plain() {
+    return {each_block<Quantize, N, BYTES>, each_block_back<Back, N, BYTES>, N, BYTES};
+}
+
+template <int BITS, int BYTES>
+constexpr TypeKernels symmetric() {
+    return {choose<each_block<symmetric_block<BITS>, 32, BYTES>,
+                   each_weighted<search_symmetric_blocks<BITS>, symmetric_weighted<BITS>, BYTES>>,
+            each_block_back<symmetric_back<BITS>, 32, BYTES>, 32, BYTES};
+}
+
+template <int BITS, int BYTES>
+constexpr TypeKernels affine() {
+    return {choose<each_block<affine_block<BITS>, 32, BYTES>,
+                   each_weighted<search_affine_blocks<BITS>, affine_weighted<BITS>, BYTES>>,
+            each_block_back<affine_back<BITS>, 32, BYTES>, 32, BYTES};
 }
 
 } // namespace
 
 void add_legacy(KernelTable& t) {
-    t.type[Q1_0] = simple<q1_0_block, q1_0_back, 128, 18>();
-    t.type[Q2_0] = simple<q2_0_block, q2_0_back, 64, 18>();
-    t.type[Q4_0] = simple<q4_0_block, q4_0_back, 32, 18>();
-    t.type[Q8_0] = simple<q8_0_block, q8_0_back, 32, 34>();
+    t.type[Q1_0] = plain<q1_0_block, q1_0_back, 128, 18>();
+    t.type[Q2_0] = plain<q2_0_block, q2_0_back, 64, 18>();
+    t.type[Q4_0] = symmetric<4, 18>();
+    t.type[Q4_1] = affine<4, 20>();
+    t.type[Q5_0] = symmetric<5, 22>();
+    t.type[Q5_1] = affine<5, 24>();
+    t.type[Q8_0] = plain<q8_0_block, q8_0_back, 32, 34>();
 }
 
 } // namespace lg::LG_ISA
