@@ -26,11 +26,25 @@ inline u8x32 load_u8(const uint8_t* p) {
 inline u8x32 nibbles16(const uint8_t* p) {
     u8x16 q;
     std::memcpy(&q, p, 16);
-    const u8x16 low = q & 15, high = q >> 4;
-    u8x32 v;
-    std::memcpy(&v, &low, 16);
-    std::memcpy((uint8_t*)&v + 16, &high, 16);
-    return v;
+    return __builtin_shufflevector(q & 15, q >> 4, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+                                   20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
+// Bit i of 32 as byte i: 255 or 0.
+inline u8x32 bits32(const uint8_t* p) {
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+#if LG_ISA_avx512
+    return (u8x32)_mm256_movm_epi8(word);
+#else
+    typedef uint32_t u32x8 __attribute__((vector_size(32)));
+    const u8x32 all = (u8x32)(word - u32x8{});
+    const u8x32 own = __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 18, 18, 18, 18, 18,
+                                              18, 18, 18, 19, 19, 19, 19, 19, 19, 19, 19);
+    const uint64_t bit = 0x8040201008040201;
+    typedef uint64_t u64x4 __attribute__((vector_size(32)));
+    return (u8x32)((own & (u8x32)(bit - u64x4{})) != 0);
+#endif
 }
 
 // table[index] for each byte; indices are below 16.

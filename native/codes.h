@@ -45,21 +45,12 @@ struct Q4_1Codes {
     }
 };
 
-// The fifth bit of each of 32 codes, as 16 or 0.
-inline u8x32 fifth_bits(const uint8_t* p) {
-    uint8_t spread[32];
-    for (int i = 0; i < 32; ++i) {
-        spread[i] = uint8_t((p[i / 8] >> (i % 8) & 1) << 4);
-    }
-    return load_u8(spread);
-}
-
 struct Q5_0Codes {
     static constexpr int BLOCK = 32, BYTES = 22, SUB = 32;
     static constexpr bool MIN = false, SIGNED = true;
     static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
         scale[0] = half_at(b);
-        codes[0] = (i8x32)(nibbles16(b + 6) | fifth_bits(b + 2)) - 16;
+        codes[0] = (i8x32)(nibbles16(b + 6) | (bits32(b + 2) & 16)) - 16;
     }
 };
 
@@ -69,7 +60,7 @@ struct Q5_1Codes {
     static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float* min) {
         scale[0] = half_at(b);
         min[0] = half_at(b + 2);
-        codes[0] = (i8x32)(nibbles16(b + 8) | fifth_bits(b + 4));
+        codes[0] = (i8x32)(nibbles16(b + 8) | (bits32(b + 4) & 16));
     }
 };
 
@@ -214,12 +205,22 @@ struct MXFP4Codes {
     }
 };
 
+struct UE4M3Table {
+    float of[256];
+    constexpr UE4M3Table() : of() {
+        for (int i = 0; i < 256; ++i) {
+            of[i] = ue4m3_halved(uint8_t(i));
+        }
+    }
+};
+constexpr UE4M3Table UE4M3_HALVED;
+
 struct NVFP4Codes {
     static constexpr int BLOCK = 64, BYTES = 36, SUB = 16;
     static constexpr bool MIN = false, SIGNED = true;
     static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
         for (int i = 0; i < 4; ++i) {
-            scale[i] = ue4m3_halved(b[i]);
+            scale[i] = UE4M3_HALVED.of[b[i]];
         }
         // Each 8 bytes are 16 weights: 8 in the low nibbles, 8 in the high ones.
         typedef int64_t i64x4 __attribute__((vector_size(32)));

@@ -15,13 +15,13 @@ static inline float e8m0_halved(uint8_t e) {
 }
 
 // The value of an E4M3 code below 0x7F.
-static inline float e4m3_value(uint8_t code) {
+static constexpr inline float e4m3_value(uint8_t code) {
     const uint32_t exponent = code >> 3, mantissa = code & 7;
     return exponent ? std::bit_cast<float>((exponent + 120) << 23 | mantissa << 20) : float(mantissa) * 0x1p-9f;
 }
 
 // Half the value that ggml reads from a scale byte: the sign bit ignored, 0x7F (NaN) read as 0.
-static inline float ue4m3_halved(uint8_t code) {
+static constexpr inline float ue4m3_halved(uint8_t code) {
     return code == 0x7F ? 0.0f : e4m3_value(code & 0x7F) * 0.5f;
 }
 
