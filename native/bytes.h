@@ -107,6 +107,12 @@ inline f32x8 fma8(f32x8 a, f32x8 b, f32x8 c) {
 #endif
 }
 
+inline f32x8 load8(const float* p) {
+    f32x8 v;
+    std::memcpy(&v, p, 32);
+    return v;
+}
+
 inline f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
 
 inline float sum8(f32x8 v) {

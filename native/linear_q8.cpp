@@ -25,38 +25,41 @@ template <int SUB> inline f32x8 spread(const float* scale, int k) {
 }
 
 // One row of weights with C columns of activations.
-template <class T, int C> inline void dot_row(const Linear& l, const uint8_t* w, const int64_t* x_rows, float* y) {
-    constexpr int RUNS = T::BLOCK / 32, SUBS = T::BLOCK / T::SUB;
+template <class T, int C> struct RowDot {
+    static constexpr int RUNS = T::BLOCK / 32, SUBS = T::BLOCK / T::SUB;
+    static constexpr int CHAINS = 4 / C > 0 ? 4 / C : 1; // sums that do not wait for each other
+    static constexpr int UNROLL = CHAINS > RUNS ? CHAINS / RUNS : 1;
+
     const int8_t* codes[C];
     const float *d[C], *dsum[C];
-    for (int c = 0; c < C; ++c) {
-        codes[c] = l.x.codes + x_rows[c] * l.cols;
-        d[c] = l.x.d + x_rows[c] * (l.cols / 32);
-        dsum[c] = (T::SUB == 16 ? l.x.dsum16 : l.x.dsum32) + x_rows[c] * (l.cols / T::SUB);
-    }
-    f32x8 acc[C] = {};
+    f32x8 acc[C][CHAINS] = {};
     f32x8 min_lanes[C] = {};
     float min_rest[C] = {};
-    const int64_t blocks = l.cols / T::BLOCK;
-    for (int64_t b = 0; b < blocks; ++b, w += T::BYTES) {
+
+    RowDot(const Linear& l, const int64_t* x_rows) {
+        for (int c = 0; c < C; ++c) {
+            codes[c] = l.x.codes + x_rows[c] * l.cols;
+            d[c] = l.x.d + x_rows[c] * (l.cols / 32);
+            dsum[c] = (T::SUB == 16 ? l.x.dsum16 : l.x.dsum32) + x_rows[c] * (l.cols / T::SUB);
+        }
+    }
+
+    // Adds block b, which lies at w.
+    inline void add(const uint8_t* w, int64_t b, int chain) {
         i8x32 q[RUNS];
         float scale[SUBS], min[SUBS];
         T::decode(w, q, scale, min);
         for (int c = 0; c < C; ++c) {
             float both[SUBS];
-            for (int s = 0; s < SUBS; ++s) {
-                both[s] = scale[s] * d[c][b * RUNS + s * T::SUB / 32];
-            }
+            scale_by_activations(scale, d[c] + b * RUNS, both);
             for (int k = 0; k < RUNS; ++k) {
                 const i8x32 x = load_i8(codes[c] + b * T::BLOCK + 32 * k);
-                acc[c] = fma8(to_float(dot32<T::SIGNED>(i32x8{}, q[k], x)), spread<T::SUB>(both, k), acc[c]);
+                f32x8& sum = acc[c][(chain + k) % CHAINS];
+                sum = fma8(to_float(dot32<T::SIGNED>(i32x8{}, q[k], x)), spread<T::SUB>(both, k), sum);
             }
             if constexpr (T::MIN && SUBS % 8 == 0) {
                 for (int s = 0; s < SUBS; s += 8) {
-                    f32x8 m, ds;
-                    std::memcpy(&m, min + s, 32);
-                    std::memcpy(&ds, dsum[c] + b * SUBS + s, 32);
-                    min_lanes[c] = fma8(m, ds, min_lanes[c]);
+                    min_lanes[c] = fma8(load8(min + s), load8(dsum[c] + b * SUBS + s), min_lanes[c]);
                 }
             } else if constexpr (T::MIN) {
                 for (int s = 0; s < SUBS; ++s) {
@@ -65,12 +68,48 @@ template <class T, int C> inline void dot_row(const Linear& l, const uint8_t* w,
             }
         }
     }
-    for (int c = 0; c < C; ++c) {
-        y[c] = sum8(acc[c]);
-        if constexpr (T::MIN) {
-            y[c] += sum8(min_lanes[c]) + min_rest[c];
+
+    static inline void scale_by_activations(const float* scale, const float* d, float* both) {
+        if constexpr (SUBS == 8) {
+            const f32x8 v = load8(scale) * load8(d);
+            std::memcpy(both, &v, 32);
+        } else {
+            for (int s = 0; s < SUBS; ++s) {
+                both[s] = scale[s] * d[s * T::SUB / 32];
+            }
+        }
+        // Kept in memory on purpose: from there each is broadcast for nothing, as an operand.
+        asm("" : "+m"(*(float(*)[SUBS])both));
+    }
+
+    inline void finish(float* y) const {
+        for (int c = 0; c < C; ++c) {
+            f32x8 total = acc[c][0];
+            for (int i = 1; i < CHAINS; ++i) {
+                total += acc[c][i];
+            }
+            y[c] = sum8(total);
+            if constexpr (T::MIN) {
+                y[c] += sum8(min_lanes[c]) + min_rest[c];
+            }
         }
     }
+};
+
+template <class T, int C> inline void dot_row(const Linear& l, const uint8_t* w, const int64_t* x_rows, float* y) {
+    using Dot = RowDot<T, C>;
+    Dot dot(l, x_rows);
+    const int64_t blocks = l.cols / T::BLOCK;
+    int64_t b = 0;
+    for (; b + Dot::UNROLL <= blocks; b += Dot::UNROLL) {
+        for (int u = 0; u < Dot::UNROLL; ++u) {
+            dot.add(w + (b + u) * T::BYTES, b + u, u * Dot::RUNS);
+        }
+    }
+    for (; b < blocks; ++b) {
+        dot.add(w + b * T::BYTES, b, 0);
+    }
+    dot.finish(y);
 }
 
 template <class T, int C> void few(const Linear& l, int64_t first, int64_t last, int64_t t) {

@@ -1,39 +1,113 @@
-"""The native backend against transformers."""
+"""The native backend against transformers and peft, on every architecture, float and NVFP4, with and without adapters;
+and against the reference backend in every type."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from loragraft.archs.graphs import build_graph, tensor_facts
-from loragraft.backends.base import Options
+from loragraft.backends.base import Options, Session
 from loragraft.backends.native import NativeBackend
 from loragraft.errors import UnsupportedError
-from loragraft.models import open_model
+from loragraft.graph.lora import attach
+from loragraft.models import load_adapter, open_model
 from paths import data
 from small_models import small_model
-from tolerances import NATIVE_F32, REFERENCE_F16_MERGE, nmse
+from tolerances import NATIVE_F32, NATIVE_NVFP4, NATIVE_Q8, REFERENCE_F16_MERGE, nmse
+
+FLOAT_CASES = [
+    ("llama-kjv", None, "llama"),
+    ("llama-kjv", "llama-kjv.shakespeare", "llama+lora"),
+    ("qwen2-bias", None, "qwen2"),
+    ("qwen2-bias", "qwen2-bias.rslora", "qwen2+rslora"),
+    ("starcoder2-bias", None, "starcoder2"),
+    ("starcoder2-bias", "starcoder2-bias.pattern", "starcoder2+pattern"),
+    ("qwen3moe-8x", None, "qwen3moe"),
+    ("qwen3moe-8x", "qwen3moe-8x.experts", "qwen3moe+experts"),
+]
+NVFP4_CASES = [
+    (f"{model}-nvfp4", adapter, f"{model.split('-')[0]}-nvfp4{'+lora' if adapter else ''}")
+    for model, adapter, _ in FLOAT_CASES
+]
+
+
+def open_session(model: str, adapter: str | None, options: Options | None = None) -> Session:
+    source = open_model(data(model))
+    graph = build_graph(source.metadata, tensor_facts(source.tensors))
+    weights: Mapping[str, object] = source.tensors
+    if adapter is not None:
+        graph, extra = attach(graph, [(load_adapter(data(adapter), source), 1.0)])
+        weights = {**weights, **extra}
+    return NativeBackend().open(graph, weights, options)
+
+
+def golden(file: str, case: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    ids = np.load(data("golden/hf-logits.npz"))["ids"].astype(np.int32)
+    return ids, np.load(data(f"golden/{file}.npz"))[case]
+
+
+@pytest.mark.parametrize(("model", "adapter", "case"), FLOAT_CASES, ids=[case for *_, case in FLOAT_CASES])
+def test_float_models(model: str, adapter: str | None, case: str) -> None:
+    ids, wanted = golden("hf-logits", case)
+    session = open_session(model, adapter)
+    assert nmse(session.forward(ids), wanted) < NATIVE_F32
+    session.reset()
+    one_by_one = np.concatenate([session.forward(ids[i : i + 1]) for i in range(len(ids))])
+    assert nmse(one_by_one, wanted) < NATIVE_F32
+
+
+def test_a_merged_file() -> None:
+    ids, wanted = golden("hf-logits", "llama+lora")
+    assert (
+        nmse(open_session("gguf/llama-kjv.merged-f16.gguf", None).forward(ids), wanted) < REFERENCE_F16_MERGE
+    )
 
 
 @pytest.mark.parametrize(
-    ("model", "case", "tolerance"),
-    [
-        ("llama-kjv", "llama", NATIVE_F32),
-        ("qwen2-bias", "qwen2", NATIVE_F32),
-        ("starcoder2-bias", "starcoder2", NATIVE_F32),
-        ("qwen3moe-8x", "qwen3moe", NATIVE_F32),
-        ("gguf/llama-kjv.merged-f16.gguf", "llama+lora", REFERENCE_F16_MERGE),
-    ],
+    ("activations", "tolerance"), [("f32", NATIVE_F32), ("q8", NATIVE_Q8), ("nvfp4", NATIVE_NVFP4)]
 )
-def test_logits_of_transformers(model: str, case: str, tolerance: float) -> None:
-    golden = np.load(data("golden/hf-logits.npz"))
-    source = open_model(data(model))
-    session = NativeBackend().open(build_graph(source.metadata, tensor_facts(source.tensors)), source.tensors)
-    ids = golden["ids"].astype(np.int32)
-    assert nmse(session.forward(ids), golden[case]) < tolerance
+@pytest.mark.parametrize(("model", "adapter", "case"), NVFP4_CASES, ids=[case for *_, case in NVFP4_CASES])
+def test_modelopt_checkpoints(
+    model: str, adapter: str | None, case: str, activations: str, tolerance: float
+) -> None:
+    ids, wanted = golden("hf-logits-modelopt-nvfp4", case)
+    session = open_session(model, adapter, Options(activations=activations))
+    assert nmse(session.forward(ids), wanted) < tolerance
+
+
+def test_8_bits_is_what_auto_means() -> None:
+    ids, _ = golden("hf-logits", "llama")
+    logits = [
+        open_session("llama-kjv-nvfp4", None, options).forward(ids)
+        for options in (None, Options(activations="q8"))
+    ]
+    assert np.array_equal(*logits)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    ids, _ = golden("hf-logits", "llama")
+    one, two, three = (
+        open_session("qwen3moe-8x-nvfp4", "qwen3moe-8x.experts", Options(threads=n)).forward(ids)
+        for n in (1, 2, 3)
+    )
+    assert np.array_equal(one, two)
+    assert np.array_equal(one, three)
+
+
+def test_a_prompt_longer_than_a_batch() -> None:
+    ids, _ = golden("hf-logits", "llama")
+    long = np.tile(ids, 12)  # 576 tokens: two passes
+    session = open_session("llama-kjv", None)
+    whole = session.forward(long)
     session.reset()
-    one_by_one = np.concatenate([session.forward(ids[i : i + 1]) for i in range(len(ids))])
-    assert nmse(one_by_one, golden[case]) < tolerance
+    pieces = np.concatenate([session.forward(part) for part in np.split(long, [100, 300])])
+    assert nmse(pieces, whole) < NATIVE_F32
+    session.reset()
+    assert nmse(session.forward(long, last_only=True), whole[-1:]) < NATIVE_F32
 
 
 def test_an_unchecked_graph_is_refused() -> None:
