@@ -19,6 +19,8 @@ from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS, recogn
 
 #: Kinds of special token in the order in which their keys are written.
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
+#: More tokens than any tokenizer has; a file that says so is refused before anything is sized by it.
+_MAX_TOKENS = 1 << 24
 #: What GGUF calls them (`tokenizer.ggml.<this>_token_id`), where it differs.
 _GGUF_KIND = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # the spelling is GGUF's
 
@@ -104,6 +106,13 @@ class _TokenizerFile:
         size = max(texts, default=-1) + 1
         if vocab_size is None:
             vocab_size = size
+        if max(size, vocab_size) > _MAX_TOKENS:
+            raise CheckpointError(
+                self.path,
+                "no vocabulary is this large",
+                found=max(size, vocab_size),
+                expected=f"<= {_MAX_TOKENS}",
+            )
         if size > vocab_size:
             raise CheckpointError(
                 self.path,
@@ -201,7 +210,7 @@ def _expressions(path: Path, pre_tokenizer: Any) -> Iterator[str]:
         raise UnsupportedError(
             path,
             "a pre-tokenizer that GGUF cannot express",
-            found=repr(step)[:200],
+            found=repr(step)[:400],
             expected="Split, Digits, ByteLevel",
         )
     if not byte_level:

@@ -1,0 +1,216 @@
+"""tokenizer.json as GGUF metadata: pre-tokenizers by definition, token types, special tokens, chat templates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
+from loragraft.formats.checkpoint import Checkpoint
+from loragraft.formats.gguf.values import Metadata
+from loragraft.formats.pretokenizers import PRETOKENIZERS
+from loragraft.tokenizer import Tokenizer
+from loragraft.vocab import tokenizer_metadata
+from paths import data
+
+
+def checkpoint(folder: Path, tokenizer: dict[str, Any], **files: Any) -> Checkpoint:
+    """A folder with llama-kjv's tokenizer, its parts replaced by `tokenizer`'s; `files` by their stems (.json)."""
+    folder.mkdir()
+    original = json.loads((data("llama-kjv") / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**original, **tokenizer}))
+    for stem, content in files.items():
+        (folder / f"{stem}.json").write_text(json.dumps(content))
+    return Checkpoint(folder, files.get("config", {}), [])
+
+
+def convert(
+    folder: Path, tokenizer: dict[str, Any] | None = None, **files: Any
+) -> tuple[Metadata, list[str]]:
+    notes: list[str] = []
+    return tokenizer_metadata(checkpoint(folder, tokenizer or {}, **files), None, notes), notes
+
+
+def split(expression: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": invert}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+GPT2 = {**BYTE_LEVEL, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+QWEN2 = PRETOKENIZERS["qwen2"][0]
+O200K = PRETOKENIZERS["gpt-4o"][0]
+LLAMA3 = PRETOKENIZERS["llama-bpe"][0]
+
+
+def model(ignore_merges: bool) -> dict[str, Any]:
+    original = json.loads((data("llama-kjv") / "tokenizer.json").read_text())["model"]
+    return {**original, "ignore_merges": ignore_merges}
+
+
+@pytest.mark.parametrize(
+    ("steps", "ignore_merges", "name"),
+    [
+        ([split(LLAMA3), BYTE_LEVEL], True, "llama-bpe"),
+        ([split(LLAMA3), BYTE_LEVEL], False, "dbrx"),  # the same expression without ignore_merges
+        ([split(QWEN2), BYTE_LEVEL], False, "qwen2"),
+        ([GPT2], False, "gpt-2"),
+        ([DIGITS, GPT2], False, "starcoder"),
+        ([split(O200K, "Removed", True), BYTE_LEVEL], False, "gpt-4o"),
+        ([*map(split, PRETOKENIZERS["deepseek-v3"]), BYTE_LEVEL], False, "deepseek-v3"),
+        ([*map(split, PRETOKENIZERS["deepseek-coder"][:-1]), DIGITS, BYTE_LEVEL], False, "deepseek-coder"),
+        ([split(PRETOKENIZERS["tekken"][0]), BYTE_LEVEL], True, "tekken"),
+    ],
+)
+def test_recognised_by_definition(tmp_path: Path, steps: list[Any], ignore_merges: bool, name: str) -> None:
+    pre = {"type": "Sequence", "pretokenizers": steps}
+    metadata, notes = convert(tmp_path / "m", {"pre_tokenizer": pre, "model": model(ignore_merges)})
+    assert metadata["tokenizer.ggml.pre"].data == name
+    assert notes == []
+
+
+def test_a_deviating_ignore_merges_is_a_note(tmp_path: Path) -> None:
+    pre = {"type": "Sequence", "pretokenizers": [split(QWEN2), BYTE_LEVEL]}
+    metadata, notes = convert(tmp_path / "m", {"pre_tokenizer": pre, "model": model(True)})
+    assert metadata["tokenizer.ggml.pre"].data == "qwen2"
+    assert ["ignore_merges = False" in note for note in notes] == [True]
+
+
+def test_what_the_metadata_say_tokenizes_as_the_original(tmp_path: Path) -> None:
+    import tokenizers
+
+    added = [
+        {"id": 2048, "content": "<tool>", "special": False, "normalized": False},
+        {"id": 2049, "content": "<|im_end|>", "special": False, "normalized": False},
+    ]
+    original = json.loads((data("llama-kjv") / "tokenizer.json").read_text())["added_tokens"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    metadata, _ = convert(
+        tmp_path / "m", {"added_tokens": original + [{**flags, **token} for token in added]}
+    )
+    assert list(metadata["tokenizer.ggml.token_type"].data[2046:]) == [1, 1, 4, 3]
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
+    ours = Tokenizer(metadata)
+    text = "In the beginning <tool>was 1234 the wörd,\n\n  and   the Word's end\t<|im_end|>."
+    assert ours.encode(text, parse_special=True).tolist() == theirs.encode(text).ids
+
+
+def test_special_tokens(tmp_path: Path) -> None:
+    """Texts of tokenizer_config.json first, then ids of config.json; the flags are the post-processor's."""
+    metadata, _ = convert(
+        tmp_path / "m",
+        tokenizer_config={
+            "eos_token": {"content": "<|end_of_text|>"},
+            "add_bos_token": False,
+            "add_eos_token": False,
+        },
+        config={"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": 7},
+    )
+    assert {key: value.data for key, value in metadata.items() if key.endswith(("_id", "_token"))} == {
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 7,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+
+
+def test_a_template_that_ends_with_another_token(tmp_path: Path) -> None:
+    """Then that is the end of text, and tokenizer_config.json's eos_token the end of a turn."""
+    ends = [
+        {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    single = [*ends, {"SpecialToken": {"id": "<|end_of_text|>", "type_id": 0}}]
+    metadata, _ = convert(
+        tmp_path / "m",
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": single,
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
+        tokenizer_config={"bos_token": "<|begin_of_text|>", "eos_token": "<|begin_of_text|>"},
+    )
+    assert metadata["tokenizer.ggml.eos_token_id"].data == 1
+    assert metadata["tokenizer.ggml.eot_token_id"].data == 0
+    assert metadata["tokenizer.ggml.add_eos_token"].data is True
+
+
+def test_chat_templates(tmp_path: Path) -> None:
+    one, _ = convert(tmp_path / "one", tokenizer_config={"chat_template": "{{ messages }}"})
+    assert one["tokenizer.chat_template"].data == "{{ messages }}"
+    several = [{"name": "default", "template": "a"}, {"name": "tool use", "template": "b"}]
+    many, _ = convert(tmp_path / "many", tokenizer_config={"chat_template": several})
+    assert many["tokenizer.chat_template"].data == "a"
+    assert many["tokenizer.chat_template.tool_use"].data == "b"
+    assert many["tokenizer.chat_templates"].data == ["tool_use"]
+    folder = checkpoint(tmp_path / "file", {})
+    (folder.path / "chat_template.jinja").write_text("{% for m in messages %}")
+    assert tokenizer_metadata(folder, None, [])["tokenizer.chat_template"].data == "{% for m in messages %}"
+
+
+def test_no_chat_template_is_no_key() -> None:
+    metadata = tokenizer_metadata(Checkpoint.open(data("llama-kjv")), 2048, [])
+    assert not [key for key in metadata if "chat" in key]
+
+
+def test_merges_of_either_layout(tmp_path: Path) -> None:
+    pairs, _ = convert(tmp_path / "pairs", {"model": {**model(True), "merges": [["Ġ", "t"], ["a b", "c"]]}})
+    lines, _ = convert(tmp_path / "lines", {"model": {**model(True), "merges": ["Ġ t", "aĠb c"]}})
+    assert pairs["tokenizer.ggml.merges"].data == lines["tokenizer.ggml.merges"].data == ["Ġ t", "aĠb c"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "error", "message"),
+    [
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(r"\w+|\s"), BYTE_LEVEL]}},
+            UnsupportedError,
+            r"no GGUF pre-tokenizer has this definition: found \\w\+\|\\s;",
+        ),
+        (
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            UnsupportedError,
+            "Whitespace.* expected Split, Digits, ByteLevel",
+        ),
+        ({"pre_tokenizer": split(LLAMA3)}, UnsupportedError, "not byte-level"),
+        ({"pre_tokenizer": {**GPT2, "add_prefix_space": True}}, UnsupportedError, "add_prefix_space"),
+        ({"pre_tokenizer": split(LLAMA3, "MergedWithNext")}, UnsupportedError, "MergedWithNext"),
+        ({"normalizer": {"type": "Lowercase"}}, UnsupportedError, "Lowercase"),
+        (
+            {"model": {"type": "WordPiece", "vocab": {}}},
+            UnsupportedError,
+            "kind of tokenizer: found 'WordPiece'",
+        ),
+        ({"model": {"type": "BPE", "vocab": [1]}}, CheckpointError, "model.vocab is missing or no object"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}}}, CheckpointError, "ids that are not numbers"),
+        ({"added_tokens": [{"content": "x"}]}, CheckpointError, "added_tokens"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"] * 3]}},
+            CheckpointError,
+            "model.merges",
+        ),
+    ],
+)
+def test_what_gguf_cannot_express(
+    tmp_path: Path, tokenizer: dict[str, Any], error: type[LoragraftError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as refusal:
+        convert(tmp_path / "m", tokenizer)
+    assert "\n" not in str(refusal.value)
+
+
+def test_normal_form_c_is_the_one_normalizer_that_is_known(tmp_path: Path) -> None:
+    metadata, _ = convert(tmp_path / "m", {"normalizer": {"type": "NFC"}})
+    assert metadata["tokenizer.ggml.pre"].data == "llama-bpe"
+
+
+def test_a_huge_id_is_not_allocated(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        convert(tmp_path / "m", {"model": {**model(True), "vocab": {"a": 2**60}}})
