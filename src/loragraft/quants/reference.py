@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from loragraft.errors import QuantizeError, UnsupportedError
-from loragraft.quants import floats, fp4, iq4, kquants, legacy, ternary
+from loragraft.quants import floats, fp4, iq1, iq4, iq_lattice, kquants, legacy, ternary
 from loragraft.quants.codec import Bytes, Codec, Floats
 from loragraft.quants.types import QuantType
 
@@ -27,7 +27,8 @@ def _join(*tables: Mapping[str, Codec]) -> dict[str, Codec]:
     return joined
 
 
-CODECS = _join(floats.CODECS, legacy.CODECS, kquants.CODECS, fp4.CODECS, ternary.CODECS, iq4.CODECS)
+_FAMILIES = (floats, legacy, kquants, fp4, ternary, iq4, iq_lattice, iq1)
+CODECS = _join(*(family.CODECS for family in _FAMILIES))
 """Every implemented type by name; one table per family module."""
 
 
