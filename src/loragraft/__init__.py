@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loragraft.compare import compare as compare
     from loragraft.errors import LoragraftError as LoragraftError
     from loragraft.imatrix import imatrix as imatrix
     from loragraft.inspect import inspect as inspect
@@ -38,6 +39,7 @@ _HOMES = {
     "LoragraftError": "loragraft.errors",
     "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
+    "compare": "loragraft.compare",
     "imatrix": "loragraft.imatrix",
     "load": "loragraft.load",
     "inspect": "loragraft.inspect",
@@ -55,6 +57,7 @@ __all__ = [
     "QuantizeOptions",
     "Tokenizer",
     "__version__",
+    "compare",
     "imatrix",
     "inspect",
     "join",

@@ -18,11 +18,12 @@ DELAY = 1.0  # seconds of work before a bar appears
 
 
 class Bars:
-    """One bar at a time; a piece of work that takes less than `DELAY` never shows one."""
+    """One bar at a time; a piece of work that takes less than `DELAY` never shows one. A note is printed once."""
 
     def __init__(self, *, bars: bool, notes: bool) -> None:
         self._show = bars
         self._notes = notes
+        self._said: set[str] = set()
         self._lock = threading.Lock()  # advance() comes from worker threads
         self._bar: RichProgress | None = None
         self._label, self._total, self._done, self._since = "", 0, 0, 0.0
@@ -45,9 +46,10 @@ class Bars:
                 self._bar.update(self._bar.task_ids[0], completed=self._done)
 
     def note(self, message: str) -> None:
-        if not self._notes:
-            return
         with self._lock:
+            if not self._notes or message in self._said:
+                return
+            self._said.add(message)
             if self._bar is not None:
                 self._bar.console.print(message, style="dim", markup=False)
             elif console.colours(sys.stderr):
