@@ -143,8 +143,8 @@ def write_model(
             journal = Journal(writer.output.journal, digest, resume=writer.output.resumed)
             stack.callback(journal.close)
             parts.append(OutputPart(writer, file.steps, journal))
-        if options.resume and not any(part.journal and part.journal.done for part in parts):
-            progress.note("nothing to resume: starting from the beginning")
+        if options.resume:
+            progress.note(_resume_note(parts))
         run_pass(
             parts,
             threads=threads,
@@ -161,6 +161,20 @@ def write_model(
     errors = measure_errors(plan.steps, [file.path for file in files], progress) if options.verify else []
     paths = [file.path for file in files]
     return Report(plan.target, paths, _tensor_reports(plan), seconds, len(plan.fallbacks), errors=errors)
+
+
+def _resume_note(parts: Sequence[OutputPart]) -> str:
+    total = sum(step.source.n_rows for part in parts for step in part.steps)
+    done = sum(
+        stop - start
+        for part in parts
+        if part.journal is not None
+        for spans in part.journal.done.values()
+        for start, stop in spans
+    )
+    if not done:
+        return "nothing to continue: starting from the beginning"
+    return f"continuing: {100 * done / total:.0f} % of the rows are written already"
 
 
 def _tensor_reports(plan: Plan) -> list[TensorReport]:

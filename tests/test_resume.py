@@ -1,0 +1,188 @@
+"""A run that is killed leaves the old target or none; continued, it yields the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_files import write_gguf
+from loragraft import journal, pipeline
+from loragraft.formats.gguf.values import Value
+from loragraft.journal import Journal
+from loragraft.options import QuantizeOptions
+from loragraft.progress import Silent
+from loragraft.quantize import quantize
+
+#: Of the moments at which runs are killed.
+SEED = 1
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def model(path: Path, rows: int, layers: int) -> Path:
+    metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(layers)}
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((rows, 1024), dtype=np.float32)
+    return write_gguf(path, metadata, {f"blk.{i}.ffn_up.weight": weights + i for i in range(layers)})
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def command(source: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "loragraft", "quantize", *options, str(source), str(out), "IQ4_NL", "1"]
+
+
+def kill_and_resume(folder: Path, times: int) -> list[str]:
+    """What each continued run said of the work it found done."""
+    moments = random.Random(SEED)
+    source, out = model(folder / "in.gguf", 2048, 10), folder / "out.gguf"
+    partial, notes = folder / ".out.gguf.partial", folder / ".out.gguf.partial.journal"
+    subprocess.run(command(source, out), check=True, capture_output=True)
+    wanted = sha256(out)
+    out.write_bytes(b"the file that was there before")
+    killed = []
+    while len(killed) < times:
+        process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not notes.exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        if out.read_bytes() != b"the file that was there before":  # it was through before
+            assert sha256(out) == wanted
+            out.write_bytes(b"the file that was there before")
+            continue
+        assert partial.exists()
+        result = subprocess.run(command(source, out, "--resume"), check=True, capture_output=True, text=True)
+        assert sha256(out) == wanted
+        assert sorted(path.name for path in folder.iterdir()) == ["in.gguf", "out.gguf"]
+        out.write_bytes(b"the file that was there before")
+        killed.append(result.stderr.splitlines()[0])
+    return killed
+
+
+def test_killed_three_times(tmp_path: Path) -> None:
+    assert len(kill_and_resume(tmp_path, 3)) == 3
+
+
+@pytest.mark.slow
+def test_killed_fifty_times(tmp_path: Path) -> None:
+    notes = kill_and_resume(tmp_path, 50)
+    print("\n" + "\n".join(sorted(set(notes))))
+    assert sum(note.startswith("continuing") for note in notes) > 10
+
+
+#: Quantizes with one thread in chunks of 64 rows, and is killed after some of them.
+DOOMED = """
+import os, signal, sys
+from loragraft import pipeline
+from loragraft.journal import Journal
+from loragraft.quantize import quantize
+
+source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])
+pipeline.CHUNK_WEIGHTS = 64 * 1024
+add, count = Journal.add, 0
+
+def add_or_die(self, *span):
+    global count
+    add(self, *span)
+    count += 1
+    if count == chunks:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = add_or_die
+quantize(source, out, "Q8_0", threads=1)
+"""
+
+
+def interrupted(source: Path, out: Path, chunks: int) -> None:
+    result = subprocess.run([sys.executable, "-c", DOOMED, str(source), str(out), str(chunks)])
+    assert result.returncode == -signal.SIGKILL
+
+
+def test_only_what_is_missing_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 64 * 1024)  # 64 rows
+    source, out = model(tmp_path / "in.gguf", 256, 4), tmp_path / "out.gguf"
+    quantize(source, tmp_path / "whole.gguf", "Q8_0")
+    interrupted(source, out, 7)
+    written: list[tuple[str, int, int]] = []
+    add = Journal.add
+
+    def record(self: Journal, name: str, start: int, stop: int) -> None:
+        written.append((name, start, stop))
+        add(self, name, start, stop)
+
+    monkeypatch.setattr(Journal, "add", record)
+    notes = Notes()
+    quantize(source, out, "Q8_0", options=QuantizeOptions(resume=True), progress=notes, threads=2)
+    assert notes.notes == ["continuing: 44 % of the rows are written already"]
+    missing = [("blk.1.ffn_up.weight", 192, 256)]
+    missing += [(f"blk.{i}.ffn_up.weight", r, r + 64) for i in (2, 3) for r in range(0, 256, 64)]
+    assert sorted(written) == missing
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["input", "target", "boot"])
+def test_a_changed_run_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    source, out = model(tmp_path / "in.gguf", 256, 4), tmp_path / "out.gguf"
+    interrupted(source, out, 2)
+    options = QuantizeOptions(resume=True)
+    if change == "input":
+        model(source, 256, 4)
+        with source.open("r+b") as file:
+            file.seek(-1000, os.SEEK_END)
+            file.write(b"\0" * 100)
+    elif change == "target":
+        options = QuantizeOptions(resume=True, override_kv={"general.name": Value.string("other")})
+    else:
+        monkeypatch.setattr(journal, "boot_id", lambda: "after a restart")
+    notes = Notes()
+    quantize(source, out, "Q8_0", options=options, progress=notes)
+    assert notes.notes == ["nothing to continue: starting from the beginning"]
+    quantize(source, tmp_path / "whole.gguf", "Q8_0", options=options)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_without_resume_a_killed_run_is_forgotten(tmp_path: Path) -> None:
+    source, out = model(tmp_path / "in.gguf", 256, 4), tmp_path / "out.gguf"
+    interrupted(source, out, 2)
+    partial = tmp_path / ".out.gguf.partial"
+    partial.write_bytes(b"\xff" * partial.stat().st_size)
+    quantize(source, out, "Q8_0")
+    quantize(source, tmp_path / "whole.gguf", "Q8_0")
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_line_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    first = Journal(path, "plan", resume=False)
+    first.add("a", 0, 8)
+    first.close()
+    with path.open("a") as file:
+        file.write('["a", 8')
+    second = Journal(path, "plan", resume=True)
+    assert second.done == {"a": [(0, 8)]}
+    second.add("b", 0, 1)  # joins the cut line, so neither counts
+    second.add("c", 0, 1)
+    second.close()
+    third = Journal(path, "plan", resume=True)
+    assert third.done == {"a": [(0, 8)], "c": [(0, 1)]}
+    third.close()
+    assert Journal(path, "another plan", resume=True).done == {}
