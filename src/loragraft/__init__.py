@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loragraft.compare import compare as compare
+    from loragraft.convert import convert as convert
+    from loragraft.convert import convert_adapter as convert_adapter
     from loragraft.errors import LoragraftError as LoragraftError
     from loragraft.imatrix import imatrix as imatrix
     from loragraft.inspect import inspect as inspect
@@ -40,6 +42,8 @@ _HOMES = {
     "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
     "compare": "loragraft.compare",
+    "convert": "loragraft.convert",
+    "convert_adapter": "loragraft.convert",
     "imatrix": "loragraft.imatrix",
     "load": "loragraft.load",
     "inspect": "loragraft.inspect",
@@ -58,6 +62,8 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "compare",
+    "convert",
+    "convert_adapter",
     "imatrix",
     "inspect",
     "join",

@@ -22,6 +22,8 @@ class QuantizeOptions:
 
     allow_requantize: bool = False
     """Let tensors that are already quantized be quantized to another type."""
+    keep_quantized: bool = False
+    """Copy tensors that are already quantized, where no adapter changes them, whatever the target."""
     leave_output_tensor: bool = False
     """Keep output.weight as it is."""
     pure: bool = False

@@ -136,7 +136,9 @@ class _Planner:
             ),
         )
         plan = Plan(self.target, metadata, [])
-        for choice, tensor in zip(choices, kept.values(), strict=True):
+        for chosen, tensor in zip(choices, kept.values(), strict=True):
+            stays = self.options.keep_quantized and not tensor.source.type.is_float and not tensor.deltas
+            choice = replace(chosen, type=tensor.source.type, unfit=None) if stays else chosen
             step = self._step(choice, tensor)
             plan.steps.append(step)
             if choice.unfit is not None:

@@ -51,16 +51,25 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
 def write_gguf_adapter(adapter: Adapter, metadata: Metadata, out: Path, inputs: Iterable[Path]) -> None:
     """Write `adapter` as F32 to `out`. `metadata` must carry `adapter.lora.alpha` exactly if `adapter.alpha` is set;
     without it every pair's scale is multiplied into its B."""
-    bake = ALPHA not in metadata
+    arrays = _arrays(adapter, bake=ALPHA not in metadata)
+    specs = [TensorSpec(name, array.shape, F32) for name, array in arrays.items()]
+    with GGUFWriter(out, metadata, specs, inputs=inputs) as writer:
+        for name, array in arrays.items():
+            writer.write(name, 0, np.ascontiguousarray(array, dtype="<f4"))
+
+
+def gguf_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that `write_gguf_adapter` writes, by name."""
+    return {name: array.shape for name, array in _arrays(adapter, bake=False).items()}
+
+
+def _arrays(adapter: Adapter, *, bake: bool) -> dict[str, Floats]:
     arrays: dict[str, Floats] = {}
     for target, pair in adapter.pairs.items():
         b = pair.b * np.float32(pair.scale) if bake else pair.b
         first, second = (b, pair.a.T) if target == _EMBEDDING else (pair.a, b)
         arrays[f"{target}.lora_a"], arrays[f"{target}.lora_b"] = first, second
-    specs = [TensorSpec(name, array.shape, F32) for name, array in arrays.items()]
-    with GGUFWriter(out, metadata, specs, inputs=inputs) as writer:
-        for name, array in arrays.items():
-            writer.write(name, 0, np.ascontiguousarray(array, dtype="<f4"))
+    return arrays
 
 
 def _check_kind(file: GGUFFile, base: ModelSource) -> None:

@@ -48,6 +48,7 @@ _GRAFT, _MEASURE, _USE, _FILES = "Graft", "Measure", "Use", "Files"
 COMMANDS: tuple[tuple[str, str], ...] = (
     (_GRAFT, "merge"),
     (_GRAFT, "quantize"),
+    (_GRAFT, "convert"),
     (_GRAFT, "imatrix"),
     (_MEASURE, "compare"),
     (_MEASURE, "check"),
