@@ -12,22 +12,24 @@ import numpy as np
 from loragraft import llama_cpp
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.base import Floats, Options
-from loragraft.backends.reference import OPS, Array, ReferenceBackend, ReferenceSession, dequantized
+from loragraft.backends.reference import OPS, Array, ReferenceSession, dequantized
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter
-from loragraft.evaluate.perplexity import Ids, Meter, Window, count, log_softmax, losses, windows
+from loragraft.evaluate.perplexity import Meter, Window, count, log_softmax, losses, windows
 from loragraft.formats.source import ModelSource
 from loragraft.graph.chains import Chain, Stage, find_chains
 from loragraft.graph.lora import attach
-from loragraft.graph.misorder import Mistake, misorder, possible, wrong_epilogue
+from loragraft.graph.misorder import Mistake, misorder, misorder_each, possible, wrong_epilogue
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
+from loragraft.llama_cpp import Outcome
 from loragraft.models import load_adapter, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.tokenizer import Tokenizer
 
 RIGHT = "right order"
 WITHOUT = "without the adapters"
+PUBLISHED = "as llama.cpp's published graph"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class LinearReport:
     ranks: list[int]
     bias: bool
     order: list[str]
-    llama_cpp: str
+    llama_cpp: Outcome
     why: str
     source: str
 
@@ -52,7 +54,7 @@ class Run:
 
     name: str
     linears: int
-    """In how many linears the mistake is possible, hence made."""
+    """In how many linears the order is wrong: in all where the mistake is possible, or where llama.cpp makes one."""
     perplexity: float
     perplexity_error: float
     mean_kl: float
@@ -104,12 +106,46 @@ def check(
     ids = tokenizer.encode(text)
     bos = tokenizer.bos if tokenizer.add_bos else None
     weights = {name: dequantized(tensor) for name, tensor in source.tensors.items()} | extra
-    bench = _Bench(graph, base if loaded else None, weights)
+    bench = _Bench(_graphs(graph, base if loaded else None, linears), weights)
     progress.start("Measuring wrong orders", count(ids, context, limit) * len(bench.sessions))
     for window in windows(ids, context, bos, limit=limit):
         bench.read(window, progress)
     runs, tokens = bench.runs()
     return Conformance(source.path, source.arch, names, linears, runs, bench.local_errors(), tokens, notes)
+
+
+def _graphs(
+    right: Graph, without: Graph | None, linears: Sequence[LinearReport]
+) -> dict[str, tuple[Graph, int]]:
+    """Every graph to measure, by name, with the number of its wrong linears; the right one first."""
+    graphs = {RIGHT: (right, 0)}
+    if without is not None:
+        graphs[WITHOUT] = without, 0
+    if as_published := _published_mistakes(linears):
+        graphs[PUBLISHED] = misorder_each(right, as_published), len(as_published)
+    chains = find_chains(right)
+    for mistake in Mistake:
+        if (wrong := misorder(right, mistake)) is not None:
+            graphs[str(mistake)] = wrong, sum(possible(chain, mistake) for chain in chains)
+    return graphs
+
+
+def _published_mistakes(linears: Sequence[LinearReport]) -> dict[str, Mistake]:
+    """The mistakes of llama.cpp's graph, by linear; none if it is right everywhere or would not run at all."""
+    mistakes = {}
+    for linear in linears:
+        match linear.llama_cpp:
+            case Outcome.ABORTS | Outcome.REFUSES:
+                return {}
+            case Outcome.DROPS:
+                mistakes[linear.name] = Mistake.SCALE_OMITTED
+            case Outcome.MISORDERS if linear.ranks and linear.bias:
+                mistakes[linear.name] = Mistake.BOTH_BEFORE_SCALE
+            case Outcome.MISORDERS:
+                mistakes[linear.name] = (
+                    Mistake.LORA_BEFORE_SCALE if linear.ranks else Mistake.BIAS_BEFORE_SCALE
+                )
+    return mistakes
 
 
 def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
@@ -135,8 +171,8 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
         scale=None if values is None else (float(values.min()), float(values.max())),
         ranks=ranks,
         bias=bool(chain.at(Stage.BIAS)),
-        order=[str(stage) for stage in chain.stages],
-        llama_cpp=str(rule.outcome),
+        order=chain.family.words(chain.stages),
+        llama_cpp=rule.outcome,
         why=rule.why,
         source=rule.source,
     )
@@ -145,26 +181,18 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
 class _Bench:
     """The right graph and every wrong one over the same float32 weights, read window by window."""
 
-    def __init__(self, graph: Graph, without: Graph | None, weights: Mapping[str, Floats]) -> None:
-        self._graph = graph
-        self._chains = find_chains(graph)
-        backend = ReferenceBackend()
-        graphs = {RIGHT: graph}
-        if without is not None:
-            graphs[WITHOUT] = without
-        graphs |= {
-            str(mistake): wrong for mistake in Mistake if (wrong := misorder(graph, mistake)) is not None
-        }
+    def __init__(self, graphs: Mapping[str, tuple[Graph, int]], weights: Mapping[str, Floats]) -> None:
         options = Options(unchecked=True)  # the wrong orders are the point; `check` verified the right one
-        self.sessions = {name: backend.open(each, weights, options) for name, each in graphs.items()}
+        self.sessions = {
+            name: ReferenceSession(graph, weights, options) for name, (graph, _) in graphs.items()
+        }
+        self._wrong = {name: wrong for name, (_, wrong) in graphs.items()}
         self._losses = {name: Meter() for name in graphs}
         self._divergence = {name: DivergenceMeter() for name in graphs}
         self._squares: dict[tuple[str, str], tuple[float, float]] = {}
-        right = self.sessions[RIGHT]
-        assert isinstance(right, ReferenceSession)
-        self._right = right
-        self._ends = {chain.result: chain for chain in self._chains}
-        right.observer = self._observe
+        self._graph, _ = graphs[RIGHT]
+        self._ends = {chain.result: chain for chain in find_chains(self._graph)}
+        self.sessions[RIGHT].observer = self._observe
 
     def read(self, window: Window, progress: Progress) -> None:
         expected = None
@@ -179,23 +207,12 @@ class _Bench:
 
     def runs(self) -> tuple[list[Run], int]:
         """The figures of every graph, and how many tokens they are of."""
-        possible_in = {
-            str(mistake): sum(possible(chain, mistake) for chain in self._chains) for mistake in Mistake
-        }
         runs, tokens = [], 0
-        for name in self.sessions:
+        for name, wrong in self._wrong.items():
             perplexity, divergence = self._losses[name].result(), self._divergence[name].result()
             tokens = perplexity.tokens
-            runs.append(
-                Run(
-                    name,
-                    possible_in.get(name, 0),
-                    perplexity.value,
-                    perplexity.error,
-                    divergence.mean,
-                    divergence.same_top,
-                )
-            )
+            figures = perplexity.value, perplexity.error, divergence.mean, divergence.same_top
+            runs.append(Run(name, wrong, *figures))
         return runs, tokens
 
     def _observe(self, index: int, values: list[Array]) -> None:
@@ -209,7 +226,9 @@ class _Bench:
                 continue
             y = values[chain.product]
             for node in wrong_epilogue(self._graph, chain, mistake):
-                y = OPS[node.op](self._right, node, y, *(values[source] for source in node.inputs[1:]))
+                y = OPS[node.op](
+                    self.sessions[RIGHT], node, y, *(values[source] for source in node.inputs[1:])
+                )
             off, size = self._squares.get((str(mistake), chain.base), (0.0, 0.0))
             error = float(np.sum((y - right) ** 2))
             self._squares[str(mistake), chain.base] = off + error, size + float(np.sum(right**2))
@@ -257,6 +276,3 @@ def save_picture(report: Conformance, path: Path) -> None:
         ) from error
     finally:
         pyplot.close(figure)
-
-
-__all__ = ["Conformance", "Ids", "LinearReport", "Run", "check", "save_picture"]

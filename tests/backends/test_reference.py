@@ -9,31 +9,65 @@ from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.base import Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import UnsupportedError
-from loragraft.models import open_model
+from loragraft.graph.lora import attach
+from loragraft.models import load_adapter, open_model
 from paths import data
 from small_models import small_model
 from tolerances import REFERENCE, REFERENCE_F16_MERGE, nmse
 
+#: Model, adapter, and the case in golden/hf-logits.npz (transformers and peft, float32, on the CPU).
+CASES = [
+    ("llama-kjv", None, "llama"),
+    ("llama-kjv", "llama-kjv.shakespeare", "llama+lora"),
+    ("qwen2-bias", None, "qwen2"),
+    ("qwen2-bias", "qwen2-bias.rslora", "qwen2+rslora"),
+    ("starcoder2-bias", None, "starcoder2"),
+    ("starcoder2-bias", "starcoder2-bias.pattern", "starcoder2+pattern"),
+    ("qwen3moe-8x", None, "qwen3moe"),
+    ("qwen3moe-8x", "qwen3moe-8x.experts", "qwen3moe+experts"),
+    ("gguf/starcoder2-bias-f16.gguf", "starcoder2-bias.pattern", "starcoder2+pattern"),
+    ("gguf/qwen3moe-8x-f16.gguf", None, "qwen3moe"),
+]
+#: The same in golden/hf-logits-modelopt-nvfp4.npz: ModelOpt's checkpoints, dequantized to float32 there.
+NVFP4_CASES = [
+    ("llama-kjv-nvfp4", None, "llama-nvfp4"),
+    ("llama-kjv-nvfp4", "llama-kjv.shakespeare", "llama-nvfp4+lora"),
+    ("qwen2-bias-nvfp4", None, "qwen2-nvfp4"),
+    ("qwen2-bias-nvfp4", "qwen2-bias.rslora", "qwen2-nvfp4+lora"),
+    ("starcoder2-bias-nvfp4", None, "starcoder2-nvfp4"),
+    ("starcoder2-bias-nvfp4", "starcoder2-bias.pattern", "starcoder2-nvfp4+lora"),
+    ("qwen3moe-8x-nvfp4", None, "qwen3moe-nvfp4"),
+    ("qwen3moe-8x-nvfp4", "qwen3moe-8x.experts", "qwen3moe-nvfp4+lora"),
+]
 
-@pytest.mark.parametrize(
-    ("model", "case", "tolerance"),
-    [
-        ("llama-kjv", "llama", REFERENCE),
-        ("qwen2-bias", "qwen2", REFERENCE),
-        ("starcoder2-bias", "starcoder2", REFERENCE),
-        ("qwen3moe-8x", "qwen3moe", REFERENCE),
-        ("gguf/llama-kjv.merged-f16.gguf", "llama+lora", REFERENCE_F16_MERGE),
-        ("gguf/starcoder2-bias-f16.gguf", "starcoder2", REFERENCE),
-        ("gguf/qwen3moe-8x-f16.gguf", "qwen3moe", REFERENCE),
-    ],
-)
-def test_logits_of_transformers(model: str, case: str, tolerance: float) -> None:
-    golden = np.load(data("golden/hf-logits.npz"))
+
+def distance(file: str, model: str, adapter: str | None, case: str) -> float:
+    """The reference backend's NMSE from the golden logits."""
+    golden = np.load(data(f"golden/{file}"))
     source = open_model(data(model))
-    graph = build_graph(source.metadata, tensor_facts(source.tensors))
-    logits = ReferenceBackend().open(graph, source.tensors).forward(golden["ids"].astype(np.int32))
+    adapters = [] if adapter is None else [(load_adapter(data(adapter), source), 1.0)]
+    graph, extra = attach(build_graph(source.metadata, tensor_facts(source.tensors)), adapters)
+    logits = (
+        ReferenceBackend().open(graph, {**source.tensors, **extra}).forward(golden["ids"].astype(np.int32))
+    )
     assert logits.dtype == np.float32
-    assert nmse(logits, golden[case]) < tolerance
+    return nmse(logits, golden[case])
+
+
+@pytest.mark.parametrize(("model", "adapter", "case"), CASES)
+def test_logits_of_transformers(model: str, adapter: str | None, case: str) -> None:
+    assert distance("hf-logits.npz", model, adapter, case) < REFERENCE
+
+
+@pytest.mark.parametrize(("model", "adapter", "case"), NVFP4_CASES)
+def test_logits_of_modelopt_nvfp4(model: str, adapter: str | None, case: str) -> None:
+    assert distance("hf-logits-modelopt-nvfp4.npz", model, adapter, case) < REFERENCE
+
+
+def test_logits_of_a_model_merged_to_f16() -> None:
+    assert (
+        distance("hf-logits.npz", "gguf/llama-kjv.merged-f16.gguf", None, "llama+lora") < REFERENCE_F16_MERGE
+    )
 
 
 def test_rounded_activations_are_refused() -> None:

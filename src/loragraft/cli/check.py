@@ -120,9 +120,9 @@ def _runs(report: Conformance) -> Table:
 
 
 def _reading(report: Conformance) -> str:
-    from loragraft.check import RIGHT
+    from loragraft.check import PUBLISHED, RIGHT
 
-    mistakes = [run for run in report.runs if run.linears]
+    mistakes = [run for run in report.runs if run.linears and run.name != PUBLISHED]
     if not mistakes:
         return "No linear has a weight scale, so every order gives the same result (up to rounding)."
     worst = max(mistakes, key=lambda run: run.mean_kl if math.isfinite(run.mean_kl) else math.inf)

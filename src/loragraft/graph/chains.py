@@ -8,7 +8,7 @@ docs/numerics.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -43,6 +43,12 @@ class Family:
 
     name: str
     ops: Mapping[Stage, Op]
+    product: str = str(Stage.PRODUCT)
+    """What its product is called in messages."""
+
+    def words(self, stages: Iterable[Stage]) -> list[str]:
+        """An order of steps as messages show it."""
+        return [self.product if stage is Stage.PRODUCT else str(stage) for stage in stages]
 
     def stage(self, op: Op) -> Stage | None:
         return next((stage for stage, own in self.ops.items() if own is op), None)
@@ -76,6 +82,7 @@ EMBEDDING = Family(
         Stage.LORA: Op.EMBED_LORA,
         Stage.ARCH_SCALE: Op.ARCH_SCALE,
     },
+    product="lookup",
 )
 FAMILIES = {family.ops[Stage.PRODUCT]: family for family in (DENSE, EXPERTS, EMBEDDING)}
 

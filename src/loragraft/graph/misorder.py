@@ -71,9 +71,15 @@ def wrong_epilogue(graph: Graph, chain: Chain, mistake: Mistake) -> list[Node]:
 def misorder(graph: Graph, mistake: Mistake, only: str | None = None) -> Graph | None:
     """The graph with the mistake made in every linear where it is possible, or in the linear `only` (its GGUF name
     without `.weight`) alone. None if it is possible nowhere."""
-    epilogues = {
-        chain.product: wrong_epilogue(graph, chain, mistake)
-        for chain in find_chains(graph)
-        if possible(chain, mistake) and only in (None, chain.base)
-    }
-    return with_epilogues(graph, epilogues) if epilogues else None
+    chains = [
+        chain for chain in find_chains(graph) if possible(chain, mistake) and only in (None, chain.base)
+    ]
+    return misorder_each(graph, {chain.base: mistake for chain in chains}) if chains else None
+
+
+def misorder_each(graph: Graph, mistakes: Mapping[str, Mistake]) -> Graph:
+    """The graph with a mistake of its own in each of some linears, by GGUF name without `.weight`."""
+    chains = [chain for chain in find_chains(graph) if chain.base in mistakes]
+    return with_epilogues(
+        graph, {chain.product: wrong_epilogue(graph, chain, mistakes[chain.base]) for chain in chains}
+    )

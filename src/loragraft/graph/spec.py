@@ -104,7 +104,7 @@ def _orders(chain: Chain, required_scale: str | None) -> tuple[str, str]:
     """The chain's order as found and as it must be, in words."""
     due = [Stage.WEIGHT_SCALE] if required_scale else []
     legal = sorted([stage for stage in chain.stages if stage is not Stage.WEIGHT_SCALE] + due)
-    return ", ".join(map(str, chain.stages)), ", ".join(map(str, legal))
+    return ", ".join(chain.family.words(chain.stages)), ", ".join(chain.family.words(legal))
 
 
 def _order(graph: Graph, chain: Chain) -> Iterator[GraphError]:
