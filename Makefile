@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest -q -m "not slow"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
