@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow lint docs bench build clean
+.PHONY: quickstart test test-slow lint docs bench-quantize bench-merge-memory build clean
 
 $(VENV)/pip-tools: 
 	$(PY) -m venv $(VENV)
@@ -43,6 +43,14 @@ lint: $(VENV)/linted
 # docs/cli.md, from what --help prints.
 docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
+
+# LLAMA_QUANTIZE=path/to/llama-quantize puts its times beside ours.
+bench-quantize: $(VENV)/installed
+	$(BIN)/python bench/quantize.py $(ARGS)
+	$(BIN)/python bench/quantize.py --imatrix $(ARGS)
+
+bench-merge-memory: $(VENV)/installed
+	$(BIN)/python bench/merge_memory.py $(ARGS)
 
 clean:
 	rm -rf build dist $(VENV)/installed $(VENV)/tested $(VENV)/linted

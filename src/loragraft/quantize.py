@@ -7,9 +7,9 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.model_writer import Report, dry_run, write_model
-from loragraft.models import open_model
 from loragraft.options import QuantizeOptions
 from loragraft.plan import plan_quantize
 from loragraft.progress import SILENT, Progress
@@ -37,11 +37,7 @@ def quantize(
     """
     options = options or QuantizeOptions()
     kind = target if isinstance(target, FileType) else file_type(target)
-    model = source if isinstance(source, ModelSource) else open_model(source)
-    if model.path.is_dir():
-        raise UnsupportedError(
-            model.path, "is no GGUF file", hint="`loragraft merge` takes Hugging Face folders"
-        )
+    model = source if isinstance(source, ModelSource) else _open(Path(source))
     plan = plan_quantize(model, kind, options)
     if output is None:
         return dry_run(plan)
@@ -55,3 +51,15 @@ def quantize(
         progress=progress,
         label=f"Quantizing to {kind}",
     )
+
+
+def _open(path: Path) -> ModelSource:
+    if path.is_dir():
+        raise UnsupportedError(path, "is no GGUF file", hint="`loragraft merge` takes Hugging Face folders")
+    model = open_gguf(path)
+    kind = model.metadata.get("general.type")
+    if kind is not None and kind.data == "adapter":
+        raise UnsupportedError(
+            path, "is an adapter, not a model", hint="`loragraft merge` takes it with --lora"
+        )
+    return model
