@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loragraft.convert import convert as convert
     from loragraft.convert import convert_adapter as convert_adapter
     from loragraft.errors import LoragraftError as LoragraftError
+    from loragraft.export import export as export
     from loragraft.imatrix import imatrix as imatrix
     from loragraft.inspect import inspect as inspect
     from loragraft.load import Model as Model
@@ -44,6 +45,7 @@ _HOMES = {
     "compare": "loragraft.compare",
     "convert": "loragraft.convert",
     "convert_adapter": "loragraft.convert",
+    "export": "loragraft.export",
     "imatrix": "loragraft.imatrix",
     "load": "loragraft.load",
     "inspect": "loragraft.inspect",
@@ -64,6 +66,7 @@ __all__ = [
     "compare",
     "convert",
     "convert_adapter",
+    "export",
     "imatrix",
     "inspect",
     "join",

@@ -44,6 +44,8 @@ class Arch:
     gguf: MODEL_ARCH
     model_types: tuple[str, ...]
     """The `model_type`s of config.json that are this architecture."""
+    hf_class: str = ""
+    """The class of transformers that runs it, for the `architectures` of an exported config.json."""
     modules: frozenset[str] = LLAMA_MODULES
     """The last parts of the names of modules that hold tensors."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -13,14 +13,14 @@ from loragraft.formats.gguf.values import Metadata, Value
 _EXPERT_COUNT = ("num_local_experts", "num_experts", "n_routed_experts")
 
 #: Keys before RoPE's and after, in the order in which they are written: (GGUF key, config.json keys, reader).
-_SIZES: tuple[tuple[str, tuple[str, ...]], ...] = (
+SIZE_KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("block_count", ("num_hidden_layers", "n_layers", "n_layer", "num_layers")),
     ("context_length", ("max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length")),
     ("embedding_length", ("hidden_size", "n_embd", "dim")),
     ("feed_forward_length", ("intermediate_size", "n_inner", "hidden_dim")),
     ("attention.head_count", ("num_attention_heads", "n_heads", "n_head")),
 )
-_NORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+NORM_KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention.layer_norm_rms_epsilon", ("rms_norm_eps", "norm_eps")),
     ("attention.layer_norm_epsilon", ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")),
 )
@@ -28,7 +28,7 @@ _EXPERTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("expert_count", _EXPERT_COUNT),
     ("expert_used_count", ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")),
 )
-_YARN: tuple[tuple[str, tuple[str, ...]], ...] = (
+YARN_KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rope.scaling.yarn_ext_factor", ("extrapolation_factor",)),
     ("rope.scaling.yarn_attn_factor", ("attention_factor", "attn_factor")),
     ("rope.scaling.yarn_beta_fast", ("beta_fast",)),
@@ -43,11 +43,11 @@ def hyperparameters(arch: Arch, config: Config, file_type: int) -> Metadata:
     architecture's GGUF form cannot express.
     """
     keys: Metadata = {}
-    for key, names in _SIZES:
+    for key, names in SIZE_KEYS:
         keys[key] = Value.u32(config.integer(*names))
     keys["attention.head_count_kv"] = Value.u32(config.n_kv_heads)
     keys.update(_rope(arch, config))
-    _copy(keys, _NORMS, config.optional_number, Value.f32)
+    _copy(keys, NORM_KEYS, config.optional_number, Value.f32)
     _copy(keys, _EXPERTS, config.optional_integer, Value.u32)
     if arch.writes_head_dim or config.get("head_dim") is not None:
         keys["attention.key_length"] = Value.u32(config.head_dim)
@@ -105,7 +105,7 @@ def _rope(arch: Arch, config: Config) -> Metadata:
                 "max_position_embeddings"
             )
             keys["rope.scaling.original_context_length"] = Value.u32(int(original))
-            _copy(keys, _YARN, Config(config.path, rope).optional_number, Value.f32)
+            _copy(keys, YARN_KEYS, Config(config.path, rope).optional_number, Value.f32)
     elif kind == "llama3" and arch.rope_freqs(config) is None:
         raise UnsupportedError(config.path, f"RoPE scaling llama3 on architecture {arch.name}")
     elif kind not in ("default", "dynamic", "llama3", "linear", "yarn"):

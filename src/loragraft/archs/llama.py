@@ -28,6 +28,7 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
 ARCH = Arch(
     gguf=MODEL_ARCH.LLAMA,
     model_types=("llama", "mistral"),
+    hf_class="LlamaForCausalLM",
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
     requires={"hidden_act": ("silu",), "partial_rotary_factor": (1.0, 1)},
     ignores={"sliding_window": ()},

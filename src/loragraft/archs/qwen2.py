@@ -17,6 +17,7 @@ from loragraft.graph.ops import Graph, TensorFact
 ARCH = Arch(
     gguf=MODEL_ARCH.QWEN2,
     model_types=("qwen2",),
+    hf_class="Qwen2ForCausalLM",
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},
     requires={"hidden_act": ("silu",)},
     ignores={"use_sliding_window": (False,)},

@@ -17,6 +17,7 @@ from loragraft.graph.ops import Graph, TensorFact
 ARCH = Arch(
     gguf=MODEL_ARCH.QWEN3,
     model_types=("qwen3",),
+    hf_class="Qwen3ForCausalLM",
     modules=LLAMA_MODULES | {"q_norm", "k_norm"},
     defaults={
         "rms_norm_eps": 1e-6,

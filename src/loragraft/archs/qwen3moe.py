@@ -24,6 +24,7 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
 ARCH = Arch(
     gguf=MODEL_ARCH.QWEN3MOE,
     model_types=("qwen3_moe",),
+    hf_class="Qwen3MoeForCausalLM",
     modules=LLAMA_MODULES | {"q_norm", "k_norm", "gate"},
     defaults={
         "rms_norm_eps": 1e-6,

@@ -17,6 +17,7 @@ from loragraft.graph.ops import Graph, TensorFact
 ARCH = Arch(
     gguf=MODEL_ARCH.STARCODER2,
     model_types=("starcoder2",),
+    hf_class="Starcoder2ForCausalLM",
     modules=LLAMA_MODULES - {"gate_proj", "up_proj", "down_proj"} | {"c_fc", "c_proj"},
     defaults={
         "norm_epsilon": 1e-5,

@@ -49,6 +49,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     (_GRAFT, "merge"),
     (_GRAFT, "quantize"),
     (_GRAFT, "convert"),
+    (_GRAFT, "export"),
     (_GRAFT, "imatrix"),
     (_MEASURE, "compare"),
     (_MEASURE, "check"),
