@@ -219,6 +219,14 @@ def test_dry_run_writes_nothing_and_tells_sizes() -> None:
     assert json.loads(run("quantize", "--dry-run", "--json", "in.gguf", "IQ4_NL"))["bytes"] == 49280
 
 
+def test_copy_guesses_a_file_type_that_is_not_there() -> None:
+    """Of the commonest tensor type, and marked as guessed (1024), as llama-quantize does."""
+    run("quantize", model(), "copy.gguf", "COPY")
+    assert open_gguf("copy.gguf").metadata["general.file_type"] == Value.u32(1024 + 0)
+    run("quantize", "--override-kv", "general.name=str:x", "in.gguf", "mixed.gguf", "F16")
+    assert open_gguf("mixed.gguf").metadata["general.file_type"] == Value.u32(1)
+
+
 def test_split_output() -> None:
     model()
     run("quantize", "--split-max-tensors", "3", "in.gguf", "out.gguf", "Q8_0")

@@ -1,0 +1,103 @@
+"""The pass: chunks, errors in threads, and what is left when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_files import write_gguf
+from loragraft.errors import OutputError
+from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.formats.gguf.values import Value
+from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
+from loragraft.formats.views import in_memory
+from loragraft.pipeline import OutputPart, Step, chunks, run_pass
+from loragraft.progress import Silent
+from loragraft.quants.types import BY_NAME, F32
+
+
+def step(shape: tuple[int, ...], kind: str = "F32") -> Step:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    return Step("x", in_memory("x", values), BY_NAME[kind])
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),
+    weights=st.integers(1, 100),
+    cuts=st.lists(st.integers(0, 81), max_size=6),
+)
+@settings(deadline=None)
+def test_chunks_cover_what_is_missing_once(shape: tuple[int, ...], weights: int, cuts: list[int]) -> None:
+    x = step(shape)
+    n = x.source.n_rows
+    edges = sorted({min(cut, n) for cut in cuts})
+    done = list(zip(edges[::2], edges[1::2], strict=False))
+    rows = [0] * n
+    for start, stop in done:
+        for row in range(start, stop):
+            rows[row] += 1
+    for chunk in chunks(x, weights, done):
+        assert chunk.start // x.matrix_rows == (chunk.stop - 1) // x.matrix_rows
+        assert (chunk.stop - chunk.start) * x.source.columns <= max(weights, x.source.columns)
+        for row in range(chunk.start, chunk.stop):
+            rows[row] += 1
+    assert rows == [1] * n
+
+
+class Counter(Silent):
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    def start(self, label: str, total: int) -> None:
+        self.total = total
+
+    def advance(self, done: int) -> None:
+        self.done += done
+
+
+def test_progress_ends_at_its_total(tmp_path: Path) -> None:
+    x, progress = step((70, 64)), Counter()
+    with GGUFWriter(tmp_path / "out", {}, [TensorSpec("x", (70, 64), F32)]) as writer:
+        run_pass([OutputPart(writer, [x])], threads=2, max_memory=1, progress=progress)
+    assert progress.total == progress.done == 70 * 64
+    with GGUFFile.open(tmp_path / "out") as file:
+        assert np.array_equal(file.tensors["x"].data().view(np.float32).ravel(), np.arange(70 * 64))
+
+
+def test_an_error_in_a_thread_ends_the_pass(tmp_path: Path) -> None:
+    def fail(start: int, stop: int) -> np.ndarray:
+        raise OutputError("the disk", "is gone")
+
+    broken = step((4000, 64))
+    broken.source.rows = fail  # type: ignore[method-assign]
+    writer = GGUFWriter(tmp_path / "out", {}, [TensorSpec("x", (4000, 64), F32)])
+    with pytest.raises(OutputError, match="the disk: is gone"), writer:
+        run_pass([OutputPart(writer, [broken])], threads=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(8)}
+    weights = np.random.default_rng(0).standard_normal((4096, 1024), dtype=np.float32)
+    named = {f"blk.{i}.ffn_up.weight": weights for i in range(8)}
+    source = write_gguf(tmp_path / "in.gguf", metadata, named)
+    command = [sys.executable, "-m", "loragraft", "quantize", str(source), str(tmp_path / "out.gguf")]
+    process = subprocess.Popen([*command, "Q4_K_M", "1"], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".out.gguf.partial.journal").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    _, output = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in output
+    assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]
