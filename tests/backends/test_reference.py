@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from loragraft.archs.graphs import build_graph, tensor_facts
-from loragraft.backends.base import Options
 from loragraft.backends.reference import ReferenceBackend
-from loragraft.errors import UnsupportedError
 from loragraft.graph.lora import attach
 from loragraft.models import load_adapter, open_model
 from paths import data
-from small_models import small_model
 from tolerances import REFERENCE, REFERENCE_F16_MERGE, nmse
 
 #: Model, adapter, and the case in golden/hf-logits.npz (transformers and peft, float32, on the CPU).
@@ -68,9 +65,3 @@ def test_logits_of_a_model_merged_to_f16() -> None:
     assert (
         distance("hf-logits.npz", "gguf/llama-kjv.merged-f16.gguf", None, "llama+lora") < REFERENCE_F16_MERGE
     )
-
-
-def test_rounded_activations_are_refused() -> None:
-    small = small_model("llama", np.random.default_rng(2))
-    with pytest.raises(UnsupportedError, match="activations: found q8"):
-        ReferenceBackend().open(small.graph(), small.arrays, Options(activations="q8"))

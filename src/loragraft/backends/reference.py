@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.backends.activations import round_nvfp4, round_q8
 from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights
-from loragraft.errors import GraphError, UnsupportedError
+from loragraft.errors import GraphError
 from loragraft.formats.source import TensorSource
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.graph.spec import verify
 from loragraft.quants import reference as quants
+from loragraft.quants.types import F32
 
 Array = npt.NDArray[Any]
 Run = Callable[..., Array]
@@ -35,10 +37,6 @@ class ReferenceBackend(Backend):
 
     def open(self, graph: Graph, weights: Weights, options: Options | None = None) -> Session:
         options = options or Options()
-        if options.activations not in ("auto", "f32"):
-            raise UnsupportedError(
-                "reference backend", "activations", found=options.activations, expected="auto or f32"
-            )
         if not options.unchecked:
             verify(graph)
         return ReferenceSession(graph, weights, options)
@@ -51,6 +49,7 @@ class ReferenceSession:
         self._graph = graph
         self._source = weights
         self._context = options.context
+        self._activations = options.activations
         self._dense: dict[str, Floats] = {}
         self._keys: dict[int, Floats] = {}
         self._values: dict[int, Floats] = {}
@@ -64,6 +63,22 @@ class ReferenceSession:
         if name not in self._dense:
             self._dense[name] = dequantized(self._source[name])
         return self._dense[name]
+
+    def rounded(self, node: Node, x: Floats, scale_rows: Ids | None = None) -> Floats:
+        """The input of a product as `Options.activations` has it: as it is where the weight is stored as floats, and
+        under "auto". `scale_rows` [T, k] picks each row's input scale where the experts have their own."""
+        source = self._source[node.weights[0]]
+        kind = source.type if isinstance(source, TensorSource) else F32
+        if kind.is_float or self._activations in ("auto", "f32"):
+            return x
+        if self._activations == "q8":
+            return round_q8(x)
+        if kind.name != "NVFP4":
+            return x
+        if len(node.weights) == 1:
+            return round_nvfp4(x, None)
+        scale = self.weight(node.weights[1])
+        return round_nvfp4(x, scale if scale_rows is None else scale[scale_rows][..., None])
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Append to the cache of `layer`; returns all of it."""
@@ -140,7 +155,7 @@ def _layer_norm(s: ReferenceSession, node: Node, x: Floats) -> Array:
 
 
 def _matmul(s: ReferenceSession, node: Node, x: Floats) -> Array:
-    return x @ np.atleast_2d(s.weight(node.weights[0])).T
+    return s.rounded(node, x) @ np.atleast_2d(s.weight(node.weights[0])).T
 
 
 def _lora(s: ReferenceSession, node: Node, y: Floats, x: Floats) -> Array:
@@ -152,11 +167,15 @@ def _bias(s: ReferenceSession, node: Node, y: Floats) -> Array:
     return y + s.weight(node.weights[0])
 
 
+def _each(x: Floats, ids: Ids) -> Array:
+    """The input of every chosen expert: [T, k, in] from [T, in] or [T, k, in]."""
+    return np.broadcast_to(x[:, None, :] if x.ndim == 2 else x, (*ids.shape, x.shape[-1]))
+
+
 def _per_expert(weight: Floats, x: Floats, ids: Ids) -> Array:
     """y[t, j] = weight[ids[t, j]] x[t, j]: [T, k, out] for weight [E, out, in] and x [T, in] or [T, k, in]."""
-    tokens, used = ids.shape
-    x = np.broadcast_to(x[:, None, :] if x.ndim == 2 else x, (tokens, used, x.shape[-1]))
-    y = np.empty((tokens, used, weight.shape[1]), dtype=np.float32)
+    x = _each(x, ids)
+    y = np.empty((*ids.shape, weight.shape[1]), dtype=np.float32)
     for expert in np.unique(ids):
         chosen = ids == expert
         y[chosen] = x[chosen] @ weight[expert].T
@@ -164,7 +183,7 @@ def _per_expert(weight: Floats, x: Floats, ids: Ids) -> Array:
 
 
 def _experts_matmul(s: ReferenceSession, node: Node, x: Floats, ids: Ids) -> Array:
-    return _per_expert(s.weight(node.weights[0]), x, ids)
+    return _per_expert(s.weight(node.weights[0]), s.rounded(node, _each(x, ids), ids), ids)
 
 
 def _experts_scale(s: ReferenceSession, node: Node, y: Floats, ids: Ids) -> Array:

@@ -1,0 +1,58 @@
+"""What a product with a quantized weight sees of its input: the definition of `Options.activations`.
+
+Only the product sees rounded values; adapters, and weights stored as floats, get the input as it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.quants import e4m3
+
+Floats = npt.NDArray[np.float32]
+
+_E2M1_MAX = np.float32(6.0)
+
+
+def round_q8(x: Floats) -> Floats:
+    """To 8 bits in blocks of 32 along the last axis: the nearest multiples, ties to even, of largest / 127. As ggml's
+    Q8_0, but the block's scale stays a float32."""
+    blocks = _blocks(x, 32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, 1), np.float32(0))
+    return _joined(np.rint(blocks * inverse) * scale, x)
+
+
+def round_nvfp4(x: Floats, input_scale: Floats | None) -> Floats:
+    """To NVFP4 in blocks of 16 along the last axis, as a W4A4 kernel sees it: an E4M3 scale of largest / 6 in units of
+    `input_scale`, then E2M1 values, ties to even. `input_scale` broadcasts to [..., 1]; None takes each row's own
+    largest / 2688. Source: NVIDIA Model-Optimizer, nvfp4 quantizer of activations."""
+    if input_scale is None:
+        input_scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(6 * 448)
+    blocks, unit = _blocks(x, 16), np.asarray(input_scale, np.float32)[..., None]
+    unit = np.broadcast_to(unit, (*blocks.shape[:-1], 1))
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = e4m3.decode(e4m3.encode(np.where(unit > 0, largest / _E2M1_MAX / unit, 0))) * unit
+        codes = _round_e2m1(np.where(scale > 0, blocks / scale, np.float32(0)))
+    return _joined(codes * scale, x)
+
+
+def _round_e2m1(x: Floats) -> Floats:
+    size = np.abs(x)
+    near = np.where(
+        size <= 2, np.rint(size * 2) / 2, np.where(size <= 4, np.rint(size), np.where(size <= 5, 4, 6))
+    )
+    return np.asarray(np.copysign(near, x), np.float32)
+
+
+def _blocks(x: Floats, length: int) -> Floats:
+    """[..., n] as [..., blocks, length], the last block filled up with zeros."""
+    missing = -x.shape[-1] % length
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    return padded.reshape(*x.shape[:-1], -1, length)
+
+
+def _joined(blocks: Floats, like: Floats) -> Floats:
+    return np.asarray(blocks.reshape(*like.shape[:-1], -1)[..., : like.shape[-1]], np.float32)
