@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,34 @@ _PLACES = [
 ]
 _PLACES += [place / "models" for place in _PLACES]
 
+#: GGUF files too large to keep in the repository, made from (base, adapter) that are, under llama.cpp's name for them.
+_MADE = {"gguf/llama-kjv.merged-f16.gguf": ("llama-kjv", "llama-kjv.shakespeare", "Base_Hf_F16")}
+
 
 def data(name: str) -> Path:
     """The file or folder `name` (`llama-kjv`, `golden/convert.json`, `gguf/odd-f16.gguf`)."""
     for place in _PLACES:
         if (place / name).exists():
             return place / name
+    if name in _MADE:
+        return _made(name)
     pytest.skip(f"test data {name} is not here; name its folder in LORAGRAFT_TEST_DATA")
+
+
+@cache
+def _made(name: str) -> Path:
+    """Make the file `name` by our own merge (its tensors are checked against golden/convert.json in test_merge)."""
+    from loragraft.formats.gguf.values import Value
+    from loragraft.merge import merge
+    from loragraft.options import QuantizeOptions
+
+    base, adapter, title = _MADE[name]
+    path = Path(_folder().name) / Path(name).name
+    options = QuantizeOptions(override_kv={"general.name": Value.string(title)})
+    merge(data(base), [(data(adapter), 1.0)], path, options=options)
+    return path
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="loragraft-tests-")
