@@ -15,7 +15,7 @@ from gguf_files import write_gguf
 from loragraft import pipeline
 from loragraft.adapters.delta import Delta, add_deltas
 from loragraft.adapters.lora import Adapter, LoraPair
-from loragraft.errors import AdapterError, OutputError, QuantizeError
+from loragraft.errors import AdapterError, OutputError, QuantizeError, UnsupportedError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
 from loragraft.merge import merge
@@ -235,3 +235,8 @@ def test_the_output_must_not_be_an_input(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="the output is also an input"):
         merge(data("llama-kjv"), [(folder, 1.0)], folder / "adapter_model.safetensors")
     assert (folder / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_keep_split_is_for_gguf(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="--keep-split is for GGUF models"):
+        merge(data("llama-kjv"), [], tmp_path / "out.gguf", options=QuantizeOptions(keep_split=True))

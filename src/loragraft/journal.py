@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from loragraft.errors import OutputError
+
 #: Rows [start, stop).
 Span = tuple[int, int]
 
@@ -34,16 +36,23 @@ class Journal:
     """
 
     def __init__(self, path: Path, plan: str, *, resume: bool) -> None:
+        self.path = path
         head = json.dumps({"plan": plan, "boot": boot_id()})
         self.done: Mapping[str, list[Span]] = _read(path, head) if resume else {}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags | (0 if self.done else os.O_TRUNC), 0o666)
+        try:
+            self._fd = os.open(path, flags | (0 if self.done else os.O_TRUNC), 0o666)
+        except OSError as problem:
+            raise OutputError(path, f"cannot be written: {problem.strerror}") from None
         if not self.done:
             os.write(self._fd, f"{head}\n".encode())
 
     def add(self, name: str, start: int, stop: int) -> None:
         """Rows [start, stop) of tensor `name` are written. Safe from any thread (one write of one line)."""
-        os.write(self._fd, f"{json.dumps([name, start, stop])}\n".encode())
+        try:
+            os.write(self._fd, f"{json.dumps([name, start, stop])}\n".encode())
+        except OSError as problem:
+            raise OutputError(self.path, f"cannot be written: {problem.strerror}") from None
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

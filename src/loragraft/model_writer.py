@@ -230,9 +230,8 @@ def _groups_of_input(model: ModelSource, steps: Sequence[Step]) -> list[list[Ste
     """The steps by the input's files. (--keep-split)"""
     groups: dict[Path, list[Step]] = {}
     for tensor in model.tensors.values():
-        if not isinstance(tensor, GGUFTensor):
-            raise UnsupportedError(model.path, "--keep-split is for GGUF models", hint="use --split-max-size")
-        groups[tensor.file] = []
+        if isinstance(tensor, GGUFTensor):
+            groups[tensor.file] = []
     for step in steps:
         if isinstance(step.source, GGUFTensor):
             groups[step.source.file].append(step)

@@ -15,7 +15,8 @@ import numpy as np
 
 from loragraft.adapters.delta import Delta
 from loragraft.adapters.lora import Floats
-from loragraft.errors import ImatrixError, QuantizeError
+from loragraft.errors import ImatrixError, QuantizeError, UnsupportedError
+from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.source import ModelSource, TensorSource
@@ -68,7 +69,7 @@ class _Input:
 
 def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions) -> Plan:
     """`model` as llama-quantize writes it. Raises `QuantizeError`, `ImatrixError`."""
-    names = list(model.tensors) if options.keep_split else output_order(model.tensors)
+    names = _file_order(model) if options.keep_split else output_order(model.tensors)
     inputs = [_Input(model.tensors[name], model.tensors[name].type) for name in names]
     planner = _Planner(model, target, options, merging=False)
     return planner.plan(inputs, planner.quantized_metadata(model.metadata))
@@ -81,8 +82,10 @@ def plan_merge(
 
     A merge to a float type keeps the model's order of tensors, as llama-export-lora does.
     """
-    keep_order = target.is_float or options.keep_split
-    names = list(model.tensors) if keep_order else output_order(model.tensors)
+    if options.keep_split:
+        names = _file_order(model)
+    else:
+        names = list(model.tensors) if target.is_float else output_order(model.tensors)
     folded = {_companion(name, part) for name in deltas for part in ("scale", "input_scale")}
     inputs = []
     for name in names:
@@ -100,6 +103,15 @@ def plan_merge(
     if target.is_float:
         return planner.plan(inputs, planner.merged_metadata(model.metadata, moved=bool(deltas)))
     return planner.plan(inputs, planner.quantized_metadata(model.metadata))
+
+
+def _file_order(model: ModelSource) -> list[str]:
+    """The names file by file, in each by the data's place."""
+    tensors = [tensor for tensor in model.tensors.values() if isinstance(tensor, GGUFTensor)]
+    if len(tensors) < len(model.tensors):
+        raise UnsupportedError(model.path, "--keep-split is for GGUF models", hint="use --split-max-size")
+    files = list(dict.fromkeys(tensor.file for tensor in tensors))
+    return [tensor.name for tensor in sorted(tensors, key=lambda t: (files.index(t.file), t.offset))]
 
 
 def _companion(name: str, part: str) -> str:
