@@ -17,6 +17,7 @@ void add_fp4(KernelTable&);
 void add_ternary(KernelTable&);
 void add_iq4(KernelTable&);
 void add_nvfp4(KernelTable&);
+void add_iq_lattice(KernelTable&);
 
 extern const KernelTable* table();
 const KernelTable* table() {
@@ -36,6 +37,7 @@ const KernelTable* table() {
         add_ternary(k);
         add_iq4(k);
         add_nvfp4(k);
+        add_iq_lattice(k);
         return k;
     }();
     return &t;

@@ -62,7 +62,7 @@ inline vi best_scale(const vf* y, const vf* w) {
         best = better ? code : best;
         best_error = better ? e : best_error;
     }
-    vi live = start == start;
+    vi live = splat(-1);
     for (int down = 1; down < LAST; ++down) {
         const vi code = max(start - down, splat(1));
         const vf clipped = max(heaviest - 6.0f * e4m3_values(code), vf{});

@@ -136,8 +136,10 @@ BOUNDS: dict[str, tuple[float, str]] = {
     "NVFP4": (17 / 96, "half the gap from 4 to 6, a scale off by 1/16"),
 }
 _CODEBOOK = "a codebook holds few patterns of signs and sizes; the search weighs a group's sum, not one weight's error"
-BOUNDS |= dict.fromkeys(
-    ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (2.0, _CODEBOOK)
+BOUNDS |= dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"), (2.0, _CODEBOOK))
+BOUNDS["IQ3_S"] = (
+    2.5,
+    "after a sub-block of zeros the reference stores codes where others are read, of up to 1.5",
 )
 
 

@@ -79,12 +79,23 @@ def _split_signs(x: Floats, w: Floats, even: bool) -> tuple[Floats, Ints]:
     bits = (groups.astype(np.int32) << np.arange(8, dtype=np.int32)[:, None]).sum(axis=1, dtype=np.int32)
     if even:
         odd = groups.sum(axis=1) % 2 == 1
-        least = np.argmin((w * x * x).reshape(groups.shape), axis=1)
+        least = _first_least((w * x * x).reshape(groups.shape))
         group, block = np.nonzero(odd)
         size[8 * group + least[odd], block] *= F(-1)
-        bits[odd] ^= 1 << least[odd].astype(np.int32)
+        bits[odd] ^= 1 << least[odd]
         bits &= 127
     return size, bits
+
+
+def _first_least(v: Floats) -> Ints:
+    """Of [groups, 8, n], where each column is least; NaN, which compares with nothing, is passed over or stays."""
+    least = np.zeros((v.shape[0], v.shape[2]), np.int32)
+    lowest = v[:, 0]
+    for i in range(1, v.shape[1]):
+        less = v[:, i] < lowest
+        least[less] = i
+        lowest = np.where(less, v[:, i], lowest)
+    return least
 
 
 def _by_group(v: Floats, digits: int) -> Floats:
@@ -186,10 +197,9 @@ def _signs_and_scales(signs: Ints, steps: Ints) -> npt.NDArray[np.uint32]:
 # ---- reading
 
 
-def _unit_signs(bits: Bytes | Ints) -> Floats:
-    """Sign bits [..., m] -> +-1 [..., 8 * m]."""
-    flags = bits[..., None] >> np.arange(8) & 1
-    return (1 - 2 * flags).astype(np.float32).reshape(*bits.shape[:-1], -1)
+def _flags(bits: Bytes | Ints) -> Flags:
+    """Sign bits [blocks, 32] -> [blocks, 256]."""
+    return (bits[..., None] >> np.arange(8) & 1).astype(bool).reshape(len(bits), -1)
 
 
 def _with_parity(bits: Ints) -> Ints:
@@ -210,8 +220,8 @@ def _read(
 ) -> Floats:
     """points [blocks, groups], signs [blocks, 32], scales [blocks, sub-blocks] -> [rows, cols]."""
     magnitude = values[grid(name).points[points]].reshape(len(points), 256)
-    spread = np.repeat(scales, 256 // scales.shape[1], axis=1)
-    return (spread * magnitude * _unit_signs(signs)).reshape(rows, -1)
+    magnitude = np.repeat(scales, 256 // scales.shape[1], axis=1) * magnitude
+    return np.where(_flags(signs), -magnitude, magnitude).reshape(rows, -1)
 
 
 def _read_nibbles(data: Bytes) -> Ints:
