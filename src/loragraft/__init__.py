@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loragraft.check import check as check
     from loragraft.compare import compare as compare
     from loragraft.convert import convert as convert
     from loragraft.convert import convert_adapter as convert_adapter
@@ -42,6 +43,7 @@ _HOMES = {
     "LoragraftError": "loragraft.errors",
     "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
+    "check": "loragraft.check",
     "compare": "loragraft.compare",
     "convert": "loragraft.convert",
     "convert_adapter": "loragraft.convert",
@@ -63,6 +65,7 @@ __all__ = [
     "QuantizeOptions",
     "Tokenizer",
     "__version__",
+    "check",
     "compare",
     "convert",
     "convert_adapter",
