@@ -35,7 +35,18 @@ def add(app: typer.Typer, name: str, panel: str) -> None:
     """Register `loragraft.cli.<name>` as the command `name` under `panel` of the overview."""
     module = importlib.import_module(f"loragraft.cli.{name}")
     run = with_common_options(module.command)
-    app.command(name, epilog=_examples(module.EXAMPLES), rich_help_panel=panel, no_args_is_help=True)(run)
+    app.command(
+        name,
+        help=_reflowed(inspect.getdoc(module.command) or ""),
+        epilog=_examples(module.EXAMPLES),
+        rich_help_panel=panel,
+        no_args_is_help=True,
+    )(run)
+
+
+def _reflowed(text: str) -> str:
+    """Paragraphs without the source's line breaks, for the terminal to break."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _examples(lines: Sequence[str]) -> str:

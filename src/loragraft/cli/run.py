@@ -27,7 +27,9 @@ EXAMPLES = (
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text to continue.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a file (- for stdin).")
     ] = None,
@@ -35,17 +37,30 @@ def command(
     n: Annotated[
         int, typer.Option("--predict", "-n", min=0, metavar="N", help="Tokens to make at most.")
     ] = 128,
-    temp: Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 is greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Keep the K likeliest tokens; 0: all.")] = 40,
+    temp: Annotated[
+        float, typer.Option("--temp", min=0, metavar="T", help="Temperature; 0 is greedy.")
+    ] = 0.8,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, metavar="K", help="Keep the K likeliest tokens; 0: all.")
+    ] = 40,
     top_p: Annotated[
         float,
-        typer.Option("--top-p", min=0, max=1, help="Keep the fewest tokens that reach this probability."),
+        typer.Option(
+            "--top-p", min=0, max=1, metavar="P", help="Keep the fewest tokens that reach this probability."
+        ),
     ] = 0.95,
     min_p: Annotated[
         float,
-        typer.Option("--min-p", min=0, max=1, help="Drop tokens this much less likely than the likeliest."),
+        typer.Option(
+            "--min-p", min=0, max=1, metavar="P", help="Drop tokens this much less likely than the likeliest."
+        ),
     ] = 0.05,
-    seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="For the same text again.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", "-s", min=0, metavar="N", help="For the same text again.", show_default="drawn"
+        ),
+    ] = None,
     echo: Annotated[
         bool, typer.Option("--echo/--no-echo", help="Print the prompt before its continuation.")
     ] = True,

@@ -20,7 +20,7 @@ EXAMPLES = (
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text.")] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the text from a file (- for stdin).")
     ] = None,
