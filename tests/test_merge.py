@@ -18,6 +18,7 @@ from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.errors import AdapterError, OutputError, QuantizeError, UnsupportedError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
+from loragraft.formats.split import SplitLimits
 from loragraft.merge import merge
 from loragraft.models import open_model
 from loragraft.options import QuantizeOptions, tensor_type
@@ -95,6 +96,36 @@ def test_one_pass_equals_two_steps(target: str, base: str, tmp_path: Path) -> No
         return
     quantize(tmp_path / "f16.gguf", tmp_path / "two.gguf", target, options=options)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        QuantizeOptions(prune_layers=frozenset({1})),
+        QuantizeOptions(override_kv={"general.name": Value.string("x"), "llama.block_count": Value.u32(4)}),
+        QuantizeOptions(leave_output_tensor=True, token_embedding_type=BY_NAME["Q5_0"]),
+        QuantizeOptions(pure=True, output_tensor_type=BY_NAME["BF16"]),
+        QuantizeOptions(imatrix=Path("imatrix.gguf"), exclude_weights=["blk.2."]),
+        QuantizeOptions(split=SplitLimits(max_tensors=10)),
+    ],
+    ids=["prune", "override", "leave-output", "pure", "imatrix", "split"],
+)
+def test_options_mean_the_same_in_one_pass(
+    options: QuantizeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if options.imatrix:
+        shutil.copy(data("gguf/llama-kjv.merged.imatrix.gguf"), tmp_path / "imatrix.gguf")
+    monkeypatch.chdir(tmp_path)
+    adapters = [(data("llama-kjv.shakespeare"), 1.0)]
+    merge(data("llama-kjv"), adapters, "f16.gguf")
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+    merge(data("llama-kjv"), adapters, "one/out.gguf", type="Q4_K_S", options=options)
+    quantize("f16.gguf", "two/out.gguf", "Q4_K_S", options=options)
+    names = sorted(path.name for path in Path("one").iterdir())
+    assert names == sorted(path.name for path in Path("two").iterdir())
+    for name in names:
+        assert (Path("one") / name).read_bytes() == (Path("two") / name).read_bytes()
 
 
 def test_merged_and_quantized_tensors_are_the_recorded_ones(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -103,6 +103,10 @@ class OutputPart:
     steps: Sequence[Step]
     journal: Journal | None = None
 
+    def done(self, step: Step) -> Sequence[Span]:
+        """The rows that the journal of an earlier run says are written."""
+        return self.journal.done.get(step.name, ()) if self.journal is not None else ()
+
 
 def run_pass(
     parts: Sequence[OutputPart],
@@ -119,28 +123,17 @@ def run_pass(
     `QuantizeError` for a weight that is not finite or that the output's type cannot hold, naming tensor, row and
     column.
     """
-    most = max((step.source.columns for part in parts for step in part.steps), default=1)
+    todo = [(part, step) for part in parts for step in part.steps]
+    progress.start(label, sum(step.weights for _, step in todo))
+    for part, step in todo:
+        rows = sum(stop - start for start, stop in part.done(step))
+        part.writer.wrote(step.name, rows * step.row_bytes)
+        progress.advance(rows * step.source.columns)
     weights = CHUNK_WEIGHTS
     if max_memory is not None:
-        weights = max(most, min(weights, max_memory // (threads * _BYTES_PER_WEIGHT)))
-    progress.start(label, sum(step.weights for part in parts for step in part.steps))
-    done: dict[int, Mapping[str, Sequence[Span]]] = {}
-    for number, part in enumerate(parts):
-        done[number] = part.journal.done if part.journal is not None else {}
-        for step in part.steps:
-            rows = sum(stop - start for start, stop in done[number].get(step.name, ()))
-            if rows:
-                part.writer.wrote(step.name, rows * step.row_bytes)
-                progress.advance(rows * step.source.columns)
-    queue = _Queue(
-        (
-            (part, chunk)
-            for number, part in enumerate(parts)
-            for step in part.steps
-            for chunk in chunks(step, weights, done[number].get(step.name, ()))
-        ),
-        ahead=threads * READ_AHEAD,
-    )
+        weights = min(weights, max_memory // (threads * _BYTES_PER_WEIGHT))
+    items = ((part, chunk) for part, step in todo for chunk in chunks(step, weights, part.done(step)))
+    queue = _Queue(items, ahead=threads * READ_AHEAD)
 
     def work() -> None:
         buffer = np.empty(0, np.uint8)
