@@ -17,8 +17,11 @@ from loragraft.cli import app
 from loragraft.errors import AdapterError, OutputError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.models import load_adapter, open_model
+from loragraft.quants import e4m3
+from loragraft.quants.reference import dequantize
 from paths import data
 from test_hf_model import CASES, folder_named, golden, plain
+from test_hf_weights import Raw, V, changed
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,6 +60,32 @@ def test_a_float_type_leaves_quantized_weights_alone(tmp_path: Path, target: str
         for name, tensor in source.tensors.items():
             if tensor.type.name == "NVFP4" or name.endswith("scale"):
                 np.testing.assert_array_equal(file.tensors[name].data(), tensor.rows(0, tensor.n_rows), name)
+
+
+@pytest.mark.parametrize(("target", "stored"), [(None, "F16"), ("Q8_0", "Q8_0"), ("BF16", "BF16")])
+def test_fp8_beside_nvfp4_becomes_what_is_asked(tmp_path: Path, target: str | None, stored: str) -> None:
+    codes = np.random.default_rng(3).integers(0, 0x70, (128, 256), np.uint8)
+
+    def edit(_: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        del tensors[f"{V}.weight_scale_2"]
+        tensors[f"{V}.weight"] = Raw.of_bytes("F8_E4M3", codes)
+        tensors[f"{V}.weight_scale"] = Raw.f32(2**-8)
+
+    source = changed(tmp_path / "m", edit)
+    lg.convert(source, tmp_path / "out.gguf", type=target)
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        value = file.tensors["blk.0.attn_v.weight"]
+        assert value.type.name == stored
+        expected = e4m3.decode(codes) * np.float32(2**-8)
+        bound = (
+            np.abs(expected).max() / 127 if stored == "Q8_0" else 0
+        )  # four bits of mantissa fit both floats
+        np.testing.assert_allclose(dequantize(value.data(), value.type), expected, rtol=0, atol=bound)
+        original = open_model(source).tensors["blk.0.attn_q.weight"]
+        np.testing.assert_array_equal(
+            file.tensors["blk.0.attn_q.weight"].data(), original.rows(0, original.n_rows)
+        )
+        assert file.metadata["general.file_type"].data == 39
 
 
 # ---- adapters

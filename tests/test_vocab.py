@@ -10,7 +10,7 @@ import pytest
 
 from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.gguf.values import Metadata
+from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.pretokenizers import PRETOKENIZERS
 from loragraft.tokenizer import Tokenizer
 from loragraft.vocab import tokenizer_metadata
@@ -164,6 +164,71 @@ def test_merges_of_either_layout(tmp_path: Path) -> None:
     pairs, _ = convert(tmp_path / "pairs", {"model": {**model(True), "merges": [["Ġ", "t"], ["a b", "c"]]}})
     lines, _ = convert(tmp_path / "lines", {"model": {**model(True), "merges": ["Ġ t", "aĠb c"]}})
     assert pairs["tokenizer.ggml.merges"].data == lines["tokenizer.ggml.merges"].data == ["Ġ t", "aĠb c"]
+
+
+SENTENCEPIECE = json.loads(data("golden/sentencepiece.json").read_text())
+SPELLED = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+
+
+def sentencepiece_tokenizer(**parts: Any) -> dict[str, Any]:
+    """tokenizer.json of the golden SentencePiece model as transformers converts it (SentencePieceExtractor): merges
+    are all ways to make a piece of two, best score first."""
+    texts, scores, types = (SENTENCEPIECE[key] for key in ("tokens", "scores", "types"))
+    score = {text: s for text, s, kind in zip(texts, scores, types, strict=True) if kind == 1}
+    ways = [(t[:i], t[i:]) for t in score for i in range(1, len(t)) if t[:i] in score and t[i:] in score]
+    merges = sorted(ways, key=lambda way: (-score[way[0] + way[1]], -len(way[0])))
+    added = [
+        {"id": id_, "content": text, "special": kind in (2, 3), "normalized": False}
+        for id_, (text, kind) in enumerate(zip(texts, types, strict=True))
+        if kind in (2, 3, 4)
+    ]
+    model = {"type": "BPE", "byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
+    return {
+        "model": {**model, "vocab": {text: id_ for id_, text in enumerate(texts)}, "merges": merges},
+        "added_tokens": added,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, SPELLED],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        **parts,
+    }
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"normalizer": None, "pre_tokenizer": METASPACE}], ids=["legacy", "metaspace"]
+)
+def test_sentencepiece(tmp_path: Path, parts: dict[str, Any]) -> None:
+    """Through tokenizer.json to GGUF's scores, and the ids are still those of the sentencepiece library."""
+    metadata, notes = convert(tmp_path / "m", sentencepiece_tokenizer(**parts))
+    assert notes == []
+    assert metadata["tokenizer.ggml.model"].data == "llama"
+    assert metadata["tokenizer.ggml.tokens"].data == SENTENCEPIECE["tokens"]
+    texts, types = SENTENCEPIECE["tokens"], SENTENCEPIECE["types"]
+    # as llama.cpp has it, an added token that looks like a control token is one
+    expected = [3 if text == "<|im_start|>" else kind for text, kind in zip(texts, types, strict=True)]
+    assert list(metadata["tokenizer.ggml.token_type"].data) == expected
+    assert metadata["tokenizer.ggml.add_space_prefix"].data is True
+    ours, theirs = metadata["tokenizer.ggml.scores"].data, SENTENCEPIECE["scores"]
+    made = [id_ for id_, text in enumerate(texts) if len(text) > 1 and types[id_] == 1]
+    assert sorted(made, key=lambda id_: -ours[id_]) == sorted(made, key=lambda id_: -theirs[id_])
+    # the library's cases take that token in a text for itself, as a user-defined one
+    tokenizer = Tokenizer({**metadata, "tokenizer.ggml.token_type": Value.numbers(ValueType.INT32, types)})
+    for case in SENTENCEPIECE["cases"]:
+        assert tokenizer.encode(case["text"], add_special=False).tolist() == case["ids"], case["text"]
+
+
+def test_sentencepiece_without_prefix_or_with_fewer_merges(tmp_path: Path) -> None:
+    plain, _ = convert(tmp_path / "plain", sentencepiece_tokenizer(normalizer=SPELLED))
+    assert plain["tokenizer.ggml.add_space_prefix"].data is False
+    tokenizer = sentencepiece_tokenizer()
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-3]
+    _, notes = convert(tmp_path / "fewer", tokenizer)
+    assert ["implies 3 merges more" in note for note in notes] == [True]
+    with pytest.raises(UnsupportedError, match="Lowercase"):
+        convert(tmp_path / "odd", sentencepiece_tokenizer(normalizer={"type": "Lowercase"}))
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def convert(
 ) -> Report:
     """Write the model at `source` (a Hugging Face folder, or a GGUF) to `output`.
 
-    `type`: any of `quantize`'s; without it weights that the checkpoint holds quantized stay so, and of the rest
-    everything becomes F16 unless the weights kept are NVFP4, beside which it stays as stored. A float `type` never
-    touches quantized weights: their codes and scales are carried over without loss. `dequantize`: those that GGUF
-    cannot carry become `type` instead of an error. `threads`: all CPUs, if None.
+    `type`: any of `quantize`'s, for the weights that `source` holds as floats or in FP8. Those that it holds quantized
+    keep their codes and scales, whatever the type; to change them, use `quantize` or `merge`. Without `type` floats
+    become F16, except beside NVFP4, where they stay as stored. `dequantize`: quantized weights that GGUF cannot carry
+    become `type` too, instead of an error. `threads`: all CPUs, if None.
 
     Raises `FormatError`, `UnsupportedError`, `QuantizeError`, `OutputError`.
     """
@@ -66,7 +66,7 @@ def convert(
         kind = file_type("COPY" if quantized and not _has_computed_floats(model) else "F16")
     else:
         kind = type if isinstance(type, FileType) else file_type(type)
-    if quantized and kind.is_float and not kind.copies:
+    if quantized and not kind.copies:
         options = _keeping(model, quantized, options)
     return merge(model, [], output, type=kind, options=options, threads=threads, progress=progress)
 
