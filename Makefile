@@ -6,9 +6,10 @@ NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
 .PHONY: quickstart test test-slow lint docs bench-quantize bench-merge-memory build clean
 
-$(VENV)/pip-tools: 
+$(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.11" "nanobind>=2.4" ninja
+	command -v cmake >/dev/null || $(BIN)/pip install -q --disable-pip-version-check cmake
 	touch $@
 
 # An editable install; touched when the native sources change, so that `make test` never runs a stale core.
