@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loragraft.adapters.kinship import doubt
 from loragraft.adapters.lora import Adapter, Floats, LoraPair
 from loragraft.adapters.peft import ModuleDelta, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
@@ -40,6 +41,8 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     for delta in tensors.deltas:
         placement.add(delta)
     pairs = placement.pairs()
+    if note := doubt(peft.config.get("base_model_name_or_path"), base):
+        placement.notes.append(note)
     alpha = settings.global_alpha
     return Adapter(
         folder,

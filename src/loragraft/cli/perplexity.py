@@ -54,7 +54,7 @@ def command(
 
     loaded = load(model, parse_lora(lora), backend=backend, threads=threads)
     for note in loaded.notes:
-        console.detail(note)
+        console.info(note)
     with progress() as bars:
         result = loaded.perplexity(words, context=context, limit=windows, progress=bars)
     if as_json:

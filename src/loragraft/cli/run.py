@@ -78,7 +78,7 @@ def command(
 
     loaded = load(model, parse_lora(lora), backend=backend, threads=threads)
     for note in loaded.notes:
-        console.detail(note)
+        console.info(note)
     stream = loaded.generate(
         text, max_tokens=n, temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
