@@ -38,8 +38,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def inputs() -> Path:
-    if not native.supports(BY_NAME["Q6_K"]):
-        pytest.skip("a type's native kernel is still to come")
     Path("types.txt").write_text(RECORDED["types.txt"])
     for kind in ("gguf", "dat"):
         shutil.copy(data(f"gguf/llama-kjv.merged.imatrix.{kind}"), f"imatrix.{kind}")

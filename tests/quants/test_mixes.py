@@ -49,13 +49,13 @@ def choices(run: golden.Run) -> list[TensorChoice]:
 
 
 @pytest.mark.parametrize("file", golden.FILES)
-def test_types_of_every_golden_run(file: str) -> None:
+def test_types_of_every_golden_run(file: str, summary: dict[str, str]) -> None:
     agreed = {
         run.name: {choice.name: choice.type.name for choice in choices(run)} == run.types
         for run in golden.runs(file)
         if run.refused is None
     }
-    print(f"\n{file}: types of {sum(agreed.values())} of {len(agreed)} runs agree")
+    summary[f"types in golden/{file}-quantize.json"] = f"{sum(agreed.values())} of {len(agreed)} runs"
     assert [name for name, same in agreed.items() if not same] == []
 
 
