@@ -18,6 +18,7 @@ void add_ternary(KernelTable&);
 void add_iq4(KernelTable&);
 void add_nvfp4(KernelTable&);
 void add_iq_lattice(KernelTable&);
+void add_iq1(KernelTable&);
 
 extern const KernelTable* table();
 const KernelTable* table() {
@@ -38,6 +39,7 @@ const KernelTable* table() {
         add_iq4(k);
         add_nvfp4(k);
         add_iq_lattice(k);
+        add_iq1(k);
         return k;
     }();
     return &t;

@@ -1,0 +1,419 @@
+// IQ1_S and IQ1_M; see src/loragraft/quants/iq1.py for the formats and the search.
+//
+// A lane is one of the cuts with the same lower end. Cuts are compared in the reference's order, one by one, but only
+// where some lane beats the best so far.
+#include "half.h"
+#include "iq_snap.h"
+
+#include <algorithm>
+#include <bit>
+#include <cfloat>
+#include <cmath>
+
+namespace lg::LG_ISA {
+namespace {
+
+constexpr float DELTA = 0.125f;
+constexpr float UP[3] = {-1 + DELTA, DELTA, 1 + DELTA}, DOWN[3] = {-1 - DELTA, -DELTA, 1 - DELTA};
+
+// What a digit stands for, for every digit of a group.
+struct Values {
+    alignas(64) float v[Ternary::COSTS];
+    constexpr explicit Values(const float* of) : v{} {
+        for (int k = 0; k < Ternary::COSTS; ++k) {
+            v[k] = of[std::min(k % 4, 2)];
+        }
+    }
+};
+constexpr Values UP_VALUES(UP), DOWN_VALUES(DOWN);
+
+inline const float* values_of(bool up) { return up ? UP_VALUES.v : DOWN_VALUES.v; }
+
+inline void error_weights(const float* x, const float* importance, float* w) {
+    if (!importance) {
+        for (int j = 0; j < 256; ++j) {
+            w[j] = x[j] * x[j];
+        }
+        return;
+    }
+    float sum = 0;
+    for (int j = 0; j < 256; ++j) {
+        sum += x[j] * x[j];
+    }
+    const float sigma2 = 2 * sum / 256;
+    for (int j = 0; j < 256; ++j) {
+        w[j] = importance[j] * std::sqrt(sigma2 + x[j] * x[j]);
+    }
+}
+
+// order[r]: which of N weights is the r-th, counted from the least; equal ones keep their order.
+template <int N>
+inline void sort(const float* x, int32_t* order) {
+    alignas(64) int32_t rank[N];
+    for (int first = 0; first < N; first += LANES) {
+        const vf v = load(x + first);
+        const vi index = lane_numbers() + first;
+        vi before{};
+        for (int j = 0; j < N; ++j) {
+            before -= (x[j] < v) | ((x[j] == v) & (j < index));
+        }
+        store(rank + first, before);
+    }
+    for (int j = 0; j < N; ++j) {
+        order[rank[j]] = j;
+    }
+}
+
+inline float largest_magnitude(const float* x, int n) {
+    float largest = 0;
+    for (int j = 0; j < n; ++j) {
+        largest = std::max(largest, std::fabs(x[j]));
+    }
+    return largest;
+}
+
+// The best cut of a sub-block: weights below `low` in the order are -1, from `high` on 1.
+struct Best {
+    float score = -FLT_MAX, scale = 0;
+    int low = -1, high = -1, shift = 0;
+
+    // Offers the cuts (low, first) to (low, first + count - 1), each with SHIFTS shifts in turn.
+    template <int SHIFTS>
+    void offer(const vf* sumqx, const vf* sumq2, int low_, int first, int count) {
+        vi better{};
+        for (int k = 0; k < SHIFTS; ++k) {
+            better |= (sumq2[k] > 0) & (sumqx[k] * sumqx[k] > score * sumq2[k]);
+        }
+        if (!any(better & (lane_numbers() < count))) {
+            return;
+        }
+        for (int i = 0; i < count; ++i) {
+            for (int k = 0; k < SHIFTS; ++k) {
+                const float qx = sumqx[k][i], q2 = sumq2[k][i];
+                if (q2 > 0 && qx * qx > score * q2) {
+                    scale = qx / q2;
+                    score = scale * qx;
+                    low = low_;
+                    high = first + i;
+                    shift = k;
+                }
+            }
+        }
+    }
+
+    template <int N>
+    void digits(const int32_t* order, uint8_t* digit) const {
+        for (int r = 0; r < N; ++r) {
+            const int run = (r >= low) + (r >= high);
+            digit[order[r]] = uint8_t(scale < 0 ? 2 - run : run);
+        }
+    }
+};
+
+// ---- Digits to points
+
+template <int SUB>
+struct Points {
+    static constexpr int GROUPS = SUB / 8;
+    uint32_t codes[GROUPS];
+    float scale;
+};
+
+// The sums of w q x and w q^2, on top of what they hold; `factor` multiplies every q.
+template <int SUB>
+inline void add_products(const uint32_t* codes, const float* x, const float* w, const float* const* values,
+                         float factor, float& sumqx, float& sumq2) {
+    for (int j = 0; j < SUB; ++j) {
+        const float q = values[j / 8][codes[j / 8] >> (2 * (j % 8)) & 3] * factor;
+        sumqx += w[j] * q * x[j];
+        sumq2 += w[j] * q * q;
+    }
+}
+
+template <int SUB>
+inline Points<SUB> snap(const IqGrid& grid, const uint8_t* digit, const float* x, const float* w, float scale,
+                        const float* const* values) {
+    Points<SUB> points;
+    bool all_on_grid = true;
+    for (int k = 0; k < Points<SUB>::GROUPS; ++k) {
+        int number = 0;
+        for (int i = 7; i >= 0; --i) {
+            number = 3 * number + digit[8 * k + i];
+        }
+        const int32_t entry = grid.entry[size_t(number)];
+        if (entry >= 0) {
+            points.codes[k] = grid.points[size_t(entry)];
+        } else {
+            all_on_grid = false;
+            Group<Ternary> group;
+            group.set(x + 8 * k, w + 8 * k);
+            points.codes[k] = nearest_point(grid.list(entry), group, values[k], scale);
+        }
+    }
+    if (!all_on_grid) {
+        float sumqx = 0, sumq2 = 0;
+        add_products<SUB>(points.codes, x, w, values, 1.0f, sumqx, sumq2);
+        if (sumqx > 0 && sumq2 > 0) {
+            scale = sumqx / sumq2;
+        }
+    }
+    points.scale = scale >= 0 ? scale : 0.0f; // the reference stops at NaN
+    return points;
+}
+
+inline uint32_t point_of(const IqGrid& grid, uint32_t code) {
+    return uint32_t(grid.entry[size_t(grid.number_of(code))]);
+}
+
+// Three-bit steps of the scales; returns a fifteenth of the largest, 0 if all are.
+template <int SUBS>
+inline float scale_steps(const float* scales, int* steps) {
+    float largest = 0;
+    for (int s = 0; s < SUBS; ++s) {
+        largest = std::max(largest, scales[s]);
+    }
+    const float d = largest / 15.0f;
+    const float inverse = 1.0f / d;
+    for (int s = 0; s < SUBS; ++s) {
+        const float v = 0.5f * (inverse * scales[s] - 1.0f);
+        const int step = (std::bit_cast<int32_t>(v + 12582912.0f) & 0x7FFFFF) - 0x400000;
+        steps[s] = std::clamp(step, 0, 7);
+    }
+    return largest == 0 ? 0.0f : d;
+}
+
+inline void put_16(uint8_t* y, uint32_t v) {
+    const uint16_t word = uint16_t(v);
+    std::memcpy(y, &word, 2);
+}
+
+inline uint32_t get_16(const uint8_t* y) {
+    uint16_t word;
+    std::memcpy(&word, y, 2);
+    return word;
+}
+
+// ---- IQ1_S: d, points' low bytes, then per 32 weights four times three high bits, the scale and the shift's sign
+
+Best search_32(const float* x, const float* w, const int32_t* order) {
+    // Prefix sums; beyond the last, whatever keeps the arithmetic quiet.
+    alignas(64) float sx[33 + LANES]{}, sw[33 + LANES]{};
+    for (int r = 0; r < 32; ++r) {
+        const int j = order[r];
+        sx[r + 1] = sx[r] + w[j] * x[j];
+        sw[r + 1] = sw[r] + w[j];
+    }
+    Best best;
+    for (int low = 0; low <= 32; ++low) {
+        const float x1 = sx[low] - sx[0], w1 = sw[low] - sw[0];
+        for (int high = low; high <= 32; high += LANES) {
+            const vf x2 = load(sx + high) - sx[low], x3 = sx[32] - load(sx + high);
+            const vf w2 = load(sw + high) - sw[low], w3 = sw[32] - load(sw + high);
+            const vf sumqx[2] = {x1 * UP[0] + x2 * UP[1] + x3 * UP[2], x1 * DOWN[0] + x2 * DOWN[1] + x3 * DOWN[2]};
+            const vf sumq2[2] = {w1 * UP[0] * UP[0] + w2 * UP[1] * UP[1] + w3 * UP[2] * UP[2],
+                                 w1 * DOWN[0] * DOWN[0] + w2 * DOWN[1] * DOWN[1] + w3 * DOWN[2] * DOWN[2]};
+            best.offer<2>(sumqx, sumq2, low, high, std::min(LANES, 33 - high));
+        }
+    }
+    return best;
+}
+
+void iq1_s_block(const IqGrid& grid, const float* x, const float* importance, uint8_t* y) {
+    std::memset(y, 0, 50);
+    alignas(64) float w[256];
+    error_weights(x, importance, w);
+    float scales[8]{};
+    bool down[8]{};
+    uint32_t high_bits[8]{};
+    for (int s = 0; s < 8; ++s) {
+        const float* xs = x + 32 * s;
+        const float* ws = w + 32 * s;
+        if (largest_magnitude(xs, 32) < 1e-12f) {
+            continue;
+        }
+        int32_t order[32];
+        sort<32>(xs, order);
+        const Best best = search_32(xs, ws, order);
+        if (best.low < 0) {
+            continue;
+        }
+        uint8_t digit[32];
+        best.digits<32>(order, digit);
+        down[s] = (best.shift == 1) != (best.scale < 0);
+        const float* v = values_of(!down[s]);
+        const float* const values[4] = {v, v, v, v};
+        const Points<32> points = snap<32>(grid, digit, xs, ws, std::fabs(best.scale), values);
+        scales[s] = points.scale;
+        for (int k = 0; k < 4; ++k) {
+            const uint32_t point = point_of(grid, points.codes[k]);
+            y[2 + 4 * s + k] = uint8_t(point);
+            high_bits[s] |= point >> 8 << (3 * k);
+        }
+    }
+    int steps[8];
+    const float d = scale_steps<8>(scales, steps);
+    if (d != 0) {
+        put_16(y, half_from_float(d * 1.125f));
+    }
+    const bool some = *std::max_element(scales, scales + 8) != 0;
+    for (int s = 0; s < 8; ++s) {
+        const uint32_t scale = some ? uint32_t(steps[s] | down[s] << 3) : 0;
+        put_16(y + 34 + 2 * s, high_bits[s] | scale << 12);
+    }
+}
+
+void iq1_s_back(const uint16_t* points, const uint8_t* y, float* x) {
+    const float d = float_from_half(uint16_t(get_16(y)));
+    for (int s = 0; s < 8; ++s) {
+        const uint32_t qh = get_16(y + 34 + 2 * s);
+        const float scale = d * float(2 * (qh >> 12 & 7) + 1);
+        const float delta = qh & 0x8000 ? -DELTA : DELTA;
+        for (int k = 0; k < 4; ++k, x += 8) {
+            const uint32_t code = points[y[2 + 4 * s + k] | (qh >> (3 * k) & 7) << 8];
+            for (int i = 0; i < 8; ++i) {
+                x[i] = scale * (float(int(code >> (2 * i) & 3) - 1) + delta);
+            }
+        }
+    }
+}
+
+// ---- IQ1_M: points' low bytes, per 8 weights three high bits and the shift's sign, the scales with d in their top bits
+
+// Shifts: 0 both halves up, 1 up and down, 2 down and up, 3 both down.
+Best search_16(const float* x, const float* w, const int32_t* order) {
+    alignas(64) float px[2][17 + LANES]{}, pw[2][17 + LANES]{}; // prefix sums of each half's weights
+    for (int r = 0; r < 16; ++r) {
+        const int j = order[r], h = j / 8;
+        px[h][r + 1] = px[h][r] + w[j] * x[j];
+        pw[h][r + 1] = pw[h][r] + w[j];
+        px[1 - h][r + 1] = px[1 - h][r];
+        pw[1 - h][r + 1] = pw[1 - h][r];
+    }
+    Best best;
+    for (int low = 0; low <= 16; ++low) {
+        for (int high = low; high <= 16; high += LANES) {
+            vf qx[2][2], q2[2][2]; // [shift][half]
+            for (int h = 0; h < 2; ++h) {
+                const vf sum_x = px[h][low] + load(px[h] + high);
+                const vf high_w = load(pw[h] + high);
+                const auto square = [&](const float* v) {
+                    return pw[h][16] * v[2] * v[2] + pw[h][low] * (v[0] * v[0] - v[1] * v[1])
+                        + high_w * (v[1] * v[1] - v[2] * v[2]);
+                };
+                qx[0][h] = px[h][16] * UP[2] - sum_x;
+                qx[1][h] = px[h][16] * DOWN[2] - sum_x;
+                q2[0][h] = square(UP);
+                q2[1][h] = square(DOWN);
+            }
+            vf sumqx[4], sumq2[4];
+            for (int k = 0; k < 4; ++k) {
+                sumqx[k] = qx[k / 2][0] + qx[k % 2][1];
+                sumq2[k] = q2[k / 2][0] + q2[k % 2][1];
+            }
+            best.offer<4>(sumqx, sumq2, low, high, std::min(LANES, 17 - high));
+        }
+    }
+    return best;
+}
+
+void iq1_m_block(const IqGrid& grid, const float* x, const float* importance, uint8_t* y) {
+    std::memset(y, 0, 56);
+    alignas(64) float w[256];
+    error_weights(x, importance, w);
+    float scales[16]{};
+    int shift[16]{};
+    uint32_t codes[16][2];
+    for (int s = 0; s < 16; ++s) {
+        codes[s][0] = codes[s][1] = grid.points[0];
+        const float* xs = x + 16 * s;
+        const float* ws = w + 16 * s;
+        if (largest_magnitude(xs, 16) < 1e-7f) {
+            continue;
+        }
+        int32_t order[16];
+        sort<16>(xs, order);
+        const Best best = search_16(xs, ws, order);
+        if (best.low < 0) {
+            continue;
+        }
+        uint8_t digit[16];
+        best.digits<16>(order, digit);
+        shift[s] = best.scale < 0 ? 3 - best.shift : best.shift;
+        const float* const values[2] = {values_of(shift[s] < 2), values_of(shift[s] % 2 == 0)};
+        const Points<16> points = snap<16>(grid, digit, xs, ws, std::fabs(best.scale), values);
+        scales[s] = points.scale;
+        uint32_t point[2];
+        for (int k = 0; k < 2; ++k) {
+            codes[s][k] = points.codes[k];
+            point[k] = point_of(grid, points.codes[k]);
+            y[2 * s + k] = uint8_t(point[k]);
+        }
+        y[32 + s] = uint8_t(point[0] >> 8 | point[1] >> 8 << 4);
+    }
+    if (*std::max_element(scales, scales + 16) == 0) {
+        return;
+    }
+    int steps[16];
+    float d = scale_steps<16>(scales, steps);
+    float sumqx = 0, sumq2 = 0;
+    uint32_t packed[4]{};
+    for (int s = 0; s < 16; ++s) {
+        constexpr uint8_t MASKS[4] = {0x00, 0x80, 0x08, 0x88};
+        y[32 + s] |= MASKS[shift[s]];
+        packed[s / 4] |= uint32_t(steps[s]) << (3 * (s % 4));
+        const float* const values[2] = {values_of(shift[s] < 2), values_of(shift[s] % 2 == 0)};
+        add_products<16>(codes[s], x + 16 * s, w + 16 * s, values, float(2 * steps[s] + 1), sumqx, sumq2);
+    }
+    if (sumq2 > 0) {
+        d = sumqx / sumq2;
+    }
+    const uint32_t half = half_from_float(d * 1.1125f);
+    for (int k = 0; k < 4; ++k) {
+        put_16(y + 48 + 2 * k, packed[k] | (half >> (4 * k) & 15) << 12);
+    }
+}
+
+void iq1_m_back(const uint16_t* points, const uint8_t* y, float* x) {
+    uint32_t half = 0;
+    for (int k = 0; k < 4; ++k) {
+        half |= get_16(y + 48 + 2 * k) >> 12 << (4 * k);
+    }
+    const float d = float_from_half(uint16_t(half));
+    for (int k = 0; k < 32; ++k, x += 8) {
+        const uint32_t step = get_16(y + 48 + 2 * (k / 8)) >> (3 * (k / 2 % 4)) & 7;
+        const float scale = d * float(2 * step + 1);
+        const uint32_t qh = y[32 + k / 2] >> (4 * (k % 2));
+        const float delta = qh & 8 ? -DELTA : DELTA;
+        const uint32_t code = points[y[k] | (qh & 7) << 8];
+        for (int i = 0; i < 8; ++i) {
+            x[i] = scale * (float(int(code >> (2 * i) & 3) - 1) + delta);
+        }
+    }
+}
+
+template <auto BLOCK, int BYTES>
+void quantize(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
+    const IqGrid& grid = iq_grid(IqGridName::IQ1);
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t c = 0; c < cols; c += 256, x += 256, y += BYTES) {
+            BLOCK(grid, x, importance ? importance + c : nullptr, y);
+        }
+    }
+}
+
+template <auto BLOCK, int BYTES>
+void dequantize(const uint8_t* y, float* x, int64_t n) {
+    const uint16_t* points = iq_grid(IqGridName::IQ1).points.data();
+    for (int64_t b = 0; b < n / 256; ++b, x += 256, y += BYTES) {
+        BLOCK(points, y, x);
+    }
+}
+
+} // namespace
+
+void add_iq1(KernelTable& t) {
+    t.type[IQ1_S] = {quantize<iq1_s_block, 50>, dequantize<iq1_s_back, 50>, 256, 50};
+    t.type[IQ1_M] = {quantize<iq1_m_block, 56>, dequantize<iq1_m_back, 56>, 256, 56};
+}
+
+} // namespace lg::LG_ISA
