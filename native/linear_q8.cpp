@@ -1,12 +1,8 @@
 // Products of quantized weights with 8-bit activations, in integers within each run of weights that shares a scale.
 // Written once over the types of codes.h: row by row for a few columns, where reading the weights is what takes the
 // time; by panels of rows for many, where the multiplications are.
-#include "codes.h"
-#include "epilogue.h"
 #include "kernels.h"
-#include "scratch.h"
-
-#include <algorithm>
+#include "panel.h"
 
 namespace lg::LG_ISA {
 
@@ -134,16 +130,6 @@ template <class T, int C> void few(const Linear& l, int64_t first, int64_t last,
 
 // ---- many columns ----
 
-constexpr int ROWS = int(LINEAR_ROWS);
-constexpr int DEPTH = MAX_BLOCK;
-
-// ROWS rows of DEPTH weights (or fewer): codes by fours, row by row within them; scales and mins row by row.
-struct Panel {
-    alignas(64) int32_t codes[DEPTH / 4][ROWS];
-    alignas(64) float scale[DEPTH / 16][ROWS];
-    alignas(64) float min[DEPTH / 16][ROWS];
-};
-
 template <class T> void fill_panel(const Linear& l, int64_t row, int64_t k, int depth, Panel& p) {
     alignas(64) i8x32 codes[4][DEPTH / 32];
     for (int r = 0; r < ROWS; r += 4) {
@@ -174,127 +160,14 @@ template <class T> void fill_panel(const Linear& l, int64_t row, int64_t k, int 
     }
 }
 
-// What C columns of activations give to one panel.
-template <int C> struct Columns {
-    const int8_t* codes[C];
-    const float* d[C];
-    const int32_t* sum[C];
-    const float* dsum[C];
-};
-
-// RV vectors of rows by C columns over a panel's depth; acc is [C][ROWS].
-template <int SUB, bool MIN, bool SIGNED, int RV, int C>
-inline void tile(const Panel& p, int row, int depth, const Columns<C>& x, float* acc) {
-    vf total[RV][C];
-    for (int c = 0; c < C; ++c) {
-        for (int r = 0; r < RV; ++r) {
-            total[r][c] = load(acc + c * ROWS + row + r * LANES);
-        }
-    }
-    for (int run = 0; run < depth / 32; ++run) {
-        vf part[RV][C];
-        for (int s = run * 32 / SUB; s < (run + 1) * 32 / SUB; ++s) {
-            vi dots[RV][C];
-            for (int c = 0; c < C; ++c) {
-                const int32_t start = PANEL_OFFSET<SIGNED> ? -PANEL_OFFSET<SIGNED> * x.sum[c][s] : 0;
-                for (int r = 0; r < RV; ++r) {
-                    dots[r][c] = start - vi{};
-                }
-            }
-            for (int j = s * (SUB / 4); j < (s + 1) * (SUB / 4); ++j) {
-                vi w[RV];
-                for (int r = 0; r < RV; ++r) {
-                    std::memcpy(&w[r], p.codes[j] + row + r * LANES, sizeof w[r]);
-                }
-                for (int c = 0; c < C; ++c) {
-                    int32_t four;
-                    std::memcpy(&four, x.codes[c] + 4 * j, 4);
-                    for (int r = 0; r < RV; ++r) {
-                        dots[r][c] = dot_lanes<SIGNED>(dots[r][c], w[r], four);
-                    }
-                }
-            }
-            for (int r = 0; r < RV; ++r) {
-                const vf scale = load(p.scale[s] + row + r * LANES);
-                for (int c = 0; c < C; ++c) {
-                    const vf value = __builtin_convertvector(dots[r][c], vf);
-                    part[r][c] = s * SUB == run * 32 ? value * scale : fma(value, scale, part[r][c]);
-                }
-                if constexpr (MIN) {
-                    const vf min = load(p.min[s] + row + r * LANES);
-                    for (int c = 0; c < C; ++c) {
-                        total[r][c] = fma(min, splat(x.dsum[c][s]), total[r][c]);
-                    }
-                }
-            }
-        }
-        for (int c = 0; c < C; ++c) {
-            const vf d = splat(x.d[c][run]);
-            for (int r = 0; r < RV; ++r) {
-                total[r][c] = fma(part[r][c], d, total[r][c]);
-            }
-        }
-    }
-    for (int c = 0; c < C; ++c) {
-        for (int r = 0; r < RV; ++r) {
-            store(acc + c * ROWS + row + r * LANES, total[r][c]);
-        }
-    }
-}
-
-template <int SUB, bool MIN, bool SIGNED, int C>
-void tiles(const Linear& l, const Panel& p, int64_t k, int depth, int64_t t, float* acc) {
-    Columns<C> x;
-    for (int c = 0; c < C; ++c) {
-        const int64_t row = x_row(l, t + c);
-        x.codes[c] = l.x.codes + row * l.cols + k;
-        x.d[c] = l.x.d + (row * l.cols + k) / 32;
-        x.sum[c] = (SUB == 16 ? l.x.sum16 : l.x.sum32) + (row * l.cols + k) / SUB;
-        x.dsum[c] = (SUB == 16 ? l.x.dsum16 : l.x.dsum32) + (row * l.cols + k) / SUB;
-    }
-    constexpr int RV = 2;
-    for (int row = 0; row < ROWS; row += RV * LANES) {
-        tile<SUB, MIN, SIGNED, RV, C>(p, row, depth, x, acc + t * ROWS);
-    }
-}
-
-template <int SUB, bool MIN, bool SIGNED>
-void sweep(const Linear& l, const Panel& p, int64_t k, int depth, float* acc) {
-    constexpr int C = LANES == 16 ? 4 : 2;
-    int64_t t = 0;
-    for (; t + C <= l.columns; t += C) {
-        tiles<SUB, MIN, SIGNED, C>(l, p, k, depth, t, acc);
-    }
-    for (; t < l.columns; ++t) {
-        tiles<SUB, MIN, SIGNED, 1>(l, p, k, depth, t, acc);
-    }
-}
-
-template <class T> void many(const Linear& l, int64_t first, int64_t last) {
-    thread_local static Scratch<float> memory;
-    thread_local static Scratch<Panel> panels;
-    float* acc = memory.get(l.columns * ROWS);
-    Panel& p = *panels.get(1);
-    for (int64_t row = first; row < last; row += ROWS) {
-        std::fill_n(acc, l.columns * ROWS, 0.0f);
-        for (int64_t k = 0; k < l.cols; k += DEPTH) {
-            const int depth = int(std::min<int64_t>(DEPTH, l.cols - k));
-            fill_panel<T>(l, row, k, depth, p);
-            sweep<T::SUB, T::MIN, T::SIGNED>(l, p, k, depth, acc);
-        }
-        for (int64_t t = 0; t < l.columns; ++t) {
-            for (int64_t r = 0; r < ROWS && row + r < last; r += 16) {
-                finish16(l, t, row + r, acc + t * ROWS + r);
-            }
-        }
-    }
-}
-
 template <class T> void linear(const Linear& l, int64_t first, int64_t last) {
     static_assert(DEPTH % T::BLOCK == 0 && T::BLOCK % 32 == 0 && (T::SUB == 16 || T::SUB == 32));
     constexpr int64_t FEW = 8;
     if (l.columns > FEW) {
-        many<T>(l, first, last);
+        using Format = PanelFormat<T::SUB, T::MIN, T::SIGNED, PANEL_OFFSET<T::SIGNED>>;
+        sweep_panels<Format>(l, first, last, [&l](int64_t row, int64_t k, int depth, Panel& p) {
+            fill_panel<T>(l, row, k, depth, p);
+        });
         return;
     }
     int64_t t = 0;
