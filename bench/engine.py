@@ -63,6 +63,7 @@ def bench_product(kind: QuantType, threads: int) -> None:
     weight = engine.Weight(data, kind.id, columns)
     end = engine.LinearEnd(1, rows, None, None, None, 1.0)
     pool = engine.ThreadPool(threads)
+    weight.pack(pool)
     cells = [f"{kind.name:8}"]
     for tokens in (1, 4, 32, 256):
         x = engine.Input()
@@ -128,7 +129,9 @@ def bench_model(kind: QuantType, threads: int, layers: int, rank: int) -> None:
                 pairs[f"{base}.weight"] = LoraPair(f"{base}.weight", a, b, 1e-3)
         graph, extra = attach(graph, [(Adapter("random", pairs, n_tensors=2 * len(pairs)), 1.0)])
         weights |= extra
+    start = time.perf_counter()
     session = NativeBackend().open(graph, weights, Options(threads=threads))
+    opened = time.perf_counter() - start
     prompt = RNG.integers(0, vocab, 512).astype(np.int32)
 
     def prefill() -> None:
@@ -142,7 +145,7 @@ def bench_model(kind: QuantType, threads: int, layers: int, rank: int) -> None:
     decode_seconds = best(decode, 2.0)
     read = sum(t.row_bytes * t.n_rows for name, t in tensors.items() if name != "token_embd.weight")
     print(
-        f"{kind.name}, {layers} layers, {threads} threads, LoRA r={rank}: prompt {512 / prefill_seconds:.1f} t/s, "
+        f"{kind.name}, {layers} layers, {threads} threads, LoRA r={rank}: opened in {opened:.2f} s, prompt {512 / prefill_seconds:.1f} t/s, "
         f"generation {1 / decode_seconds:.1f} t/s ({read / decode_seconds / 1e9:.1f} GB/s)",
         flush=True,
     )

@@ -54,10 +54,28 @@ class Weight {
         Linear l;
         l.row_bytes = int64_t(data_.shape(1));
         l.weight = data_.data() + expert * rows() * l.row_bytes;
+        l.packed = packed_ ? packed_ + expert * expert_bytes_ : nullptr;
         l.type = type_;
         l.rows = rows();
         l.cols = cols_;
         return l;
+    }
+
+    // Makes the engine's own layout of the weight, which products with 8-bit activations then read, where its type has
+    // one. Costs as much memory as the weight.
+    void pack(ThreadPool& pool) {
+        const PackedKernels& kernel = kernels().engine.packed[type_];
+        if (!kernel.pack || packed_) {
+            return;
+        }
+        nb::gil_scoped_release release;
+        const int64_t groups = (rows() + PACKED_ROWS - 1) / PACKED_ROWS, bytes = kernel.group_bytes(cols_);
+        expert_bytes_ = groups * bytes;
+        uint8_t* packed = packed_memory_.get(experts_ * expert_bytes_);
+        pool.run(experts_ * groups, [&](int64_t i, int) {
+            kernel.pack(task(i / groups), i % groups * PACKED_ROWS, packed + i * bytes);
+        });
+        packed_ = packed;
     }
 
     // Rows `ids` as floats [len(ids), cols].
@@ -78,6 +96,9 @@ class Weight {
     Rows data_;
     int type_;
     int64_t cols_, experts_;
+    Scratch<uint8_t> packed_memory_;
+    const uint8_t* packed_ = nullptr;
+    int64_t expert_bytes_ = 0;
 };
 
 // What is applied after a weight's product; per expert where the weight has experts.
@@ -358,6 +379,7 @@ void bind_engine(nb::module_& parent) {
              nb::arg("experts") = 1)
         .def_prop_ro("cols", &Weight::cols)
         .def_prop_ro("has_q8", &Weight::has_q8)
+        .def("pack", &Weight::pack)
         .def("gather", &Weight::gather);
     nb::class_<LinearEnd>(m, "LinearEnd")
         .def(nb::init<int64_t, int64_t, std::optional<Vector>,

@@ -22,6 +22,30 @@ inline u8x32 load_u8(const uint8_t* p) {
     return v;
 }
 
+// LANES bytes -> integers. (GCC 12 makes scalar code of a __builtin_convertvector from bytes.)
+inline vi widen(const uint8_t* p) {
+#if LG_ISA_avx512
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif LG_ISA_avx2
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    vi v;
+    for (int i = 0; i < LANES; ++i) {
+        v[i] = p[i];
+    }
+    return v;
+#endif
+}
+inline vi widen(const int8_t* p) {
+#if LG_ISA_avx512
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif LG_ISA_avx2
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    return widen((const uint8_t*)p) << 24 >> 24;
+#endif
+}
+
 // 16 bytes, low nibbles then high nibbles: 32 codes of 4 bits in ggml's order of a block of 32.
 inline u8x32 nibbles16(const uint8_t* p) {
     u8x16 q;
@@ -56,6 +80,25 @@ inline i8x32 lookup(const int8_t* table16, u8x32 index) {
     i8x32 v;
     for (int i = 0; i < 32; ++i) {
         v[i] = table16[index[i]];
+    }
+    return v;
+#endif
+}
+
+// The same for a vector of LANES words.
+inline vi lookup_lanes(const int8_t* table16, vi index) {
+#if LG_ISA_avx512
+    const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table16));
+    return (vi)_mm512_shuffle_epi8(t, (__m512i)index);
+#elif LG_ISA_avx2
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table16));
+    return (vi)_mm256_shuffle_epi8(t, (__m256i)index);
+#elif LG_ISA_neon
+    return (vi)vqtbl1q_s8(vld1q_s8(table16), (uint8x16_t)index);
+#else
+    vi v;
+    for (int i = 0; i < LANES * 4; ++i) {
+        ((int8_t*)&v)[i] = table16[((const uint8_t*)&index)[i]];
     }
     return v;
 #endif

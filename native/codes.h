@@ -109,15 +109,19 @@ struct Q3_KCodes {
 };
 
 // The 6-bit scales and mins of Q4_K and Q5_K: 12 bytes -> 8 of each.
-inline void scales_and_mins(const uint8_t* b, float* scale, float* min) {
-    const float d = half_at(b), dmin = half_at(b + 2);
+inline void six_bit_scales(const uint8_t* b, uint8_t* scale, uint8_t* min) {
     uint32_t u[3];
-    std::memcpy(u, b + 4, 12);
+    std::memcpy(u, b, 12);
     const uint32_t s[2] = {u[0] & 0x3f3f3f3f, (u[2] & 0x0f0f0f0f) | (u[0] >> 6 & 0x03030303) << 4};
     const uint32_t m[2] = {u[1] & 0x3f3f3f3f, (u[2] >> 4 & 0x0f0f0f0f) | (u[1] >> 6 & 0x03030303) << 4};
+    std::memcpy(scale, s, 8);
+    std::memcpy(min, m, 8);
+}
+
+inline void scales_and_mins(const uint8_t* b, float* scale, float* min) {
+    const float d = half_at(b), dmin = half_at(b + 2);
     uint8_t sb[8], mb[8];
-    std::memcpy(sb, s, 8);
-    std::memcpy(mb, m, 8);
+    six_bit_scales(b + 4, sb, mb);
     for (int i = 0; i < 8; ++i) {
         scale[i] = d * float(sb[i]);
         min[i] = -dmin * float(mb[i]);
@@ -185,12 +189,14 @@ struct IQ4_NLCodes {
 struct IQ4_XSCodes {
     static constexpr int BLOCK = 256, BYTES = 136, SUB = 32;
     static constexpr bool MIN = false, SIGNED = true;
+    static inline int six_bits(const uint8_t* b, int i) {
+        const int high = b[2] | b[3] << 8;
+        return (b[4 + i / 2] >> (4 * (i % 2)) & 15) | (high >> (2 * i) & 3) << 4;
+    }
     static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
         const float d = half_at(b);
-        const int high = b[2] | b[3] << 8;
         for (int i = 0; i < 8; ++i) {
-            const int six_bits = (b[4 + i / 2] >> (4 * (i % 2)) & 15) | (high >> (2 * i) & 3) << 4;
-            scale[i] = d * float(six_bits - 32);
+            scale[i] = d * float(six_bits(b, i) - 32);
             codes[i] = lookup(IQ4_VALUES, nibbles16(b + 8 + 16 * i));
         }
     }

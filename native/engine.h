@@ -34,6 +34,7 @@ struct Linear {
     const uint8_t* weight = nullptr; // rows of row_bytes
     int type = 0;
     int64_t rows = 0, cols = 0, row_bytes = 0;
+    const uint8_t* packed = nullptr; // the same weight in the engine's own layout, or null
     Activations x;
     int64_t columns = 0;
     const int32_t* x_row = nullptr; // which row of x column t reads; null: row t
@@ -50,6 +51,15 @@ inline int64_t y_row(const Linear& l, int64_t t) { return l.y_row ? l.y_row[t] :
 // A thread computes rows [first, last) of a product, for all columns; first is a multiple of LINEAR_ROWS.
 using LinearKernel = void (*)(const Linear&, int64_t first, int64_t last);
 constexpr int64_t LINEAR_ROWS = 32;
+
+// The engine's own layout of a type (native/packed.h): groups of PACKED_ROWS rows.
+constexpr int64_t PACKED_ROWS = 16;
+struct PackedKernels {
+    int64_t (*group_bytes)(int64_t cols) = nullptr;
+    // Rows [first, min(first + PACKED_ROWS, rows)) of a weight -> one group.
+    void (*pack)(const Linear& weight, int64_t first, uint8_t* group) = nullptr;
+    LinearKernel linear = nullptr; // 8-bit activations; reads `packed`
+};
 
 // How attention's keys and values lie. Keys: blocks of 16 positions, transposed, so that a block's scores need no
 // horizontal sum. One head each.
@@ -75,6 +85,7 @@ struct EngineKernels {
     void (*to_floats)(int type, const uint8_t* row, float* y, int64_t n) = nullptr; // a row of any type
     LinearKernel linear_f32 = nullptr;       // any type, float activations
     LinearKernel linear_q8[64] = {};         // by type; null where a type has no integer kernel
+    PackedKernels packed[64];                // by type
 
     void (*rms_norm)(const float* x, const float* w, float* y, int64_t n, float eps) = nullptr; // one group
     void (*layer_norm)(const float* x, const float* w, const float* b, float* y, int64_t n, float eps) = nullptr;

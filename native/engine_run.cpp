@@ -27,7 +27,10 @@ namespace {
 
 LinearKernel kernel_of(const Linear& task) {
     const EngineKernels& engine = kernels().engine;
-    return task.x.codes ? engine.linear_q8[task.type] : engine.linear_f32;
+    if (!task.x.codes) {
+        return engine.linear_f32;
+    }
+    return task.packed ? engine.packed[task.type].linear : engine.linear_q8[task.type];
 }
 
 // Rows of one chunk: some chunks per thread, so that a slow one does not make the others wait.

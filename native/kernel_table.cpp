@@ -12,6 +12,7 @@ void add_activations(KernelTable&);
 void add_attention(KernelTable&);
 void add_linear_f32(KernelTable&);
 void add_linear_q8(KernelTable&);
+void add_linear_packed(KernelTable&);
 void add_pointwise(KernelTable&);
 void add_fp4(KernelTable&);
 void add_ternary(KernelTable&);
@@ -33,6 +34,7 @@ const KernelTable* table() {
         add_attention(k);
         add_linear_f32(k);
         add_linear_q8(k);
+        add_linear_packed(k);
         add_pointwise(k);
         add_fp4(k);
         add_ternary(k);

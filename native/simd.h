@@ -112,6 +112,21 @@ inline float half_at(const uint8_t* p) {
     return half_to_float(h);
 }
 
+// LANES half floats -> floats.
+inline vf load_half(const uint8_t* p) {
+#if LG_ISA_avx512
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif LG_ISA_avx2
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    vf v;
+    for (int i = 0; i < LANES; ++i) {
+        v[i] = half_at(p + 2 * i);
+    }
+    return v;
+#endif
+}
+
 // ---- panels ----
 
 // Four rows of n 4-byte words -> out[word * stride + row]. Words are moved as floats, whatever they are.

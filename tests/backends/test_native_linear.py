@@ -41,14 +41,16 @@ def random_weight(
 
 
 def multiply(
-    kind: QuantType, data: npt.NDArray[np.uint8], x: Floats, q8: bool, *, threads: int = 2, rows: int = ROWS
+    kind: QuantType, data: npt.NDArray[np.uint8], x: Floats, mode: str, *, threads: int = 2, rows: int = ROWS
 ) -> Floats:
     weight = engine.Weight(data, kind.id, x.shape[1])
+    if mode == "packed":
+        weight.pack(engine.ThreadPool(threads))
     source = engine.Input()
     source.set(x)
     y = np.full((len(x), rows), np.nan, np.float32)
     end = engine.LinearEnd(1, rows, None, None, None, 1.0)
-    engine.linear(engine.ThreadPool(threads), weight, source, y, end, None, 0, q8)
+    engine.linear(engine.ThreadPool(threads), weight, source, y, end, None, 0, mode != "f32")
     return y
 
 
@@ -57,9 +59,9 @@ def columns_of(kind: QuantType) -> int:
     return 512 if kind.block == 256 else 256 + 2 * max(kind.block, 32)
 
 
-@pytest.mark.parametrize("q8", [False, True], ids=["f32", "q8"])
+@pytest.mark.parametrize("mode", ["f32", "q8", "packed"])
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-def test_products_against_float64(kind: QuantType, q8: bool) -> None:
+def test_products_against_float64(kind: QuantType, mode: str) -> None:
     rng = np.random.default_rng(kind.id)
     columns = columns_of(kind)
     data = random_weight(kind, rng, columns)
@@ -69,8 +71,8 @@ def test_products_against_float64(kind: QuantType, q8: bool) -> None:
         x = rng.standard_normal((tokens, columns), dtype=np.float32)
         x[:, 32:64] *= 1e-3
         x[0, 64:96] = 0
-        seen = rounded_to_8_bits(x) if q8 and weight.has_q8 else x.astype(np.float64)
-        y = multiply(kind, data, x, q8)
+        seen = rounded_to_8_bits(x) if mode != "f32" and weight.has_q8 else x.astype(np.float64)
+        y = multiply(kind, data, x, mode)
         size = np.linalg.norm(seen, axis=1)[:, None] * np.linalg.norm(w, axis=1)
         assert np.max(np.abs(y - seen @ w.T) / size) < LIMIT, tokens
 
@@ -81,9 +83,9 @@ def test_threads_do_not_change_a_bit(kind: QuantType) -> None:
     data = random_weight(kind, rng, 512, rows=1000)
     for tokens in (1, 3, 20):
         x = rng.standard_normal((tokens, 512), dtype=np.float32)
-        one = multiply(kind, data, x, True, threads=1, rows=1000)
+        one = multiply(kind, data, x, "packed", threads=1, rows=1000)
         for threads in (2, 3):
-            assert np.array_equal(multiply(kind, data, x, True, threads=threads, rows=1000), one)
+            assert np.array_equal(multiply(kind, data, x, "packed", threads=threads, rows=1000), one)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in _native.isas() if isa != _native.isa()])

@@ -40,17 +40,19 @@ class NativeBackend(Backend):
                 hint="use backend reference",
             )
         verify(graph)
-        return NativeSession(graph, Model(graph, weights), options)
+        pool = engine.ThreadPool(options.threads or 0)
+        model = Model(graph, weights, pool, pack=options.activations in ("auto", "q8"))
+        return NativeSession(graph, model, pool, options)
 
 
 class NativeSession:
     """One sequence and its cache of keys and values (`backends.base.Session`)."""
 
-    def __init__(self, graph: Graph, model: Model, options: Options) -> None:
+    def __init__(self, graph: Graph, model: Model, pool: engine.ThreadPool, options: Options) -> None:
         self._model = model
         self._context = options.context
         self._activations = "q8" if options.activations == "auto" else options.activations
-        self._run = Run(model.floats, model.matrix, options.threads)
+        self._run = Run(model.floats, model.matrix, pool)
         self._vocab = next(
             graph.tensors[node.weights[0]].shape[0] for node in graph.nodes if node.op is Op.EMBED
         )

@@ -48,8 +48,12 @@ class Linear:
 class Model:
     """The weights of a graph for the kernels: stored rows are referenced, epilogues packed once."""
 
-    def __init__(self, graph: Graph, weights: Weights) -> None:
+    def __init__(self, graph: Graph, weights: Weights, pool: engine.ThreadPool, *, pack: bool) -> None:
+        """`pack`: give weights the layout that products with 8-bit activations are fastest in, at the cost of as much
+        memory again as they take."""
         self.plan: Plan = plan(graph)
+        self._pool = pool
+        self._pack = pack
         self._weights = weights
         self._floats: dict[str, Floats] = {}
         self._matrices: dict[str, Any] = {}
@@ -90,7 +94,7 @@ class Model:
                     np.ascontiguousarray(tensor.rows(0, tensor.n_rows)), tensor.type.id, tensor.columns
                 )
                 values = np.empty((tensor.n_rows, tensor.columns), np.float32)
-                rows.gather(engine.ThreadPool(1), np.arange(tensor.n_rows, dtype=np.int32), values)
+                rows.gather(self._pool, np.arange(tensor.n_rows, dtype=np.int32), values)
                 self._floats[name] = values.reshape(tensor.shape)
             else:
                 self._floats[name] = np.ascontiguousarray(tensor, np.float32)
@@ -117,7 +121,10 @@ class Model:
         end = engine.LinearEnd(experts, rows, scale, b, bias, float(arch))
         input_scale = self.floats(step.input_scale) if step.input_scale else None
         nvfp4 = isinstance(tensor, TensorSource) and tensor.type.name == "NVFP4"
-        return Linear(self.matrix(step.weight), end, rows, lora, first, input_scale, nvfp4)
+        weight = self.matrix(step.weight)
+        if self._pack:
+            weight.pack(self._pool)
+        return Linear(weight, end, rows, lora, first, input_scale, nvfp4)
 
 
 def _product(a: Floats) -> Product:

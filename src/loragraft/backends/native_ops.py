@@ -21,9 +21,9 @@ class Run:
     """What the operations of one session share: threads, buffers, positions, the cache of keys and values."""
 
     def __init__(
-        self, floats: Callable[[str], Floats], matrix: Callable[[str], Any], threads: int | None
+        self, floats: Callable[[str], Floats], matrix: Callable[[str], Any], pool: engine.ThreadPool
     ) -> None:
-        self.pool = engine.ThreadPool(threads or 0)
+        self.pool = pool
         self.floats = floats
         self.matrix = matrix
         self.ids = np.empty(0, np.int32)
