@@ -145,8 +145,9 @@ def bench_model(kind: QuantType, threads: int, layers: int, rank: int) -> None:
     decode_seconds = best(decode, 2.0)
     read = sum(t.row_bytes * t.n_rows for name, t in tensors.items() if name != "token_embd.weight")
     print(
-        f"{kind.name}, {layers} layers, {threads} threads, LoRA r={rank}: opened in {opened:.2f} s, prompt {512 / prefill_seconds:.1f} t/s, "
-        f"generation {1 / decode_seconds:.1f} t/s ({read / decode_seconds / 1e9:.1f} GB/s)",
+        f"{kind.name}, {layers} layers, {threads} threads, LoRA r={rank}: opened in {opened:.2f} s, "
+        f"prompt {512 / prefill_seconds:.1f} t/s, generation {1 / decode_seconds:.1f} t/s "
+        f"({read / decode_seconds / 1e9:.1f} GB/s)",
         flush=True,
     )
 
