@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow lint docs bench-quantize bench-merge-memory build clean
+.PHONY: quickstart test test-slow lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 $(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
@@ -49,6 +49,9 @@ docs: $(VENV)/installed
 bench-quantize: $(VENV)/installed
 	$(BIN)/python bench/quantize.py $(ARGS)
 	$(BIN)/python bench/quantize.py --imatrix $(ARGS)
+
+bench-nvfp4: $(VENV)/installed
+	$(BIN)/python bench/nvfp4.py $(ARGS)
 
 bench-merge-memory: $(VENV)/installed
 	$(BIN)/python bench/merge_memory.py $(ARGS)
