@@ -33,15 +33,17 @@ def data(name: str) -> Path:
 
 @cache
 def _made(name: str) -> Path:
-    """Make the file `name` by our own merge (its tensors are checked against golden/convert.json in test_merge)."""
+    """Make the file `name` by our own conversion and merge, which give llama.cpp's bytes."""
     from loragraft.formats.gguf.values import Value
     from loragraft.merge import merge
-    from loragraft.options import QuantizeOptions
+    from loragraft.models import open_model
 
     base, adapter, title = _MADE[name]
+    model = open_model(data(base))
+    model.metadata["general.name"] = Value.string(title)
+    model.tensors = dict(sorted(model.tensors.items()))  # llama-export-lora's order
     path = Path(_folder().name) / Path(name).name
-    options = QuantizeOptions(override_kv={"general.name": Value.string(title)})
-    merge(data(base), [(data(adapter), 1.0)], path, options=options)
+    merge(model, [(data(adapter), 1.0)], path)
     return path
 
 
