@@ -86,13 +86,13 @@ def compare(
         for target, pairs, kind in ((merged, adapters, type), (quantized, [], type), (full, adapters, "F16")):
             merge(base, pairs, target, type=kind, options=options, threads=threads, progress=progress)
         models = {
-            MERGED: (f"merged, then {type}", load(merged, backend=backend, threads=threads)),
+            MERGED: (f"merged, {type}", load(merged, backend=backend, threads=threads)),
             RUNTIME: (
-                f"adapter at run time on {type}",
+                f"{type} + adapter",
                 load(quantized, adapters, backend=backend, threads=threads),
             ),
-            FULL: ("merged, full precision", load(full, backend=backend, threads=threads)),
-            BASE: ("base without adapter", load(base, backend=backend, threads=threads)),
+            FULL: ("merged, F16", load(full, backend=backend, threads=threads)),
+            BASE: ("base alone", load(base, backend=backend, threads=threads)),
         }
         return _measured(models, text, type, context, limit, progress)
 

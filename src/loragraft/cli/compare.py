@@ -98,7 +98,9 @@ def table(result: Comparison) -> Table:
 
     first = next(iter(result.deployments.values())).perplexity
     scored = f"{first.tokens} predictions in the second halves of {first.windows} windows of {result.context} tokens"
-    grid = Table(box=box.SIMPLE_HEAD, caption=scored, caption_justify="left")
+    grid = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, caption=scored, caption_justify="left", caption_style="dim"
+    )
     grid.add_column("deployment")
     for heading in ("perplexity", "mean KL", "same top-1", "kept", "size"):
         grid.add_column(heading, justify="right")
