@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loragraft import __version__
+from loragraft import __version__, _native
 from loragraft.errors import OutputError, UnsupportedError
 from loragraft.formats.gguf.model import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from loragraft.formats.gguf.reader import GGUFTensor
@@ -22,9 +23,10 @@ from loragraft.options import QuantizeOptions
 from loragraft.pipeline import OutputPart, Step, run_pass
 from loragraft.plan import Plan
 from loragraft.progress import SILENT, Progress
-from loragraft.quants import native
 from loragraft.quants.filetypes import FileType
-from loragraft.verify import TensorError, measure_errors
+
+if TYPE_CHECKING:
+    from loragraft.verify import TensorError
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def write_model(
     plan.require_importance(model.path)
     for step in plan.steps:
         for kind in () if step.copies else (step.source.type, step.type):
-            if not native.supports(kind):
+            if not _native.supports(kind.id):
                 raise UnsupportedError(
                     kind.name, f"there is no conversion of this type (tensor {step.name!r})"
                 )
@@ -158,9 +160,15 @@ def write_model(
     for part in parts:
         _check_size(part)
     seconds = time.monotonic() - began
-    errors = measure_errors(plan.steps, [file.path for file in files], progress) if options.verify else []
+    errors = _verified(plan, files, progress) if options.verify else []
     paths = [file.path for file in files]
     return Report(plan.target, paths, _tensor_reports(plan), seconds, len(plan.fallbacks), errors=errors)
+
+
+def _verified(plan: Plan, files: Sequence[_File], progress: Progress) -> list[TensorError]:
+    from loragraft.verify import measure_errors  # and with it every type's reference: slow to import
+
+    return measure_errors(plan.steps, [file.path for file in files], progress)
 
 
 def _resume_note(parts: Sequence[OutputPart]) -> str:
