@@ -64,10 +64,10 @@ def test_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loragraft", *map(str, args), "--work-dir", str(tmp_path)]
     table = subprocess.run(command, capture_output=True, text=True, check=True)
     for part in (
-        "(a) merged, then Q4_K_M",
-        "(b) adapter at run time on Q4_K_M",
-        "(c)",
-        "(d)",
+        "(a) merged, Q4_K_M",
+        "(b) Q4_K_M + adapter",
+        "(c) merged, F16",
+        "(d) base alone",
         "perplexity",
         "kept",
     ):
