@@ -3,11 +3,15 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "engine_run.h"
 #include "kernels.h"
@@ -193,8 +197,8 @@ void attach(Linear& l, const LinearEnd& end, int64_t expert, const std::optional
     }
 }
 
-void linear(ThreadPool& pool, const Weight& w, Input& x, OutMatrix y, const LinearEnd& end, std::optional<Matrix> xa,
-            int64_t xa_first, bool q8) {
+Linear dense_task(ThreadPool& pool, const Weight& w, Input& x, const OutMatrix& y, const LinearEnd& end,
+                  const std::optional<Matrix>& xa, int64_t xa_first, bool q8) {
     q8 = q8 && w.has_q8();
     if (q8) {
         x.quantize(pool);
@@ -207,8 +211,27 @@ void linear(ThreadPool& pool, const Weight& w, Input& x, OutMatrix y, const Line
     require(int64_t(y.shape(0)) == l.x.rows && int64_t(y.shape(1)) == w.rows(), "linear: wrong shape of y");
     require(end.experts() == 1 && end.rows() == w.rows(), "linear: the epilogue is another weight's");
     attach(l, end, 0, xa, xa_first, l.columns);
+    return l;
+}
+
+void linear(ThreadPool& pool, const Weight& w, Input& x, OutMatrix y, const LinearEnd& end, std::optional<Matrix> xa,
+            int64_t xa_first, bool q8) {
+    const Linear task = dense_task(pool, w, x, y, end, xa, xa_first, q8);
     nb::gil_scoped_release release;
-    run_linear(pool, l);
+    run_linear(pool, task);
+}
+
+// Several weights times the same x in one parallel loop: (weight, y, end, xa_first) of each.
+void linears(ThreadPool& pool, Input& x,
+             const std::vector<std::tuple<const Weight*, OutMatrix, const LinearEnd*, int64_t>>& products,
+             std::optional<Matrix> xa, bool q8) {
+    std::vector<Linear> tasks;
+    for (const auto& [w, y, end, xa_first] : products) {
+        require(w && end, "linears: a weight or epilogue is missing");
+        tasks.push_back(dense_task(pool, *w, x, y, *end, xa, xa_first, q8));
+    }
+    nb::gil_scoped_release release;
+    run_linears(pool, tasks);
 }
 
 // y [tokens * used, rows]: row p is expert ids[p]'s product with x's row p, or p / used if x has one row per token.
@@ -394,6 +417,7 @@ void bind_engine(nb::module_& parent) {
         .def_prop_ro("rows", [](const Input& x) { return x.view(false).rows; });
     m.def("linear", &linear, nb::arg("pool"), nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("end"),
           nb::arg("xa").none(), nb::arg("xa_first"), nb::arg("q8"));
+    m.def("linears", &linears, nb::arg("pool"), nb::arg("x"), nb::arg("products"), nb::arg("xa").none(), nb::arg("q8"));
     m.def("experts_linear", &experts_linear, nb::arg("pool"), nb::arg("weight"), nb::arg("x"), nb::arg("ids"),
           nb::arg("y"), nb::arg("end"), nb::arg("xa").none(), nb::arg("q8"));
     nb::class_<LayerCache>(m, "LayerCache").def(nb::init<int, int>(), nb::arg("kv_heads"), nb::arg("head_dim"));

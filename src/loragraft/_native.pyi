@@ -89,6 +89,14 @@ class engine:
         q8: bool,
     ) -> None: ...
     @staticmethod
+    def linears(
+        pool: ThreadPool,
+        x: Input,
+        products: list[tuple[Weight, Floats, LinearEnd, int]],
+        xa: Floats | None,
+        q8: bool,
+    ) -> None: ...
+    @staticmethod
     def experts_linear(
         pool: ThreadPool,
         weight: Weight,

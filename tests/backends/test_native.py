@@ -12,9 +12,14 @@ import pytest
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.base import Options, Session
 from loragraft.backends.native import NativeBackend
+from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.values import Value
+from loragraft.formats.source import TensorSource
 from loragraft.graph.lora import attach
 from loragraft.models import load_adapter, open_model
+from loragraft.quants import native, reference
+from loragraft.quants.types import BY_NAME, QuantType
 from paths import data
 from small_models import small_model
 from tolerances import NATIVE_F32, NATIVE_NVFP4, NATIVE_Q8, REFERENCE_F16_MERGE, nmse
@@ -96,6 +101,57 @@ def test_threads_do_not_change_a_bit() -> None:
     )
     assert np.array_equal(one, two)
     assert np.array_equal(one, three)
+
+
+class Requantized(TensorSource):
+    """A float tensor of a model in another type, in memory."""
+
+    def __init__(self, source: TensorSource, kind: QuantType) -> None:
+        self.name, self.shape, self.type = source.name, source.shape, kind
+        floats = reference.dequantize(source.rows(0, source.n_rows), source.type)
+        self._rows = native.quantize(floats, kind, np.ones(source.columns, np.float32))
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        return self._rows[start:stop]
+
+
+TYPES = [kind for kind in BY_NAME.values() if native.supports(kind)]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_whole_models_in_every_type(kind: QuantType) -> None:
+    """One session fed 7, 64 and 1 tokens; every linear of the first layer and the embedding in the type, or as it was
+    where its rows are no whole number of blocks. What the reference computes from the same rows is the truth."""
+    source = open_model(data("gguf/llama-kjv.merged-f16.gguf"))
+    weights = {
+        name: Requantized(tensor, kind)
+        if ("blk.0." in name or name == "token_embd.weight")
+        and len(tensor.shape) == 2
+        and tensor.columns % kind.block == 0
+        else tensor
+        for name, tensor in source.tensors.items()
+    }
+    assert any(tensor.type is kind for tensor in weights.values())
+    graph = build_graph(source.metadata, tensor_facts(weights))
+    ids = np.random.default_rng(1).integers(0, 2000, 72).astype(np.int32)
+    wanted = ReferenceBackend().open(graph, weights).forward(ids)
+    for activations, tolerance in (("f32", NATIVE_F32), ("q8", NATIVE_Q8)):
+        session = NativeBackend().open(graph, weights, Options(activations=activations))
+        found = np.concatenate([session.forward(part) for part in np.split(ids, [7, 71])])
+        assert nmse(found, wanted) < tolerance, activations
+
+
+def test_a_long_context_of_a_small_model() -> None:
+    """Past the first stretch of the angles' table, a batch, and many blocks of keys; with and without a window."""
+    ids = np.random.default_rng(4).integers(0, 40, 1300).astype(np.int32)
+    for window in (None, 100):
+        small = small_model("qwen2", np.random.default_rng(2))
+        if window:
+            small.metadata["qwen2.attention.sliding_window"] = Value.u32(window)
+        graph = small.graph()
+        session = NativeBackend().open(graph, small.arrays)
+        found = np.concatenate([session.forward(part) for part in np.split(ids, [1000, 1001, 1290])])
+        assert nmse(found, ReferenceBackend().open(graph, small.arrays).forward(ids)) < NATIVE_F32, window
 
 
 def test_a_prompt_longer_than_a_batch() -> None:

@@ -36,8 +36,27 @@ class LinearStep:
     label: str
 
     @property
+    def results(self) -> tuple[int, ...]:
+        return (self.result,)
+
+    @property
     def inputs(self) -> tuple[int, ...]:
         return (self.x,) if self.ids is None else (self.x, self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStep:
+    """Dense layers that read the same x one after the other (q, k and v; gate and up): one parallel loop for all."""
+
+    linears: tuple[LinearStep, ...]
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        return tuple(step.result for step in self.linears)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return (self.linears[0].x,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +66,10 @@ class GatedStep:
     result: int
     gate: int
     up: int
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        return (self.result,)
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -61,11 +84,15 @@ class NodeStep:
     node: Node
 
     @property
+    def results(self) -> tuple[int, ...]:
+        return (self.result,)
+
+    @property
     def inputs(self) -> tuple[int, ...]:
         return self.node.inputs
 
 
-Step = LinearStep | GatedStep | NodeStep
+Step = LinearStep | GroupStep | GatedStep | NodeStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +105,14 @@ class Plan:
     shared_a: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """For each value that dense layers with adapters read: the names of all their A, in order. x A^T is computed
     once for all of them (q, k and v; gate and up)."""
+
+    @property
+    def linears(self) -> Iterable[LinearStep]:
+        for step in self.steps:
+            if isinstance(step, LinearStep):
+                yield step
+            elif isinstance(step, GroupStep):
+                yield from step.linears
 
 
 def plan(graph: Graph) -> Plan:
@@ -99,7 +134,29 @@ def plan(graph: Graph) -> Plan:
     for step in steps:
         if isinstance(step, LinearStep) and step.ids is None and step.loras:
             shared[step.x] = shared.get(step.x, ()) + tuple(term.a for term in step.loras)
-    return Plan(tuple(steps), tuple(_released(steps, graph.output)), graph.output, shared)
+    grouped = list(_grouped(steps))
+    return Plan(tuple(grouped), tuple(_released(grouped, graph.output)), graph.output, shared)
+
+
+def _grouped(steps: list[Step]) -> Iterable[Step]:
+    """Neighbouring dense layers of the same x become one step."""
+    waiting: list[LinearStep] = []
+    for step in [*steps, None]:
+        if isinstance(step, LinearStep) and step.ids is None:
+            if waiting and waiting[0].x != step.x:
+                yield _one_or_group(waiting)
+                waiting = []
+            waiting.append(step)
+            continue
+        if waiting:
+            yield _one_or_group(waiting)
+            waiting = []
+        if step is not None:
+            yield step
+
+
+def _one_or_group(steps: list[LinearStep]) -> Step:
+    return steps[0] if len(steps) == 1 else GroupStep(tuple(steps))
 
 
 def _linear(graph: Graph, chain: Chain) -> LinearStep:
@@ -147,6 +204,5 @@ def _released(steps: list[Step], output: int) -> Iterable[tuple[int, ...]]:
     last = {source: number for number, step in enumerate(steps) for source in step.inputs}
     for number, step in enumerate(steps):
         ended = {source for source in step.inputs if last[source] == number}
-        if step.result not in last:
-            ended.add(step.result)
+        ended |= {result for result in step.results if result not in last}
         yield tuple(sorted(ended - {output}))

@@ -13,7 +13,7 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights
-from loragraft.backends.fuse import GatedStep, LinearStep
+from loragraft.backends.fuse import GatedStep, GroupStep, LinearStep
 from loragraft.backends.native_model import Linear, Model, Product
 from loragraft.backends.native_ops import OPS, Array, Run
 from loragraft.errors import GraphError, UnsupportedError
@@ -100,12 +100,13 @@ class NativeSession:
         self._input_of = None
         for step, released in zip(model.plan.steps, model.plan.released, strict=True):
             if isinstance(step, LinearStep):
-                value = self._linear(step, values)
+                values[step.result] = self._linear(step, values)
+            elif isinstance(step, GroupStep):
+                values.update(self._group(step, values))
             elif isinstance(step, GatedStep):
-                value = run.gated(values[step.gate], values[step.up])
+                values[step.result] = run.gated(values[step.gate], values[step.up])
             else:
-                value = OPS[step.node.op](run, step.node, *[values[i] for i in step.inputs])
-            values[step.result] = value
+                values[step.result] = OPS[step.node.op](run, step.node, *[values[i] for i in step.inputs])
             self._release(released, values)
         return values[model.plan.output]
 
@@ -117,45 +118,63 @@ class NativeSession:
             if self._input_of == index:
                 self._input_of = None
 
-    def _linear(self, step: LinearStep, values: dict[int, Array]) -> Floats:
-        linear, run = self._model.linears[step.result], self._run
-        x = values[step.x].reshape(-1, values[step.x].shape[-1])
+    def _set_input(self, step: LinearStep, values: dict[int, Array]) -> Floats:
+        """Make `_input` hold the step's x, as rows; quantized once for all that read it in a row."""
+        x: Floats = values[step.x]
+        x = x.reshape(-1, x.shape[-1])
         if self._input_of != step.x:
             self._input.set(x)
             self._input_of = step.x
+        return x
+
+    def _group(self, step: GroupStep, values: dict[int, Array]) -> dict[int, Floats]:
+        linears = [self._model.linears[result] for result in step.results]
+        if self._activations == "nvfp4" and any(linear.nvfp4 for linear in linears):
+            return {one.result: self._linear(one, values) for one in step.linears}
+        self._set_input(step.linears[0], values)
+        lora = next((linear.lora for linear in linears if linear.lora is not None), None)
+        xa = None if lora is None else self._shared_down(step.linears[0].x, lora)
+        run = self._run
+        outputs = [run.take(self._input.rows, linear.rows) for linear in linears]
+        products = [
+            (linear.weight, y, linear.end, linear.xa_first)
+            for linear, y in zip(linears, outputs, strict=True)
+        ]
+        engine.linears(run.pool, self._input, products, xa, self._activations == "q8")
+        return dict(zip(step.results, outputs, strict=True))
+
+    def _linear(self, step: LinearStep, values: dict[int, Array]) -> Floats:
+        linear, run = self._model.linears[step.result], self._run
+        x = self._set_input(step, values)
+        source, q8 = self._input, self._activations == "q8"
         ids = None if step.ids is None else values[step.ids]
-        xa = None if linear.lora is None else self._down(step, linear.lora, ids)
-        source = self._input
         if self._activations == "nvfp4" and linear.nvfp4:
             source = engine.Input()
             source.set(run.round_nvfp4(x, ids, linear.input_scale))
-        y = self._multiply(linear, source, ids, xa, linear.xa_first, self._activations == "q8")
-        if xa is not None and ids is not None:
+        if ids is None:
+            xa = None if linear.lora is None else self._shared_down(step.x, linear.lora)
+            y = run.take(len(x), linear.rows)
+            engine.linear(run.pool, linear.weight, source, y, linear.end, xa, linear.xa_first, q8)
+            return y
+        xa = None if linear.lora is None else self._routed(linear.lora, self._input, ids, None, False)
+        y = self._routed(linear, source, ids, xa, q8)
+        if xa is not None:
             run.give(xa)
         return y
 
-    def _down(self, step: LinearStep, lora: Product, ids: Ids | None) -> Floats:
-        """x A^T, in full precision; computed once for the dense layers that share x."""
-        if ids is not None:
-            return self._multiply(lora, self._input, ids, None, 0, False).reshape(-1, lora.rows)
-        if step.x not in self._xa:
-            self._xa[step.x] = self._multiply(lora, self._input, None, None, 0, False)
-        return self._xa[step.x]
+    def _shared_down(self, x: int, lora: Product) -> Floats:
+        """x A^T, in full precision; computed once for the dense layers that share x, which is in `_input`."""
+        if x not in self._xa:
+            xa = self._run.take(self._input.rows, lora.rows)
+            engine.linear(self._run.pool, lora.weight, self._input, xa, lora.end, None, 0, False)
+            self._xa[x] = xa
+        return self._xa[x]
 
-    def _multiply(
-        self,
-        w: Linear | Product,
-        x: engine.Input,
-        ids: Ids | None,
-        xa: Floats | None,
-        xa_first: int,
-        q8: bool,
-    ) -> Floats:
-        run = self._run
-        if ids is None:
-            y = run.take(x.rows, w.rows)
-            engine.linear(run.pool, w.weight, x, y, w.end, xa, xa_first, q8)
-            return y
-        y = run.take(*ids.shape, w.rows)
-        engine.experts_linear(run.pool, w.weight, x, ids.reshape(-1), y.reshape(-1, w.rows), w.end, xa, q8)
+    def _routed(self, w: Linear | Product, x: engine.Input, ids: Ids, xa: Floats | None, q8: bool) -> Floats:
+        """Products of tokens with the experts `ids` [T, k]: [T, k, rows]."""
+        y = self._run.take(*ids.shape, w.rows)
+        rows = None if xa is None else xa.reshape(-1, xa.shape[-1])
+        engine.experts_linear(
+            self._run.pool, w.weight, x, ids.reshape(-1), y.reshape(-1, w.rows), w.end, rows, q8
+        )
         return y

@@ -63,9 +63,8 @@ class Model:
         }
         seen: dict[int, int] = {}
         self.linears: dict[int, Linear] = {}
-        for step in self.plan.steps:
-            if isinstance(step, LinearStep):
-                self.linears[step.result] = self._linear(step, shared_a, seen)
+        for linear in self.plan.linears:
+            self.linears[linear.result] = self._linear(linear, shared_a, seen)
         for step in self.plan.steps:
             if isinstance(step, NodeStep):
                 for name in step.node.weights:

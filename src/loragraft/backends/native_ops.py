@@ -29,25 +29,24 @@ class Run:
         self.ids = np.empty(0, np.int32)
         self.n_past = 0
         self.last_only = False
-        self._free: dict[int, list[Floats]] = {}
+        self._free: dict[tuple[int, ...], list[Floats]] = {}
         self._caches: dict[int, Any] = {}
         self._angles: dict[tuple[Any, ...], tuple[Floats, Floats]] = {}
 
     def begin(self, ids: Ids, n_past: int, last_only: bool) -> None:
+        if len(ids) != len(self.ids):
+            self._free.clear()  # buffers of another number of tokens fit no longer
         self.ids, self.n_past, self.last_only = ids, n_past, last_only
 
     def take(self, *shape: int) -> Floats:
-        """A buffer, contents undefined; one given back before if there is one of this size."""
-        size = int(np.prod(shape))
-        free = self._free.get(size)
-        return (free.pop() if free else np.empty(size, np.float32)).reshape(shape)
+        """A buffer, contents undefined; one given back before if there is one of this shape."""
+        free = self._free.get(shape)
+        return free.pop() if free else np.empty(shape, np.float32)
 
     def give(self, value: Array) -> None:
-        """Take a value back that nobody reads any more. What is not a whole buffer (ids, slices) is left to Python."""
-        if value.dtype == np.float32 and value.base is not None and value.flags.c_contiguous:
-            whole = value.base
-            if isinstance(whole, np.ndarray) and whole.base is None and whole.size == value.size:
-                self._free.setdefault(whole.size, []).append(whole)
+        """Take a value back that nobody reads any more. What is no whole float buffer (ids, views), Python keeps."""
+        if value.base is None and value.dtype == np.float32 and value.flags.c_contiguous:
+            self._free.setdefault(value.shape, []).append(value)
 
     def gated(self, gate: Floats, up: Floats) -> Floats:
         if gate.shape != up.shape:
