@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from loragraft.archs import llama, qwen2, qwen3, qwen3moe, starcoder2
+from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
 from loragraft.archs.base import Arch, Registry
 
-ARCHS = Registry([llama.ARCH, qwen2.ARCH, qwen3.ARCH, starcoder2.ARCH, qwen3moe.ARCH])
+ARCHS = Registry([llama.ARCH, qwen2.ARCH, qwen2moe.ARCH, qwen3.ARCH, qwen3moe.ARCH, starcoder2.ARCH])
 
 __all__ = ["ARCHS", "Arch", "Registry"]

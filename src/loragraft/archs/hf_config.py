@@ -22,7 +22,10 @@ _EXPERT_KEYS = {
     "expert_count": ("num_experts", "num_local_experts"),
     "expert_used_count": ("num_experts_per_tok",),
     "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
 }
+#: Where the modules of a layer lie.
+_BLOCKS = ("self_attn.", "mlp.", "mlp.shared_expert.", "")
 _SPECIAL = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
@@ -118,6 +121,10 @@ class CheckpointNames:
     def __init__(self, metadata: Metadata) -> None:
         names = TensorNames(metadata)
         arch = ARCHS.by_name(str(metadata["general.architecture"].data))
+        if arch.name == "llama" and names.experts:
+            raise UnsupportedError(
+                "Mixtral", "models of this kind can be converted and merged, but not exported"
+            )
         self._origins: dict[str, dict[int | None, Origin]] = {}
         for module in self._modules(arch, names):
             for part in ("weight", "bias"):
@@ -131,7 +138,7 @@ class CheckpointNames:
         modules = ["lm_head", *(f"model.{leaf}" for leaf in leaves)]
         for layer in range(names.layers):
             stem = f"model.layers.{layer}"
-            modules += [f"{stem}.{block}{leaf}" for leaf in leaves for block in ("self_attn.", "mlp.", "")]
+            modules += [f"{stem}.{block}{leaf}" for leaf in leaves for block in _BLOCKS]
             modules += [f"{stem}.mlp.experts.{e}.{leaf}" for e in range(names.experts) for leaf in leaves]
         return modules
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gguf import MODEL_ARCH
 
-from loragraft.archs.base import Arch
+from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, Routed, decoder, swiglu
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams
@@ -27,8 +27,9 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
 
 ARCH = Arch(
     gguf=MODEL_ARCH.LLAMA,
-    model_types=("llama", "mistral"),
+    model_types=("llama", "mistral", "mixtral"),
     hf_class="LlamaForCausalLM",
+    modules=LLAMA_MODULES | {"gate", "w1", "w2", "w3"},  # the latter are Mixtral's
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
     requires={"hidden_act": ("silu",), "partial_rotary_factor": (1.0, 1)},
     ignores={"sliding_window": ()},

@@ -4,10 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gguf import MODEL_ARCH
+
+from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, Routed, decoder
+from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams
+from loragraft.formats.gguf.values import Value
 from loragraft.graph.build import GraphBuilder
 from loragraft.graph.ops import Graph, TensorFact
+
+# ---- from Hugging Face ----
+
+
+def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
+    return {
+        "expert_feed_forward_length": Value.u32(config.integer("moe_intermediate_size")),
+        "expert_shared_feed_forward_length": Value.u32(config.integer("shared_expert_intermediate_size")),
+    }
+
+
+ARCH = Arch(
+    gguf=MODEL_ARCH.QWEN2MOE,
+    model_types=("qwen2_moe",),
+    hf_class="Qwen2MoeForCausalLM",
+    modules=LLAMA_MODULES | {"gate", "shared_expert_gate"},
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 32768,
+        "norm_topk_prob": False,
+    },
+    requires={
+        "hidden_act": ("silu",),
+        "norm_topk_prob": (False,),
+        "decoder_sparse_step": (1,),
+        "mlp_only_layers": ([],),
+        "qkv_bias": (True,),
+    },
+    ignores={"use_sliding_window": (False,)},
+    extra_hyperparameters=_extra_hyperparameters,
+)
+
 
 # ---- the graph ----
 
