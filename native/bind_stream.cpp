@@ -12,6 +12,10 @@
 #include <tuple>
 #include <vector>
 
+#ifdef __linux__
+#include <fcntl.h>
+#endif
+
 #include "kernels.h"
 #include "stream.h"
 
@@ -74,9 +78,21 @@ std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::opti
     return {int(result.fault), result.row, result.col};
 }
 
+// Has the system begin to write a range of a file to the disk, without waiting. A hint: failing changes nothing.
+void start_writeback(int fd, int64_t offset, int64_t length) {
+#ifdef __linux__
+    nb::gil_scoped_release release;
+    (void)sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE);
+#else
+    (void)fd, (void)offset, (void)length;
+#endif
+}
+
 } // namespace
 
 void bind_stream(nb::module_& m) {
+    m.def("start_writeback", &start_writeback, "fd"_a, "offset"_a, "length"_a,
+          "Have the system begin to write bytes [offset, offset + length) of a file to the disk.");
     m.def("stream_rows", &stream_rows, "src"_a, "src_type"_a, "dst"_a.none(), "dst_type"_a, "rows"_a, "cols"_a,
           "deltas"_a, "through_f16"_a, "importance"_a.none(), "multiplier"_a = 1.0f, "isa"_a = "",
           "Rows of `src` to rows of `dst`: x multiplier, + deltas, rounded, quantized. (fault, row, column); fault 0: none, "

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from loragraft import _native
 from loragraft.errors import OutputError
 
 
@@ -67,6 +68,8 @@ class OutputFile:
         with self._explained():
             while view:
                 written = os.pwrite(self._fd, view, offset)
+                # So that the disk works while we compute, and `seal` finds little left to flush.
+                _native.start_writeback(self._fd, offset, written)
                 view, offset = view[written:], offset + written
 
     def seal(self) -> None:
