@@ -112,6 +112,22 @@ inline vf nearest(vf v) {
 #endif
 }
 
+// The low byte of every lane.
+inline void store_bytes(uint8_t* p, vi v) {
+#if defined(LG_ISA_avx512)
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(LG_ISA_avx2)
+    const __m256i fourth = _mm256_setr_epi32(0x0C080400, -1, -1, -1, 0x0C080400, -1, -1, -1);
+    const __m256i bytes = _mm256_shuffle_epi8((__m256i)v, fourth);
+    const __m256i both = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0));
+    _mm_storel_epi64((__m128i*)p, _mm256_castsi256_si128(both));
+#else
+    for (int i = 0; i < LANES; ++i) {
+        p[i] = uint8_t(v[i]);
+    }
+#endif
+}
+
 template <int D, size_t... K>
 inline void exchange(vf& a, vf& b, std::index_sequence<K...>) {
     const vf low = __builtin_shufflevector(a, b, ((K & D) ? int(K) - D + LANES : int(K))...);

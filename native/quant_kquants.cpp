@@ -1,4 +1,4 @@
-// Quantizing to the K types, a tile of 16 super-blocks of 256 weights at a time:
+// Quantizing to the K types, a tile of up to 64 super-blocks of 256 weights at a time:
 //   1. transpose, so that a sub-block of 16 or 32 weights lies in a lane, and search its scale (search.h);
 //   2. quantize the sub-blocks' scales, a super-block per lane;
 //   3. round every weight with the scale as it will be read back, and pack.
@@ -10,18 +10,22 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 
 namespace lg::LG_ISA {
 
 namespace {
 
 constexpr int SUPER = 256;
-constexpr int TILE = WEIGHTS / SUPER; // super-blocks
+constexpr int TILE = WEIGHTS / SUPER; // super-blocks, at most
 
 struct Tile {
-    const float* x;          // WEIGHTS weights
-    const float* importance; // or null: WEIGHTS values
-    int count;               // super-blocks that are real; the rest are zeros
+    const float* x;
+    int count;         // super-blocks
+    int padded;        // the same up to a multiple of LANES; those beyond `count` are zeros
+    bool weighted;     // with importance
+    float* weights;    // which is here, a value for every weight, until weigh() makes the weights' weights of it
     Searched sub;
     // Codes of the super-blocks' scales and minima: [sub-block][super-block].
     alignas(64) int32_t scale_code[16 * TILE];
@@ -29,10 +33,11 @@ struct Tile {
     alignas(64) float d[TILE], dmin[TILE];
 };
 
-// importance * sqrt(factor * mean square of the super-block + x^2), the squares summed in the weights' order.
-void weigh(const Tile& t, float factor, float* out) {
+// Makes importance * sqrt(factor * mean square of the super-block + x^2) of the importance; squares are summed in the
+// weights' order.
+void weigh(Tile& t, float factor) {
     alignas(64) float sigma2[TILE];
-    for (int b = 0; b < TILE; b += LANES) {
+    for (int b = 0; b < t.padded; b += LANES) {
         vf sum = vf{};
         for (int c = 0; c < SUPER; c += LANES) {
             vf x[LANES];
@@ -43,20 +48,17 @@ void weigh(const Tile& t, float factor, float* out) {
         }
         store(sigma2 + b, factor * sum / float(SUPER));
     }
-    for (int b = 0; b < TILE; ++b) {
-        for (int i = 0; i < SUPER; i += LANES) {
-            const int k = b * SUPER + i;
-            const vf x = load(t.x + k);
-            store(out + k, load(t.importance + k) * sqrt(sigma2[b] + x * x));
-        }
+    for (int k = 0; k < t.padded * SUPER; k += LANES) {
+        const vf x = load(t.x + k);
+        store(t.weights + k, load(t.weights + k) * sqrt(sigma2[k / SUPER] + x * x));
     }
 }
 
 // ---- the super-blocks' scales: calls quantize(first super-block, values of sub-block 0 .. SUBS - 1 by lane)
 
 template <int SUBS, class Quantize>
-inline void each_super(const float* values, Quantize quantize) {
-    for (int b = 0; b < TILE; b += LANES) {
+inline void each_super(const Tile& t, const float* values, Quantize quantize) {
+    for (int b = 0; b < t.padded; b += LANES) {
         vf v[SUBS < LANES ? LANES : SUBS];
         for (int c = 0; c < SUBS; c += LANES) {
             transpose_from(values + b * SUBS + c, SUBS, v + c);
@@ -67,8 +69,8 @@ inline void each_super(const float* values, Quantize quantize) {
 
 // Against the largest; codes 0 .. 255 wrap as the reference's bytes do.
 template <int SUBS>
-void plain_scales(const float* values, int top, float* d, int32_t* codes) {
-    each_super<SUBS>(values, [&](int b, const vf* v) {
+void plain_scales(const Tile& t, const float* values, int top, float* d, int32_t* codes) {
+    each_super<SUBS>(t, values, [&](int b, const vf* v) {
         vf high = vf{};
         for (int j = 0; j < SUBS; ++j) {
             high = max(v[j], high);
@@ -82,10 +84,10 @@ void plain_scales(const float* values, int top, float* d, int32_t* codes) {
 }
 
 template <int SUBS>
-void fitted_scales(const float* values, const float* weights, int top, float* d, int32_t* codes) {
+void fitted_scales(const Tile& t, const float* values, const float* weights, int top, float* d, int32_t* codes) {
     vf w[TILE / LANES][SUBS < LANES ? LANES : SUBS];
-    each_super<SUBS>(weights, [&](int b, const vf* v) { std::copy(v, v + SUBS, w[b / LANES]); });
-    each_super<SUBS>(values, [&](int b, const vf* v) {
+    each_super<SUBS>(t, weights, [&](int b, const vf* v) { std::copy(v, v + SUBS, w[b / LANES]); });
+    each_super<SUBS>(t, values, [&](int b, const vf* v) {
         vi code[SUBS];
         store(d + b, search_positive<SUBS>(v, w[b / LANES], top, code));
         for (int j = 0; j < SUBS; ++j) {
@@ -105,7 +107,6 @@ struct Stored {
 // Codes above `low` of super-block b; `kept(sub-block of the tile, element)` says a code of the search.
 template <int N, bool OFFSET, class Kept>
 inline void round_again(const Tile& t, int b, const Stored<N>& stored, int low, int high, Kept kept, uint8_t* codes) {
-    typedef uint8_t Codes __attribute__((vector_size(LANES)));
     for (int j = 0; j < SUPER / N; ++j) {
         const float* x = t.x + b * SUPER + j * N;
         if (stored.scale[j] == 0.0f) {
@@ -117,8 +118,7 @@ inline void round_again(const Tile& t, int b, const Stored<N>& stored, int low, 
         for (int i = 0; i < N; i += LANES) {
             const vf v = OFFSET ? load(x + i) + stored.low[j] : load(x + i);
             const vi l = min(max(nearest_int(v / stored.scale[j]), splat(low)), splat(high)) - low;
-            const Codes c = __builtin_convertvector(l, Codes);
-            std::memcpy(codes + j * N + i, &c, sizeof c);
+            store_bytes(codes + j * N + i, l);
         }
     }
 }
@@ -192,20 +192,20 @@ inline void unpack_scales_mins(const uint8_t* y, uint8_t* scales, uint8_t* minim
 
 void q2_k_tile(Tile& t, uint8_t* y) {
     Searched& sub = t.sub;
-    if (t.importance) {
-        alignas(64) float w[WEIGHTS];
-        weigh(t, 1.0f, w);
-        search_affine_tile<16, false>(t.x, w, {3, -0.9f, 0.05f, 36}, sub);
-        fitted_scales<16>(sub.scale, sub.weight, 15, t.d, t.scale_code);
-        fitted_scales<16>(sub.low, sub.weight, 15, t.dmin, t.low_code);
+    const int n = t.padded * SUPER;
+    if (t.weighted) {
+        weigh(t, 1.0f);
+        search_affine_tile<16, 3, false>(t.x, t.weights, n, {-0.9f, 0.05f, 36}, sub);
+        fitted_scales<16>(t, sub.scale, sub.weight, 15, t.d, t.scale_code);
+        fitted_scales<16>(t, sub.low, sub.weight, 15, t.dmin, t.low_code);
     } else {
-        search_affine_tile<16, true>(t.x, nullptr, {3, -0.5f, 0.1f, 15}, sub, [](const vf* x, vf* w) {
+        search_affine_tile<16, 3, true>(t.x, nullptr, n, {-0.5f, 0.1f, 15}, sub, [](const vf* x, vf* w) {
             for (int k = 0; k < 16 * G; ++k) {
                 w[k] = magnitude(x[k]);
             }
         });
-        plain_scales<16>(sub.scale, 15, t.d, t.scale_code);
-        plain_scales<16>(sub.low, 15, t.dmin, t.low_code);
+        plain_scales<16>(t, sub.scale, 15, t.d, t.scale_code);
+        plain_scales<16>(t, sub.low, 15, t.dmin, t.low_code);
     }
     for (int b = 0; b < t.count; ++b, y += 84) {
         const float d = put_half(y + 80, t.d[b]);
@@ -250,12 +250,11 @@ Stored<16> stored_q3_k(const Tile& t, int b, float d) {
 }
 
 void q3_k_weighted(Tile& t, uint8_t* y) {
-    alignas(64) float w[WEIGHTS];
-    weigh(t, 2.0f, w);
-    search_symmetric_tile<16, 4>(t.x, w, t.sub);
+    weigh(t, 2.0f);
+    search_symmetric_tile<16, 4>(t.x, t.weights, t.padded * SUPER, t.sub);
     vf sums[TILE / LANES][16];
-    each_super<16>(t.sub.weight, [&](int b, const vf* v) { std::copy(v, v + 16, sums[b / LANES]); });
-    each_super<16>(t.sub.scale, [&](int b, const vf* v) {
+    each_super<16>(t, t.sub.weight, [&](int b, const vf* v) { std::copy(v, v + 16, sums[b / LANES]); });
+    each_super<16>(t, t.sub.scale, [&](int b, const vf* v) {
         const Symmetric<1> r = search_symmetric<16, 1, 32, true>(v, sums[b / LANES]);
         store(t.d + b, r.scale[0]);
         for (int j = 0; j < 16; ++j) {
@@ -271,23 +270,48 @@ void q3_k_weighted(Tile& t, uint8_t* y) {
     }
 }
 
-void q3_k_plain(Tile& t, uint8_t* y) {
-    constexpr int GROUP = LANES * G;
-    int8_t kept[WEIGHTS]; // the search's codes, by group, element, lane
-    for (int s = 0; s < WEIGHTS / 16; s += GROUP) {
-        vf x[16 * G], code[16 * G], scale[G];
-        transpose_group<16>(t.x + s * 16, x);
-        search_sweeps<16, G, 4>(x, scale, code);
-        for (int g = 0; g < G; ++g) {
-            store(t.sub.scale + s + g * LANES, scale[g]);
+// Searches the n listed sub-blocks of a tile by up to SWEEPS sweeps. Keeps on the list those that must sweep on, and
+// returns their number; of the others the scales are set, and with `kept` their codes 0 .. 7, at sub-block * 16 + element.
+template <int SWEEPS>
+int sweep_some(Tile& t, uint16_t* list, int n, uint8_t* kept = nullptr) {
+    constexpr int GROUPS = SWEEPS ? 4 : 2; // sweeps wait for each other: more of them side by side
+    int left = 0;
+    for (int first = 0; first < n; first += LANES * GROUPS) {
+        vf x[16 * GROUPS], code[16 * GROUPS], scale[GROUPS];
+        vi moving[GROUPS];
+        for (int g = 0; g < GROUPS; ++g) {
+            const float* rows[LANES];
+            for (int i = 0; i < LANES; ++i) {
+                rows[i] = t.x + list[std::min(first + g * LANES + i, n - 1)] * 16;
+            }
+            vf block[16];
+            transpose<16>(rows, block);
+            for (int i = 0; i < 16; ++i) {
+                x[i * GROUPS + g] = block[i];
+            }
         }
-        for (int k = 0; k < 16 * G; ++k) {
-            typedef int8_t Codes __attribute__((vector_size(LANES)));
-            const Codes c = __builtin_convertvector(__builtin_convertvector(code[k], vi), Codes);
-            std::memcpy(kept + s * 16 + k * LANES, &c, sizeof c);
+        search_sweeps<16, GROUPS, 4, SWEEPS>(x, scale, moving, kept ? code : nullptr);
+        for (int k = first; k < std::min(first + LANES * GROUPS, n); ++k) {
+            const int g = (k - first) / LANES, lane = (k - first) % LANES;
+            t.sub.scale[list[k]] = scale[g][lane];
+            for (int i = 0; kept && i < 16; ++i) {
+                kept[list[k] * 16 + i] = uint8_t(code[i * GROUPS + g][lane] + 4.0f);
+            }
+            list[left] = list[k];
+            left += moving[g][lane] != 0;
         }
     }
-    each_super<16>(t.sub.scale, [&](int b, const vf* v) {
+    return left;
+}
+
+void q3_k_plain(Tile& t, uint8_t* y) {
+    uint16_t list[WEIGHTS / 16];
+    uint8_t kept[WEIGHTS];
+    std::iota(std::begin(list), std::end(list), uint16_t(0));
+    int n = sweep_some<0>(t, list, t.padded * 16);
+    n = sweep_some<1>(t, list, n);
+    sweep_some<5>(t, list, n);
+    each_super<16>(t, t.sub.scale, [&](int b, const vf* v) {
         vf top[1];
         largest<16, 1>(v, top);
         const vf inverse = -32.0f / top[0];
@@ -299,19 +323,25 @@ void q3_k_plain(Tile& t, uint8_t* y) {
             store(t.scale_code + j * TILE + b, zero ? vi{} : l);
         }
     });
-    for (int b = 0; b < t.count; ++b, y += 110) {
+    Stored<16> stored[TILE];
+    n = 0;
+    for (int b = 0; b < t.count; ++b) {
+        stored[b] = stored_q3_k(t, b, put_half(y + 110 * b + 108, t.d[b]));
+        for (int j = 0; j < 16; ++j) {
+            list[n] = uint16_t(b * 16 + j);
+            n += stored[b].scale[j] == 0.0f;
+        }
+    }
+    sweep_some<5>(t, list, n, kept);
+    for (int b = 0; b < t.count; ++b) {
         uint8_t codes[SUPER];
-        const auto keep = [&](int s, int i) {
-            const int lane = s % GROUP;
-            return uint8_t(kept[s / GROUP * GROUP * 16 + (i * G + lane / LANES) * LANES + lane % LANES] + 4);
-        };
-        round_again<16, false>(t, b, stored_q3_k(t, b, put_half(y + 108, t.d[b])), -4, 3, keep, codes);
-        pack_q3_k(t, b, codes, y);
+        round_again<16, false>(t, b, stored[b], -4, 3, [&](int s, int i) { return kept[s * 16 + i]; }, codes);
+        pack_q3_k(t, b, codes, y + 110 * b);
     }
 }
 
 void q3_k_tile(Tile& t, uint8_t* y) {
-    (t.importance ? q3_k_weighted : q3_k_plain)(t, y);
+    (t.weighted ? q3_k_weighted : q3_k_plain)(t, y);
 }
 
 // ---- Q4_K: d, dmin, scales and minima [12], codes [128]. Q5_K: the same with the codes' high bits [32] before them
@@ -319,15 +349,15 @@ void q3_k_tile(Tile& t, uint8_t* y) {
 template <int TOP>
 void affine_tile(Tile& t, uint8_t* y) {
     Searched& sub = t.sub;
-    if (t.importance) {
-        alignas(64) float w[WEIGHTS];
-        weigh(t, 2.0f, w);
-        search_affine_tile<32, false>(t.x, w, {TOP, -0.9f, 0.05f, 36}, sub);
-        fitted_scales<8>(sub.scale, sub.weight, 63, t.d, t.scale_code);
-        fitted_scales<8>(sub.low, sub.weight, 63, t.dmin, t.low_code);
+    const int n = t.padded * SUPER;
+    if (t.weighted) {
+        weigh(t, 2.0f);
+        search_affine_tile<32, TOP, false>(t.x, t.weights, n, {-0.9f, 0.05f, 36}, sub);
+        fitted_scales<8>(t, sub.scale, sub.weight, 63, t.d, t.scale_code);
+        fitted_scales<8>(t, sub.low, sub.weight, 63, t.dmin, t.low_code);
     } else {
-        const AffineSearch how = TOP == 15 ? AffineSearch{TOP, -1.0f, 0.1f, 20} : AffineSearch{TOP, -0.5f, 0.1f, 15};
-        search_affine_tile<32, false>(t.x, nullptr, how, sub, [](const vf* x, vf* w) {
+        const AffineSearch how = TOP == 15 ? AffineSearch{-1.0f, 0.1f, 20} : AffineSearch{-0.5f, 0.1f, 15};
+        search_affine_tile<32, TOP, false>(t.x, nullptr, n, how, sub, [](const vf* x, vf* w) {
             for (int g = 0; g < G; ++g) {
                 vf sum = vf{};
                 for (int i = 0; i < 32; ++i) {
@@ -339,10 +369,10 @@ void affine_tile(Tile& t, uint8_t* y) {
                 }
             }
         });
-        plain_scales<8>(sub.scale, 63, t.d, t.scale_code);
-        plain_scales<8>(sub.low, 63, t.dmin, t.low_code);
+        plain_scales<8>(t, sub.scale, 63, t.d, t.scale_code);
+        plain_scales<8>(t, sub.low, 63, t.dmin, t.low_code);
     }
-    if (!t.importance || TOP == 31) { // the weighted Q4_K stores its codes without this
+    if (!t.weighted || TOP == 31) { // the weighted Q4_K stores its codes without this
         for (int k = 0; k < 8 * TILE; ++k) {
             t.scale_code[k] = std::min(t.scale_code[k], 63);
             t.low_code[k] = std::min(t.low_code[k], 63);
@@ -371,13 +401,13 @@ void affine_tile(Tile& t, uint8_t* y) {
 // ---- Q6_K: codes' low halves [128], high bits [64], 16 scales of 8 bits, d
 
 void q6_k_tile(Tile& t, uint8_t* y) {
-    search_symmetric_tile<16, 32>(t.x, t.importance, t.sub, [](const vf* x, vf* w) {
+    search_symmetric_tile<16, 32>(t.x, t.weighted ? t.weights : nullptr, t.padded * SUPER, t.sub, [](const vf* x, vf* w) {
         for (int k = 0; k < 16 * G; ++k) {
             w[k] = x[k] * x[k];
         }
     });
     alignas(64) float top[TILE];
-    each_super<16>(t.sub.scale, [&](int b, const vf* v) {
+    each_super<16>(t, t.sub.scale, [&](int b, const vf* v) {
         vf high[1];
         largest<16, 1>(v, high);
         const vf inverse = -128.0f / high[0];
@@ -419,19 +449,21 @@ template <auto QuantizeTile, int BYTES>
 void each_tile(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
     const int64_t per_row = cols / SUPER;
     const int64_t total = rows * per_row;
-    alignas(64) float padded[WEIGHTS], spread[WEIGHTS];
+    alignas(64) float padded[WEIGHTS], weights[WEIGHTS];
     Tile tile;
+    tile.weighted = importance;
+    tile.weights = weights;
     for (int64_t s = 0; s < total; s += TILE) {
         tile.count = int(std::min<int64_t>(TILE, total - s));
+        tile.padded = (tile.count + LANES - 1) / LANES * LANES;
         tile.x = x + s * SUPER;
-        tile.importance = importance ? spread : nullptr;
-        if (tile.count < TILE) {
-            std::memset(padded, 0, sizeof padded);
+        if (tile.count < tile.padded) {
             std::memcpy(padded, tile.x, size_t(tile.count) * SUPER * 4);
+            std::fill(padded + tile.count * SUPER, padded + tile.padded * SUPER, 0.0f);
             tile.x = padded;
         }
-        for (int b = 0; importance && b < TILE; ++b) {
-            std::memcpy(spread + b * SUPER, importance + (s + b) % per_row * SUPER, SUPER * 4);
+        for (int b = 0; importance && b < tile.padded; ++b) {
+            std::memcpy(weights + b * SUPER, importance + (s + b) % per_row * SUPER, SUPER * 4);
         }
         QuantizeTile(tile, y + s * BYTES);
     }

@@ -14,13 +14,6 @@ namespace lg::LG_ISA {
 
 namespace {
 
-typedef uint8_t Narrow __attribute__((vector_size(LANES)));
-
-inline void store_bytes(uint8_t* y, vi codes) {
-    const Narrow narrow = __builtin_convertvector(codes, Narrow);
-    std::memcpy(y, &narrow, sizeof narrow);
-}
-
 template <int D, size_t... K>
 inline vf swap_lanes(vf v, std::index_sequence<K...>) {
     return __builtin_shufflevector(v, v, int(K ^ D)...);
@@ -326,6 +319,7 @@ void mean_squares(const float* x, int64_t rows, int64_t cols, float* out) {
 template <auto SearchTile, auto Block, int BYTES>
 void each_weighted(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
     alignas(64) float padded[WEIGHTS], weights[WEIGHTS], squares[ROWS];
+    constexpr int GROUP = LANES * G * 32;
     Searched found;
     for (int64_t r = 0; r < rows; r += ROWS) {
         const int64_t some = std::min<int64_t>(ROWS, rows - r);
@@ -333,12 +327,13 @@ void each_weighted(const float* x, uint8_t* y, int64_t rows, int64_t cols, const
         for (int64_t first = 0; first < some * cols; first += WEIGHTS) {
             const int count = int(std::min<int64_t>(WEIGHTS, some * cols - first));
             const float* tile = x + r * cols + first;
-            if (count < WEIGHTS) {
-                std::memset(padded, 0, sizeof padded);
+            const int whole = (count + GROUP - 1) / GROUP * GROUP;
+            if (count < whole) {
                 std::memcpy(padded, tile, size_t(count) * 4);
+                std::fill(padded + count, padded + whole, 0.0f);
                 tile = padded;
             }
-            for (int k = 0; k < WEIGHTS; k += 32) {
+            for (int k = 0; k < whole; k += 32) {
                 const int64_t at = std::min(first + k, some * cols - 32);
                 const float square = squares[at / cols];
                 const float* column = importance + at % cols;
@@ -347,7 +342,7 @@ void each_weighted(const float* x, uint8_t* y, int64_t rows, int64_t cols, const
                     store(weights + k + i, load(column + i) * sqrt(square + v * v));
                 }
             }
-            SearchTile(tile, weights, found);
+            SearchTile(tile, weights, whole, found);
             for (int b = 0; b < count / 32; ++b) {
                 Block(tile + b * 32, found, b, y + ((r * cols + first) / 32 + b) * BYTES);
             }
@@ -356,13 +351,13 @@ void each_weighted(const float* x, uint8_t* y, int64_t rows, int64_t cols, const
 }
 
 template <int BITS>
-void search_symmetric_blocks(const float* x, const float* w, Searched& out) {
-    search_symmetric_tile<32, 1 << (BITS - 1)>(x, w, out);
+void search_symmetric_blocks(const float* x, const float* w, int n, Searched& out) {
+    search_symmetric_tile<32, 1 << (BITS - 1)>(x, w, n, out);
 }
 
 template <int BITS>
-void search_affine_blocks(const float* x, const float* w, Searched& out) {
-    search_affine_tile<32, false>(x, w, {(1 << BITS) - 1, -0.9f, 0.05f, 36}, out);
+void search_affine_blocks(const float* x, const float* w, int n, Searched& out) {
+    search_affine_tile<32, (1 << BITS) - 1, false>(x, w, n, {-0.9f, 0.05f, 36}, out);
 }
 
 template <auto Plain, auto Weighted>

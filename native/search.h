@@ -15,16 +15,44 @@ namespace {
 
 constexpr float TINY = 1e-15f; // GROUP_MAX_EPS: a block below it counts as zero
 
-// The code of `v` between the whole numbers low and high, as a float. EXACT also wraps as nearest_int does where v is
+// Clamping of whole numbers that are held as floats, LOW <= 0 < HIGH. Where there are integer instructions for it, on the
+// floats' bits: those run beside the additions, the float ones instead of them. (Bits of floats above zero are ordered
+// as integers are; those of floats below zero, as unsigned integers, by magnitude.)
+template <int LOW, int HIGH>
+inline vf clamp_whole(vf v) {
+#if defined(LG_ISA_avx512)
+    const __m512i high = _mm512_castps_si512(_mm512_set1_ps(HIGH)), low = _mm512_castps_si512(_mm512_set1_ps(LOW));
+    const __m512i capped = _mm512_min_epi32((__m512i)v, high);
+    return (vf)(LOW == 0 ? _mm512_max_epi32(capped, low) : _mm512_min_epu32(capped, low));
+#elif defined(LG_ISA_avx2)
+    const __m256i high = _mm256_castps_si256(_mm256_set1_ps(HIGH)), low = _mm256_castps_si256(_mm256_set1_ps(LOW));
+    const __m256i capped = _mm256_min_epi32((__m256i)v, high);
+    return (vf)(LOW == 0 ? _mm256_max_epi32(capped, low) : _mm256_min_epu32(capped, low));
+#else
+    return min(max(v, splat(float(LOW))), splat(float(HIGH)));
+#endif
+}
+
+// Clamping from above alone.
+template <int HIGH>
+inline vf cap_whole(vf v) {
+#if defined(LG_ISA_avx512) || defined(LG_ISA_avx2)
+    return floats(min(bits(v), bits(splat(float(HIGH)))));
+#else
+    return min(v, splat(float(HIGH)));
+#endif
+}
+
+// The code of `v` between the whole numbers LOW and HIGH, as a float. EXACT also wraps as nearest_int does where v is
 // out of its range.
-template <bool EXACT>
-inline vf code_of(vf v, int low, int high) {
+template <bool EXACT, int LOW, int HIGH>
+inline vf code_of(vf v) {
     if constexpr (EXACT) {
         const vi low_bits = bits(v + MAGIC) & 0x7FFFFF;
-        const vi clamped = min(max(low_bits, splat(0x400000 + low)), splat(0x400000 + high));
+        const vi clamped = min(max(low_bits, splat(0x400000 + LOW)), splat(0x400000 + HIGH));
         return floats(clamped | 0x4B000000) - MAGIC;
     } else {
-        return min(max(nearest(v), splat(float(low))), splat(float(high)));
+        return clamp_whole<LOW, HIGH>(nearest(v));
     }
 }
 
@@ -77,7 +105,7 @@ inline Symmetric<G> search_symmetric(const vf* x, const vf* w) {
             for (int g = 0; g < G; ++g) {
                 const int k = i * G + g;
                 const vf v = inverse[g] * x[k];
-                const vf l = EXACT || LOW ? code_of<EXACT>(v, -HALF, HALF - 1) : min(nearest(v), splat(float(HALF - 1)));
+                const vf l = EXACT || LOW ? code_of<EXACT, -HALF, HALF - 1>(v) : cap_whole<HALF - 1>(nearest(v));
                 sum_lx[g] += wx[k] * l;
                 sum_l2[g] += w[k] * l * l;
             }
@@ -124,19 +152,18 @@ template <int G>
 struct Affine {
     vf scale[G];   // 0 for a flat block
     vf low[G];     // the offset, zero or negative
-    vf inverse[G]; // the codes are clamp(nearest(inverse * (x - from)), 0, top); 0 for a flat block, whose codes are 0
+    vf inverse[G]; // the codes are clamp(nearest(inverse * (x - from)), 0, TOP); 0 for a flat block, whose codes are 0
     vf from[G];
 };
 
 struct AffineSearch {
-    int top;           // the highest code
-    float first, step; // inverse scales start at (top + first) / range and go up by step / range
+    float first, step; // inverse scales start at (TOP + first) / range and go up by step / range
     int tries;         // one less than their number
 };
 
 // False when some lane's products may have left the range in which rounding needs no wrapping; then the result is void
 // and the caller repeats with EXACT.
-template <int N, int G, bool ABSOLUTE, bool EXACT>
+template <int N, int G, int TOP, bool ABSOLUTE, bool EXACT>
 inline bool search_affine(const vf* x, const vf* w, const AffineSearch& s, Affine<G>& r) {
     vf high[G], start[G], size[G], sum_w[G], sum_x[G], best[G], codes[N * G];
     vi doubt = vi{}, flat[G];
@@ -156,19 +183,19 @@ inline bool search_affine(const vf* x, const vf* w, const AffineSearch& s, Affin
         size[g] = max(magnitude(high[g]), magnitude(low));
         start[g] = r.low[g] = r.from[g] = low;
         flat[g] = high[g] == low;
-        r.inverse[g] = float(s.top) / (high[g] - low);
+        r.inverse[g] = float(TOP) / (high[g] - low);
         r.scale[g] = 1.0f / r.inverse[g];
-        best[g] = vf{};
     }
 
-    const auto error = [&](const vf* scale, const vf* low, vf* sum) {
-        for (int i = 0; i < N; ++i) {
-            for (int g = 0; g < G; ++g) {
-                const int k = i * G + g;
-                const vf diff = scale[g] * codes[k] + low[g] - x[k];
-                sum[g] += w[k] * (ABSOLUTE ? magnitude(diff) : diff * diff);
-            }
+    // The sum of the weighted errors of the codes of vector g.
+    const auto error = [&](int g, vf scale, vf low) {
+        vf sum = vf{};
+#pragma GCC unroll 4
+        for (int k = g; k < N * G; k += G) {
+            const vf diff = scale * codes[k] + low - x[k];
+            sum += w[k] * (ABSOLUTE ? magnitude(diff) : diff * diff);
         }
+        return sum;
     };
     const auto check_range = [&](int g, vf inverse, vf low) {
         if constexpr (!EXACT) {
@@ -178,48 +205,42 @@ inline bool search_affine(const vf* x, const vf* w, const AffineSearch& s, Affin
 
     for (int g = 0; g < G; ++g) {
         check_range(g, r.inverse[g], r.low[g]);
-    }
-    for (int i = 0; i < N; ++i) {
-        for (int g = 0; g < G; ++g) {
-            const int k = i * G + g;
-            codes[k] = code_of<EXACT>(r.inverse[g] * (x[k] - r.low[g]), 0, s.top);
+        for (int k = g; k < N * G; k += G) {
+            codes[k] = code_of<EXACT, 0, TOP>(r.inverse[g] * (x[k] - r.low[g]));
         }
+        best[g] = error(g, r.scale[g], r.low[g]);
     }
-    error(r.scale, r.low, best);
 
+    // The vectors take turns, so that the divisions between one's two loops run beside the other's loop.
     for (int t = 0; t <= s.tries; ++t) {
-        vf inverse[G], sum_l[G], sum_l2[G], sum_xl[G];
-        const float numerator = s.first + s.step * float(t) + float(s.top);
+        vf inverse[G], scale[G], low[G], det[G];
+        const float numerator = s.first + s.step * float(t) + float(TOP);
         for (int g = 0; g < G; ++g) {
             inverse[g] = numerator / (high[g] - r.low[g]);
             check_range(g, inverse[g], r.low[g]);
-            sum_l[g] = sum_l2[g] = sum_xl[g] = vf{};
-        }
-        for (int i = 0; i < N; ++i) {
-            for (int g = 0; g < G; ++g) {
-                const int k = i * G + g;
-                const vf l = code_of<EXACT>(inverse[g] * (x[k] - r.low[g]), 0, s.top);
+            vf sum_l = vf{}, sum_l2 = vf{}, sum_xl = vf{};
+#pragma GCC unroll 4
+            for (int k = g; k < N * G; k += G) {
+                const vf l = code_of<EXACT, 0, TOP>(inverse[g] * (x[k] - r.low[g]));
                 codes[k] = l;
                 const vf wl = w[k] * l;
-                sum_l[g] += wl;
-                sum_l2[g] += wl * l;
-                sum_xl[g] += wl * x[k];
+                sum_l += wl;
+                sum_l2 += wl * l;
+                sum_xl += wl * x[k];
+            }
+            det[g] = sum_w[g] * sum_l2 - sum_l * sum_l;
+            scale[g] = (sum_w[g] * sum_xl - sum_x[g] * sum_l) / det[g];
+            low[g] = (sum_l2 * sum_x[g] - sum_l * sum_xl) / det[g];
+            const vi above = low[g] > 0.0f;
+            if (any(above)) {
+                low[g] = above ? vf{} : low[g];
+                scale[g] = above ? sum_xl / sum_l2 : scale[g];
             }
         }
-        vf det[G], scale[G], low[G], sum[G];
         for (int g = 0; g < G; ++g) {
-            det[g] = sum_w[g] * sum_l2[g] - sum_l[g] * sum_l[g];
-            scale[g] = (sum_w[g] * sum_xl[g] - sum_x[g] * sum_l[g]) / det[g];
-            low[g] = (sum_l2[g] * sum_x[g] - sum_l[g] * sum_xl[g]) / det[g];
-            const vi above = low[g] > 0.0f;
-            low[g] = above ? vf{} : low[g];
-            scale[g] = above ? sum_xl[g] / sum_l2[g] : scale[g];
-            sum[g] = vf{};
-        }
-        error(scale, low, sum);
-        for (int g = 0; g < G; ++g) {
-            const vi better = (det[g] > 0.0f) & (sum[g] < best[g]);
-            best[g] = better ? sum[g] : best[g];
+            const vf sum = error(g, scale[g], low[g]);
+            const vi better = (det[g] > 0.0f) & (sum < best[g]);
+            best[g] = better ? sum : best[g];
             r.scale[g] = better ? scale[g] : r.scale[g];
             r.inverse[g] = better ? inverse[g] : r.inverse[g];
             r.from[g] = better ? r.low[g] : r.from[g];
@@ -302,45 +323,65 @@ inline vf search_positive(const vf* x, const vf* w, int top, vi* codes) {
 
 // ---- scales around zero by coordinate sweeps; a weight's weight is its square
 
-// Returns scales (0 for a zero block); codes -HALF .. HALF - 1 as floats, in code[i * G + g], -HALF throughout for a
-// zero block (the reference stores code 0 there, which stands for -HALF).
+// Where the sweeps start: the codes -HALF .. HALF - 1 nearest for the largest weight, and their sums.
 template <int N, int G, int HALF>
-inline void search_sweeps(const vf* x, vf* scale, vf* code) {
-    vf top[G], sum_lx[G], sum_l2[G], w[N * G], wx[N * G];
+struct Sweeps {
+    vf w[N * G], wx[N * G], code[N * G];
+    vf sum_lx[G], sum_l2[G];
     vi zero[G];
-    largest<N, G>(x, top);
-    for (int g = 0; g < G; ++g) {
-        zero[g] = magnitude(top[g]) < TINY;
-        top[g] = zero[g] ? splat(1.0f) : top[g];
-        top[g] = float(-HALF) / top[g];
-        sum_lx[g] = sum_l2[g] = vf{};
-    }
-    for (int i = 0; i < N; ++i) {
+
+    explicit Sweeps(const vf* x) {
+        vf top[G];
+        largest<N, G>(x, top);
         for (int g = 0; g < G; ++g) {
-            const int k = i * G + g;
-            w[k] = x[k] * x[k];
-            wx[k] = w[k] * x[k];
-            code[k] = code_of<false>(top[g] * x[k], -HALF, HALF - 1);
-            sum_lx[g] += wx[k] * code[k];
-            sum_l2[g] += w[k] * code[k] * code[k];
+            zero[g] = magnitude(top[g]) < TINY;
+            top[g] = float(-HALF) / (zero[g] ? splat(1.0f) : top[g]);
+            sum_lx[g] = sum_l2[g] = vf{};
+        }
+        for (int i = 0; i < N; ++i) {
+            for (int g = 0; g < G; ++g) {
+                const int k = i * G + g;
+                w[k] = x[k] * x[k];
+                wx[k] = w[k] * x[k];
+                code[k] = code_of<false, -HALF, HALF - 1>(top[g] * x[k]);
+                sum_lx[g] += wx[k] * code[k];
+                sum_l2[g] += w[k] * code[k] * code[k];
+            }
         }
     }
-    for (int sweep = 0; sweep < 5; ++sweep) {
+
+    vf scale(int g) const { return (sum_l2[g] > 0.0f) & ~zero[g] ? sum_lx[g] / sum_l2[g] : vf{}; }
+
+    // Weight k's best code with all others as they are; its sums without it.
+    vf best(const vf* x, int k, int g, vf& lx, vf& l2) const {
+        lx = sum_lx[g] - wx[k] * code[k];
+        l2 = sum_l2[g] - w[k] * code[k] * code[k];
+        return code_of<true, -HALF, HALF - 1>(x[k] * l2 / lx);
+    }
+};
+
+// Up to SWEEPS of the reference's five sweeps. Where no weight wants another code afterwards, what comes out is what all
+// five would give: scales (0 for a zero block), and codes -HALF .. HALF - 1 in code[i * G + g], -HALF throughout for a
+// zero block (the reference stores code 0 there, which stands for -HALF). `moving` says in which lanes some weight still
+// does; in none after five. Of random weights, one block in five moves at all and one in twenty moves again; and with no
+// sweep nothing waits for the weight before. So a caller sweeps the few that go on together.
+template <int N, int G, int HALF, int SWEEPS>
+inline void search_sweeps(const vf* x, vf* scale, vi* moving, vf* code = nullptr) {
+    Sweeps<N, G, HALF> s(x);
+    for (int sweep = 0; sweep < SWEEPS; ++sweep) {
         vi changed = vi{};
         for (int i = 0; i < N; ++i) {
             for (int g = 0; g < G; ++g) {
                 const int k = i * G + g;
-                const vf l = code[k];
-                const vf lx = sum_lx[g] - wx[k] * l;
-                const vf l2 = sum_l2[g] - w[k] * l * l;
-                const vf moved = code_of<true>(x[k] * l2 / lx, -HALF, HALF - 1);
-                const vf new_lx = lx + wx[k] * moved;
-                const vf new_l2 = l2 + w[k] * moved * moved;
-                const vi better = (lx > 0.0f) & (moved != l) & (new_l2 > 0.0f)
-                    & (new_lx * new_lx * sum_l2[g] > sum_lx[g] * sum_lx[g] * new_l2);
-                code[k] = better ? moved : l;
-                sum_lx[g] = better ? new_lx : sum_lx[g];
-                sum_l2[g] = better ? new_l2 : sum_l2[g];
+                vf lx, l2;
+                const vf best = s.best(x, k, g, lx, l2);
+                const vf new_lx = lx + s.wx[k] * best;
+                const vf new_l2 = l2 + s.w[k] * best * best;
+                const vi better = (lx > 0.0f) & (best != s.code[k]) & (new_l2 > 0.0f)
+                    & (new_lx * new_lx * s.sum_l2[g] > s.sum_lx[g] * s.sum_lx[g] * new_l2);
+                s.code[k] = better ? best : s.code[k];
+                s.sum_lx[g] = better ? new_lx : s.sum_lx[g];
+                s.sum_l2[g] = better ? new_l2 : s.sum_l2[g];
                 changed |= better;
             }
         }
@@ -349,10 +390,19 @@ inline void search_sweeps(const vf* x, vf* scale, vf* code) {
         }
     }
     for (int g = 0; g < G; ++g) {
-        scale[g] = (sum_l2[g] > 0.0f) & ~zero[g] ? sum_lx[g] / sum_l2[g] : vf{};
-        for (int i = 0; i < N; ++i) {
-            code[i * G + g] = zero[g] ? splat(float(-HALF)) : code[i * G + g];
+        scale[g] = s.scale(g);
+        moving[g] = vi{};
+    }
+    for (int i = 0; SWEEPS < 5 && i < N; ++i) {
+        for (int g = 0; g < G; ++g) {
+            const int k = i * G + g;
+            vf lx, l2;
+            const vf best = s.best(x, k, g, lx, l2);
+            moving[g] |= (lx > 0.0f) & (best != s.code[k]) & ~s.zero[g];
         }
+    }
+    for (int k = 0; code && k < N * G; ++k) {
+        code[k] = s.zero[k % G] ? splat(float(-HALF)) : s.code[k];
     }
 }
 

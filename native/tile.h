@@ -7,7 +7,7 @@
 namespace lg::LG_ISA {
 namespace {
 
-constexpr int WEIGHTS = 4096; // in a tile; it, its weights' weights and the results stay in the first caches
+constexpr int WEIGHTS = 16384; // in a tile, at most; it and its weights' weights stay in the second cache
 constexpr int G = 2;          // vectors of sub-blocks searched at once
 
 // What a search says of every sub-block of a tile. Padded, as transposing 8 sub-blocks with 16 lanes reads past the end.
@@ -46,10 +46,10 @@ struct NoOwnWeights {
 };
 
 // Calls search(first sub-block, x, w) for every group of LANES * G sub-blocks, transposed. `weights`: the weights'
-// weights in the same order as x, or null, when own(x, w) makes them.
+// weights in the same order as x, or null, when own(x, w) makes them. `n` weights, whole groups.
 template <int N, class Own, class Search>
-inline void each_group(const float* x, const float* weights, Searched& out, Own own, Search search) {
-    for (int s = 0; s < WEIGHTS / N; s += LANES * G) {
+inline void each_group(const float* x, const float* weights, int n, Searched& out, Own own, Search search) {
+    for (int s = 0; s < n / N; s += LANES * G) {
         vf xs[N * G], ws[N * G];
         transpose_group<N>(x + s * N, xs);
         if (weights) {
@@ -68,13 +68,13 @@ inline void each_group(const float* x, const float* weights, Searched& out, Own 
     }
 }
 
-template <int N, bool ABSOLUTE, class Own = NoOwnWeights>
-inline void search_affine_tile(const float* x, const float* weights, const AffineSearch& how, Searched& out,
+template <int N, int TOP, bool ABSOLUTE, class Own = NoOwnWeights>
+inline void search_affine_tile(const float* x, const float* weights, int n, const AffineSearch& how, Searched& out,
                                Own own = {}) {
-    each_group<N>(x, weights, out, own, [&](int s, const vf* xs, const vf* ws) {
+    each_group<N>(x, weights, n, out, own, [&](int s, const vf* xs, const vf* ws) {
         Affine<G> r;
-        if (!search_affine<N, G, ABSOLUTE, false>(xs, ws, how, r)) {
-            search_affine<N, G, ABSOLUTE, true>(xs, ws, how, r);
+        if (!search_affine<N, G, TOP, ABSOLUTE, false>(xs, ws, how, r)) {
+            search_affine<N, G, TOP, ABSOLUTE, true>(xs, ws, how, r);
         }
         for (int g = 0; g < G; ++g) {
             store(out.scale + s + g * LANES, r.scale[g]);
@@ -86,8 +86,8 @@ inline void search_affine_tile(const float* x, const float* weights, const Affin
 }
 
 template <int N, int HALF, class Own = NoOwnWeights>
-inline void search_symmetric_tile(const float* x, const float* weights, Searched& out, Own own = {}) {
-    each_group<N>(x, weights, out, own, [&](int s, const vf* xs, const vf* ws) {
+inline void search_symmetric_tile(const float* x, const float* weights, int n, Searched& out, Own own = {}) {
+    each_group<N>(x, weights, n, out, own, [&](int s, const vf* xs, const vf* ws) {
         const Symmetric<G> r = search_symmetric<N, G, HALF, false>(xs, ws);
         for (int g = 0; g < G; ++g) {
             store(out.scale + s + g * LANES, r.scale[g]);
