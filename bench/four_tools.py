@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from merge_memory import make_adapter, make_base
 
+import child
 from loragraft.formats.gguf.reader import GGUFFile
+from merge_memory import make_adapter, make_base
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,10 @@ class Step:
     """Bytes of the file that it leaves."""
 
 
-def measured(name: str, command: list[str], output: Path, env: dict[str, str]) -> Step:
-    """Run `command`, which makes `output`. Its peak memory comes from wait4."""
-    with tempfile.TemporaryFile() as log:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **env})
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}")
-    return Step(name, seconds, usage.ru_maxrss * 1024, output.stat().st_size)
+def measured(name: str, command: list[str], output: Path) -> Step:
+    """Run `command`, which makes `output`."""
+    run = child.run(command)
+    return Step(name, run.seconds, run.peak, output.stat().st_size)
 
 
 def four_tools(base: Path, adapter: Path, folder: Path, type: str, threads: int) -> list[Step]:  # noqa: A002
@@ -70,13 +61,13 @@ def four_tools(base: Path, adapter: Path, folder: Path, type: str, threads: int)
         ("llama-export-lora", f"{export} -m {f16} --lora {lora} -o {merged} -t {threads}".split(), merged),
         ("llama-quantize", f"{quantize} {merged} {out} {type} {threads}".split(), out),
     ]
-    return [measured(name, command, output, {}) for name, command, output in steps]
+    return [measured(name, command, output) for name, command, output in steps]
 
 
 def one_pass(base: Path, adapter: Path, folder: Path, type: str, threads: int) -> list[Step]:  # noqa: A002
     out = folder / "ours.gguf"
     words = ["merge", str(base), "--lora", str(adapter), "-o", str(out), "--type", type, "-t", str(threads)]
-    return [measured("loragraft merge", [sys.executable, "-m", "loragraft", *words], out, {})]
+    return [measured("loragraft merge", [sys.executable, "-m", "loragraft", *words], out)]
 
 
 def different_weights(ours: Path, theirs: Path) -> tuple[int, int]:

@@ -13,14 +13,13 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
+import child
 from loragraft.formats.safetensors import SafetensorsSpec, SafetensorsWriter
 
 LIMIT = 400e6
@@ -94,30 +93,6 @@ def make_adapter(folder: Path, layers: int) -> None:
     write(folder / "adapter_model.safetensors", shapes, "F32", 0.02, 99)
 
 
-def watched(command: list[str], scratch: Path) -> dict[str, int]:
-    """Run `command` with `scratch` as its folder for temporary files; what /proc says of it at its peak, in bytes."""
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)})
-    peaks: dict[str, int] = {}
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            io = Path(f"/proc/{process.pid}/io").read_text()
-        except OSError:
-            break
-        facts = {key: 1024 * int(rest.split()[0]) for key, rest in _fields(status) if rest.endswith("kB")}
-        for key in ("VmRSS", "RssAnon", "RssFile"):
-            peaks[key] = max(peaks.get(key, 0), facts.get(key, 0))
-        peaks["wchar"] = max(peaks.get("wchar", 0), int(dict(_fields(io))["wchar"]))
-        time.sleep(0.002)
-    if process.wait():
-        raise SystemExit(f"{command} failed")
-    return peaks
-
-
-def _fields(text: str) -> list[tuple[str, str]]:
-    return [(key, value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--type", default="Q4_K_M")
@@ -134,24 +109,19 @@ def main() -> None:
         target.mkdir()
         out = target / "merged.gguf"
         words = ["merge", str(base), "--lora", str(adapter), "-o", str(out), "--type", arguments.type]
-        began = time.perf_counter()
-        peaks = watched(
-            [sys.executable, "-m", "loragraft", *words, "--threads", str(arguments.threads)], scratch
-        )
-        seconds = time.perf_counter() - began
+        command = [sys.executable, "-m", "loragraft", *words, "--threads", arguments.threads]
+        run = child.run(command, {"TMPDIR": str(scratch)})
         size = out.stat().st_size
         left = sorted(path.name for path in (*target.iterdir(), *scratch.iterdir()))
         print(
-            f"{weights / 1e6:.0f} M weights to {arguments.type} in {seconds:.1f} s, {arguments.threads} threads"
+            f"{weights / 1e6:.0f} M weights to {arguments.type} in {run.seconds:.1f} s, {arguments.threads} threads"
         )
         print(
-            f"peak resident {peaks['VmRSS'] / 1e6:.0f} MB, of it not mapped files {peaks['RssAnon'] / 1e6:.0f} MB"
+            f"peak resident {run.peak / 1e6:.0f} MB, of it not mapped files {run.peak_private / 1e6:.0f} MB"
         )
-        print(
-            f"written {peaks['wchar'] / 1e6:.1f} MB in all, the target has {size / 1e6:.1f} MB; files: {left}"
-        )
+        print(f"written {run.written / 1e6:.1f} MB in all, the target has {size / 1e6:.1f} MB; files: {left}")
         # The journal of a run that may be continued, and what is printed, come to less than a thousandth.
-        if peaks["RssAnon"] > LIMIT or left != [out.name] or peaks["wchar"] > 1.001 * size + 1e5:
+        if run.peak_private > LIMIT or left != [out.name] or run.written > 1.001 * size + 1e5:
             raise SystemExit("over the limit")
 
 

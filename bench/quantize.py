@@ -15,13 +15,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+import child
 from loragraft import _native
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
@@ -92,30 +91,7 @@ def make_imatrix(path: Path, layers: int) -> None:
     Imatrix(sums, {name: np.full(1, 100) for name in columns}, ["random"], 1, 512).save_gguf(path)
 
 
-@dataclass(frozen=True)
-class Run:
-    seconds: float
-    peak: int
-    """Resident bytes, mapped files included."""
-    output: str
-
-
-def timed(command: Sequence[object]) -> Run:
-    """One process, waited for; its output is thrown away, unless it fails."""
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{command[0]} failed: {log.read()[-500:].decode(errors='replace')}")
-        seconds = time.perf_counter() - began
-        log.seek(0)
-        return Run(seconds, usage.ru_maxrss * 1024, log.read().decode(errors="replace"))
-
-
-def best(runs: Sequence[Run]) -> Run:
+def best(runs: Sequence[child.Run]) -> child.Run:
     return min(runs, key=lambda run: run.seconds)
 
 
@@ -126,7 +102,7 @@ def copy_time(source: Path, size: int, target: Path) -> float:
     times = []
     for _ in range(3):
         target.unlink(missing_ok=True)
-        times.append(timed(["cp", part, target]).seconds)
+        times.append(child.run(["cp", part, target]).seconds)
     part.unlink()
     target.unlink()
     return min(times)
@@ -162,11 +138,11 @@ def main() -> None:
             for _ in range(arguments.repeat):
                 out.unlink(missing_ok=True)
                 command = [sys.executable, "-m", "loragraft", "quantize", "--json", "-t", arguments.threads]
-                ours.append(timed([*command, *matrix, source, out, kind]))
+                ours.append(child.run([*command, *matrix, source, out, kind]))
                 if peer:
                     (folder / "peer.gguf").unlink(missing_ok=True)
                     theirs.append(
-                        timed([peer, *matrix, source, folder / "peer.gguf", kind, arguments.threads])
+                        child.run([peer, *matrix, source, folder / "peer.gguf", kind, arguments.threads])
                     )
             run, moved = best(ours), source.stat().st_size + out.stat().st_size
             out.unlink()
