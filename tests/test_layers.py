@@ -12,7 +12,7 @@ from paths import ROOT
 PACKAGE = ROOT / "src" / "loragraft"
 
 LADDER = [
-    {"errors", "progress", "_native"},
+    {"errors", "progress", "interrupts", "_native"},
     {"formats", "quants"},
     {"adapters", "graph"},
     {"archs", "backends"},

@@ -60,7 +60,8 @@ def kill_and_resume(folder: Path, times: int) -> list[str]:
     killed = []
     while len(killed) < times:
         process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not notes.exists() and process.poll() is None:
+        # (Notes alone may be left of a run killed between its renaming and its tidying up.)
+        while not (partial.exists() and notes.exists()) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.3))
         process.kill()

@@ -261,6 +261,17 @@ def test_output_is_an_input(tmp_path: Path, gguf: bytes) -> None:
     assert path.read_bytes() == gguf
 
 
+def test_importance_matrix_onto_its_model(tmp_path: Path, gguf: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf)
+    text = data("shakespeare-valid.txt")
+    refused(tmp_path, "imatrix", path, "-f", text, "-o", path, says=("input",))
+    refused(
+        tmp_path, "imatrix", path, "-f", text, "-o", tmp_path / "no" / "x", says=("folder does not exist",)
+    )
+    assert path.read_bytes() == gguf
+
+
 def test_read_only_target(tmp_path: Path) -> None:
     target = tmp_path / "kept.gguf"
     target.write_bytes(OLD)
@@ -312,11 +323,16 @@ def test_bad_texts(tmp_path: Path) -> None:
 
 
 def test_unknown_type(tmp_path: Path) -> None:
-    done = loragraft("merge", BASE, "-o", tmp_path / "out.gguf", "--type", "Q4_Z")
-    assert done.returncode in (1, 2)
-    assert "Q4_Z" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path) == []
+    text = data("shakespeare-valid.txt")
+    for args in (
+        ["merge", BASE, "-o", tmp_path / "out.gguf", "--type", "Q4_Z"],
+        ["compare", "--base", BASE, "--lora", ADAPTER, "--text", text, "--type", "Q4_Z"],
+    ):
+        done = loragraft(*args)
+        assert done.returncode == 2
+        assert "Q4_Z" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -329,6 +345,7 @@ def test_unknown_type(tmp_path: Path) -> None:
         ["merge", "base", "-o", "x", "--nonsense"],
         ["merge", "base", "-o", "x", "--threads", "0"],
         ["merge", "base", "-o", "x", "--lora", "a=b"],
+        ["merge", "base", "-o", "x", "--lora", "a=nan"],
         ["quantize", "in.gguf"],
         ["run", "model.gguf"],
         ["run", "model.gguf", "-p", "x", "--temp", "-1"],

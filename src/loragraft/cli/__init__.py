@@ -5,14 +5,13 @@ One file per command; `command.py` gives them all their common options, errors a
 
 from __future__ import annotations
 
-import signal
+import io
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from loragraft import __version__
+from loragraft import __version__, interrupts
 from loragraft.cli.command import add, reported
 
 app = typer.Typer(
@@ -64,13 +63,11 @@ for _panel, _name in COMMANDS:
     add(app, _name, _panel)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 def main() -> NoReturn:
     """Run the command line of this process and exit: 0, 1 for an error the user can act on, 2 for wrong usage."""
-    signal.signal(signal.SIGTERM, _terminate)  # unwinds the stack, so that partial files are removed
+    interrupts.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     with reported():
         app(prog_name="loragraft")
     sys.exit(0)

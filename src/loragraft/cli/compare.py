@@ -69,6 +69,13 @@ def command(
     words = read_text(text, max_chars)
 
     from loragraft.compare import compare
+    from loragraft.errors import UnsupportedError
+    from loragraft.quants.filetypes import file_type
+
+    try:
+        file_type(quantization)
+    except UnsupportedError as problem:
+        raise typer.BadParameter(str(problem), param_hint="'--type'") from None
 
     with progress() as bars:
         result = compare(

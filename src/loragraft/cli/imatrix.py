@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loragraft.cli import console
-from loragraft.cli.options import Context, Lora, MaxChars, Text, Windows, parse_lora, read_text
+from loragraft.cli.options import Context, Lora, MaxChars, Text, Windows, files_of, parse_lora, read_text
 from loragraft.cli.progress import progress
 
 EXAMPLES = (
@@ -37,21 +37,26 @@ def command(
     NumPy backend in float32, so it needs memory for the model in that format.
     """
     words = read_text(text, max_chars)
+    adapters = parse_lora(lora)
 
+    from loragraft.formats.output import OutputFile
     from loragraft.imatrix import imatrix
+
+    inputs = [text, *(file for path in (model, *(path for path, _ in adapters)) for file in files_of(path))]
+    OutputFile.probe(output, inputs)
 
     with progress() as bars:
         result = imatrix(
             model,
             words,
-            adapters=parse_lora(lora),
+            adapters=adapters,
             context=context,
             limit=windows,
             process_output=process_output,
             dataset=text.name,
             progress=bars,
         )
-    result.save_gguf(output)
+    result.save_gguf(output, inputs=inputs)
     console.info(
         f"{output}: {len(result.sums)} weights, {result.chunk_count} windows of {result.chunk_size} tokens"
     )

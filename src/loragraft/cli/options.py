@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -54,6 +55,11 @@ MaxChars = Annotated[
 ]
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that reading `path` reads: those in a folder, or itself."""
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
 def prompt_of(prompt: str | None, file: Path | None) -> str:
     """What --prompt or --file say; one of them must be given."""
     if (prompt is None) == (file is None):
@@ -92,8 +98,12 @@ def parse_lora(values: list[str] | None) -> list[tuple[Path, float]]:
             pairs.append((Path(value), 1.0))
             continue
         try:
-            pairs.append((Path(path), float(scale)))
+            number = float(scale)
         except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            pairs.append((Path(path), number))
+        else:
             raise typer.BadParameter(
                 f"{scale!r} is not a number; expected ADAPTER or ADAPTER=SCALE", param_hint="'--lora'"
             ) from None

@@ -7,7 +7,7 @@ activations were summed. Sources: common/imatrix-loader.cpp, tools/imatrix and t
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,8 +108,8 @@ class Imatrix:
         with GGUFFile.open(path) as file:
             return _checked(path, _from_gguf(file))
 
-    def save_gguf(self, path: Path | str) -> None:
-        """Write it as llama-imatrix does. Raises `OutputError`."""
+    def save_gguf(self, path: Path | str, *, inputs: Iterable[Path | str] = ()) -> None:
+        """Write it as llama-imatrix does; `path` must be none of `inputs`. Raises `OutputError`."""
         metadata = {
             "general.type": Value.string("imatrix"),
             _DATASETS: Value.strings(self.datasets),
@@ -121,7 +121,7 @@ class Imatrix:
             arrays[name + _SUMS_SUFFIX] = self.sums[name]
             arrays[name + _COUNTS_SUFFIX] = self.counts[name].astype(np.float32)[:, np.newaxis]
         specs = [TensorSpec(name, array.shape, F32) for name, array in arrays.items()]
-        with GGUFWriter(path, metadata, specs) as writer:
+        with GGUFWriter(path, metadata, specs, inputs=inputs) as writer:
             for name, array in arrays.items():
                 writer.write(name, 0, np.ascontiguousarray(array, dtype="<f4"))
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from loragraft import _native
 from loragraft.errors import OutputError
+from loragraft.interrupts import held
 
 
 class OutputFile:
@@ -45,14 +46,25 @@ class OutputFile:
         self.resumed = False
         self._fd = -1
         self._done = False
-        with self._explained():
-            mode = self._check_target(inputs)
-            self._fd = self._open_locked()
-            try:
+        try:
+            with held(), self._explained():
+                mode = self._check_target(inputs)
+                self._fd = self._open_locked()
+            with self._explained():
                 self._prepare(resume, mode)
-            except BaseException:
+        except BaseException:
+            if self._fd >= 0:  # else the temporary file, if there is one, is another run's
                 self.discard()
-                raise
+            raise
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # interrupted before its `with` began
+            self.discard()
+
+    @classmethod
+    def probe(cls, path: Path | str, inputs: Iterable[Path | str]) -> None:
+        """Raise now what writing `path` would raise, for work that takes long before there is something to write."""
+        cls(path, 0, inputs=inputs).discard()
 
     # ---- writing ----
 
