@@ -23,19 +23,48 @@ inline const float* weights(const Linear& l, int64_t row, int64_t k, int64_t n, 
     return buffer;
 }
 
-// sum of w[i] * x[c][i], added into lanes; the tail goes to lane 0.
-template <int C> inline void dot(const float* w, const float* const* x, int64_t n, vf (*acc)[2]) {
+// How float weights are read straight from a row: LANES of them, and the one at i.
+struct Singles {
+    static constexpr int BYTES = 4;
+    static inline vf lanes(const uint8_t* p) { return load((const float*)p); }
+    static inline float one(const uint8_t* p) {
+        float v;
+        std::memcpy(&v, p, 4);
+        return v;
+    }
+};
+struct Halves {
+    static constexpr int BYTES = 2;
+    static inline vf lanes(const uint8_t* p) { return load_half(p); }
+    static inline float one(const uint8_t* p) { return half_at(p); }
+};
+struct Bfloats {
+    static constexpr int BYTES = 2;
+    static inline vf lanes(const uint8_t* p) { return load_bfloat(p); }
+    static inline float one(const uint8_t* p) {
+        uint16_t b;
+        std::memcpy(&b, p, 2);
+        return float_from_bfloat(b);
+    }
+};
+
+constexpr int CHAINS = 4; // sums that do not wait for each other
+
+// w[i] * x[c][i] added into lanes; the tail goes to lane 0.
+template <class W, int C> inline void dot(const uint8_t* w, const float* const* x, int64_t n, vf (*acc)[CHAINS]) {
     int64_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        const vf w0 = load(w + i), w1 = load(w + i + LANES);
-        for (int c = 0; c < C; ++c) {
-            acc[c][0] = fma(w0, load(x[c] + i), acc[c][0]);
-            acc[c][1] = fma(w1, load(x[c] + i + LANES), acc[c][1]);
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES) {
+        for (int j = 0; j < CHAINS; ++j) {
+            const vf v = W::lanes(w + (i + j * LANES) * W::BYTES);
+            for (int c = 0; c < C; ++c) {
+                acc[c][j] = fma(v, load(x[c] + i + j * LANES), acc[c][j]);
+            }
         }
     }
     for (; i < n; ++i) {
+        const float v = W::one(w + i * W::BYTES);
         for (int c = 0; c < C; ++c) {
-            acc[c][0][0] += w[i] * x[c][i];
+            acc[c][0][0] += v * x[c][i];
         }
     }
 }
@@ -43,20 +72,31 @@ template <int C> inline void dot(const float* w, const float* const* x, int64_t 
 // C columns of rows [first, last), row by row: for a few tokens, where reading the weights is what takes the time.
 template <int C> void few(const Linear& l, int64_t first, int64_t last, int64_t t) {
     alignas(64) float buffer[DEPTH];
+    const float* x[C];
+    for (int c = 0; c < C; ++c) {
+        x[c] = l.x.x + x_row(l, t + c) * l.cols;
+    }
     for (int64_t row = first; row < last; row += 16) {
         float product[C][16] = {};
         for (int64_t r = 0; r < 16 && row + r < last; ++r) {
-            vf acc[C][2] = {};
-            for (int64_t k = 0; k < l.cols; k += DEPTH) {
-                const int64_t n = std::min(DEPTH, l.cols - k);
-                const float* x[C];
-                for (int c = 0; c < C; ++c) {
-                    x[c] = l.x.x + x_row(l, t + c) * l.cols + k;
+            vf acc[C][CHAINS] = {};
+            const uint8_t* w = l.weight + (row + r) * l.row_bytes;
+            switch (l.type) {
+            case F32: dot<Singles, C>(w, x, l.cols, acc); break;
+            case F16: dot<Halves, C>(w, x, l.cols, acc); break;
+            case BF16: dot<Bfloats, C>(w, x, l.cols, acc); break;
+            default:
+                for (int64_t k = 0; k < l.cols; k += DEPTH) {
+                    const int64_t n = std::min(DEPTH, l.cols - k);
+                    const float* at[C];
+                    for (int c = 0; c < C; ++c) {
+                        at[c] = x[c] + k;
+                    }
+                    dot<Singles, C>((const uint8_t*)weights(l, row + r, k, n, buffer), at, n, acc);
                 }
-                dot<C>(weights(l, row + r, k, n, buffer), x, n, acc);
             }
             for (int c = 0; c < C; ++c) {
-                product[c][r] = sum(acc[c][0] + acc[c][1]);
+                product[c][r] = sum((acc[c][0] + acc[c][1]) + (acc[c][2] + acc[c][3]));
             }
         }
         for (int c = 0; c < C; ++c) {
@@ -149,17 +189,16 @@ void many(const Linear& l, int64_t first, int64_t last) {
 }
 
 void linear_f32(const Linear& l, int64_t first, int64_t last) {
-    constexpr int64_t FEW = 6;
+    constexpr int64_t FEW = 4;
     if (l.columns > FEW) {
         many(l, first, last);
         return;
     }
-    int64_t t = 0;
-    for (; t + 2 <= l.columns; t += 2) {
-        few<2>(l, first, last, t);
-    }
-    if (t < l.columns) {
-        few<1>(l, first, last, t);
+    switch (l.columns) {
+    case 1: few<1>(l, first, last, 0); break;
+    case 2: few<2>(l, first, last, 0); break;
+    case 3: few<3>(l, first, last, 0); break;
+    case 4: few<4>(l, first, last, 0); break;
     }
 }
 

@@ -45,7 +45,10 @@ inline void tile(const Panel& p, int row, int depth, const Columns<C>& x, float*
     }
     for (int run = 0; run < depth / 32; ++run) {
         vf part[RV][C];
-        for (int s = run * 32 / F::SUB; s < (run + 1) * 32 / F::SUB; ++s) {
+        // Unrolled, or GCC 12 spills accumulators.
+#pragma GCC unroll 2
+        for (int i = 0; i < 32 / F::SUB; ++i) {
+            const int s = run * (32 / F::SUB) + i;
             vi dots[RV][C];
             for (int c = 0; c < C; ++c) {
                 const int32_t start = F::OFFSET ? -F::OFFSET * x.sum[c][s] : 0;
@@ -53,7 +56,9 @@ inline void tile(const Panel& p, int row, int depth, const Columns<C>& x, float*
                     dots[r][c] = start - vi{};
                 }
             }
-            for (int j = s * (F::SUB / 4); j < (s + 1) * (F::SUB / 4); ++j) {
+#pragma GCC unroll 8
+            for (int word = 0; word < F::SUB / 4; ++word) {
+                const int j = s * (F::SUB / 4) + word;
                 vi w[RV];
                 for (int r = 0; r < RV; ++r) {
                     std::memcpy(&w[r], p.codes[j] + row + r * LANES, sizeof w[r]);
@@ -70,7 +75,7 @@ inline void tile(const Panel& p, int row, int depth, const Columns<C>& x, float*
                 const vf scale = load(p.scale[s] + row + r * LANES);
                 for (int c = 0; c < C; ++c) {
                     const vf value = __builtin_convertvector(dots[r][c], vf);
-                    part[r][c] = s * F::SUB == run * 32 ? value * scale : fma(value, scale, part[r][c]);
+                    part[r][c] = i == 0 ? value * scale : fma(value, scale, part[r][c]);
                 }
                 if constexpr (F::MIN) {
                     const vf min = load(p.min[s] + row + r * LANES);

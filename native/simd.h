@@ -127,6 +127,23 @@ inline vf load_half(const uint8_t* p) {
 #endif
 }
 
+// LANES bfloat16 -> floats.
+inline vf load_bfloat(const uint8_t* p) {
+#if LG_ISA_avx512
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif LG_ISA_avx2
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+    vf v;
+    for (int i = 0; i < LANES; ++i) {
+        uint16_t b;
+        std::memcpy(&b, p + 2 * i, 2);
+        v[i] = float_from_bfloat(b);
+    }
+    return v;
+#endif
+}
+
 // ---- panels ----
 
 // Four rows of n 4-byte words -> out[word * stride + row]. Words are moved as floats, whatever they are.
