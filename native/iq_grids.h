@@ -7,33 +7,31 @@
 
 namespace lg {
 
-// A group's digits appear in two forms: as a *number* in base 3 or 8, the first digit lowest, and as a *code* with two or
-// three bits for each digit.
+// A group's digits appear in two forms: as a *number* in base 3 or 8, the first digit lowest, and as a *code* of 16 bits:
+// two bits for each of eight ternary digits, or four for each of four octal ones, of which the highest is the digit's
+// place modulo 2 (so that two digits' tables of eight values make one of sixteen).
 struct IqGrid {
-    int digits, base, bits;
+    int digits, base;
     // Of every point, its code.
     std::vector<uint16_t> points;
-    // Of every number: its point, or -1 - (32 * first chunk + chunks) of its neighbours.
-    std::vector<int32_t> entry;
-    // The codes of neighbours in the order in which they are tried, in chunks of CHUNK; the last chunk of a list is
-    // filled up with its first neighbour, which as an equal of an earlier one cannot win.
-    static constexpr int CHUNK = 16;
-    std::vector<uint16_t> neighbours;
+    // Of every number: its point, or -1.
+    std::vector<int16_t> point;
+    // Of every number: its candidates, 256 * first vector + how many vectors. A point's only candidate is itself.
+    std::vector<uint32_t> entry;
+    // The codes of candidates in vectors of `lanes`. A list in the order in which it is tried fills one lane after
+    // another, so that of equals the one in the lowest lane comes first; what is left of the last lanes repeats the
+    // first candidate, which as an equal of an earlier one cannot win.
+    std::vector<uint16_t> candidates;
 
-    struct List {
-        const uint16_t* codes;
-        int chunks;
-    };
-    List list(int32_t negative_entry) const {
-        const uint32_t packed = uint32_t(-1 - negative_entry);
-        return {neighbours.data() + size_t(packed / 32) * CHUNK, int(packed % 32)};
-    }
+    int bits() const { return base == 3 ? 2 : 4; }
+    uint32_t digit(uint32_t code, int i) const { return code >> (bits() * i) & (base == 3 ? 3 : 7); }
     int number_of(uint32_t code) const;
+    uint16_t code_of(int number) const;
 };
 
 enum class IqGridName { IQ2_XXS, IQ2_XS, IQ2_S, IQ1, IQ3_XXS, IQ3_S };
 
-// Thread-safe; the first call for a grid takes some hundredths of a second.
-const IqGrid& iq_grid(IqGridName name);
+// The grid for kernels of `lanes` lanes (4, 8 or 16). Thread-safe; the first call takes some hundredths of a second.
+const IqGrid& iq_grid(IqGridName name, int lanes);
 
 } // namespace lg

@@ -57,6 +57,15 @@ inline vf min(vf a, vf b) { return a < b ? a : b; }
 inline vi max(vi a, vi b) { return a > b ? a : b; }
 inline vi min(vi a, vi b) { return a < b ? a : b; }
 
+// 0, 1, 2, ...
+inline vi lane_numbers() {
+    vi v{};
+    for (int i = 0; i < LANES; ++i) {
+        v[i] = i;
+    }
+    return v;
+}
+
 inline vf sqrt(vf v) {
 #if defined(LG_ISA_avx512)
     return (vf)_mm512_sqrt_ps((__m512)v);

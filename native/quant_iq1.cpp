@@ -16,18 +16,9 @@ namespace {
 constexpr float DELTA = 0.125f;
 constexpr float UP[3] = {-1 + DELTA, DELTA, 1 + DELTA}, DOWN[3] = {-1 - DELTA, -DELTA, 1 - DELTA};
 
-// What a digit stands for, for every digit of a group.
-struct Values {
-    alignas(64) float v[Ternary::COSTS];
-    constexpr explicit Values(const float* of) : v{} {
-        for (int k = 0; k < Ternary::COSTS; ++k) {
-            v[k] = of[std::min(k % 4, 2)];
-        }
-    }
-};
-constexpr Values UP_VALUES(UP), DOWN_VALUES(DOWN);
+constexpr Values<Ternary> UP_VALUES{[](int q) { return UP[q]; }}, DOWN_VALUES{[](int q) { return DOWN[q]; }};
 
-inline const float* values_of(bool up) { return up ? UP_VALUES.v : DOWN_VALUES.v; }
+inline const Values<Ternary>& values_of(bool up) { return up ? UP_VALUES : DOWN_VALUES; }
 
 inline void error_weights(const float* x, const float* importance, float* w) {
     if (!importance) {
@@ -121,10 +112,10 @@ struct Points {
 
 // The sums of w q x and w q^2, on top of what they hold; `factor` multiplies every q.
 template <int SUB>
-inline void add_products(const uint32_t* codes, const float* x, const float* w, const float* const* values,
+inline void add_products(const uint32_t* codes, const float* x, const float* w, const Values<Ternary>* const* values,
                          float factor, float& sumqx, float& sumq2) {
     for (int j = 0; j < SUB; ++j) {
-        const float q = values[j / 8][codes[j / 8] >> (2 * (j % 8)) & 3] * factor;
+        const float q = values[j / 8]->v[Ternary::digit(codes[j / 8], j % 8)] * factor;
         sumqx += w[j] * q * x[j];
         sumq2 += w[j] * q * q;
     }
@@ -132,7 +123,7 @@ inline void add_products(const uint32_t* codes, const float* x, const float* w, 
 
 template <int SUB>
 inline Points<SUB> snap(const IqGrid& grid, const uint8_t* digit, const float* x, const float* w, float scale,
-                        const float* const* values) {
+                        const Values<Ternary>* const* values) {
     Points<SUB> points;
     bool all_on_grid = true;
     for (int k = 0; k < Points<SUB>::GROUPS; ++k) {
@@ -140,15 +131,10 @@ inline Points<SUB> snap(const IqGrid& grid, const uint8_t* digit, const float* x
         for (int i = 7; i >= 0; --i) {
             number = 3 * number + digit[8 * k + i];
         }
-        const int32_t entry = grid.entry[size_t(number)];
-        if (entry >= 0) {
-            points.codes[k] = grid.points[size_t(entry)];
-        } else {
-            all_on_grid = false;
-            Group<Ternary> group;
-            group.set(x + 8 * k, w + 8 * k);
-            points.codes[k] = nearest_point(grid.list(entry), group, values[k], scale);
-        }
+        all_on_grid &= grid.point[size_t(number)] >= 0;
+        Group<Ternary> group;
+        group.set(x + 8 * k, w + 8 * k);
+        points.codes[k] = snap_one<Ternary>(grid, number, group, *values[k], scale);
     }
     if (!all_on_grid) {
         float sumqx = 0, sumq2 = 0;
@@ -162,7 +148,7 @@ inline Points<SUB> snap(const IqGrid& grid, const uint8_t* digit, const float* x
 }
 
 inline uint32_t point_of(const IqGrid& grid, uint32_t code) {
-    return uint32_t(grid.entry[size_t(grid.number_of(code))]);
+    return uint32_t(grid.point[size_t(grid.number_of(code))]);
 }
 
 // Three-bit steps of the scales; returns a fifteenth of the largest, 0 if all are.
@@ -240,8 +226,8 @@ void iq1_s_block(const IqGrid& grid, const float* x, const float* importance, ui
         uint8_t digit[32];
         best.digits<32>(order, digit);
         down[s] = (best.shift == 1) != (best.scale < 0);
-        const float* v = values_of(!down[s]);
-        const float* const values[4] = {v, v, v, v};
+        const Values<Ternary>* v = &values_of(!down[s]);
+        const Values<Ternary>* const values[4] = {v, v, v, v};
         const Points<32> points = snap<32>(grid, digit, xs, ws, std::fabs(best.scale), values);
         scales[s] = points.scale;
         for (int k = 0; k < 4; ++k) {
@@ -339,7 +325,7 @@ void iq1_m_block(const IqGrid& grid, const float* x, const float* importance, ui
         uint8_t digit[16];
         best.digits<16>(order, digit);
         shift[s] = best.scale < 0 ? 3 - best.shift : best.shift;
-        const float* const values[2] = {values_of(shift[s] < 2), values_of(shift[s] % 2 == 0)};
+        const Values<Ternary>* const values[2] = {&values_of(shift[s] < 2), &values_of(shift[s] % 2 == 0)};
         const Points<16> points = snap<16>(grid, digit, xs, ws, std::fabs(best.scale), values);
         scales[s] = points.scale;
         uint32_t point[2];
@@ -361,7 +347,7 @@ void iq1_m_block(const IqGrid& grid, const float* x, const float* importance, ui
         constexpr uint8_t MASKS[4] = {0x00, 0x80, 0x08, 0x88};
         y[32 + s] |= MASKS[shift[s]];
         packed[s / 4] |= uint32_t(steps[s]) << (3 * (s % 4));
-        const float* const values[2] = {values_of(shift[s] < 2), values_of(shift[s] % 2 == 0)};
+        const Values<Ternary>* const values[2] = {&values_of(shift[s] < 2), &values_of(shift[s] % 2 == 0)};
         add_products<16>(codes[s], x + 16 * s, w + 16 * s, values, float(2 * steps[s] + 1), sumqx, sumq2);
     }
     if (sumq2 > 0) {
@@ -393,7 +379,7 @@ void iq1_m_back(const uint16_t* points, const uint8_t* y, float* x) {
 
 template <auto BLOCK, int BYTES>
 void quantize(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
-    const IqGrid& grid = iq_grid(IqGridName::IQ1);
+    const IqGrid& grid = iq_grid(IqGridName::IQ1, LANES);
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t c = 0; c < cols; c += 256, x += 256, y += BYTES) {
             BLOCK(grid, x, importance ? importance + c : nullptr, y);
@@ -403,7 +389,7 @@ void quantize(const float* x, uint8_t* y, int64_t rows, int64_t cols, const floa
 
 template <auto BLOCK, int BYTES>
 void dequantize(const uint8_t* y, float* x, int64_t n) {
-    const uint16_t* points = iq_grid(IqGridName::IQ1).points.data();
+    const uint16_t* points = iq_grid(IqGridName::IQ1, LANES).points.data();
     for (int64_t b = 0; b < n / 256; ++b, x += 256, y += BYTES) {
         BLOCK(points, y, x);
     }

@@ -33,19 +33,9 @@ constexpr Spec IQ3_S_SPEC{IqGridName::IQ3_S, 32, 9, 0.2f, false, 2, 0, 0, Refine
 
 constexpr bool ternary(IqGridName grid) { return grid != IqGridName::IQ3_XXS && grid != IqGridName::IQ3_S; }
 
-// What a digit stands for, 2q + 1, for every digit of a group.
+// What a digit stands for: 2q + 1.
 template <typename D>
-struct Values {
-    alignas(64) float v[D::COSTS];
-    constexpr Values() : v{} {
-        for (int k = 0; k < D::COSTS; ++k) {
-            const int slot = k % D::SLOTS;
-            v[k] = float(2 * (slot < D::BASE ? slot : D::BASE - 1) + 1);
-        }
-    }
-};
-template <typename D>
-constexpr Values<D> VALUES;
+constexpr Values<D> ODD{[](int q) { return float(2 * q + 1); }};
 
 // ---- A super-block's magnitudes and weights
 
@@ -138,8 +128,8 @@ struct SubBlock {
             inverse[v] = (TOP + step * S.step) / largest;
             store(scales + v * LANES, 1.0f / inverse[v]);
         }
-        alignas(64) int32_t tried[GROUPS][VECTORS * LANES]; // numbers, then codes
-        uint32_t off[GROUPS];
+        // Of group k at scale t: [k * TRIES + t], and room for a vector beyond.
+        alignas(64) int32_t numbers[GROUPS * TRIES + 2 * LANES]{}, tried[GROUPS * TRIES + 2 * LANES];
         for (int k = 0; k < GROUPS; ++k) {
             for (int v = 0; v < VECTORS; ++v) {
                 vi number{};
@@ -147,29 +137,24 @@ struct SubBlock {
                     const vi q = nearest_int(0.5f * (inverse[v] * size[k * D::DIGITS + i] - 1.0f));
                     number = number * D::BASE + max(min(q, splat(D::BASE - 1)), vi{});
                 }
-                store(tried[k] + v * LANES, number);
+                store(numbers + k * TRIES + v * LANES, number);
             }
-            off[k] = 0;
-            for (int t = 0; t < TRIES; ++t) {
-                const int32_t entry = grid.entry[size_t(tried[k][t])];
-                off[k] |= uint32_t(entry < 0) << t;
-                tried[k][t] = entry >= 0
-                    ? grid.points[size_t(entry)]
-                    : int32_t(nearest_point(grid.list(entry), group[k], VALUES<D>.v, scales[t]));
-            }
+        }
+        for (int first = 0; first < GROUPS * TRIES; first += LANES) {
+            const auto find = [&](int e) {
+                const int k = std::min(e / TRIES, GROUPS - 1), t = e % TRIES;
+                return nearest_in_lanes<D>(grid, numbers[e], group[k], ODD<D>, scales[t]);
+            };
+            store(tried + first, meet_all<LANES>(first, find).code);
         }
         alignas(64) float sumqx[VECTORS * LANES], sumq2[VECTORS * LANES];
         for (int v = 0; v < VECTORS; ++v) {
             vf qx{}, q2{};
             for (int k = 0; k < GROUPS; ++k) {
                 vi code;
-                std::memcpy(&code, tried[k] + v * LANES, sizeof code);
-                for (int i = 0; i < D::DIGITS; ++i) {
-                    const int j = k * D::DIGITS + i;
-                    const vf q = pick<D::SLOTS>(VALUES<D>.v, code >> (D::BITS * i));
-                    qx += weight[j] * size[j] * q;
-                    q2 += weight[j] * q * q;
-                }
+                std::memcpy(&code, tried + k * TRIES + v * LANES, sizeof code);
+                add_products(weight + k * D::DIGITS, size + k * D::DIGITS, code, qx, q2,
+                             std::make_index_sequence<D::DIGITS>{});
             }
             store(sumqx + v * LANES, qx);
             store(sumq2 + v * LANES, q2);
@@ -184,10 +169,21 @@ struct SubBlock {
             }
         }
         for (int k = 0; k < GROUPS; ++k) {
-            codes[k] = chosen < 0 ? 0 : uint32_t(tried[k][chosen]);
-            on_grid[k] = chosen < 0 ? S.refine == Refine::OFF : !(off[k] >> chosen & 1);
+            codes[k] = chosen < 0 ? grid.points[0] : uint32_t(tried[k * TRIES + chosen]);
+            on_grid[k] = chosen < 0 ? S.refine == Refine::OFF : grid.point[size_t(numbers[k * TRIES + chosen])] >= 0;
         }
         refine();
+    }
+
+    // The sums of w x q and w q^2 over a group, on top of what they hold.
+    template <size_t... I>
+    static void add_products(const float* w, const float* x, vi code, vf& qx, vf& q2, std::index_sequence<I...>) {
+        const vf* values = (const vf*)ODD<D>.v;
+        const auto add = [&](int i, vf q) {
+            qx += w[i] * x[i] * q;
+            q2 += w[i] * q * q;
+        };
+        (add(int(I), look_up<D, int(I)>(values, code)), ...);
     }
 
     void refine() {
@@ -209,13 +205,11 @@ struct SubBlock {
                 const int q = (std::bit_cast<int32_t>(v + 12582912.0f) & 0x7FFFFF) - 0x400000;
                 number = number * D::BASE + std::max(std::min(q, D::BASE - 1), 0);
             }
-            const int32_t entry = grid.entry[size_t(number)];
-            codes[k] = entry >= 0 ? grid.points[size_t(entry)]
-                                  : nearest_point(grid.list(entry), group[k], VALUES<D>.v, scale);
+            codes[k] = snap_one<D>(grid, number, group[k], ODD<D>, scale);
         }
         float qx = 0, q2 = 0;
         for (int j = 0; j < S.sub; ++j) {
-            const float q = VALUES<D>.v[codes[j / D::DIGITS] >> (D::BITS * (j % D::DIGITS)) & (D::SLOTS - 1)];
+            const float q = float(2 * D::digit(codes[j / D::DIGITS], j % D::DIGITS) + 1);
             qx += weight[j] * size[j] * q;
             q2 += weight[j] * q * q;
         }
@@ -291,7 +285,7 @@ inline void find(const float* x, const float* importance, const IqGrid& grid, Fo
         const bool flip = sub.scale < 0;
         found.scales[s] = std::isnan(sub.scale) ? 0.0f : std::fabs(sub.scale); // the reference stops at NaN
         for (int k = 0; k < Sub::GROUPS; ++k) {
-            found.points[s * Sub::GROUPS + k] = uint16_t(grid.entry[size_t(grid.number_of(sub.codes[k]))]);
+            found.points[s * Sub::GROUPS + k] = uint16_t(grid.point[size_t(grid.number_of(sub.codes[k]))]);
         }
         for (int k = 0; k < S.sub / 8; ++k) {
             const int at = s * S.sub / 8 + k;
@@ -338,7 +332,7 @@ inline void put_signs_and_scale(const uint8_t* signs, uint8_t step, uint8_t* y) 
 
 template <Spec S, int BYTES, auto WRITE>
 void quantize(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) {
-    const IqGrid& grid = iq_grid(S.grid);
+    const IqGrid& grid = iq_grid(S.grid, LANES);
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t c = 0; c < cols; c += 256, x += 256, y += BYTES) {
             Found<S> found;
@@ -373,14 +367,14 @@ constexpr float IQ3_S_VALUES[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 template <typename D>
 inline void put_point(const float* values, uint32_t code, uint32_t signs, float scale, float* x) {
     for (int i = 0; i < D::DIGITS; ++i) {
-        const float v = scale * values[code >> (D::BITS * i) & (D::SLOTS - 1)];
+        const float v = scale * values[D::digit(code, i)];
         x[i] = signs >> i & 1 ? -v : v;
     }
 }
 
 template <IqGridName GRID, int BYTES, auto READ>
 void dequantize(const uint8_t* y, float* x, int64_t n) {
-    const uint16_t* points = iq_grid(GRID).points.data();
+    const uint16_t* points = iq_grid(GRID, LANES).points.data();
     for (int64_t b = 0; b < n / 256; ++b, x += 256, y += BYTES) {
         READ(y, points, x);
     }
