@@ -29,6 +29,11 @@ static inline uint16_t half_from_float(float f) {
     return uint16_t(sign | ((magnitude - 0x38000000 + 0xFFF + odd) >> 13));
 }
 
+// The same for a number that was computed: NaN as x86-64 makes it, negative, on every machine.
+static inline uint16_t half_from_result(float f) {
+    return std::isnan(f) ? uint16_t(0xFE00) : half_from_float(f);
+}
+
 // A signalling NaN comes back quiet.
 static inline float float_from_half(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000) << 16;

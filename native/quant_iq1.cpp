@@ -353,7 +353,7 @@ void iq1_m_block(const IqGrid& grid, const float* x, const float* importance, ui
     if (sumq2 > 0) {
         d = sumqx / sumq2;
     }
-    const uint32_t half = half_from_float(d * 1.1125f);
+    const uint32_t half = half_from_result(d * 1.1125f);
     for (int k = 0; k < 4; ++k) {
         put_16(y + 48 + 2 * k, packed[k] | (half >> (4 * k) & 15) << 12);
     }

@@ -188,7 +188,7 @@ inline void put_words(const vi* words, int lane, uint8_t* y) {
 }
 
 inline void put_half(uint8_t* y, float v) {
-    const uint16_t half = half_from_float(v);
+    const uint16_t half = half_from_result(v);
     std::memcpy(y, &half, 2);
 }
 

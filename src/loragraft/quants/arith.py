@@ -63,6 +63,11 @@ def half_bytes(v: Floats) -> Bytes:
     return to_half(v).astype("<u2")[..., None].view(np.uint8)
 
 
+def result_bytes(v: Floats) -> Bytes:
+    """As `half_bytes`, for numbers that were computed: NaN as x86-64 makes it, negative, on every machine."""
+    return half_bytes(np.where(np.isnan(v), np.copysign(F(np.nan), F(-1)), v))
+
+
 def bytes_half(data: Bytes) -> Floats:
     """The inverse of `half_bytes`: uint8 [..., 2] -> float32 [...]."""
     return from_half(np.ascontiguousarray(data).view("<u2")[..., 0].astype(np.uint16))

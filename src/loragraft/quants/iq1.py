@@ -15,7 +15,15 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.quants.arith import F, by_element, bytes_half, half_bytes, nearest_int, running_sum
+from loragraft.quants.arith import (
+    F,
+    by_element,
+    bytes_half,
+    half_bytes,
+    nearest_int,
+    result_bytes,
+    running_sum,
+)
 from loragraft.quants.codec import Bytes, Codec, Floats, Ints
 from loragraft.quants.iq_grids import grid
 
@@ -181,7 +189,7 @@ def _iq1_m_quantize(x: Floats, importance: Floats | None) -> Bytes:
     masks = np.where(empty[:, None], 0, np.array([0x00, 0x80, 0x08, 0x88])[shift.reshape(-1, 16)])
     qh = by_block[:, :, 0] >> 8 | by_block[:, :, 1] >> 8 << 4 | masks
     packed = (steps.reshape(-1, 4, 4) << np.arange(0, 12, 3)).sum(axis=2)
-    half = half_bytes(d * F(1.1125)).view("<u2").astype(np.int32)
+    half = result_bytes(d * F(1.1125)).view("<u2").astype(np.int32)
     packed |= (half >> np.arange(0, 16, 4) & 15) << 12
     packed[empty] = 0
     low_bytes = (by_block & 255).astype(np.uint8).reshape(-1, 32)

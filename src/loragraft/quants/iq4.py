@@ -10,7 +10,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.quants.arith import F, by_element, bytes_half, half_bytes, nearest_int, running_sum
+from loragraft.quants.arith import (
+    F,
+    by_element,
+    bytes_half,
+    half_bytes,
+    nearest_int,
+    result_bytes,
+    running_sum,
+)
 from loragraft.quants.codec import Bytes, Codec, Floats, Ints
 from loragraft.quants.fp4 import pack_halves, unpack_halves
 
@@ -79,7 +87,7 @@ def _iq4_nl_quantize(x: Floats, importance: Floats | None) -> Bytes:
     blocks = by_element(x, 32)
     d = _scales(blocks, by_element(w, 32))
     codes = _nearest(_inverse(d) * blocks).T
-    return np.concatenate([half_bytes(d), pack_halves(codes)], axis=1).reshape(len(x), -1)
+    return np.concatenate([result_bytes(d), pack_halves(codes)], axis=1).reshape(len(x), -1)
 
 
 def _iq4_nl_dequantize(data: Bytes) -> Floats:
