@@ -47,7 +47,7 @@ size_t bytes_of(const lg::KernelTable& table, int type, int64_t rows, int64_t co
 std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::optional<MutableBytes> dst, int dst_type,
                                               int64_t rows, int64_t cols, const std::vector<DeltaArgument>& deltas,
                                               bool through_f16, std::optional<Vector> importance, float multiplier,
-                                              const std::string& isa) {
+                                              float nvfp4_scale, const std::string& isa) {
     require(rows > 0 && cols > 0 && cols <= (int64_t(1) << 40) / rows, "rows and columns out of range");
     const lg::KernelTable& table = isa.empty() ? lg::kernels() : lg::kernels(isa.c_str());
     require(src.size() == bytes_of(table, src_type, rows, cols, false), "source size differs from rows x columns");
@@ -61,6 +61,7 @@ std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::opti
     job.cols = cols;
     job.through_f16 = through_f16;
     job.multiplier = multiplier;
+    job.nvfp4_scale = nvfp4_scale;
     if (dst) {
         require(dst->size() == bytes_of(table, dst_type, rows, cols, true), "target size differs from rows x columns");
     }
@@ -94,7 +95,7 @@ void bind_stream(nb::module_& m) {
     m.def("start_writeback", &start_writeback, "fd"_a, "offset"_a, "length"_a,
           "Have the system begin to write bytes [offset, offset + length) of a file to the disk.");
     m.def("stream_rows", &stream_rows, "src"_a, "src_type"_a, "dst"_a.none(), "dst_type"_a, "rows"_a, "cols"_a,
-          "deltas"_a, "through_f16"_a, "importance"_a.none(), "multiplier"_a = 1.0f, "isa"_a = "",
+          "deltas"_a, "through_f16"_a, "importance"_a.none(), "multiplier"_a = 1.0f, "nvfp4_scale"_a = 0.0f, "isa"_a = "",
           "Rows of `src` to rows of `dst`: x multiplier, + deltas, rounded, quantized. (fault, row, column); fault 0: none, "
           "1: source not finite, 2: result out of the float type's range, 3: a block's scale out of range.");
 }

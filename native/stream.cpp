@@ -124,7 +124,11 @@ StreamResult stream_rows(const StreamJob& job) {
         }
         const TypeKernels& out = k.type[job.dst_type];
         uint8_t* dst = job.dst + row * (cols / out.block * out.bytes);
-        out.quantize(values, dst, rows, cols, job.importance);
+        if (job.dst_type == NVFP4 && job.nvfp4_scale > 0.0f) {
+            k.nvfp4(values, dst, rows, cols, job.nvfp4_scale, job.importance);
+        } else {
+            out.quantize(values, dst, rows, cols, job.importance);
+        }
         if (const int64_t bad = first_bad(k, job.dst_type, dst, n); bad < n) {
             return fault(out.block == 1 ? Fault::range : Fault::scale, bad);
         }

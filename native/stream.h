@@ -28,6 +28,7 @@ struct StreamJob {
     bool through_f16 = false;  // round to F16 before quantizing, as a merge in two steps does
     const float* importance = nullptr; // [cols]
     float multiplier = 1.0f;           // of the source values, before any delta
+    float nvfp4_scale = 0.0f;          // of a target in NVFP4, when read; 0: none, and ggml's quantizer
 };
 
 enum class Fault {

@@ -62,7 +62,7 @@ def test_agrees_with_llama_export_lora(adapter: str, tmp_path: Path, summary: di
     assert differing <= 0.0002 * weights
 
 
-TARGETS = ["Q8_0", "Q4_0", "IQ4_XS", "Q4_K_M", "Q6_K", "MXFP4_MOE", "BF16", "F32"]
+TARGETS = ["Q8_0", "Q4_0", "IQ4_XS", "Q4_K_M", "Q6_K", "MXFP4_MOE", "NVFP4", "BF16", "F32"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -21,6 +21,7 @@ def stream_rows(
     through_f16: bool,
     importance: Floats | None,
     multiplier: float = 1.0,
+    nvfp4_scale: float = 0.0,
     isa: str = "",
 ) -> tuple[int, int, int]: ...
 

@@ -18,6 +18,7 @@ from loragraft.plan import plan_merge
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
 from loragraft.quants.filetypes import FileType, file_type
+from loragraft.quants.nvfp4 import NVFP4
 
 
 def merge(
@@ -25,12 +26,13 @@ def merge(
     adapters: Sequence[tuple[str | PathLike[str] | Adapter, float]],
     output: str | PathLike[str] | None,
     *,
-    type: str | FileType = "F16",  # noqa: A002 (the word that everyone uses for it)
+    type: str | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     options: QuantizeOptions | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
-    """Write `base` (a GGUF file or a Hugging Face folder) with `adapters`, (path, scale) each, as `type`.
+    """Write `base` (a GGUF file or a Hugging Face folder) with `adapters`, (path, scale) each, as `type`: F16 if None,
+    or NVFP4 for a base in NVFP4.
 
     The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
@@ -40,8 +42,10 @@ def merge(
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
-    kind = type if isinstance(type, FileType) else file_type(type)
     model = base if isinstance(base, ModelSource) else open_model(base)
+    if type is None:
+        type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
+    kind = type if isinstance(type, FileType) else file_type(type)
     loaded = [
         (adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model), scale)
         for adapter, scale in adapters

@@ -19,6 +19,7 @@ from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
 from loragraft.formats.source import ModelSource
 from loragraft.formats.split import plan_shards, shard_metadata, shard_paths
 from loragraft.journal import Journal
+from loragraft.nvfp4_scales import measure_scales
 from loragraft.options import QuantizeOptions
 from loragraft.pipeline import OutputPart, Step, run_pass
 from loragraft.plan import Plan
@@ -134,6 +135,7 @@ def write_model(
             f"they get another, such as {name}: {chosen} for {wanted}"
         )
     began = time.monotonic()
+    measure_scales(plan.steps, threads, progress)
     read = [*_files_of(model), *inputs]
     files = _files(model, plan, output, options)
     digest = _digest(files, read)
@@ -240,9 +242,12 @@ def _groups_of_input(model: ModelSource, steps: Sequence[Step]) -> list[list[Ste
     for tensor in model.tensors.values():
         if isinstance(tensor, GGUFTensor):
             groups[tensor.file] = []
+    waiting: list[Step] = []  # a computed scale goes where the weight goes that follows it
     for step in steps:
+        waiting.append(step)
         if isinstance(step.source, GGUFTensor):
-            groups[step.source.file].append(step)
+            groups[step.source.file] += waiting
+            waiting = []
     return list(groups.values())
 
 
@@ -268,7 +273,7 @@ def _digest(files: Sequence[_File], inputs: Iterable[Path]) -> str:
         add(file.path.name, [(key, _plain(value)) for key, value in file.metadata.items()])
         for step in file.steps:
             add(step.name, step.source.name, step.source.shape, step.type.name, step.through_f16)
-            for array in (step.importance, step.multiplier):
+            for array in (step.importance, step.multiplier, step.scales):
                 digest.update(b"none" if array is None else array.tobytes())
             for delta in step.deltas:
                 add(delta.scale)

@@ -38,6 +38,8 @@ class QuantizeOptions:
     token_embedding_type: QuantType | None = None
     tensor_types: Sequence[tuple[str, QuantType]] = ()
     """(regular expression, type): the first that matches a tensor's name decides."""
+    nvfp4_naive: bool = False
+    """Quantize to NVFP4 as ggml does: no scale per tensor, no search for the block scales."""
     prune_layers: frozenset[int] = frozenset()
     """Blocks to leave out; those after them are renumbered."""
     override_kv: Mapping[str, Value] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from loragraft.formats.layout import TensorWriter
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.journal import Journal, Span
 from loragraft.progress import SILENT, Progress
-from loragraft.quants.types import QuantType
+from loragraft.quants.types import F32, QuantType
 
 #: Weights of a chunk: some milliseconds of work, so that neither its call nor the wait for the last one matters.
 CHUNK_WEIGHTS = 512 * 1024
@@ -39,7 +39,9 @@ class Step:
 
     `importance`: float32 [matrices, columns] (one matrix, or one per expert). `through_f16`: round to F16 before
     quantizing, as if the merged model had been written in between. `multiplier`: what the stored weights of each
-    matrix must be multiplied by before a delta is added (the per-tensor scale of NVFP4), float32 [matrices].
+    matrix must be multiplied by before a delta is added (the per-tensor scale of NVFP4), float32 [matrices]. `scales`:
+    what each matrix's NVFP4 codes will be multiplied by when read, float32 [matrices]; without them NVFP4 is quantized
+    as ggml does it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Step:
     importance: Floats | None = None
     through_f16: bool = False
     multiplier: Floats | None = None
+    scales: Floats | None = None
 
     @property
     def copies(self) -> bool:
@@ -208,29 +211,46 @@ def _run_chunk(part: OutputPart, chunk: Chunk, buffer: Bytes, subject: Path | st
 
 def _check(subject: Path | str, chunk: Chunk, rows: Bytes, out: Bytes | None) -> None:
     """Compute `out` from `rows` (or only look at them, if it is None); raises what was found on the way."""
-    step, source = chunk.step, chunk.step.source
-    if out is None and not _native.supports(source.type.id):
+    step = chunk.step
+    if out is None and not _native.supports(step.source.type.id):
         return  # integers, which are always finite
+    fault, row, column = _stream(chunk, rows, out, step.type)
+    if fault:
+        raise _fault(subject, chunk, fault, row, column)
+
+
+def floats_of(chunk: Chunk) -> Floats:
+    """The weights of a chunk as float32 [rows, columns], merged, and rounded to F16 where the step says so."""
+    source = chunk.step.source
+    out = np.empty((chunk.stop - chunk.start, source.columns), np.float32)
+    fault, row, column = _stream(chunk, source.rows(chunk.start, chunk.stop), out.view(np.uint8), F32)
+    if fault:
+        raise _fault(source.name, chunk, fault, row, column)
+    return out
+
+
+def _stream(chunk: Chunk, rows: Bytes, out: Bytes | None, kind: QuantType) -> tuple[int, int, int]:
+    step, source = chunk.step, chunk.step.source
     matrix = chunk.start // step.matrix_rows
     first, last = chunk.start - matrix * step.matrix_rows, chunk.stop - matrix * step.matrix_rows
     deltas = []
     for delta in step.deltas:
         a, b = delta.matrix(matrix)
         deltas.append((a, b[first:last], delta.scale))
-    fault, row, column = _native.stream_rows(
+    result: tuple[int, int, int] = _native.stream_rows(
         rows,
         source.type.id,
         out,
-        step.type.id,
+        kind.id,
         len(rows),
         source.columns,
         deltas,
         step.through_f16,
         None if step.importance is None else step.importance[matrix % len(step.importance)],
         1.0 if step.multiplier is None else float(step.multiplier[matrix % len(step.multiplier)]),
+        0.0 if step.scales is None else float(step.scales[matrix]),
     )
-    if fault:
-        raise _fault(subject, chunk, fault, row, column)
+    return result
 
 
 _INPUT, _RANGE, _SCALE = 1, 2, 3

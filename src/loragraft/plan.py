@@ -20,10 +20,12 @@ from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.nvfp4_scales import add_scales, companion
 from loragraft.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.pipeline import Step
 from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
+from loragraft.quants.nvfp4 import NVFP4
 from loragraft.quants.roles import Category, category, layer_of, may_quantize, output_order
 from loragraft.quants.types import F16, QuantType
 
@@ -36,7 +38,7 @@ _VERSION_KEY = "general.quantization_version"
 _FILE_TYPE_KEY = "general.file_type"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """The output of a run. `fallbacks`: tensors whose rows do not fit the wanted type, as (name, wanted, chosen)."""
 
@@ -64,7 +66,6 @@ class _Input:
     source: TensorSource
     now: QuantType
     deltas: tuple[Delta, ...] = ()
-    multiplier: Floats | None = None
 
 
 def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions) -> Plan:
@@ -86,19 +87,14 @@ def plan_merge(
         names = _file_order(model)
     else:
         names = list(model.tensors) if target.is_float else output_order(model.tensors)
-    folded = {_companion(name, part) for name in deltas for part in ("scale", "input_scale")}
     inputs = []
     for name in names:
-        if name in folded:
-            continue
         tensor, own = model.tensors[name], deltas.get(name, ())
         imagined = not target.is_float and may_quantize(name, tensor.shape, model.arch)
         now = (
             F16 if (imagined and tensor.type.is_float) or (own and not tensor.type.is_float) else tensor.type
         )
-        scale = model.tensors.get(_companion(name, "scale")) if own else None
-        multiplier = None if scale is None else scale.rows(0, scale.n_rows).view(np.float32).reshape(-1)
-        inputs.append(_Input(tensor, now, own, multiplier))
+        inputs.append(_Input(tensor, now, own))
     planner = _Planner(model, target, options, merging=True)
     if target.is_float:
         return planner.plan(inputs, planner.merged_metadata(model.metadata, moved=bool(deltas)))
@@ -112,11 +108,6 @@ def _file_order(model: ModelSource) -> list[str]:
         raise UnsupportedError(model.path, "--keep-split is for GGUF models", hint="use --split-max-size")
     files = list(dict.fromkeys(tensor.file for tensor in tensors))
     return [tensor.name for tensor in sorted(tensors, key=lambda t: (files.index(t.file), t.offset))]
-
-
-def _companion(name: str, part: str) -> str:
-    """The tensor that scales the weight `name`, or its activations."""
-    return f"{name.removesuffix('.weight')}.{part}"
 
 
 class _Planner:
@@ -159,13 +150,18 @@ class _Planner:
             lacks = self.imatrix is None or (not step.copies and step.importance is None)
             if choice.needs_importance and lacks:
                 plan.lacking_importance.append((choice.name, choice.type))
+        plan.steps = _without_folded(plan.steps)
+        if not self.options.nvfp4_naive:
+            plan.steps = add_scales(plan.steps)
         return plan
 
     def _step(self, choice: TensorChoice, tensor: _Input) -> Step:
         source = tensor.source
-        step = Step(choice.name, source, choice.type, tensor.deltas, multiplier=tensor.multiplier)
+        step = Step(choice.name, source, choice.type, tensor.deltas)
         if step.copies:
             return step
+        if step.deltas or (step.type == NVFP4 and not self.options.nvfp4_naive):
+            step = replace(step, multiplier=self._scale_of(source))
         self._check_requantizing(choice, source)
         importance = None if choice.type.is_float else self._importance(source)
         as_f16 = (
@@ -178,8 +174,9 @@ class _Planner:
         return replace(step, importance=importance, through_f16=as_f16)
 
     def _check_requantizing(self, choice: TensorChoice, source: TensorSource) -> None:
-        allowed = self.options.allow_requantize or (self.merging and choice.type.is_float)
-        if not source.type.is_float and not allowed:
+        # An NVFP4 checkpoint is what its adapter was trained on; the merged weights get scales of their own.
+        merged = self.merging and (choice.type.is_float or source.type == choice.type == NVFP4)
+        if not source.type.is_float and not (merged or self.options.allow_requantize):
             raise QuantizeError(
                 self.model.path,
                 f"tensor {source.name!r} is already quantized; doing it twice costs quality",
@@ -187,6 +184,11 @@ class _Planner:
                 expected="F16, BF16 or F32",
                 hint="start from the original, or insist with --allow-requantize",
             )
+
+    def _scale_of(self, source: TensorSource) -> Floats | None:
+        """The per-tensor scale that the model has beside a weight, float32 [matrices]."""
+        scale = self.model.tensors.get(companion(source.name, "scale"))
+        return None if scale is None else scale.rows(0, scale.n_rows).view(np.float32).reshape(-1)
 
     def _importance(self, source: TensorSource) -> Floats | None:
         """float32 [matrices, columns], or None. Entries are found under the name in the input, before pruning."""
@@ -249,6 +251,17 @@ class _Planner:
         if self.options.prune_layers:
             _set(metadata, f"{self.model.arch}.block_count", Value.u32(self.layers_left))
         return metadata
+
+
+def _without_folded(steps: Sequence[Step]) -> list[Step]:
+    """`steps` without the scales that were folded into a weight; a scale of activations stays with an NVFP4 weight."""
+    folded = set()
+    for step in steps:
+        if step.multiplier is not None:
+            folded.add(companion(step.name, "scale"))
+        if step.deltas and step.type != NVFP4:
+            folded.add(companion(step.name, "input_scale"))
+    return [step for step in steps if step.name not in folded]
 
 
 def _set(metadata: Metadata, key: str, value: Value) -> None:

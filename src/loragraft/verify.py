@@ -63,6 +63,8 @@ def _relative_error(step: Step, stored: TensorSource, progress: Progress) -> flo
     for chunk in chunks(step):
         wanted = _wanted(chunk).astype(np.float64)
         found = native.dequantize(stored.rows(chunk.start, chunk.stop), step.type)
+        if step.scales is not None:
+            found = found * step.scales[chunk.start // step.matrix_rows]
         wrong += float(np.square(wanted - found).sum())
         total += float(np.square(wanted).sum())
         for source in (step.source, stored):

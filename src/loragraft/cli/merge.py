@@ -38,8 +38,14 @@ def command(
         typer.Option("--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--type", metavar="TYPE", help="Any type of `loragraft quantize`.")
-    ] = "F16",
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Any type of `loragraft quantize`. Left out: F16, or NVFP4 for a base in NVFP4.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
     threads: Threads = None,
     to_json: Json = False,
@@ -56,7 +62,7 @@ def command(
     if output is None and not dry_run:
         raise typer.BadParameter("name the file to write", param_hint="'--output'")
     try:
-        target = file_type(kind)
+        target = None if kind is None else file_type(kind)
     except UnsupportedError as problem:
         raise typer.BadParameter(str(problem), param_hint="'--type'") from None
     with progress() as bars:

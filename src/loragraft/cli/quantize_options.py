@@ -75,6 +75,14 @@ def build_options(
         Path | None,
         typer.Option(metavar="FILE", help="A file of REGEX=TYPE, one a line.", rich_help_panel=_PANEL),
     ] = None,
+    nvfp4_naive: Annotated[
+        bool,
+        typer.Option(
+            "--nvfp4-naive",
+            help="Quantize to NVFP4 as ggml does: no scale per tensor, no search for the block scales.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False,
     prune_layers: Annotated[
         str | None,
         typer.Option(metavar="L0,L1,...", help="Leave out these blocks.", rich_help_panel=_OUTPUT),
@@ -148,6 +156,7 @@ def build_options(
         output_tensor_type=_optional("--output-tensor-type", options.weight_type, output_tensor_type),
         token_embedding_type=_optional("--token-embedding-type", options.weight_type, token_embedding_type),
         tensor_types=patterns,
+        nvfp4_naive=nvfp4_naive,
         prune_layers=_optional("--prune-layers", options.layers, prune_layers) or frozenset(),
         override_kv=dict(_parsed("--override-kv", options.override, text) for text in override_kv or ()),
         keep_split=keep_split,

@@ -1,4 +1,4 @@
-"""The targets of `llama-quantize`: one row of facts per file type, no code.
+"""The targets of `llama-quantize`, and two that it lacks (NVFP4): one row of facts per file type, no code.
 
 Source: `llama_ftype` in llama.h (the numbers, written to `general.file_type`), `llama_ftype_get_default_type` in
 llama-quant.cpp (the default types) and the usage text of tools/quantize (names, aliases, descriptions).
@@ -60,6 +60,8 @@ _ROWS = (
     _row("Q4_1", 3, "Q4_1", "5.00 bits per weight, blocks of 32 with a minimum"),
     _row("IQ4_NL", 25, "IQ4_NL", "4.50 bits per weight, non-linear levels"),
     _row("IQ4_XS", 30, "IQ4_XS", "4.25 bits per weight, non-linear levels"),
+    _row("NVFP4", 39, "NVFP4", "4.5 bits per weight with a scale per tensor: all linears, the rest in Q8_0"),
+    _row("NVFP4_MLP", 39, "NVFP4", "NVFP4 in the feed-forward layers, the rest in Q8_0"),
     _row("MXFP4_MOE", 38, "MXFP4", "experts in MXFP4, everything else in Q8_0"),
     _row("Q3_K_L", 13, "Q3_K", "3.4 bits and up: attention and ffn_down in Q5_K"),
     _row("Q3_K_M", 12, "Q3_K", "3.4 bits and up: attention and ffn_down in Q4_K"),
@@ -88,7 +90,8 @@ COPY = _row("COPY", 0, "F32", "copy every tensor as it is")
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 BY_NAME: dict[str, FileType] = {row.name: row for row in (*_ROWS, COPY)}
-BY_NUMBER: dict[int, FileType] = {row.number: row for row in _ROWS}
+#: Of two targets with one number the first is meant.
+BY_NUMBER: dict[int, FileType] = {row.number: row for row in reversed(_ROWS)}
 
 
 def file_type(text: str) -> FileType:

@@ -206,6 +206,8 @@ class _Rules:
         arch = self.facts.arch
         if any(part in name for part in _AT_LEAST_Q8_0.get(arch, ())):
             return BY_NAME["Q8_0"]
+        if self.mix in ("NVFP4", "NVFP4_MLP"):
+            return self._nvfp4(role, default)
         if role is Category.OUTPUT or (self.tied and role is Category.TOKEN_EMBD):
             return self.options.output_type or BY_NAME[self._output(shape[-1], default)]
         if self.mix == "MXFP4_MOE":
@@ -258,6 +260,14 @@ class _Rules:
         if self.mix in _LOW_BIT or self.mix == "IQ3_XXS":
             return "Q5_K"
         return "Q8_0" if default.name == "Q8_0" else "Q6_K"
+
+    def _nvfp4(self, role: Category, default: QuantType) -> QuantType:
+        """ModelOpt's NVFP4_DEFAULT_CFG and NVFP4_MLP_ONLY_CFG leave the embedding and the output in 16 bits. Here what
+        they leave becomes Q8_0: half the size, with a relative squared error of 2e-5 against NVFP4's 7e-3."""
+        if role in (Category.OUTPUT, Category.TOKEN_EMBD):
+            return self.options.output_type or BY_NAME["Q8_0"]
+        ffn = role in (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
+        return default if ffn or self.mix == "NVFP4" else BY_NAME["Q8_0"]
 
     def _mxfp4(self, shape: Sequence[int], role: Category) -> str:
         # In bailingmoe3 the attention's latent projections are three-dimensional too.

@@ -1,0 +1,98 @@
+"""The per-tensor scales of a model that is quantized to NVFP4: which tensors share one, and how it is measured.
+
+A weight is scale * E4M3 * E2M1. The scale is taken from the largest magnitude of the merged weights, over all tensors
+that are multiplied with the same input (q/k/v; gate and up, expert by expert), as ModelOpt's `preprocess_linear_fusion`
+has it: fused GEMMs of other engines know only one. It is stored beside the weight `X.weight` as `X.scale`, float32 [1]
+or [experts]; so a pass over the weights precedes the one that writes them.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from loragraft.formats.source import TensorSource
+from loragraft.formats.views import in_memory
+from loragraft.pipeline import Step, chunks, floats_of
+from loragraft.progress import Progress
+from loragraft.quants.nvfp4 import NVFP4, tensor_scale
+from loragraft.quants.roles import Category, category
+
+_FUSED = (
+    (re.compile(r"(blk\.\d+\.)attn_[qkv]\.weight"), "attn_qkv"),
+    (re.compile(r"(blk\.\d+\.)ffn_(?:gate|up)(_exps|_shexp)?\.weight"), "ffn_gate_up"),
+)
+
+
+def companion(name: str, part: str) -> str:
+    """The tensor that scales the weight `name` (`scale`), or its activations (`input_scale`)."""
+    return f"{name.removesuffix('.weight')}.{part}"
+
+
+def group_of(name: str) -> tuple[str, ...]:
+    """What tensors with one scale have in common."""
+    for pattern, fused in _FUSED:
+        if found := pattern.fullmatch(name):
+            return (fused, *(part or "" for part in found.groups()))
+    return (name,)
+
+
+def add_scales(steps: Sequence[Step]) -> list[Step]:
+    """`steps` with a scale before every weight that is quantized to NVFP4, all ones until `measure_scales` was called.
+
+    A scale that the input has for such a weight is folded into it. Embeddings get none, as no engine looks for it.
+    """
+    scales: dict[str, TensorSource] = {}
+    weights: dict[str, Step] = {}
+    for step in steps:
+        if step.type != NVFP4 or step.copies or category(step.name) is Category.TOKEN_EMBD:
+            continue
+        matrices = step.source.n_rows // step.matrix_rows
+        values = np.ones(matrices, np.float32)
+        weights[step.name] = replace(step, scales=values)
+        name = companion(step.name, "scale")
+        scales[name] = in_memory(name, values)
+    result: list[Step] = []
+    for step in steps:
+        if step.name in scales:
+            continue  # the input's own, folded in
+        if step.name in weights:
+            source = scales[companion(step.name, "scale")]
+            result.append(Step(source.name, source, source.type))
+        result.append(weights.get(step.name, step))
+    return result
+
+
+def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> None:
+    """Fill in the scales of `steps`, in place, from the largest magnitudes of the merged weights."""
+    scaled = [step for step in steps if step.scales is not None]
+    if not scaled:
+        return
+    progress.start("Measuring NVFP4 scales", sum(step.weights for step in scaled))
+    amax: dict[tuple[str, ...], list[float]] = {}
+    for step in scaled:
+        amax.setdefault(group_of(step.name), [0.0] * (step.source.n_rows // step.matrix_rows))
+    lock = threading.Lock()
+
+    def measure(step: Step) -> None:
+        for chunk in chunks(step):
+            values = floats_of(chunk)
+            largest = max(float(values.max()), -float(values.min()))
+            step.source.release(chunk.start, chunk.stop)
+            with lock:
+                known = amax[group_of(step.name)]
+                matrix = chunk.start // step.matrix_rows
+                known[matrix] = max(known[matrix], largest)
+            progress.advance(values.size)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
+        for done in [pool.submit(measure, step) for step in scaled]:
+            done.result()
+    for step in scaled:
+        if step.scales is not None:
+            step.scales[:] = [tensor_scale(largest) for largest in amax[group_of(step.name)]]
