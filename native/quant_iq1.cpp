@@ -1,7 +1,8 @@
 // IQ1_S and IQ1_M; see src/loragraft/quants/iq1.py for the formats and the search.
 //
-// A lane is one of the cuts with the same lower end. Cuts are compared in the reference's order, one by one, but only
-// where some lane beats the best so far.
+// A lane is one of the cuts with the same lower end. The reference compares the cuts one by one, each with the best so
+// far, by rounded products; so among cuts that are nearly as good as the best the order decides, and they are compared
+// as there. All others are passed over: they may have led for a while, but never at the end.
 #include "half.h"
 #include "iq_snap.h"
 
@@ -68,27 +69,13 @@ struct Best {
     float score = -FLT_MAX, scale = 0;
     int low = -1, high = -1, shift = 0;
 
-    // Offers the cuts (low, first) to (low, first + count - 1), each with SHIFTS shifts in turn.
-    template <int SHIFTS>
-    void offer(const vf* sumqx, const vf* sumq2, int low_, int first, int count) {
-        vi better{};
-        for (int k = 0; k < SHIFTS; ++k) {
-            better |= (sumq2[k] > 0) & (sumqx[k] * sumqx[k] > score * sumq2[k]);
-        }
-        if (!any(better & (lane_numbers() < count))) {
-            return;
-        }
-        for (int i = 0; i < count; ++i) {
-            for (int k = 0; k < SHIFTS; ++k) {
-                const float qx = sumqx[k][i], q2 = sumq2[k][i];
-                if (q2 > 0 && qx * qx > score * q2) {
-                    scale = qx / q2;
-                    score = scale * qx;
-                    low = low_;
-                    high = first + i;
-                    shift = k;
-                }
-            }
+    void offer(float sumqx, float sumq2, int low_, int high_, int shift_) {
+        if (sumq2 > 0 && sumqx * sumqx > score * sumq2) {
+            scale = sumqx / sumq2;
+            score = scale * sumqx;
+            low = low_;
+            high = high_;
+            shift = shift_;
         }
     }
 
@@ -98,6 +85,87 @@ struct Best {
             const int run = (r >= low) + (r >= high);
             digit[order[r]] = uint8_t(scale < 0 ? 2 - run : run);
         }
+    }
+};
+
+// Every cut of N sorted weights with each of SHIFTS shifts.
+template <int N, int SHIFTS>
+struct Cuts {
+    static constexpr int vectors(int low) { return (N + 1 - low + LANES - 1) / LANES; }
+    static constexpr int all_vectors() {
+        int n = 0;
+        for (int low = 0; low <= N; ++low) {
+            n += vectors(low);
+        }
+        return n;
+    }
+
+    struct Sums {
+        vf qx[SHIFTS], q2[SHIFTS];
+    };
+    Sums sums[all_vectors()]; // in the order of (low, high); lanes beyond the last cut hold qx = 0
+
+    // fill(low, high, sums): the sums of the cuts (low, high) to (low, high + LANES - 1). `total`: of all weights' weights.
+    template <typename Fill>
+    Best search(float total, Fill fill) {
+        vf square[SHIFTS], weight[SHIFTS]; // in every lane, of the best cut seen: the largest square / weight
+        for (int k = 0; k < SHIFTS; ++k) {
+            square[k] = vf{};
+            weight[k] = splat(1.0f);
+        }
+        Sums* at = sums;
+        for (int low = 0; low <= N; ++low) {
+            for (int high = low; high <= N; high += LANES, ++at) {
+                fill(low, high, *at);
+                const vi valid = lane_numbers() <= N - high;
+                for (int k = 0; k < SHIFTS; ++k) {
+                    at->qx[k] = floats(bits(at->qx[k]) & valid);
+                    const vf s = at->qx[k] * at->qx[k];
+                    const vi better = s * weight[k] > square[k] * at->q2[k];
+                    square[k] = better ? s : square[k];
+                    weight[k] = better ? at->q2[k] : weight[k];
+                }
+            }
+        }
+        vf largest{};
+        for (int k = 0; k < SHIFTS; ++k) {
+            largest = max(square[k] / weight[k], largest);
+        }
+        float most = 0;
+        for (int i = 0; i < LANES; ++i) {
+            most = most > largest[i] ? most : largest[i];
+        }
+        // No digit stands for less than 1/8, so every cut's sum of w q^2 is at least total / 64: within these bounds
+        // nothing overflows, and what is close to the best is far from underflow.
+        const bool safe = total > 1e-12f && total < 1e12f && most * total > 1e-24f && most * total < 1e24f;
+        return safe ? compare(most * (1 - 0x1p-12f)) : compare(-FLT_MAX);
+    }
+
+    // The winner of the cuts whose score is at least `least`.
+    Best compare(float least) const {
+        Best best;
+        const Sums* at = sums;
+        for (int low = 0; low <= N; ++low) {
+            for (int high = low; high <= N; high += LANES, ++at) {
+                vi close{};
+                for (int k = 0; k < SHIFTS; ++k) {
+                    close |= at->qx[k] * at->qx[k] >= least * at->q2[k];
+                }
+                // Not a number is close to everything.
+                for (int k = 0; k < SHIFTS; ++k) {
+                    close |= at->q2[k] != at->q2[k];
+                }
+                if (!any(close)) {
+                    continue;
+                }
+                for (int i = 0; i < LANES && high + i <= N; ++i) {
+                    for (int k = 0; k < SHIFTS && close[i]; ++k) {
+                        best.offer(at->qx[k][i], at->q2[k][i], low, high + i, k);
+                    }
+                }
+            }
+        }
+        return best;
     }
 };
 
@@ -189,19 +257,18 @@ Best search_32(const float* x, const float* w, const int32_t* order) {
         sx[r + 1] = sx[r] + w[j] * x[j];
         sw[r + 1] = sw[r] + w[j];
     }
-    Best best;
-    for (int low = 0; low <= 32; ++low) {
+    Cuts<32, 2> cuts;
+    return cuts.search(sw[32], [&](int low, int high, auto& sums) {
         const float x1 = sx[low] - sx[0], w1 = sw[low] - sw[0];
-        for (int high = low; high <= 32; high += LANES) {
-            const vf x2 = load(sx + high) - sx[low], x3 = sx[32] - load(sx + high);
-            const vf w2 = load(sw + high) - sw[low], w3 = sw[32] - load(sw + high);
-            const vf sumqx[2] = {x1 * UP[0] + x2 * UP[1] + x3 * UP[2], x1 * DOWN[0] + x2 * DOWN[1] + x3 * DOWN[2]};
-            const vf sumq2[2] = {w1 * UP[0] * UP[0] + w2 * UP[1] * UP[1] + w3 * UP[2] * UP[2],
-                                 w1 * DOWN[0] * DOWN[0] + w2 * DOWN[1] * DOWN[1] + w3 * DOWN[2] * DOWN[2]};
-            best.offer<2>(sumqx, sumq2, low, high, std::min(LANES, 33 - high));
+        const vf x2 = load(sx + high) - sx[low], x3 = sx[32] - load(sx + high);
+        const vf w2 = load(sw + high) - sw[low], w3 = sw[32] - load(sw + high);
+        int k = 0;
+        for (const float* v : {UP, DOWN}) {
+            sums.qx[k] = x1 * v[0] + x2 * v[1] + x3 * v[2];
+            sums.q2[k] = w1 * v[0] * v[0] + w2 * v[1] * v[1] + w3 * v[2] * v[2];
+            ++k;
         }
-    }
-    return best;
+    });
 }
 
 void iq1_s_block(const IqGrid& grid, const float* x, const float* importance, uint8_t* y) {
@@ -275,31 +342,26 @@ Best search_16(const float* x, const float* w, const int32_t* order) {
         px[1 - h][r + 1] = px[1 - h][r];
         pw[1 - h][r + 1] = pw[1 - h][r];
     }
-    Best best;
-    for (int low = 0; low <= 16; ++low) {
-        for (int high = low; high <= 16; high += LANES) {
-            vf qx[2][2], q2[2][2]; // [shift][half]
-            for (int h = 0; h < 2; ++h) {
-                const vf sum_x = px[h][low] + load(px[h] + high);
-                const vf high_w = load(pw[h] + high);
-                const auto square = [&](const float* v) {
-                    return pw[h][16] * v[2] * v[2] + pw[h][low] * (v[0] * v[0] - v[1] * v[1])
-                        + high_w * (v[1] * v[1] - v[2] * v[2]);
-                };
-                qx[0][h] = px[h][16] * UP[2] - sum_x;
-                qx[1][h] = px[h][16] * DOWN[2] - sum_x;
-                q2[0][h] = square(UP);
-                q2[1][h] = square(DOWN);
-            }
-            vf sumqx[4], sumq2[4];
-            for (int k = 0; k < 4; ++k) {
-                sumqx[k] = qx[k / 2][0] + qx[k % 2][1];
-                sumq2[k] = q2[k / 2][0] + q2[k % 2][1];
-            }
-            best.offer<4>(sumqx, sumq2, low, high, std::min(LANES, 17 - high));
+    Cuts<16, 4> cuts;
+    return cuts.search(pw[0][16] + pw[1][16], [&](int low, int high, auto& sums) {
+        vf qx[2][2], q2[2][2]; // [shift][half]
+        for (int h = 0; h < 2; ++h) {
+            const vf sum_x = px[h][low] + load(px[h] + high);
+            const vf high_w = load(pw[h] + high);
+            const auto square = [&](const float* v) {
+                return pw[h][16] * v[2] * v[2] + pw[h][low] * (v[0] * v[0] - v[1] * v[1])
+                    + high_w * (v[1] * v[1] - v[2] * v[2]);
+            };
+            qx[0][h] = px[h][16] * UP[2] - sum_x;
+            qx[1][h] = px[h][16] * DOWN[2] - sum_x;
+            q2[0][h] = square(UP);
+            q2[1][h] = square(DOWN);
         }
-    }
-    return best;
+        for (int k = 0; k < 4; ++k) {
+            sums.qx[k] = qx[k / 2][0] + qx[k % 2][1];
+            sums.q2[k] = q2[k / 2][0] + q2[k % 2][1];
+        }
+    });
 }
 
 void iq1_m_block(const IqGrid& grid, const float* x, const float* importance, uint8_t* y) {
