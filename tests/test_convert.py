@@ -13,6 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 import loragraft as lg
+from checkpoints import Raw, V, changed
+from conversions import CASES, folder_named, golden, plain
 from loragraft.cli import app
 from loragraft.errors import AdapterError, OutputError
 from loragraft.formats.gguf.reader import GGUFFile
@@ -20,8 +22,6 @@ from loragraft.models import load_adapter, open_model
 from loragraft.quants import e4m3
 from loragraft.quants.reference import dequantize
 from paths import data
-from test_hf_model import CASES, folder_named, golden, plain
-from test_hf_weights import Raw, V, changed
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

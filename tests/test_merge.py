@@ -12,7 +12,6 @@ import pytest
 
 import golden
 from gguf_files import write_gguf
-from loragraft import pipeline
 from loragraft.adapters.delta import Delta, add_deltas
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.errors import AdapterError, OutputError, QuantizeError, UnsupportedError
@@ -26,6 +25,7 @@ from loragraft.quantize import quantize
 from loragraft.quants import reference
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.types import BY_NAME, F16
+from loragraft.streaming import pipeline
 from paths import data
 
 

@@ -14,13 +14,13 @@ from loragraft.errors import AdapterError
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.source import ModelSource
+from loragraft.huggingface.model_card import general_metadata
 from loragraft.merge import merge
-from loragraft.model_card import general_metadata
-from loragraft.model_writer import Report
 from loragraft.models import load_adapter, open_model
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import FileType, file_type
+from loragraft.streaming.model_writer import Report
 
 
 @dataclass(frozen=True, slots=True)

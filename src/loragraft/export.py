@@ -24,11 +24,11 @@ from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.output import OutputFile
 from loragraft.formats.safetensors import SafetensorsWriter
 from loragraft.formats.source import ModelSource
+from loragraft.huggingface.tokenizer_json import tokenizer_files
 from loragraft.merge import collect_deltas
 from loragraft.models import load_adapter, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
-from loragraft.tokenizer_json import tokenizer_files
 
 _WEIGHTS = "model.safetensors"
 #: What belongs to a checkpoint beside its weights and its config.json, and is copied from a source folder.

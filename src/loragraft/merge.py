@@ -11,14 +11,14 @@ from loragraft.adapters.delta import Delta
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
-from loragraft.model_writer import AdapterUse, Report, dry_run, write_model
 from loragraft.models import load_adapter, open_model
 from loragraft.options import QuantizeOptions
-from loragraft.plan import plan_merge
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.quants.nvfp4 import NVFP4
+from loragraft.streaming.model_writer import AdapterUse, Report, dry_run, write_model
+from loragraft.streaming.plan import plan_merge
 
 
 def merge(

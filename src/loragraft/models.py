@@ -10,14 +10,14 @@ from loragraft.adapters.lora import Adapter
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
-from loragraft.hf_model import open_checkpoint
-from loragraft.peft_placement import open_peft
+from loragraft.huggingface.model import open_checkpoint
+from loragraft.huggingface.peft_placement import open_peft
 
 
 def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelSource:
     """The model at `path`: a GGUF file (any file of a split one) or a Hugging Face folder, read lazily.
 
-    `dequantize`: see `loragraft.hf_model.open_checkpoint`. Raises FormatError or UnsupportedError.
+    `dequantize`: see `loragraft.huggingface.model.open_checkpoint`. Raises FormatError or UnsupportedError.
     """
     path = Path(path)
     if path.is_dir():

@@ -9,11 +9,11 @@ from pathlib import Path
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
-from loragraft.model_writer import Report, dry_run, write_model
 from loragraft.options import QuantizeOptions
-from loragraft.plan import plan_quantize
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import FileType, file_type
+from loragraft.streaming.model_writer import Report, dry_run, write_model
+from loragraft.streaming.plan import plan_quantize
 
 
 def cpu_count() -> int:

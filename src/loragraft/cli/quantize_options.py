@@ -16,8 +16,8 @@ from loragraft.cli.units import bytes_text, count_text, plural
 from loragraft.errors import LoragraftError
 
 if TYPE_CHECKING:
-    from loragraft.model_writer import Report
     from loragraft.options import QuantizeOptions
+    from loragraft.streaming.model_writer import Report
 
 _Result = TypeVar("_Result")
 

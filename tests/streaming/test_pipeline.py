@@ -20,9 +20,9 @@ from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.gguf.writer import GGUFWriter, Layout, TensorSpec
 from loragraft.formats.views import in_memory
-from loragraft.pipeline import OutputPart, Step, chunks, run_pass
 from loragraft.progress import Silent
 from loragraft.quants.types import BY_NAME, F16, F32
+from loragraft.streaming.pipeline import OutputPart, Step, chunks, run_pass
 
 
 def step(shape: tuple[int, ...], kind: str = "F32") -> Step:

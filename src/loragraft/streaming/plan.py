@@ -20,14 +20,14 @@ from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.nvfp4_scales import add_scales, companion
 from loragraft.options import MAX_OVERRIDE_STRING, QuantizeOptions
-from loragraft.pipeline import Step
 from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
 from loragraft.quants.nvfp4 import NVFP4
 from loragraft.quants.roles import Category, category, layer_of, may_quantize, output_order
 from loragraft.quants.types import F16, QuantType
+from loragraft.streaming.nvfp4_scales import add_scales, companion
+from loragraft.streaming.pipeline import Step
 
 #: `general.quantization_version`: the layout of ggml's block types.
 QUANTIZATION_VERSION = 2

@@ -1,4 +1,4 @@
-"""The Hugging Face files of a tokenizer, from a GGUF's metadata: the way back from `loragraft.vocab`."""
+"""The Hugging Face files of a tokenizer, from a GGUF's metadata: the way back from `loragraft.huggingface.vocab`."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from gguf_files import write_gguf
-from loragraft import journal, pipeline
 from loragraft.formats.gguf.values import Value
-from loragraft.journal import Journal
 from loragraft.options import QuantizeOptions
 from loragraft.progress import Silent
 from loragraft.quantize import quantize
+from loragraft.streaming import journal, pipeline
+from loragraft.streaming.journal import Journal
 
 #: Of the moments at which runs are killed.
 SEED = 1
@@ -93,8 +93,8 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
 #: Quantizes with one thread in chunks of 64 rows, and is killed after some of them.
 DOOMED = """
 import os, signal, sys
-from loragraft import pipeline
-from loragraft.journal import Journal
+from loragraft.streaming import pipeline
+from loragraft.streaming.journal import Journal
 from loragraft.quantize import quantize
 
 source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -12,8 +12,8 @@ from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.pretokenizers import PRETOKENIZERS
+from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.tokenizer import Tokenizer
-from loragraft.vocab import tokenizer_metadata
 from paths import data
 
 

@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from checkpoints import Edit, Raw, V, changed
 from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
-from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
 from loragraft.formats.views import float_rows
 from loragraft.models import open_model
 from loragraft.quants import e4m3
 from loragraft.quants.nvfp4 import dequantize_nvfp4
 from paths import data
 
-V = "model.layers.0.self_attn.v_proj"
 DOWN = "model.layers.1.mlp.down_proj"
 #: E2M1: sign, two exponent bits, one mantissa bit (OCP Microscaling Formats 1.0, section 5.3.3).
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
-@dataclass
-class Raw:
-    """A tensor of any dtype: `data` are its bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: np.ndarray
-
-    @staticmethod
-    def f32(values: Any) -> Raw:
-        array = np.asarray(values, "<f4")
-        return Raw("F32", array.shape, array.reshape(-1).view(np.uint8))
-
-    @staticmethod
-    def of_bytes(dtype: str, array: np.ndarray) -> Raw:
-        return Raw(dtype, array.shape, array.reshape(-1))
-
-    @property
-    def matrix(self) -> np.ndarray:
-        return self.data.reshape(self.shape[0], -1)
-
-
-Edit = Callable[[dict[str, Any], dict[str, Raw]], object]
-
-
-def changed(folder: Path, edit: Edit, fixture: str = "llama-kjv-nvfp4") -> Path:
-    """A copy of a checkpoint with config.json and tensors edited (without hf_quant_config.json)."""
-    source = data(fixture)
-    config = json.loads((source / "config.json").read_text())
-    tensors = {
-        name: Raw(t.dtype, t.shape, t.data())
-        for name, t in SafetensorsFile.open(source / "model.safetensors").tensors.items()
-    }
-    edit(config, tensors)
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").symlink_to(source / "tokenizer.json")
-    specs = [SafetensorsSpec(name, raw.dtype, raw.shape) for name, raw in tensors.items()]
-    with SafetensorsWriter(folder / "model.safetensors", specs) as writer:
-        for name, raw in tensors.items():
-            writer.write(name, 0, np.ascontiguousarray(raw.data))
-    return folder
 
 
 def weights(folder: Path, name: str, *, dequantize: bool = False) -> np.ndarray:

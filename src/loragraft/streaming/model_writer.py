@@ -18,16 +18,16 @@ from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
 from loragraft.formats.source import ModelSource
 from loragraft.formats.split import plan_shards, shard_metadata, shard_paths
-from loragraft.journal import Journal
-from loragraft.nvfp4_scales import measure_scales
 from loragraft.options import QuantizeOptions
-from loragraft.pipeline import OutputPart, Step, run_pass
-from loragraft.plan import Plan
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import FileType
+from loragraft.streaming.journal import Journal
+from loragraft.streaming.nvfp4_scales import measure_scales
+from loragraft.streaming.pipeline import OutputPart, Step, run_pass
+from loragraft.streaming.plan import Plan
 
 if TYPE_CHECKING:
-    from loragraft.verify import TensorError
+    from loragraft.streaming.verify import TensorError
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,9 @@ def write_model(
 
 
 def _verified(plan: Plan, files: Sequence[_File], progress: Progress) -> list[TensorError]:
-    from loragraft.verify import measure_errors  # and with it every type's reference: slow to import
+    from loragraft.streaming.verify import (
+        measure_errors,  # and with it every type's reference: slow to import
+    )
 
     return measure_errors(plan.steps, [file.path for file in files], progress)
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import in_memory
-from loragraft.pipeline import Step, chunks, floats_of
 from loragraft.progress import Progress
 from loragraft.quants.nvfp4 import NVFP4, tensor_scale
 from loragraft.quants.roles import Category, category
+from loragraft.streaming.pipeline import Step, chunks, floats_of
 
 _FUSED = (
     (re.compile(r"(blk\.\d+\.)attn_[qkv]\.weight"), "attn_qkv"),

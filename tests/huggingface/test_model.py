@@ -12,37 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from conversions import CASES, folder_named, golden, plain
 from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
-from loragraft.formats.gguf.values import Value
 from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows
 from loragraft.models import open_model
 from paths import data
-
-#: Our fixture, the golden file made of it, and the folder's name when that was made (`general.name` comes from it).
-CASES = [
-    ("llama-kjv", "llama-kjv", "base_hf_f16"),
-    ("qwen2-bias", "qwen2-bias-f16", "hf_qwen2"),
-    ("starcoder2-bias", "starcoder2-bias-f16", "hf_starcoder2"),
-    ("qwen3moe-8x", "qwen3moe-8x-f16", "hf_qwen3moe"),
-    ("llama-kjv-nvfp4", "llama-kjv-nvfp4", "modelopt_nvfp4"),
-    ("qwen3moe-8x-nvfp4", "qwen3moe-8x-nvfp4", "modelopt_qwen3moe_nvfp4"),
-]
-
-
-def golden(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(data("golden/convert.json").read_text())[name]
-    return record
-
-
-def folder_named(tmp_path: Path, fixture: str, name: str) -> Path:
-    """A copy of the fixture under another name (links: nothing is written to it)."""
-    folder = tmp_path / name
-    folder.mkdir()
-    for path in data(fixture).iterdir():
-        (folder / path.name).symlink_to(path)
-    return folder
 
 
 def as_golden(tensor: TensorSource, expected: str) -> dict[str, Any]:
@@ -56,13 +32,6 @@ def as_golden(tensor: TensorSource, expected: str) -> dict[str, Any]:
         "shape": list(reversed(tensor.shape)),
         "sha256": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest(),
     }
-
-
-def plain(value: Value) -> Any:
-    """As the golden data record metadata: numbers and texts themselves, long arrays by their length."""
-    if isinstance(value.data, list | np.ndarray):
-        return len(value.data) if len(value.data) > 16 else list(value.data)
-    return value.data
 
 
 def assert_is_golden(model: ModelSource, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from loragraft.errors import CheckpointError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
-from loragraft.hf_tokenizer import TokenizerFile, flat
+from loragraft.huggingface.tokenizer_file import TokenizerFile, flat
 
 #: Kinds of special token in the order in which their keys are written.
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")

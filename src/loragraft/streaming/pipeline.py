@@ -23,9 +23,9 @@ from loragraft.adapters.lora import Floats
 from loragraft.errors import QuantizeError
 from loragraft.formats.layout import TensorWriter
 from loragraft.formats.source import Bytes, TensorSource
-from loragraft.journal import Journal, Span
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.types import F32, QuantType
+from loragraft.streaming.journal import Journal, Span
 
 #: Weights of a chunk: some milliseconds of work, so that neither its call nor the wait for the last one matters.
 CHUNK_WEIGHTS = 512 * 1024

@@ -22,9 +22,9 @@ from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Reordered, Stacked, float_rows, in_memory, widened
-from loragraft.hf_weights import Weight, read_weights
-from loragraft.model_card import general_metadata
-from loragraft.vocab import tokenizer_metadata
+from loragraft.huggingface.model_card import general_metadata
+from loragraft.huggingface.vocab import tokenizer_metadata
+from loragraft.huggingface.weights import Weight, read_weights
 
 #: `general.quantization_version`: the layout of ggml's block types.
 _QUANTIZATION_VERSION = 2

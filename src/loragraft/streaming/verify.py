@@ -13,9 +13,9 @@ from loragraft.adapters.lora import Floats
 from loragraft.errors import OutputError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.source import TensorSource
-from loragraft.pipeline import Chunk, Step, chunks
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
+from loragraft.streaming.pipeline import Chunk, Step, chunks
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Hugging Face folders as GGUF sees them: tensors renamed, reordered and stacked as they are read, vocabularies."""
