@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-slow test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 $(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
@@ -35,6 +35,16 @@ test: $(VENV)/tested
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
+
+# The Arm kernels under emulation: needs g++-aarch64-linux-gnu and qemu-user (Debian's names).
+build/neon/quantize_rows: $(VENV)/pip-tools $(NATIVE) tests/native/quantize_rows.cpp
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/neon -G Ninja --log-level=WARNING -DLG_DRIVER=ON -DCMAKE_EXE_LINKER_FLAGS=-static \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/neon -j 2 -- --quiet
+	touch $@
+
+test-neon: $(VENV)/tested build/neon/quantize_rows
+	LORAGRAFT_EMULATED="qemu-aarch64 build/neon/quantize_rows" $(BIN)/python -m pytest -q tests/quants/test_emulated.py
 
 lint: $(VENV)/linted
 	$(BIN)/ruff check .

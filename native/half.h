@@ -29,9 +29,13 @@ static inline uint16_t half_from_float(float f) {
     return uint16_t(sign | ((magnitude - 0x38000000 + 0xFFF + odd) >> 13));
 }
 
-// The same for a number that was computed: NaN as x86-64 makes it, negative, on every machine.
+// The half of a computed scale. Sums that overflow make it NaN; a new NaN has its sign set on x86-64, which the reference
+// stores, and clear elsewhere.
 static inline uint16_t half_from_result(float f) {
-    return std::isnan(f) ? uint16_t(0xFE00) : half_from_float(f);
+#if !defined(__x86_64__)
+    f = f != f ? -f : f;
+#endif
+    return half_from_float(f);
 }
 
 // A signalling NaN comes back quiet.
@@ -66,9 +70,9 @@ static inline float get_half(const uint8_t* p) {
     return float_from_half(h);
 }
 
-// Stores v; returns it as it will be read back.
+// Stores a computed scale; returns it as it will be read back.
 static inline float put_half(uint8_t* p, float v) {
-    const uint16_t h = half_from_float(v);
+    const uint16_t h = half_from_result(v);
     std::memcpy(p, &h, 2);
     return float_from_half(h);
 }

@@ -306,7 +306,7 @@ void iq1_s_block(const IqGrid& grid, const float* x, const float* importance, ui
     int steps[8];
     const float d = scale_steps<8>(scales, steps);
     if (d != 0) {
-        put_16(y, half_from_float(d * 1.125f));
+        put_16(y, half_from_result(d * 1.125f));
     }
     const bool some = *std::max_element(scales, scales + 8) != 0;
     for (int s = 0; s < 8; ++s) {

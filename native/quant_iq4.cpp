@@ -187,17 +187,6 @@ inline void put_words(const vi* words, int lane, uint8_t* y) {
     }
 }
 
-inline void put_half(uint8_t* y, float v) {
-    const uint16_t half = half_from_result(v);
-    std::memcpy(y, &half, 2);
-}
-
-inline float get_half(const uint8_t* y) {
-    uint16_t half;
-    std::memcpy(&half, y, 2);
-    return float_from_half(half);
-}
-
 inline void unpack_codes(const uint8_t* y, float d, float* x) {
     for (int j = 0; j < 16; ++j) {
         x[j] = d * VALUES[y[j] & 15];

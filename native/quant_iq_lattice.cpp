@@ -307,7 +307,7 @@ inline bool super_scale(const Found<S>& found, float fudge, uint8_t* steps, uint
         return false;
     }
     const float d = largest / 31.0f;
-    const uint16_t half = half_from_float(d * fudge);
+    const uint16_t half = half_from_result(d * fudge);
     std::memcpy(d_bytes, &half, 2);
     const float inverse = 1.0f / d;
     for (int s = 0; s < Found<S>::SUBS; ++s) {

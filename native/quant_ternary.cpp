@@ -15,7 +15,7 @@ inline void digits(const float* x, uint8_t* codes, uint8_t* scale) {
         const float a = std::fabs(x[j]);
         d = d > a ? d : a;
     }
-    const uint16_t half = half_from_float(d);
+    const uint16_t half = half_from_result(d);
     std::memcpy(scale, &half, 2);
     const float id = d != 0 ? 1.0f / d : 0.0f;
     for (int j = 0; j < 256; ++j) {
