@@ -16,8 +16,8 @@ from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
 from loragraft.quants.filetypes import FileType, file_type
-from loragraft.quants.nvfp4 import NVFP4
 from loragraft.streaming.model_writer import AdapterUse, Report, dry_run, write_model
+from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.plan import plan_merge
 
 

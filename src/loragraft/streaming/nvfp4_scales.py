@@ -19,9 +19,11 @@ import numpy as np
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import in_memory
 from loragraft.progress import Progress
-from loragraft.quants.nvfp4 import NVFP4, tensor_scale
 from loragraft.quants.roles import Category, category
+from loragraft.quants.types import BY_NAME
 from loragraft.streaming.pipeline import Step, chunks, floats_of
+
+NVFP4 = BY_NAME["NVFP4"]
 
 _FUSED = (
     (re.compile(r"(blk\.\d+\.)attn_[qkv]\.weight"), "attn_qkv"),
@@ -73,6 +75,8 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
     scaled = [step for step in steps if step.scales is not None]
     if not scaled:
         return
+    from loragraft.quants.nvfp4 import tensor_scale  # and with it every NumPy quantizer: slow to import
+
     progress.start("Measuring NVFP4 scales", sum(step.weights for step in scaled))
     amax: dict[tuple[str, ...], list[float]] = {}
     for step in scaled:

@@ -23,10 +23,9 @@ from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
-from loragraft.quants.nvfp4 import NVFP4
 from loragraft.quants.roles import Category, category, layer_of, may_quantize, output_order
 from loragraft.quants.types import F16, QuantType
-from loragraft.streaming.nvfp4_scales import add_scales, companion
+from loragraft.streaming.nvfp4_scales import NVFP4, add_scales, companion
 from loragraft.streaming.pipeline import Step
 
 #: `general.quantization_version`: the layout of ggml's block types.
