@@ -6,6 +6,8 @@
 #include <cstring>
 #ifdef __F16C__
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace lg::LG_ISA {
@@ -21,13 +23,19 @@ void f32_dequantize(const uint8_t* y, float* x, int64_t n) {
 }
 
 #ifdef __F16C__
-// Eight halves; the instruction keeps a NaN's payload, ggml does not.
+// The instructions keep a NaN's payload, ggml does not.
 inline __m128i halves(__m256 v) {
     const __m128i h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
     const __m128i magnitude = _mm_and_si128(h, _mm_set1_epi16(0x7FFF));
     const __m128i nan = _mm_cmpgt_epi16(magnitude, _mm_set1_epi16(0x7C00));
     const __m128i plain = _mm_or_si128(_mm_andnot_si128(_mm_set1_epi16(0x7FFF), h), _mm_set1_epi16(0x7E00));
     return _mm_blendv_epi8(h, plain, nan);
+}
+#elif defined(__aarch64__)
+inline uint16x4_t halves(float32x4_t v) {
+    const uint16x4_t h = vreinterpret_u16_f16(vcvt_f16_f32(v));
+    const uint16x4_t nan = vcgt_u16(vand_u16(h, vdup_n_u16(0x7FFF)), vdup_n_u16(0x7C00));
+    return vbsl_u16(nan, vorr_u16(vand_u16(h, vdup_n_u16(0x8000)), vdup_n_u16(0x7E00)), h);
 }
 #endif
 
@@ -37,6 +45,11 @@ void f16_quantize(const float* x, uint8_t* y, int64_t rows, int64_t cols, const 
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 2 * i), halves(_mm256_loadu_ps(x + i)));
+    }
+#elif defined(__aarch64__)
+    for (; i + 4 <= n; i += 4) {
+        const uint16x4_t h = halves(vld1q_f32(x + i));
+        std::memcpy(y + 2 * i, &h, 8);
     }
 #endif
     for (; i < n; ++i) {
@@ -50,6 +63,12 @@ void f16_dequantize(const uint8_t* y, float* x, int64_t n) {
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8) {
         _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y + 2 * i))));
+    }
+#elif defined(__aarch64__)
+    for (; i + 4 <= n; i += 4) {
+        uint16x4_t h;
+        std::memcpy(&h, y + 2 * i, 8);
+        vst1q_f32(x + i, vcvt_f32_f16(vreinterpret_f16_u16(h)));
     }
 #endif
     for (; i < n; ++i) {

@@ -116,6 +116,8 @@ inline vf nearest(vf v) {
     return (vf)_mm512_roundscale_ps((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(LG_ISA_avx2)
     return (vf)_mm256_round_ps((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+    return (vf)vrndnq_f32((float32x4_t)v);
 #else
     return (v + MAGIC) - MAGIC;
 #endif
@@ -134,6 +136,37 @@ inline void store_bytes(uint8_t* p, vi v) {
     for (int i = 0; i < LANES; ++i) {
         p[i] = uint8_t(v[i]);
     }
+#endif
+}
+
+inline vi load_bytes(const uint8_t* p) {
+#if defined(LG_ISA_avx512)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(LG_ISA_avx2)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    vi v;
+    for (int i = 0; i < LANES; ++i) {
+        v[i] = p[i];
+    }
+    return v;
+#endif
+}
+
+// The sign bits, lane i's in bit i.
+inline uint32_t signs(vi v) {
+#if defined(LG_ISA_avx512)
+    return _mm512_movepi32_mask((__m512i)v);
+#elif defined(LG_ISA_avx2)
+    return uint32_t(_mm256_movemask_ps((__m256)v));
+#elif defined(__SSE2__)
+    return uint32_t(_mm_movemask_ps((__m128)v));
+#else
+    uint32_t all = 0;
+    for (int i = 0; i < LANES; ++i) {
+        all |= (uint32_t(v[i]) >> 31) << i;
+    }
+    return all;
 #endif
 }
 

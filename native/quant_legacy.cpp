@@ -80,44 +80,46 @@ inline vi round_away(vf v) {
     return truncate(v + half);
 }
 
-// ---- bit layouts of codes [32]
+// ---- bit layout of 32 codes of 4 or 5 bits: the fifth bits, code j's in bit j; then code j in the low half of byte j and
+// code j + 16 in the high half
 
-// Weight j in the low half of byte j, weight j + 16 in the high half.
-inline void pack_nibbles(const uint8_t* codes, uint8_t* y) {
-    for (int j = 0; j < 16; ++j) {
-        y[j] = uint8_t((codes[j] & 15) | (codes[j + 16] & 15) << 4);
-    }
-}
+constexpr int VECTORS = 32 / LANES;
 
-// Bit 4 of code j in bit j.
-inline void pack_fifth_bits(const uint8_t* codes, uint8_t* y) {
-    uint32_t high = 0;
-    for (int j = 0; j < 32; ++j) {
-        high |= uint32_t(codes[j] >> 4 & 1) << j;
-    }
-    std::memcpy(y, &high, 4);
-}
-
-// Codes of 4 or 5 bits, the fifth bits first.
 template <int BITS>
-inline void pack_codes(const uint8_t* codes, uint8_t* y) {
+inline void pack_codes(const vi* codes, uint8_t* y) {
     if constexpr (BITS == 5) {
-        pack_fifth_bits(codes, y);
+        uint32_t high = 0;
+        for (int i = 0; i < VECTORS; ++i) {
+            high |= signs(codes[i] << 27) << (i * LANES);
+        }
+        std::memcpy(y, &high, 4);
         y += 4;
     }
-    pack_nibbles(codes, y);
+    for (int i = 0; i < VECTORS / 2; ++i) {
+        store_bytes(y + i * LANES, (codes[i] & 15) | (codes[i + VECTORS / 2] & 15) << 4);
+    }
 }
 
 template <int BITS>
-inline void unpack_codes(const uint8_t* y, int* codes) {
+inline void unpack_codes(const uint8_t* y, vi* codes) {
     uint32_t high = 0;
     if constexpr (BITS == 5) {
         std::memcpy(&high, y, 4);
         y += 4;
     }
-    for (int j = 0; j < 16; ++j) {
-        codes[j] = (y[j] & 15) | int(high >> j & 1) << 4;
-        codes[j + 16] = y[j] >> 4 | int(high >> (j + 16) & 1) << 4;
+    for (int i = 0; i < VECTORS / 2; ++i) {
+        const vi both = load_bytes(y + i * LANES);
+        codes[i] = both & 15;
+        codes[i + VECTORS / 2] = both >> 4;
+    }
+    if constexpr (BITS == 5) {
+        vi bit;
+        for (int k = 0; k < LANES; ++k) {
+            bit[k] = k;
+        }
+        for (int i = 0; i < VECTORS; ++i) {
+            codes[i] |= (splat(int32_t(high >> (i * LANES))) >> bit & 1) << 4;
+        }
     }
 }
 
@@ -139,9 +141,11 @@ void q1_0_block(const float* x, uint8_t* y) {
 }
 
 void q1_0_back(const uint8_t* y, float* x) {
-    const float d = get_half(y);
-    for (int j = 0; j < 128; ++j) {
-        x[j] = (y[2 + j / 8] >> (j % 8)) & 1 ? d : -d;
+    const float d[2] = {-get_half(y), get_half(y)};
+    for (int byte = 0; byte < 16; ++byte) {
+        for (int j = 0; j < 8; ++j) {
+            x[8 * byte + j] = d[(y[2 + byte] >> j) & 1];
+        }
     }
 }
 
@@ -201,9 +205,9 @@ void symmetric_block(const float* x, uint8_t* y) {
     const float d = largest_weight<32>(x) / float(-HALF);
     put_half(y, d);
     const Inverse id = inverse(d);
-    uint8_t codes[32] = {};
-    for (int j = 0; id.finite && j < 32; j += LANES) {
-        store_bytes(codes + j, min(truncate(load(x + j) * id.value + (HALF + 0.5f)), splat(2 * HALF - 1)));
+    vi codes[VECTORS] = {};
+    for (int i = 0; id.finite && i < VECTORS; ++i) {
+        codes[i] = min(truncate(load(x + i * LANES) * id.value + (HALF + 0.5f)), splat(2 * HALF - 1));
     }
     pack_codes<BITS>(codes, y + 2);
 }
@@ -212,10 +216,10 @@ template <int BITS>
 void symmetric_weighted(const float* x, const Searched& s, int block, uint8_t* y) {
     constexpr int HALF = 1 << (BITS - 1);
     put_half(y, s.scale[block]);
-    uint8_t codes[32] = {};
-    for (int j = 0; s.inverse[block] != 0.0f && j < 32; j += LANES) {
-        const vi l = nearest_int(s.inverse[block] * load(x + j));
-        store_bytes(codes + j, min(max(l, splat(-HALF)), splat(HALF - 1)) + HALF);
+    vi codes[VECTORS] = {};
+    for (int i = 0; s.inverse[block] != 0.0f && i < VECTORS; ++i) {
+        const vi l = nearest_int(s.inverse[block] * load(x + i * LANES));
+        codes[i] = min(max(l, splat(-HALF)), splat(HALF - 1)) + HALF;
     }
     pack_codes<BITS>(codes, y + 2);
 }
@@ -223,10 +227,10 @@ void symmetric_weighted(const float* x, const Searched& s, int block, uint8_t* y
 template <int BITS>
 void symmetric_back(const uint8_t* y, float* x) {
     const float d = get_half(y);
-    int codes[32];
+    vi codes[VECTORS];
     unpack_codes<BITS>(y + 2, codes);
-    for (int j = 0; j < 32; ++j) {
-        x[j] = float(codes[j] - (1 << (BITS - 1))) * d;
+    for (int i = 0; i < VECTORS; ++i) {
+        store(x + i * LANES, to_float(codes[i] - (1 << (BITS - 1))) * d);
     }
 }
 
@@ -243,10 +247,10 @@ void affine_block(const float* x, uint8_t* y) {
     put_half(y, d);
     put_half(y + 2, r.low);
     const Inverse id = inverse(d);
-    uint8_t codes[32] = {};
+    vi codes[VECTORS] = {};
     // An infinite range has the inverse 0; its products are 0, or NaN, which the reference's cast makes 0 too.
-    for (int j = 0; id.finite && id.value != 0.0f && j < 32; j += LANES) {
-        store_bytes(codes + j, min(truncate((load(x + j) - r.low) * id.value + 0.5f), splat(TOP)));
+    for (int i = 0; id.finite && id.value != 0.0f && i < VECTORS; ++i) {
+        codes[i] = min(truncate((load(x + i * LANES) - r.low) * id.value + 0.5f), splat(TOP));
     }
     pack_codes<BITS>(codes, y + 4);
 }
@@ -256,10 +260,10 @@ void affine_weighted(const float* x, const Searched& s, int block, uint8_t* y) {
     constexpr int TOP = (1 << BITS) - 1;
     put_half(y, s.scale[block]);
     put_half(y + 2, -s.low[block]);
-    uint8_t codes[32] = {};
-    for (int j = 0; s.inverse[block] != 0.0f && j < 32; j += LANES) {
-        const vi l = nearest_int(s.inverse[block] * (load(x + j) - s.from[block]));
-        store_bytes(codes + j, min(max(l, splat(0)), splat(TOP)));
+    vi codes[VECTORS] = {};
+    for (int i = 0; s.inverse[block] != 0.0f && i < VECTORS; ++i) {
+        const vi l = nearest_int(s.inverse[block] * (load(x + i * LANES) - s.from[block]));
+        codes[i] = min(max(l, splat(0)), splat(TOP));
     }
     pack_codes<BITS>(codes, y + 4);
 }
@@ -267,10 +271,10 @@ void affine_weighted(const float* x, const Searched& s, int block, uint8_t* y) {
 template <int BITS>
 void affine_back(const uint8_t* y, float* x) {
     const float d = get_half(y), low = get_half(y + 2);
-    int codes[32];
+    vi codes[VECTORS];
     unpack_codes<BITS>(y + 4, codes);
-    for (int j = 0; j < 32; ++j) {
-        x[j] = float(codes[j]) * d + low;
+    for (int i = 0; i < VECTORS; ++i) {
+        store(x + i * LANES, to_float(codes[i]) * d + low);
     }
 }
 

@@ -77,3 +77,15 @@ def test_emulated_kernels_are_the_reference_bit_for_bit(name: str, kernels: Kern
             np.testing.assert_array_equal(kernels.quantize(x, kind, w), wanted, err_msg=f"{scale} {how}")
         back = reference.dequantize(wanted, kind)
         np.testing.assert_array_equal(kernels.dequantize(wanted, kind), back)
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_emulated_half_formats_convert_every_pattern_alike(name: str, kernels: Kernels) -> None:
+    kind = BY_NAME[name]
+    data = np.arange(1 << 16, dtype="<u2").view(np.uint8).reshape(64, -1)
+    back = reference.dequantize(data, kind)
+    np.testing.assert_array_equal(kernels.dequantize(data, kind).view(np.uint32), back.view(np.uint32))
+    upper = np.arange(1 << 16, dtype=np.uint32).reshape(64, -1) << 16
+    for lower in (0, 1, 0x0FFF, 0x1000, 0x1001, 0x8000, 0xFFFF):
+        x = (upper | np.uint32(lower)).view(np.float32)
+        np.testing.assert_array_equal(kernels.quantize(x, kind, None), reference.quantize(x, kind))
