@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from loragraft import llama_cpp
-from loragraft.archs.graphs import build_graph, tensor_facts
+from loragraft.archs.graphs import model_graph
 from loragraft.backends.base import Floats, Options
 from loragraft.backends.reference import OPS, Array, ReferenceSession, dequantized
 from loragraft.errors import LoragraftError
@@ -93,7 +93,7 @@ def check(
     graph breaks the law.
     """
     source = open_model(model)
-    base = build_graph(source.metadata, tensor_facts(source.tensors))
+    base = model_graph(source)
     loaded = [(load_adapter(path, source), factor) for path, factor in adapters]
     graph, extra = attach(base, loaded)
     verify(graph)

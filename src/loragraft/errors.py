@@ -17,6 +17,7 @@ A message names the object, what was found, what was expected and what to do, in
 from __future__ import annotations
 
 from os import PathLike
+from typing import Self
 
 
 class LoragraftError(Exception):
@@ -41,6 +42,16 @@ class LoragraftError(Exception):
         self.expected = expected
         self.hint = hint
         super().__init__(self._render())
+
+    def within(self, place: str | PathLike[str]) -> Self:
+        """The same error, naming the file that its subject lies in."""
+        return type(self)(
+            f"{place}: {self.subject}",
+            self.problem,
+            found=self.found,
+            expected=self.expected,
+            hint=self.hint,
+        )
 
     def _render(self) -> str:
         facts = []

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.archs.graphs import build_graph, tensor_facts
+from loragraft.archs.graphs import model_graph
 from loragraft.backends.base import Backend, Options, Session
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, perplexity
@@ -149,7 +149,7 @@ def load(
     Raises LoragraftError for files that are malformed, do not belong together or are not supported.
     """
     source = open_model(Path(path))
-    graph = build_graph(source.metadata, tensor_facts(source.tensors))
+    graph = model_graph(source)
     pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in adapters]
     loaded = [(load_adapter(Path(where), source), scale) for where, scale in pairs]
     graph, extra = attach(graph, loaded)

@@ -201,7 +201,8 @@ def test_a_config_that_does_not_fit_the_weights(tmp_path: Path) -> None:
     base = copied(BASE, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
-    refused(tmp_path, "run", base, "-p", "x", says=("blk.4",))
+    refused(tmp_path, "run", base, "-p", "x", says=(str(base), "blk.4"))
+    refused(tmp_path, "merge", base, "-o", tmp_path / "out.gguf", says=(str(base), "blk.4"))
 
 
 def test_adapter_for_another_model(tmp_path: Path) -> None:

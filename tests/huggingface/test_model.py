@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conversions import CASES, folder_named, golden, plain
-from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
+from loragraft.errors import CheckpointError, FormatError, GraphError, LoragraftError, UnsupportedError
 from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows
@@ -102,7 +102,7 @@ LAYER = "model.layers.0"
 
 
 def tiny_llama(
-    folder: Path, config: dict[str, Any] | None = None, drop: tuple[str, ...] = ()
+    folder: Path, config: dict[str, Any] | None = None, drop: tuple[str, ...] = (), kv_rows: int = 16
 ) -> dict[str, Any]:
     """Writes a random Llama of one layer, with biases on attention; returns its tensors."""
     rng = np.random.default_rng(11)
@@ -113,12 +113,12 @@ def tiny_llama(
         f"{LAYER}.input_layernorm.weight": (32,),
         f"{LAYER}.post_attention_layernorm.weight": (32,),
         f"{LAYER}.self_attn.q_proj.weight": (32, 32),
-        f"{LAYER}.self_attn.k_proj.weight": (16, 32),
-        f"{LAYER}.self_attn.v_proj.weight": (16, 32),
+        f"{LAYER}.self_attn.k_proj.weight": (kv_rows, 32),
+        f"{LAYER}.self_attn.v_proj.weight": (kv_rows, 32),
         f"{LAYER}.self_attn.o_proj.weight": (32, 32),
         f"{LAYER}.self_attn.q_proj.bias": (32,),
-        f"{LAYER}.self_attn.k_proj.bias": (16,),
-        f"{LAYER}.self_attn.v_proj.bias": (16,),
+        f"{LAYER}.self_attn.k_proj.bias": (kv_rows,),
+        f"{LAYER}.self_attn.v_proj.bias": (kv_rows,),
         f"{LAYER}.mlp.gate_proj.weight": (48, 32),
         f"{LAYER}.mlp.up_proj.weight": (48, 32),
         f"{LAYER}.mlp.down_proj.weight": (32, 48),
@@ -187,7 +187,7 @@ def test_yarn_is_metadata(tmp_path: Path) -> None:
 
 def test_defaults_of_transformers(tmp_path: Path) -> None:
     config = {"num_key_value_heads": None, "rms_norm_eps": None, "rope_theta": None, "num_attention_heads": 2}
-    tiny_llama(tmp_path / "m", config)
+    tiny_llama(tmp_path / "m", config, kv_rows=32)
     metadata = {key: value.data for key, value in open_model(tmp_path / "m").metadata.items()}
     assert metadata["llama.attention.head_count_kv"] == 2
     assert metadata["llama.rope.freq_base"] == 10000.0
@@ -198,6 +198,14 @@ def test_defaults_of_transformers(tmp_path: Path) -> None:
 def test_what_gguf_leaves_out_is_a_note(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "m", {"sliding_window": 64, "model_type": "mistral"})
     assert ["sliding_window = 64 is left out" in note for note in open_model(tmp_path / "m").notes] == [True]
+
+
+@pytest.mark.parametrize("id_", [5000, -3])
+def test_a_special_token_that_is_none_is_left_out(tmp_path: Path, id_: int) -> None:
+    tiny_llama(tmp_path / "m", {"pad_token_id": id_})
+    model = open_model(tmp_path / "m")
+    assert model.notes == [f"config.json: pad_token_id {id_} is left out: the vocabulary has 2050 tokens"]
+    assert "tokenizer.ggml.padding_token_id" not in model.metadata
 
 
 @pytest.mark.parametrize(
@@ -224,6 +232,15 @@ def test_what_gguf_leaves_out_is_a_note(tmp_path: Path) -> None:
             CheckpointError,
             "divide into heads",
         ),
+        ({"vocab_size": 3000}, CheckpointError, "vocab_size is not .* rows: found 3000, expected 2050"),
+        ({"hidden_size": 64}, FormatError, "another width: found 64, expected 32"),
+        ({"num_hidden_layers": 2}, FormatError, r"m: blk\.1\.attn_norm\.weight: the model lacks this tensor"),
+        ({"num_key_value_heads": 1, "head_dim": 8}, GraphError, "m: .*blk.0.rope_k .*: found 8, expected 16"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "longrope"}},
+            UnsupportedError,
+            "unknown RoPE scaling: found 'longrope'",
+        ),
     ],
 )
 def test_configurations_that_are_refused(
@@ -240,6 +257,12 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
     save_file(tensors, tmp_path / "m" / "model.safetensors")
     with pytest.raises(UnsupportedError, match=r"'model\.layers\.0\.self_attn\.q_norm\.weight' has no place"):
+        open_model(tmp_path / "m")
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "m", drop=(f"{LAYER}.mlp.up_proj.weight",))
+    with pytest.raises(FormatError, match=r"m: blk\.0\.ffn_.*: the model lacks this tensor"):
         open_model(tmp_path / "m")
 
 

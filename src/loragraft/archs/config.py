@@ -84,9 +84,10 @@ class Config:
     def rope(self) -> dict[str, Any]:
         """The RoPE parameters in the layout of transformers 5: rope_type, rope_theta and what the type needs.
 
-        Older files have `rope_theta` and `rope_scaling` (with `type` for `rope_type`) at the top instead.
+        Older files have `rope_theta` and `rope_scaling` (with `type` for `rope_type`) at the top instead; where both
+        are there, transformers takes `rope_scaling`.
         """
-        given = self.get("rope_parameters", "rope_scaling") or {}
+        given = self.get("rope_scaling", "rope_parameters") or {}
         if not isinstance(given, dict):
             raise CheckpointError(self.path, "bad rope_parameters", found=repr(given), expected="an object")
         rope = dict(given)

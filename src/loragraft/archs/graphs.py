@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
 from loragraft.archs.hparams import Hparams, read_hparams
-from loragraft.errors import UnsupportedError
+from loragraft.errors import FormatError, LoragraftError, UnsupportedError
 from loragraft.formats.gguf.values import Value
-from loragraft.formats.source import TensorSource
+from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.graph.ops import Graph, TensorFact
+from loragraft.graph.spec import verify
 
 Build = Callable[[Hparams, Mapping[str, TensorFact]], Graph]
 
@@ -44,4 +45,25 @@ def build_graph(metadata: Mapping[str, Value], tensors: Mapping[str, TensorFact]
             expected="one of " + ", ".join(sorted(BUILDERS)),
             hint="merging and quantizing a GGUF need no graph",
         ) from None
-    return build(h, tensors)
+    graph = build(h, tensors)
+    _check_sizes(h, tensors)
+    return graph
+
+
+def model_graph(model: ModelSource) -> Graph:
+    """The verified graph of `model`, without adapters; errors as of `build_graph` and `verify`, naming the file."""
+    try:
+        graph = build_graph(model.metadata, tensor_facts(model.tensors))
+        verify(graph)
+    except LoragraftError as error:
+        raise error.within(model.path) from None
+    return graph
+
+
+def _check_sizes(h: Hparams, tensors: Mapping[str, TensorFact]) -> None:
+    """Sizes that the graph takes from the weights must be the metadata's too, where other engines read them."""
+    width = tensors["token_embd.weight"].shape[-1]
+    if width != h.width:
+        raise FormatError(
+            f"{h.arch}.embedding_length", "the weights are of another width", found=h.width, expected=width
+        )

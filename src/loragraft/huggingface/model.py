@@ -14,6 +14,7 @@ from gguf import LlamaFileType
 
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
+from loragraft.archs.graphs import model_graph
 from loragraft.archs.hyperparameters import check_expressible, hyperparameters
 from loragraft.archs.names import Place, TensorNames
 from loragraft.archs.rope import rope_row_order
@@ -57,7 +58,21 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
         **_activation_hints(placement.wide_activations),
         **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
     }
-    return ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
+    _check_vocabulary(config, tensors)
+    model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
+    model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes
+    return model
+
+
+def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:
+    size, embedding = config.optional_integer("vocab_size"), tensors.get("token_embd.weight")
+    if None not in (size, embedding) and embedding is not None and embedding.shape[0] != size:
+        raise CheckpointError(
+            config.path,
+            "vocab_size is not the number of the embedding's rows",
+            found=size,
+            expected=embedding.shape[0],
+        )
 
 
 _FILE_TYPES = {

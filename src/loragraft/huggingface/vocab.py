@@ -47,12 +47,14 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
         metadata["tokenizer.ggml.merges"] = Value.strings(file.merges())
     if not file.pairs():
         notes.append("tokenizer.json has no merges: text will be read letter by letter")
-    metadata.update(_special_tokens(checkpoint, file, notes))
+    metadata.update(_special_tokens(checkpoint, file, len(tokens), notes))
     metadata.update(_chat_templates(checkpoint, notes))
     return metadata
 
 
-def _special_tokens(checkpoint: Checkpoint, file: TokenizerFile, notes: list[str]) -> Metadata:
+def _special_tokens(
+    checkpoint: Checkpoint, file: TokenizerFile, vocabulary: int, notes: list[str]
+) -> Metadata:
     """Ids from tokenizer_config.json's texts, else from config.json; `add_*` flags from the post-processor, else from
     tokenizer_config.json."""
     config = checkpoint.json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else {}
@@ -81,21 +83,32 @@ def _special_tokens(checkpoint: Checkpoint, file: TokenizerFile, notes: list[str
                     kinds.append("eot")
                     texts["eot"], texts["eos"] = texts["eos"], last
                 added["eos"] = True
-    ids: dict[str, Any] = {}
+    ids: dict[str, int | None] = {}
     for kind in kinds:
         if isinstance(flag := config.get(f"add_{kind}_token"), bool):
             added.setdefault(kind, flag)
         if (text := texts.get(kind)) is not None and (id_ := file.id_of(text)) is not None:
             ids[kind] = id_
     for kind in kinds:
-        ids.setdefault(kind, checkpoint.config.get(f"{kind}_token_id"))
+        ids.setdefault(kind, _configured_id(checkpoint, f"{kind}_token_id", vocabulary, notes))
     metadata: Metadata = {
         f"tokenizer.ggml.{_GGUF_KIND.get(kind, kind)}_token_id": Value.u32(id_)
         for kind, id_ in ids.items()
-        if type(id_) is int and id_ >= 0
+        if id_ is not None
     }
     metadata.update({f"tokenizer.ggml.add_{kind}_token": Value.boolean(flag) for kind, flag in added.items()})
     return metadata
+
+
+def _configured_id(checkpoint: Checkpoint, key: str, vocabulary: int, notes: list[str]) -> int | None:
+    """An id in config.json; None where it is not set (null, or the -1 of old files), a list, or no token's."""
+    id_ = checkpoint.config.get(key)
+    if type(id_) is not int or id_ == -1:
+        return None
+    if not 0 <= id_ < vocabulary:
+        notes.append(f"config.json: {key} {id_} is left out: the vocabulary has {vocabulary} tokens")
+        return None
+    return id_
 
 
 def _content(entry: Any) -> str | None:
