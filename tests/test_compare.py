@@ -79,6 +79,28 @@ def test_command_line(tmp_path: Path) -> None:
     assert measured["verdict"] == table.stdout.rstrip().rpartition("\n")[2]
     assert measured["deployments"]["merged"]["perplexity"]["tokens"] == 3 * 31
     assert os.listdir(tmp_path) == []
+    assert not any(line.endswith(" ") for line in table.stdout.split("\n"))
+
+
+def test_nothing_to_keep_and_an_importance_matrix(tmp_path: Path) -> None:
+    args = ["compare", "--base", BASE, "--lora", f"{ADAPTER}=0", "--text", TEXT, "-c", "64", "--windows", "2"]
+    matrix = data("gguf/llama-kjv.merged.imatrix.gguf")
+    command = [
+        sys.executable,
+        "-m",
+        "loragraft",
+        *map(str, args),
+        "--type",
+        "IQ2_XXS",
+        "--imatrix",
+        str(matrix),
+    ]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "nan" not in table
+    assert "The adapter changes nothing on this text" in table
+    refused = subprocess.run(command[:-2], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "--imatrix" in refused.stderr
 
 
 def test_no_adapter_is_an_error() -> None:

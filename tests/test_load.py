@@ -79,3 +79,31 @@ def test_what_cannot_be(tuned: lg.Model) -> None:
         tuned.logits([])
     with pytest.raises(LoragraftError, match="no such backend: found abacus, expected native or reference"):
         lg.load(BASE, backend="abacus")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_predictions_that_are_no_numbers_are_an_error(backend: lg.load.BackendName) -> None:
+    broken = lg.load(BASE, adapters=[(ADAPTER, 1e30)], backend=backend)
+    with np.errstate(all="ignore"):
+        for use in (
+            lambda: broken.logits([1, 2, 3]),
+            lambda: list(broken.generate("x", max_tokens=2, temperature=0)),
+            lambda: broken.perplexity("word " * 200, context=16),
+        ):
+            with pytest.raises(
+                LoragraftError, match="predictions: are not finite: found nan; a weight holds"
+            ):
+                use()
+
+
+def test_ids_outside_of_the_vocabulary(tuned: lg.Model) -> None:
+    for wrong in (-1, 2048, 2**31 - 1):
+        with pytest.raises(LoragraftError, match=f"found {wrong}"):
+            tuned.logits([1, wrong])
+
+
+def test_a_full_context_ends_a_generation(tuned: lg.Model) -> None:
+    stream = tuned.generate([5] * 1020, max_tokens=100, temperature=0)
+    list(stream)
+    assert stream.limit == 4
+    assert len(stream.ids) <= 4

@@ -65,6 +65,7 @@ def compare(
     text: str,
     *,
     type: str = "Q4_K_M",  # noqa: A002 - the verbs' name for it
+    imatrix: str | PathLike[str] | None = None,
     context: int = DEFAULT_CONTEXT,
     limit: int | None = None,
     backend: BackendName = "native",
@@ -74,6 +75,8 @@ def compare(
 ) -> Comparison:
     """Measure the deployments of `adapters` (path and strength) on `base` at quantization `type`, on `text`.
 
+    `imatrix`: an importance matrix to quantize both files with.
+
     Perplexity is computed as llama-perplexity does (`loragraft.evaluate.perplexity`), in windows of `context` tokens,
     the first `limit` of them. The files that have to be made (two quantized, one F16) go to a temporary folder in
     `work_dir` and are removed, whatever happens. Raises LoragraftError.
@@ -82,7 +85,9 @@ def compare(
         raise LoragraftError("adapters", "nothing to compare", expected="at least one adapter")
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
         merged, quantized, full = (Path(folder) / f"{name}.gguf" for name in ("merged", "base", "full"))
-        options = QuantizeOptions(allow_requantize=True)  # the base may be quantized already
+        options = QuantizeOptions(
+            allow_requantize=True, imatrix=None if imatrix is None else Path(imatrix)
+        )  # the base may be quantized already
         for target, pairs, kind in ((merged, adapters, type), (quantized, [], type), (full, adapters, "F16")):
             merge(base, pairs, target, type=kind, options=options, threads=threads, progress=progress)
         models = {

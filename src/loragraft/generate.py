@@ -19,18 +19,31 @@ def generate_ids(
 ) -> Iterator[int]:
     """Appends `prompt` (int32 [T], T >= 1) to the session, then yields up to `max_tokens` new tokens.
 
-    A token of `end_ids` ends it and is not yielded.
+    A token of `end_ids` ends it and is not yielded. Raises LoragraftError for an empty prompt, or predictions that are
+    not finite.
     """
     if not len(prompt):
         raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
     logits = read(session, prompt)
     for count in range(max_tokens):
-        token = sampler.pick(logits)
+        token = sampler.pick(finite(logits))
         if token in end_ids:
             return
         yield token
         if count + 1 < max_tokens:
             logits = session.forward(np.array([token], dtype=np.int32), last_only=True)[0]
+
+
+def finite(logits: Floats) -> Floats:
+    """`logits`, if they are numbers; raises LoragraftError for NaN and infinity, of which no token can be chosen."""
+    if not np.isfinite(peak := logits.max()):
+        raise LoragraftError(
+            "the model's predictions",
+            "are not finite",
+            found=peak,
+            hint="a weight holds NaN or infinity, or an adapter's scale is too large",
+        )
+    return logits
 
 
 def read(session: Session, prompt: Ids) -> Floats:
@@ -44,13 +57,15 @@ def read(session: Session, prompt: Ids) -> Floats:
 class Generation(Iterator[str]):
     """The text of a generation, piece by piece as it becomes certain.
 
-    `ids`: the tokens made so far; `seed`: what to pass for the same text again.
+    `ids`: the tokens made so far; `limit`: how many there can be, with the room in the model's context; `seed`: what to
+    pass for the same text again.
     """
 
     def __init__(
         self, session: Session, tokenizer: Tokenizer, prompt: Ids, sampler: Sampler, max_tokens: int
     ) -> None:
         self.seed = sampler.seed
+        self.limit = max_tokens
         self.ids: list[int] = []
         tokens = generate_ids(session, prompt, sampler, max_tokens=max_tokens, end_ids=tokenizer.end_ids)
         self._text = self._decoded(tokens, tokenizer)

@@ -16,7 +16,7 @@ from loragraft.backends.base import Backend, Options, Session
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, perplexity
 from loragraft.formats.source import ModelSource
-from loragraft.generate import BATCH, Generation
+from loragraft.generate import BATCH, Generation, finite
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
 from loragraft.models import load_adapter, open_model
@@ -66,7 +66,10 @@ class Model:
         return self.tokenizer.decode(ids, show_special=show_special)
 
     def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False) -> Floats:
-        """Logits float32 [n, vocab] for the sequence `ids` read from its start, or [1, vocab] for its last token."""
+        """Logits float32 [n, vocab] for the sequence `ids` read from its start, or [1, vocab] for its last token.
+
+        Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
+        """
         sequence = np.asarray(ids, dtype=np.int32)
         self.session.reset()
         if not len(sequence):
@@ -74,7 +77,7 @@ class Model:
         parts = []
         for start in range(0, len(sequence), BATCH):
             batch = sequence[start : start + BATCH]
-            parts.append(self.session.forward(batch, last_only=last_only))
+            parts.append(finite(self.session.forward(batch, last_only=last_only)))
         return parts[-1] if last_only else np.concatenate(parts)
 
     def generate(

@@ -119,6 +119,10 @@ NESTED = entry(b"k", ARRAY, (u32(ARRAY) + u64(1)) * 5 + u32(U8) + u64(0))
 
 MALFORMED = {
     "other magic": (gguf(magic=b"GGML"), "not a GGUF file: found magic b'GGML', expected b'GGUF'"),
+    "a safetensors file": (
+        u64(100) + b'{"x": {}}' + bytes(32),
+        "not a GGUF file: .*; name the folder that a safetensors file lies in",
+    ),
     "version 1": (gguf(version=1), "unsupported GGUF version: found 1, expected 2 or 3"),
     "version 4": (gguf(version=4), "unsupported GGUF version: found 4"),
     "version 0": (gguf(version=0), "unsupported GGUF version: found 0"),

@@ -179,6 +179,14 @@ def test_file_types_by_name_alias_and_number() -> None:
             file_type(wrong)
 
 
+def test_a_slip_of_the_pen_is_named() -> None:
+    for wrong, right in (("Q4KM", "Q4_K_M"), ("q4_k_mm", "Q4_K_M"), ("NVFP-4", "NVFP4")):
+        with pytest.raises(UnsupportedError, match=f"; did you mean {right}\\?$"):
+            file_type(wrong)
+    with pytest.raises(UnsupportedError, match=r"expected one of [A-Z0-9_, ]+$"):
+        file_type("out.gguf")
+
+
 def test_facts_from_metadata() -> None:
     metadata = {
         "general.architecture": Value.string("qwen3moe"),

@@ -105,7 +105,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
     """
     if config.get("peft_type") != "LORA":
         raise AdapterError(
-            path, "this kind of adapter", found=repr(config.get("peft_type")), expected="peft_type LORA"
+            path, "not a LoRA adapter", found=f"peft_type {config.get('peft_type')!r}", expected="LORA"
         )
     for key, value in config.items():
         _refuse_unknown(path, key, value)
@@ -139,7 +139,11 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
         return
     reason = _REFUSED.get(key, "loragraft does not know what it does to the weights")
     raise AdapterError(
-        path, f"{key} is not honoured: {reason}", found=repr(value)[:80], expected="it not to be set"
+        path,
+        f"{key} is not honoured: {reason}",
+        found=repr(value)[:80],
+        expected="it not to be set",
+        hint="merge it with peft (merge_and_unload), then convert what that saved",
     )
 
 

@@ -42,6 +42,10 @@ def command(
     text: Text,
     lora: Lora = None,
     quantization: Annotated[str, typer.Option("--type", metavar="TYPE", help="How to quantize.")] = "Q4_K_M",
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", help="An importance matrix, GGUF or .dat.", show_default=False),
+    ] = None,
     context: Context = 512,
     windows: Windows = None,
     max_chars: MaxChars = None,
@@ -83,6 +87,7 @@ def command(
             adapters,
             words,
             type=quantization,
+            imatrix=imatrix,
             context=context,
             limit=windows,
             backend=backend,
@@ -115,11 +120,11 @@ def table(result: Comparison) -> Table:
     for letter, row in zip("abcd", result.deployments.values(), strict=True):
         measured = ["", "", ""]
         if row.divergence is not None and base is not None:
-            share = 1 - row.divergence.mean / base.mean if base.mean > 0 else float("nan")
+            share = f"{100 * (1 - row.divergence.mean / base.mean):.1f} %" if base.mean > 0 else ""
             measured = [
                 f"{row.divergence.mean:.5f}",
                 f"{100 * row.divergence.same_top:.1f} %",
-                "" if row.divergence is base else f"{100 * share:.1f} %",
+                "" if row.divergence is base else share,
             ]
         perplexity = f"{row.perplexity.value:.2f} ± {row.perplexity.error:.2f}"
         grid.add_row(f"({letter}) {row.label}", perplexity, *measured, f"{row.size / 1e6:.1f} MB")

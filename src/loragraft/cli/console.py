@@ -59,7 +59,11 @@ def write(text: str) -> None:
 
 def show(what: RenderableType) -> None:
     """A table or the like on stdout, part of the result."""
-    stdout().print(what)
+    console = stdout()
+    with console.capture() as lines:
+        console.print(what)
+    for line in lines.get().strip("\n").split("\n"):
+        result(line.rstrip())  # rich fills lines up to the width
 
 
 def info(message: str) -> None:

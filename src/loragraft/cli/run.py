@@ -89,6 +89,8 @@ def command(
         console.write(piece)
     seconds = time.perf_counter() - start
     console.result()
+    if len(stream.ids) == stream.limit < n:
+        console.info(f"stopped: the model's context of {loaded.context_length} tokens is full")
     if temp > 0 and seed is None:
         console.info(f"seed {stream.seed}")
     console.detail(f"{len(stream.ids)} tokens in {seconds:.2f} s, {len(stream.ids) / seconds:.1f} tokens/s")

@@ -41,6 +41,8 @@ class Checkpoint:
             raise CheckpointError(folder, "is not a folder" if folder.exists() else "no such folder")
         if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
             raise CheckpointError(folder, "holds an adapter, not a model", hint="pass it with --lora")
+        if not (folder / "config.json").exists():
+            raise CheckpointError(folder, "is no Hugging Face model", found="no config.json")
         return cls(folder, load_json(folder / "config.json", CheckpointError), _open_weights(folder))
 
     def has(self, name: str) -> bool:

@@ -42,7 +42,7 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
         placement.add(delta)
     pairs = placement.pairs()
     if note := doubt(peft.config.get("base_model_name_or_path"), base):
-        placement.notes.append(note)
+        placement.notes.append(f"{folder}: {note}")
     alpha = settings.global_alpha
     return Adapter(
         folder,

@@ -7,6 +7,7 @@ llama-quant.cpp (the default types) and the usage text of tools/quantize (names,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from loragraft.errors import UnsupportedError
 from loragraft.quants.types import BY_NAME as TYPES
@@ -101,7 +102,12 @@ def file_type(text: str) -> FileType:
     if found is None and name.isascii() and name.isdigit():
         found = BY_NUMBER.get(int(name[:9]))
     if found is None:
+        names = [*BY_NAME, *ALIASES]
+        near = get_close_matches(name, names, 1)
         raise UnsupportedError(
-            text, "no such file type", expected="one of " + ", ".join([*BY_NAME, *ALIASES])
+            text,
+            "no such file type",
+            expected="one of " + ", ".join(names),
+            hint=f"did you mean {near[0]}?" if near else None,
         )
     return found

@@ -197,7 +197,11 @@ class _HeaderParser:
     def preamble(self) -> int:
         magic = self.mapping[:4]
         if magic != b"GGUF":
-            raise self.fail("not a GGUF file", found=f"magic {magic!r}", expected=repr(b"GGUF"))
+            # A safetensors file: the length of its header, then the header, a JSON object.
+            hint = (
+                "name the folder that a safetensors file lies in" if self.mapping[5:9] == b"\0\0\0{" else None
+            )
+            raise self.fail("not a GGUF file", found=f"magic {magic!r}", expected=repr(b"GGUF"), hint=hint)
         self.position = 4
         version: int = self.number(_U32, "the version")
         if version & 0xFFFF == 0 and version:
