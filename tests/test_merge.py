@@ -18,8 +18,9 @@ from loragraft.errors import AdapterError, OutputError, QuantizeError, Unsupport
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.split import SplitLimits
+from loragraft.load import load
 from loragraft.merge import merge
-from loragraft.models import open_model
+from loragraft.models import load_adapter, open_model
 from loragraft.options import QuantizeOptions, tensor_type
 from loragraft.quantize import quantize
 from loragraft.quants import reference
@@ -263,3 +264,17 @@ def test_the_output_must_not_be_an_input(tmp_path: Path) -> None:
 def test_keep_split_is_for_gguf(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="--keep-split is for GGUF models"):
         merge(data("llama-kjv"), [], tmp_path / "out.gguf", options=QuantizeOptions(keep_split=True))
+
+
+def test_adapters_with_and_without_their_strength(tmp_path: Path) -> None:
+    paths = []
+    base, adapter = data("llama-kjv"), data("llama-kjv.shakespeare")
+    for adapters in ([(adapter, 1.0)], [adapter], str(adapter), [load_adapter(adapter, open_model(base))]):
+        paths.append(tmp_path / f"{len(paths)}.gguf")
+        merge(base, adapters, paths[-1], type="Q4_0")
+    assert len({path.read_bytes() for path in paths}) == 1
+    for strength in (float("nan"), float("inf")):
+        with pytest.raises(AdapterError, match=f"bad strength: found {strength}, expected a finite number"):
+            merge(base, [(adapter, strength)], tmp_path / "x.gguf")
+        with pytest.raises(AdapterError, match="bad strength"):
+            load(base, [(adapter, strength)])

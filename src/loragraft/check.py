@@ -23,7 +23,7 @@ from loragraft.graph.misorder import Mistake, misorder, misorder_each, possible,
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
 from loragraft.llama_cpp import Outcome
-from loragraft.models import load_adapter, open_model
+from loragraft.models import AdapterArgument, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.tokenizer import Tokenizer
 
@@ -78,14 +78,14 @@ class Conformance:
 
 def check(
     model: str | Path,
-    adapters: Sequence[tuple[str | Path, float]] = (),
+    adapters: Sequence[AdapterArgument] = (),
     *,
     text: str | None = None,
     context: int = 256,
     limit: int | None = 8,
     progress: Progress = SILENT,
 ) -> Conformance:
-    """The conformance report of `model` with `adapters` (path, factor).
+    """The conformance report of `model` with `adapters` (paths, or pairs of path and strength).
 
     With a `text`, every possible mistake is made in a copy of the graph and measured on the text's first `limit`
     windows of `context` tokens, by the reference backend: memory for the whole model in float32, time for one
@@ -94,12 +94,12 @@ def check(
     """
     source = open_model(model)
     base = model_graph(source)
-    loaded = [(load_adapter(path, source), factor) for path, factor in adapters]
+    loaded = load_adapters(adapters, source)
     graph, extra = attach(base, loaded)
     verify(graph)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     linears = [_linear(graph, chain, source) for chain in find_chains(graph)]
-    names = [str(path) for path, _ in adapters]
+    names = [str(adapter.path) for adapter, _ in loaded]
     if text is None:
         return Conformance(source.path, source.arch, names, linears, notes=notes)
     tokenizer = Tokenizer.from_metadata(source.metadata, source.path)

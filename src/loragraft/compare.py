@@ -28,6 +28,7 @@ from loragraft.evaluate.perplexity import (
 from loragraft.evaluate.verdict import verdict
 from loragraft.load import BackendName, Model, load
 from loragraft.merge import merge
+from loragraft.models import AdapterArgument
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 
@@ -61,7 +62,7 @@ class Comparison:
 
 def compare(
     base: str | PathLike[str],
-    adapters: Sequence[tuple[str | PathLike[str], float]],
+    adapters: Sequence[AdapterArgument],
     text: str,
     *,
     type: str = "Q4_K_M",  # noqa: A002 - the verbs' name for it
@@ -73,9 +74,9 @@ def compare(
     work_dir: str | PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> Comparison:
-    """Measure the deployments of `adapters` (path and strength) on `base` at quantization `type`, on `text`.
+    """Measure the deployments of `adapters` (paths, or pairs of path and strength) on `base`, on `text`.
 
-    `imatrix`: an importance matrix to quantize both files with.
+    `type`: how to quantize; `imatrix`: an importance matrix for that.
 
     Perplexity is computed as llama-perplexity does (`loragraft.evaluate.perplexity`), in windows of `context` tokens,
     the first `limit` of them. The files that have to be made (two quantized, one F16) go to a temporary folder in

@@ -26,7 +26,7 @@ from loragraft.formats.safetensors import SafetensorsWriter
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.tokenizer_json import tokenizer_files
 from loragraft.merge import collect_deltas
-from loragraft.models import load_adapter, open_model
+from loragraft.models import AdapterArgument, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
 
@@ -66,7 +66,7 @@ def export(
     output: str | PathLike[str],
     *,
     format: str = "modelopt",  # noqa: A002 (the word that everyone uses for it)
-    adapters: Sequence[tuple[str | PathLike[str], float]] = (),
+    adapters: Sequence[AdapterArgument] = (),
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -84,7 +84,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(folder, "is there already", expected="a new or empty folder")
     model = source if isinstance(source, ModelSource) else open_model(source)
-    loaded = [(load_adapter(path, model), scale) for path, scale in adapters]
+    loaded = load_adapters(adapters, model)
     notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     threads = threads or cpu_count()
     deltas = collect_deltas(model, loaded)

@@ -19,7 +19,8 @@ from loragraft.errors import LoragraftError
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, count, windows
 from loragraft.formats.imatrix import Imatrix
 from loragraft.graph.ops import Graph, Op
-from loragraft.load import AdapterArgument, load
+from loragraft.load import load
+from loragraft.models import AdapterArgument
 from loragraft.progress import SILENT, Progress
 
 Values = list[npt.NDArray[np.float32]]

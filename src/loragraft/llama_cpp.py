@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-COMMIT = "0c1e57098"
-
 
 class Outcome(StrEnum):
     RIGHT = "right"

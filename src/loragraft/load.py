@@ -19,7 +19,7 @@ from loragraft.formats.source import ModelSource
 from loragraft.generate import BATCH, Generation, finite
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
-from loragraft.models import load_adapter, open_model
+from loragraft.models import AdapterArgument, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.sampling import Sampler, Sampling
 from loragraft.tokenizer import Tokenizer
@@ -27,7 +27,6 @@ from loragraft.tokenizer import Tokenizer
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 BackendName = Literal["native", "reference"]
-AdapterArgument = str | PathLike[str] | tuple[str | PathLike[str], float]
 
 
 class Model:
@@ -153,8 +152,7 @@ def load(
     """
     source = open_model(Path(path))
     graph = model_graph(source)
-    pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in adapters]
-    loaded = [(load_adapter(Path(where), source), scale) for where, scale in pairs]
+    loaded = load_adapters(adapters, source)
     graph, extra = attach(graph, loaded)
     options = Options(context=context, threads=threads, activations=activations)
     session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)

@@ -11,7 +11,7 @@ from loragraft.adapters.delta import Delta
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
-from loragraft.models import load_adapter, open_model
+from loragraft.models import AdapterArgument, load_adapters, open_model
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
@@ -23,7 +23,7 @@ from loragraft.streaming.plan import plan_merge
 
 def merge(
     base: str | PathLike[str] | ModelSource,
-    adapters: Sequence[tuple[str | PathLike[str] | Adapter, float]],
+    adapters: Sequence[AdapterArgument],
     output: str | PathLike[str] | None,
     *,
     type: str | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
@@ -31,8 +31,8 @@ def merge(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
-    """Write `base` (a GGUF file or a Hugging Face folder) with `adapters`, (path, scale) each, as `type`: F16 if None,
-    or NVFP4 for a base in NVFP4.
+    """Write `base` (a GGUF file or a Hugging Face folder) with `adapters` (paths, or pairs of path and strength) as
+    `type`: F16 if None, or NVFP4 for a base in NVFP4.
 
     The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
@@ -46,10 +46,7 @@ def merge(
     if type is None:
         type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
     kind = type if isinstance(type, FileType) else file_type(type)
-    loaded = [
-        (adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model), scale)
-        for adapter, scale in adapters
-    ]
+    loaded = load_adapters(adapters, model)
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
     plan = plan_merge(model, kind, options, collect_deltas(model, loaded))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
-from loragraft.errors import GGUFError
+from loragraft.errors import AdapterError, GGUFError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.model import open_checkpoint
 from loragraft.huggingface.peft_placement import open_peft
+
+AdapterSource = str | PathLike[str] | Adapter
+AdapterArgument = AdapterSource | tuple[AdapterSource, float]
+"""What the verbs take as an adapter: a path (or a loaded one), alone or with its strength."""
 
 
 def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelSource:
@@ -37,3 +43,18 @@ def load_adapter(path: str | PathLike[str], base: ModelSource) -> Adapter:
     """
     path = Path(path)
     return open_peft(path, base) if path.is_dir() else read_gguf_adapter(path, base)
+
+
+def load_adapters(adapters: Sequence[AdapterArgument], base: ModelSource) -> list[tuple[Adapter, float]]:
+    """All of `adapters` on the tensors of `base`, each with its strength: 1 where none is given.
+
+    Raises as `load_adapter`, and AdapterError for a strength that is no finite number.
+    """
+    loaded = []
+    for argument in [adapters] if isinstance(adapters, str | PathLike) else adapters:
+        source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)
+        adapter = source if isinstance(source, Adapter) else load_adapter(source, base)
+        if not isfinite(scale):
+            raise AdapterError(adapter.path, "bad strength", found=scale, expected="a finite number")
+        loaded.append((adapter, float(scale)))
+    return loaded

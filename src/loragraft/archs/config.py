@@ -57,10 +57,6 @@ class Config:
         return float(value)
 
     @property
-    def n_layers(self) -> int:
-        return self.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
-
-    @property
     def n_heads(self) -> int:
         return self.integer("num_attention_heads", "n_heads", "n_head")
 
@@ -75,10 +71,6 @@ class Config:
     @property
     def head_dim(self) -> int:
         return self.optional_integer("head_dim") or self.hidden_size // self.n_heads
-
-    @property
-    def n_experts(self) -> int:
-        return self.optional_integer("num_local_experts", "num_experts", "n_routed_experts") or 0
 
     @property
     def rope(self) -> dict[str, Any]:

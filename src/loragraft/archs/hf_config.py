@@ -13,7 +13,7 @@ import numpy.typing as npt
 from loragraft.archs import ARCHS
 from loragraft.archs.base import Arch
 from loragraft.archs.config import Config
-from loragraft.archs.hyperparameters import NORM_KEYS, SIZE_KEYS, YARN_KEYS
+from loragraft.archs.gguf_keys import NORM_KEYS, SIZE_KEYS, YARN_KEYS
 from loragraft.archs.names import TensorNames
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Metadata

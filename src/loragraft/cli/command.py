@@ -23,7 +23,6 @@ from loragraft.cli import console
 from loragraft.errors import LoragraftError
 
 EXIT_ERROR = 1
-EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130
 

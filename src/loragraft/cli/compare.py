@@ -22,6 +22,7 @@ from loragraft.cli.options import (
     read_text,
 )
 from loragraft.cli.progress import progress
+from loragraft.cli.units import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,7 +110,10 @@ def table(result: Comparison) -> Table:
     from loragraft.compare import BASE
 
     first = next(iter(result.deployments.values())).perplexity
-    scored = f"{first.tokens} predictions in the second halves of {first.windows} windows of {result.context} tokens"
+    scored = (
+        f"{plural(first.tokens, 'prediction')} in the second halves of {plural(first.windows, 'window')} "
+        f"of {result.context} tokens"
+    )
     grid = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, caption=scored, caption_justify="left", caption_style="dim"
     )

@@ -10,6 +10,7 @@ import typer
 from loragraft.cli import console
 from loragraft.cli.options import Context, Lora, MaxChars, Text, Windows, files_of, parse_lora, read_text
 from loragraft.cli.progress import progress
+from loragraft.cli.units import plural
 
 EXAMPLES = (
     "loragraft imatrix model-F16.gguf -f calibration.txt -o model.imatrix.gguf",
@@ -58,5 +59,6 @@ def command(
         )
     result.save_gguf(output, inputs=inputs)
     console.info(
-        f"{output}: {len(result.sums)} weights, {result.chunk_count} windows of {result.chunk_size} tokens"
+        f"{output}: {plural(len(result.sums), 'weight')}, {plural(result.chunk_count, 'window')} "
+        f"of {result.chunk_size} tokens"
     )

@@ -93,9 +93,10 @@ def _table(*headings: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
+    for index, heading in enumerate(headings):
+        right = heading.startswith(">")
         table.add_column(
-            heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", overflow="fold"
+            heading.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=not index
         )
     return table
 

@@ -23,6 +23,7 @@ from loragraft.cli.options import (
     read_text,
 )
 from loragraft.cli.progress import progress
+from loragraft.cli.units import plural
 
 EXAMPLES = (
     "loragraft perplexity model.gguf -f wiki.test.raw",
@@ -62,5 +63,6 @@ def command(
         return
     console.result(f"perplexity {result.value:.4f} ± {result.error:.4f}")
     console.info(
-        f"{result.tokens} predictions in the second halves of {result.windows} windows of {context} tokens"
+        f"{plural(result.tokens, 'prediction')} in the second halves of {plural(result.windows, 'window')} "
+        f"of {context} tokens"
     )

@@ -14,8 +14,8 @@ from gguf import LlamaFileType
 
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
+from loragraft.archs.gguf_keys import check_expressible, hyperparameters
 from loragraft.archs.graphs import model_graph
-from loragraft.archs.hyperparameters import check_expressible, hyperparameters
 from loragraft.archs.names import Place, TensorNames
 from loragraft.archs.rope import rope_row_order
 from loragraft.errors import CheckpointError, UnsupportedError

@@ -94,7 +94,7 @@ _ROWS = (
 BY_NAME: dict[str, QuantType] = {row.name: row for row in _ROWS}
 BY_ID: dict[int, QuantType] = {row.id: row for row in _ROWS}
 
-F32, F16, BF16 = BY_NAME["F32"], BY_NAME["F16"], BY_NAME["BF16"]
+F32, F16 = BY_NAME["F32"], BY_NAME["F16"]
 
 
 def by_name(name: str) -> QuantType:
@@ -103,13 +103,3 @@ def by_name(name: str) -> QuantType:
         return BY_NAME[name.upper()]
     except KeyError:
         raise UnsupportedError(name, "no such tensor type", expected="one of " + ", ".join(BY_NAME)) from None
-
-
-def by_id(number: int, subject: str = "tensor") -> QuantType:
-    """The type with ggml's number `number`; `subject` names the tensor in the error."""
-    try:
-        return BY_ID[number]
-    except KeyError:
-        raise UnsupportedError(
-            subject, "unknown tensor type", found=f"type number {number}", hint="was it made by a newer tool?"
-        ) from None
