@@ -28,6 +28,7 @@ def merge(
     *,
     type: str | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     options: QuantizeOptions | None = None,
+    dequantize: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
@@ -36,13 +37,14 @@ def merge(
 
     The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
-    `output` nothing is written: the report says what would be. `threads`: all CPUs, if None.
+    `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
+    cannot carry (AWQ's, for one) are merged as floats, not refused. `threads`: all CPUs, if None.
 
     Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
-    model = base if isinstance(base, ModelSource) else open_model(base)
+    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=dequantize)
     if type is None:
         type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
     kind = type if isinstance(type, FileType) else file_type(type)

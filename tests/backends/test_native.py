@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from golden_logits import FLOAT_CASES, NVFP4_CASES
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.base import Options, Session
 from loragraft.backends.native import NativeBackend
@@ -23,21 +24,6 @@ from loragraft.quants.types import BY_NAME, QuantType
 from paths import data
 from small_models import small_model
 from tolerances import NATIVE_F32, NATIVE_NVFP4, NATIVE_Q8, REFERENCE_F16_MERGE, nmse
-
-FLOAT_CASES = [
-    ("llama-kjv", None, "llama"),
-    ("llama-kjv", "llama-kjv.shakespeare", "llama+lora"),
-    ("qwen2-bias", None, "qwen2"),
-    ("qwen2-bias", "qwen2-bias.rslora", "qwen2+rslora"),
-    ("starcoder2-bias", None, "starcoder2"),
-    ("starcoder2-bias", "starcoder2-bias.pattern", "starcoder2+pattern"),
-    ("qwen3moe-8x", None, "qwen3moe"),
-    ("qwen3moe-8x", "qwen3moe-8x.experts", "qwen3moe+experts"),
-]
-NVFP4_CASES = [
-    (f"{model}-nvfp4", adapter, f"{model.split('-')[0]}-nvfp4{'+lora' if adapter else ''}")
-    for model, adapter, _ in FLOAT_CASES
-]
 
 
 def open_session(model: str, adapter: str | None, options: Options | None = None) -> Session:

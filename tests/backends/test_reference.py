@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from golden_logits import FLOAT_CASES, NVFP4_CASES
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
@@ -12,29 +13,10 @@ from loragraft.models import load_adapter, open_model
 from paths import data
 from tolerances import REFERENCE, REFERENCE_F16_MERGE, nmse
 
-#: Model, adapter, and the case in golden/hf-logits.npz (transformers and peft, float32, on the CPU).
 CASES = [
-    ("llama-kjv", None, "llama"),
-    ("llama-kjv", "llama-kjv.shakespeare", "llama+lora"),
-    ("qwen2-bias", None, "qwen2"),
-    ("qwen2-bias", "qwen2-bias.rslora", "qwen2+rslora"),
-    ("starcoder2-bias", None, "starcoder2"),
-    ("starcoder2-bias", "starcoder2-bias.pattern", "starcoder2+pattern"),
-    ("qwen3moe-8x", None, "qwen3moe"),
-    ("qwen3moe-8x", "qwen3moe-8x.experts", "qwen3moe+experts"),
+    *FLOAT_CASES,
     ("gguf/starcoder2-bias-f16.gguf", "starcoder2-bias.pattern", "starcoder2+pattern"),
     ("gguf/qwen3moe-8x-f16.gguf", None, "qwen3moe"),
-]
-#: The same in golden/hf-logits-modelopt-nvfp4.npz: ModelOpt's checkpoints, dequantized to float32 there.
-NVFP4_CASES = [
-    ("llama-kjv-nvfp4", None, "llama-nvfp4"),
-    ("llama-kjv-nvfp4", "llama-kjv.shakespeare", "llama-nvfp4+lora"),
-    ("qwen2-bias-nvfp4", None, "qwen2-nvfp4"),
-    ("qwen2-bias-nvfp4", "qwen2-bias.rslora", "qwen2-nvfp4+lora"),
-    ("starcoder2-bias-nvfp4", None, "starcoder2-nvfp4"),
-    ("starcoder2-bias-nvfp4", "starcoder2-bias.pattern", "starcoder2-nvfp4+lora"),
-    ("qwen3moe-8x-nvfp4", None, "qwen3moe-nvfp4"),
-    ("qwen3moe-8x-nvfp4", "qwen3moe-8x.experts", "qwen3moe-nvfp4+lora"),
 ]
 
 

@@ -46,6 +46,10 @@ def command(
             show_default=False,
         ),
     ] = None,
+    dequantize: Annotated[
+        bool,
+        typer.Option("--dequantize", help="Merge quantized weights that GGUF cannot carry as floats."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
     threads: Threads = None,
     to_json: Json = False,
@@ -72,6 +76,7 @@ def command(
             None if dry_run else output,
             type=target,
             options=options,
+            dequantize=dequantize,
             threads=threads,
             progress=bars,
         )

@@ -194,14 +194,14 @@ def _run_chunk(part: OutputPart, chunk: Chunk, buffer: Bytes, subject: Path | st
     step, source = chunk.step, chunk.step.source
     rows = source.rows(chunk.start, chunk.stop)
     if step.copies:
-        _check(subject, chunk, rows, None)
+        _compute(subject, chunk, rows, None)
         data = rows
     else:
         size = (chunk.stop - chunk.start) * step.row_bytes
         if len(buffer) < size:
             buffer = np.empty(size, np.uint8)
         data = buffer[:size]
-        _check(subject, chunk, rows, data)
+        _compute(subject, chunk, rows, data)
     part.writer.write(step.name, chunk.start * step.row_bytes, data)
     if part.journal is not None:
         part.journal.add(step.name, chunk.start, chunk.stop)
@@ -209,7 +209,7 @@ def _run_chunk(part: OutputPart, chunk: Chunk, buffer: Bytes, subject: Path | st
     return buffer
 
 
-def _check(subject: Path | str, chunk: Chunk, rows: Bytes, out: Bytes | None) -> None:
+def _compute(subject: Path | str, chunk: Chunk, rows: Bytes, out: Bytes | None) -> None:
     """Compute `out` from `rows` (or only look at them, if it is None); raises what was found on the way."""
     step = chunk.step
     if out is None and not _native.supports(step.source.type.id):
