@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
+from loragraft.quants import e4m3
 from paths import data
 
+#: E2M1: sign, two exponent bits, one mantissa bit (OCP Microscaling Formats 1.0, section 5.3.3).
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 V = "model.layers.0.self_attn.v_proj"
 
 
@@ -36,6 +39,15 @@ class Raw:
     @property
     def matrix(self) -> np.ndarray:
         return self.data.reshape(self.shape[0], -1)
+
+
+def nvfp4_formula(tensors: dict[str, Raw], stem: str) -> np.ndarray:
+    """ModelOpt's W = E2M1[nibble] * weight_scale * weight_scale_2, in float64."""
+    codes = tensors[f"{stem}.weight"].matrix
+    values = np.stack([E2M1[codes & 15], E2M1[codes >> 4]], axis=-1).reshape(len(codes), -1)
+    blocks = e4m3.decode(tensors[f"{stem}.weight_scale"].matrix).astype(np.float64)
+    result: np.ndarray = values * np.repeat(blocks, 16, axis=1)
+    return result * tensors[f"{stem}.weight_scale_2"].data.view("<f4")[0]
 
 
 Edit = Callable[[dict[str, Any], dict[str, Raw]], object]

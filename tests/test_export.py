@@ -11,6 +11,7 @@ import tokenizers
 from typer.testing import CliRunner
 
 import loragraft as lg
+from checkpoints import E2M1
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.cli import app
@@ -21,7 +22,6 @@ from loragraft.quants import e4m3
 from paths import data
 from tolerances import nmse
 
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 MODELS = ["llama-kjv-nvfp4", "qwen2-bias-nvfp4", "starcoder2-bias-nvfp4", "qwen3moe-8x-nvfp4"]
 
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import golden
+from checkpoints import Raw, changed, nvfp4_formula
 from gguf_files import write_gguf
 from loragraft.adapters.delta import Delta, add_deltas
 from loragraft.adapters.lora import Adapter, LoraPair
@@ -25,9 +27,11 @@ from loragraft.options import QuantizeOptions, tensor_type
 from loragraft.quantize import quantize
 from loragraft.quants import reference
 from loragraft.quants.filetypes import file_type
+from loragraft.quants.nvfp4 import dequantize_nvfp4
 from loragraft.quants.types import BY_NAME, F16
 from loragraft.streaming import pipeline
 from paths import data
+from tolerances import nmse
 
 
 def bits(path: Path) -> dict[str, np.ndarray]:
@@ -278,3 +282,43 @@ def test_adapters_with_and_without_their_strength(tmp_path: Path) -> None:
             merge(base, [(adapter, strength)], tmp_path / "x.gguf")
         with pytest.raises(AdapterError, match="bad strength"):
             load(base, [(adapter, strength)])
+
+
+# ---- quantized weights that GGUF cannot carry
+
+
+def awq_base(folder: Path) -> tuple[Path, np.ndarray]:
+    """ModelOpt's NVFP4_AWQ as it leaves grouped-query attention: factors before o_proj, which no norm can take. And
+    the weight as its formula has it, float64: E2M1 * weight_scale * weight_scale_2 * pre_quant_scale."""
+    stem = "model.layers.1.self_attn.o_proj"
+    kept: dict[str, Raw] = {}
+    factors = np.linspace(0.5, 2, 256, dtype=np.float32)
+
+    def edit(config: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        tensors[f"{stem}.pre_quant_scale"] = Raw.f32(factors)
+        config["quantization_config"]["quant_algo"] = "NVFP4_AWQ"
+        kept.update(tensors)
+
+    changed(folder, edit, "llama-kjv-nvfp4")
+    return folder, nvfp4_formula(kept, stem) * factors
+
+
+def test_awq_factors_are_merged_as_floats_on_request(tmp_path: Path) -> None:
+    base, weight = awq_base(tmp_path / "base")
+    adapter = data("llama-kjv.shakespeare")
+    with pytest.raises(
+        UnsupportedError, match=r"o_proj\.weight cannot be carried .*pre_quant_scale.*--dequantize"
+    ):
+        merge(base, [adapter], tmp_path / "out.gguf")
+    merge(base, [(adapter, 0.5)], tmp_path / "out.gguf", type="F32", dequantize=True)
+    name = "blk.1.attn_output.weight"
+    pair = load_adapter(adapter, open_model(base, dequantize=True)).pairs[name]
+    expected = weight + 0.5 * pair.scale * pair.b.astype(np.float64) @ pair.a.astype(np.float64)
+    found = bits(tmp_path / "out.gguf")
+    np.testing.assert_allclose(found[name].view(np.float32), expected, rtol=1e-5, atol=1e-7)
+    assert "blk.1.attn_output.scale" not in found
+    # And into NVFP4, the base's own type, if none is asked for: under a scale of its own.
+    merge(base, [(adapter, 0.5)], tmp_path / "four.gguf", dequantize=True)
+    found = bits(tmp_path / "four.gguf")
+    again = dequantize_nvfp4(found[name], float(found["blk.1.attn_output.scale"].view(np.float32)[0, 0]))
+    assert nmse(again, expected) < 0.008

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import Edit, Raw, V, changed
+from checkpoints import Edit, Raw, V, changed, nvfp4_formula
 from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.views import float_rows
 from loragraft.models import open_model
@@ -18,8 +18,6 @@ from loragraft.quants.nvfp4 import dequantize_nvfp4
 from paths import data
 
 DOWN = "model.layers.1.mlp.down_proj"
-#: E2M1: sign, two exponent bits, one mantissa bit (OCP Microscaling Formats 1.0, section 5.3.3).
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
 def weights(folder: Path, name: str, *, dequantize: bool = False) -> np.ndarray:
@@ -33,19 +31,11 @@ def weights(folder: Path, name: str, *, dequantize: bool = False) -> np.ndarray:
     return dequantize_nvfp4(rows, 1.0 if scale is None else float(scale.rows(0, 1).view("<f4")[0, 0]))
 
 
-def formula(tensors: dict[str, Raw], stem: str) -> np.ndarray:
-    """W = E2M1[nibble] * weight_scale * weight_scale_2, in float64."""
-    codes = tensors[f"{stem}.weight"].matrix
-    values = np.stack([E2M1[codes & 15], E2M1[codes >> 4]], axis=-1).reshape(len(codes), -1)
-    blocks = e4m3.decode(tensors[f"{stem}.weight_scale"].matrix).astype(np.float64)
-    return values * np.repeat(blocks, 16, axis=1) * tensors[f"{stem}.weight_scale_2"].data.view("<f4")[0]
-
-
 def test_modelopt_nvfp4(tmp_path: Path) -> None:
     kept: dict[str, Raw] = {}
     folder = changed(tmp_path / "m", lambda _, tensors: kept.update(tensors))
-    np.testing.assert_allclose(weights(folder, "blk.0.attn_v.weight"), formula(kept, V), rtol=3e-7)
-    np.testing.assert_allclose(weights(folder, "blk.1.ffn_down.weight"), formula(kept, DOWN), rtol=3e-7)
+    np.testing.assert_allclose(weights(folder, "blk.0.attn_v.weight"), nvfp4_formula(kept, V), rtol=3e-7)
+    np.testing.assert_allclose(weights(folder, "blk.1.ffn_down.weight"), nvfp4_formula(kept, DOWN), rtol=3e-7)
 
 
 def as_compressed_tensors(config: dict[str, Any], tensors: dict[str, Raw]) -> None:
@@ -126,6 +116,111 @@ def test_fp8_blocks_that_do_not_divide(tmp_path: Path) -> None:
     np.testing.assert_array_equal(weights(changed(tmp_path / "m", edit), "blk.1.ffn_down.weight"), expected)
 
 
+@pytest.mark.parametrize(
+    ("config", "block"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [8, 32]}, (8, 32)),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "float-quantized",
+                "config_groups": {
+                    "group_0": {
+                        "format": "float-quantized",
+                        "weights": {"num_bits": 8, "strategy": "block", "block_structure": [8, 32]},
+                    }
+                },
+            },
+            (8, 32),
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"group_size": 64}}},
+            },
+            (1, 64),
+        ),
+    ],
+    ids=["as many blocks as rows", "block_structure", "group_size"],
+)
+def test_fp8_blocks_of_a_size_that_the_configuration_gives(
+    tmp_path: Path, config: dict[str, Any], block: tuple[int, int]
+) -> None:
+    """16 x 8 blocks of a matrix of 128 rows are not 128 rows with a scale each."""
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 0x7F, (128, 256), np.uint8)
+    scales = rng.uniform(0.1, 2, (128 // block[0], 256 // block[1])).astype(np.float32)
+    folder = changed(tmp_path / "m", fp8(config, codes, weight_scale=Raw.f32(scales)))
+    expected = e4m3.decode(codes) * np.repeat(np.repeat(scales, block[0], axis=0), block[1], axis=1)
+    np.testing.assert_array_equal(weights(folder, "blk.0.attn_v.weight"), expected)
+
+
+def fp8(config: dict[str, Any], codes: np.ndarray, **companions: Raw) -> Edit:
+    """v_proj of layer 0 in FP8, beside NVFP4."""
+
+    def edit(whole: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        for part in ("weight_scale_2", "weight_scale", "input_scale"):
+            del tensors[f"{V}.{part}"]
+        tensors[f"{V}.weight"] = Raw.of_bytes("F8_E4M3", codes)
+        tensors.update({f"{V}.{part}": raw for part, raw in companions.items()})
+        whole["quantization_config"] = config
+
+    return edit
+
+
+def test_fp8_with_a_scale_per_row_as_fbgemm_has_it(tmp_path: Path) -> None:
+    codes = np.random.default_rng(5).integers(0, 0x7F, (128, 256), np.uint8)
+    scales = np.linspace(0.1, 1, 128, dtype=np.float32)[:, None]
+    parts = {"weight_scale": Raw.f32(scales), "input_scale_ub": Raw.f32([1200])}
+    folder = changed(tmp_path / "m", fp8({"quant_method": "fbgemm_fp8"}, codes, **parts))
+    np.testing.assert_array_equal(weights(folder, "blk.0.attn_v.weight"), e4m3.decode(codes) * scales)
+    assert open_model(folder).notes == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (None, r"v_proj\.weight lacks its scale: expected .*weight_scale or \.weight_scale_inv"),
+        ((1, 128), r"do not fit its shape \(128, 256\): found \(1, 128\), expected .*128 x 128"),
+        ((2, 2), r"found \(2, 2\)"),
+        ((1, 2, 2), r"found \(1, 2, 2\)"),
+        ((0,), r"found \(0, 1\)"),
+    ],
+)
+def test_fp8_with_scales_that_do_not_fit(tmp_path: Path, shape: tuple[int, ...] | None, message: str) -> None:
+    companions = {} if shape is None else {"weight_scale": Raw.f32(np.ones(shape))}
+    edit = fp8({"quant_method": "fp8"}, np.zeros((128, 256), np.uint8), **companions)
+    with pytest.raises(CheckpointError, match=message):
+        open_model(changed(tmp_path / "m", edit))
+
+
+def test_fp8_groups_beside_nvfp4_groups(tmp_path: Path) -> None:
+    """compressed-tensors' mixed-precision: a format for every group of modules, found by name or by expression."""
+    codes = np.random.default_rng(6).integers(0, 0x7F, (128, 256), np.uint8)
+    original = open_model(data("llama-kjv-nvfp4"))
+
+    def edit(config: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        fp8({}, codes, weight_scale=Raw.f32(np.full((128, 1), 0.5)))(config, tensors)
+        as_compressed_tensors(config, tensors)
+        config["compression_config"] = {
+            "quant_method": "compressed-tensors",
+            "format": "mixed-precision",
+            "config_groups": {
+                "group_0": {"format": "nvfp4-pack-quantized", "targets": ["Linear"]},
+                "group_1": {"format": "float-quantized", "targets": ["re:.*layers.0.self_attn.v_proj$"]},
+            },
+            "ignore": ["lm_head", "re:.*router.*"],
+            "sparsity_config": {"format": "dense"},
+            "transform_config": {"config_groups": {}},
+        }
+        del config["quantization_config"]
+
+    folder = changed(tmp_path / "m", edit)
+    np.testing.assert_array_equal(weights(folder, "blk.0.attn_v.weight"), e4m3.decode(codes) * 0.5)
+    found = open_model(folder).tensors["blk.0.attn_q.weight"]
+    np.testing.assert_array_equal(found.rows(0, 8), original.tensors["blk.0.attn_q.weight"].rows(0, 8))
+
+
 def test_pre_quant_scale_is_refused_or_multiplied_in(tmp_path: Path) -> None:
     """AWQ: the product is W (x * pre_quant_scale), so the weight for x is W diag(pre_quant_scale)."""
     factors = np.linspace(0.5, 2, 768, dtype=np.float32)
@@ -140,22 +235,25 @@ def test_pre_quant_scale_is_refused_or_multiplied_in(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"down_proj\.weight cannot .*pre_quant_scale.*--dequantize"):
         open_model(folder)
     model = open_model(folder, dequantize=True)
+    assert "adapters must have been trained on it" in model.notes[0]
     assert model.tensors["blk.1.ffn_down.weight"].type.name == "F32"
     assert "blk.1.ffn_down.scale" not in model.tensors
     assert model.tensors["blk.1.ffn_up.weight"].type.name == "NVFP4"
     assert any("down_proj.weight: dequantized" in note for note in model.notes)
     found = weights(folder, "blk.1.ffn_down.weight", dequantize=True)
-    np.testing.assert_allclose(found, formula(kept, DOWN) * factors, rtol=3e-7)
+    np.testing.assert_allclose(found, nvfp4_formula(kept, DOWN) * factors, rtol=3e-7)
 
 
 def test_cache_scales_are_read_and_reported(tmp_path: Path) -> None:
     def edit(_: dict[str, Any], tensors: dict[str, Raw]) -> None:
         tensors["model.layers.0.self_attn.k_proj.k_scale"] = Raw.f32(0.02)
         tensors["model.layers.0.self_attn.v_proj.v_scale"] = Raw.f32(0.05)
+        tensors["model.layers.1.self_attn.q_scale"] = Raw.f32([0.03])
+        tensors["model.layers.1.self_attn.k_proj.output_scale"] = Raw.f32([0.04])
 
     model = open_model(changed(tmp_path / "m", edit))
     assert len(model.notes) == 1
-    assert "2 scales of an FP8 key-value cache (0.02 to 0.05)" in model.notes[0]
+    assert "4 scales of an FP8 key-value cache (0.02 to 0.05)" in model.notes[0]
 
 
 def test_weights_for_16_bit_activations_are_marked(tmp_path: Path) -> None:
@@ -173,6 +271,18 @@ def test_weights_for_16_bit_activations_are_marked(tmp_path: Path) -> None:
     assert not any(name.endswith("input_scale") for name in model.tensors)
 
 
+def test_compressed_tensors_without_scales_of_activations_is_marked(tmp_path: Path) -> None:
+    """NVFP4A16: its groups have no input_activations, and its modules no input_global_scale."""
+
+    def edit(config: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        del tensors[f"{V}.input_scale"]
+        as_compressed_tensors(config, tensors)
+
+    model = open_model(changed(tmp_path / "m", edit))
+    assert model.metadata["general.tensor_extra.name"].data == ["blk.0.attn_v.weight"]
+    assert not any(model.metadata["general.tensor_extra.prec_a4"].data)
+
+
 def set_config(**values: Any) -> Edit:
     return lambda config, _: config["quantization_config"].update(values)
 
@@ -180,10 +290,51 @@ def set_config(**values: Any) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "error", "message"),
     [
-        (set_config(quant_method="gptq"), UnsupportedError, "quant_method 'gptq'"),
-        (set_config(quant_algo="W4A8_AWQ"), UnsupportedError, "W4A8_AWQ"),
-        (set_config(format="pack-quantized"), UnsupportedError, "pack-quantized"),
+        (set_config(quant_method="gptq"), UnsupportedError, "quant_method: found 'gptq'"),
+        (set_config(quant_algo="W4A8_AWQ"), UnsupportedError, "quant_algo: found 'W4A8_AWQ'"),
+        (set_config(quant_algo="NVFP4_SVD"), UnsupportedError, "NVFP4_SVD"),
+        (
+            set_config(quantized_layers={"lm_head": {"quant_algo": "MXFP8"}}),
+            UnsupportedError,
+            "found 'MXFP8'",
+        ),
+        (set_config(format="pack-quantized"), UnsupportedError, "format: found 'pack-quantized'"),
+        (
+            set_config(config_groups={"group_1": {"format": "mxfp4-pack-quantized"}}),
+            UnsupportedError,
+            "mxfp4-pack",
+        ),
+        (
+            set_config(sparsity_config={"format": "sparse-24-bitmask"}),
+            UnsupportedError,
+            "sparsity_config format: found 'sparse-24-bitmask'",
+        ),
+        (
+            set_config(transform_config={"config_groups": {"R4": {"type": "hadamard"}}}),
+            UnsupportedError,
+            r"transform_config.*found R4",
+        ),
+        (set_config(weight_block_size=[128, 0]), CheckpointError, r"bad weight_block_size: found \[128, 0\]"),
+        (lambda c, _: c.update(quantization_config=[4]), CheckpointError, r"no object: found \[4\]"),
         (lambda _, t: t.pop(f"{V}.weight_scale"), UnsupportedError, "v_proj.weight is no NVFP4 weight"),
+        (lambda _, t: t.pop(f"{V}.weight_scale_2"), CheckpointError, "v_proj.weight lacks its scale"),
+        (
+            lambda _, t: t.update(
+                {f"{V}.weight_zero_point": Raw.of_bytes("F8_E4M3", np.zeros((128, 16), np.uint8))}
+            ),
+            CheckpointError,
+            r"v_proj\.weight_zero_point belongs to no quantized weight that is understood",
+        ),
+        (
+            lambda _, t: t.update({f"{V}.weight_g_idx": Raw("I32", (256,), np.zeros(1024, np.uint8))}),
+            CheckpointError,
+            "weight_g_idx belongs to no",
+        ),
+        (
+            lambda _, t: t.update({f"{V}.svdquant_lora_a": Raw.f32(np.ones((4, 256)))}),
+            CheckpointError,
+            "svdquant",
+        ),
         (
             lambda _, t: t.update({f"{V}.weight_scale_2": Raw.f32(np.nan)}),
             CheckpointError,

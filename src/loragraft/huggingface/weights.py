@@ -1,16 +1,14 @@
 """The weights of a Hugging Face folder, each with its quantization understood.
 
 Read besides plain floats: ModelOpt (NVFP4, W4A16_NVFP4, NVFP4_AWQ, FP8 and mixtures), compressed-tensors
-(nvfp4-pack-quantized, float-quantized FP8, both mixed) and block-scaled FP8. What a tensor is, its dtype and its
-companions say; the configuration is checked for what the tensors cannot show. Formats: NVIDIA Model-Optimizer
-(torch/export), vllm-project/compressed-tensors.
+(nvfp4-pack-quantized, float-quantized FP8, both mixed) and the FP8 of transformers (blocks, or a scale per row). What a
+tensor is, its dtype and its companions say; `quantization_config` checks what they cannot show. Formats: NVIDIA
+Model-Optimizer (torch/export), vllm-project/compressed-tensors, transformers (integrations/finegrained_fp8.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
+from loragraft.huggingface.quantization_config import read_quantization_config
 from loragraft.quants import e4m3
 from loragraft.quants.nvfp4 import BLOCK, dequantize_nvfp4, pack_modelopt
 from loragraft.quants.types import BY_NAME, F32
@@ -28,31 +27,35 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 _GROUP = 16
 """Weights per NVFP4 block scale."""
 
-#: `quantization_config.quant_method`, and ModelOpt's `quant_algo`s, that are understood.
-_METHODS = (None, "modelopt", "compressed-tensors", "fp8")
-_ALGORITHMS = (
-    None,
-    "NVFP4",
-    "W4A16_NVFP4",
-    "NVFP4_AWQ",
-    "FP8",
-    "FP8_PER_CHANNEL_PER_TOKEN",
-    "FP8_PB_WO",
-    "MIXED_PRECISION",
-)
-_FORMATS = (None, "nvfp4-pack-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
-
 #: Companions of a weight `X.weight`: X plus these. Each must belong to a weight that is read with it.
 _COMPANIONS = (
     "weight_scale",
     "weight_scale_2",
     "weight_scale_inv",
     "weight_global_scale",
+    "weight_zero_point",
+    "weight_g_idx",
+    "weight_shape",
     "input_scale",
     "input_global_scale",
+    "input_zero_point",
+    "input_scale_ub",
+    "activation_scale",
     "pre_quant_scale",
+    "svdquant_lora_a",
+    "svdquant_lora_b",
 )
-_CACHE_SCALES = (".k_scale", ".v_scale")
+#: Those that say something of a weight's input only: harmless where the weight is not quantized.
+_OF_INPUTS = ("input_scale", "input_global_scale", "input_scale_ub", "activation_scale")
+#: Scales of keys, values and queries: ModelOpt's, compressed-tensors', and vLLM's older names.
+_CACHE_SCALES = (
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".kv_scale",
+    ".k_proj.output_scale",
+    ".v_proj.output_scale",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def read_weights(checkpoint: Checkpoint, notes: list[str], *, dequantize: bool =
 class _Reader:
     def __init__(self, checkpoint: Checkpoint, notes: list[str], dequantize: bool) -> None:
         self._path, self._notes, self._dequantize = checkpoint.path, notes, dequantize
-        self._algorithms, self._block_sizes = _check_config(checkpoint)
+        self._config = read_quantization_config(checkpoint)
         self._tensors = {
             name: tensor
             for file in sorted(checkpoint.files, key=lambda file: file.path.name)
@@ -94,6 +97,11 @@ class _Reader:
         self._used: set[str] = set()
 
     def read(self) -> list[Weight]:
+        if "NVFP4_AWQ" in self._config.algorithms.values():
+            self._notes.append(
+                f"{self._path.name} is NVFP4_AWQ: factors of the activations are folded into its norms, so adapters "
+                "must have been trained on it, not on the model it was quantized from"
+            )
         four_bit, others = [], []
         for name, tensor in self._tensors.items():
             stem, _, part = name.rpartition(".")
@@ -137,14 +145,17 @@ class _Reader:
                 found="no weight_scale" if scales is None else f"weight_scale {scales.dtype} {scales.shape}",
                 expected=f"F8_E4M3 {(rows, columns // _GROUP)}",
             )
-        scale = self._scalar(stem, "weight_scale_2")
-        inverse = self._scalar(stem, "weight_global_scale")
-        if scale is None and inverse is not None:
-            scale = float(np.float32(1) / np.float32(inverse))
-        input_scale = self._scalar(stem, "input_scale")
-        inverse = self._scalar(stem, "input_global_scale")
-        if input_scale is None and inverse is not None:
-            input_scale = float(np.float32(1) / np.float32(inverse))
+        scale = self._scale(stem, "weight_scale_2", "weight_global_scale")
+        if scale is None:
+            raise CheckpointError(
+                self._path,
+                f"{codes.name} lacks its scale",
+                expected=f"{stem}.weight_scale_2 or .weight_global_scale",
+            )
+        input_scale = self._scale(stem, "input_scale", "input_global_scale")
+        wide = self._config.algorithm(stem) == "W4A16_NVFP4"
+        if codes.name.endswith("_packed"):  # compressed-tensors gives 4-bit activations a scale, others none
+            wide = input_scale is None
         smoothing = self._companion(stem, "pre_quant_scale")
 
         halves = [_bytes(codes), _bytes(scales)]
@@ -159,7 +170,7 @@ class _Reader:
             obstacle = f"its {columns} columns are not a multiple of {BLOCK}"
         if obstacle is None:
             source = Computed(name, (rows, columns), BY_NAME["NVFP4"], packed, halves)
-            return Weight(name, source, scale, input_scale, self._algorithm(stem) == "W4A16_NVFP4")
+            return Weight(name, source, scale, input_scale, wide)
         if not self._dequantize:
             raise UnsupportedError(
                 self._path,
@@ -171,7 +182,7 @@ class _Reader:
 
         def values(start: int, stop: int) -> Bytes:
             taken = [half.rows(start, stop) for half in halves]
-            weights = _dequantized(*taken, scale=1.0 if scale is None else scale)
+            weights = _dequantized(*taken, scale=scale)
             return (weights if factors is None else weights * factors).view(np.uint8)
 
         return Weight(name, Computed(name, (rows, columns), F32, values, halves))
@@ -179,24 +190,23 @@ class _Reader:
     def _fp8(self, stem: str, codes: CheckpointTensor) -> Weight:
         """E4M3 weights with one scale, one per row, or one per block of rows and columns; as float32."""
         scales = self._companion(stem, "weight_scale") or self._companion(stem, "weight_scale_inv")
-        self._companion(stem, "input_scale")
+        for part in _OF_INPUTS:
+            self._companion(stem, part)
         if len(codes.shape) != 2:
             raise CheckpointError(self._path, f"{codes.name} is no matrix", found=codes.shape)
-        rows, columns = codes.shape
-        factors = np.ones((1, 1), np.float32)
-        if scales is not None:
-            factors = self._values(scales)
-            per_row = factors.size in (1, rows)
-            if per_row:
-                factors = factors.reshape(-1, 1)
-            elif scales.shape[1::2] == (1, 1):  # ModelOpt's blocks: [out/128, 1, in/128, 1]
-                factors = factors.reshape(scales.shape[::2])
-        if factors.ndim != 2:
+        if scales is None:
             raise CheckpointError(
-                self._path, f"the scales of {codes.name} are no matrix", found=factors.shape
+                self._path,
+                f"{codes.name} lacks its scale",
+                expected=f"{stem}.weight_scale or .weight_scale_inv",
             )
-        tall = self._block_size(codes.name, rows, factors.shape[0], 0)
-        wide = self._block_size(codes.name, columns, factors.shape[1], 1)
+        rows, columns = codes.shape
+        factors = self._values(scales)
+        if factors.ndim == 4 and factors.shape[1::2] == (1, 1):  # ModelOpt's blocks: [out/128, 1, in/128, 1]
+            factors = factors.reshape(factors.shape[::2])
+        elif factors.ndim < 2:
+            factors = factors.reshape(-1, 1)
+        tall, wide = self._block(codes, factors)
         stored = _bytes(codes)
 
         def values(start: int, stop: int) -> Bytes:
@@ -206,25 +216,34 @@ class _Reader:
 
         return Weight(codes.name, Computed(codes.name, (rows, columns), F32, values, [stored]))
 
-    def _block_size(self, name: str, size: int, count: int, axis: int) -> int:
-        """How many rows or columns share a scale, if `count` scales lie along an axis of `size`."""
-        if count in (1, size):
-            return size // count
-        given = self._block_sizes[axis]
-        if -(-size // given) != count:
-            raise CheckpointError(
-                self._path,
-                f"the scales of {name} do not fit it",
-                found=count,
-                expected=f"{-(-size // given)} along {size}",
-            )
-        return given
+    def _block(self, codes: CheckpointTensor, factors: Floats) -> tuple[int, int]:
+        """How many rows and columns of `codes` share a scale, if `factors` are their scales."""
+        rows, columns = codes.shape
+        if factors.shape in ((1, 1), (rows, 1)):
+            return rows // factors.shape[0], columns
+        for tall, wide in self._config.blocks:
+            if factors.shape == (-(-rows // tall), -(-columns // wide)):
+                return tall, wide
+        raise CheckpointError(
+            self._path,
+            f"the scales of {codes.name} do not fit its shape {codes.shape}",
+            found=factors.shape,
+            expected="one, one per row, or one per block of "
+            + " or ".join(f"{tall} x {wide}" for tall, wide in self._config.blocks),
+        )
 
     def _companion(self, stem: str, part: str) -> CheckpointTensor | None:
         tensor = self._tensors.get(f"{stem}.{part}")
         if tensor is not None:
             self._used.add(tensor.name)
         return tensor
+
+    def _scale(self, stem: str, direct: str, inverse: str) -> float | None:
+        """What values are multiplied by: ModelOpt stores it, compressed-tensors its reciprocal."""
+        scale, reciprocal = self._scalar(stem, direct), self._scalar(stem, inverse)
+        if scale is not None or reciprocal is None:
+            return scale
+        return float(np.float32(1) / np.float32(reciprocal))
 
     def _scalar(self, stem: str, part: str) -> float | None:
         tensor = self._companion(stem, part)
@@ -253,14 +272,6 @@ class _Reader:
             )
         return float_rows(tensor.data().reshape(1, -1), BY_NAME[tensor.dtype]).reshape(tensor.shape)
 
-    def _algorithm(self, module: str) -> str | None:
-        """The algorithm of the module, or of the nearest module around it that has one of its own."""
-        while module:
-            if module in self._algorithms:
-                return self._algorithms[module]
-            module = module.rpartition(".")[0]
-        return self._algorithms.get("")
-
     def _report_cache_scales(self) -> None:
         names = [name for name in self._tensors if name.endswith(_CACHE_SCALES)]
         values = [value for name in names for value in self._values(self._tensors[name]).reshape(-1)]
@@ -271,10 +282,12 @@ class _Reader:
             )
 
     def _check_harmless(self, name: str) -> None:
-        """A companion without a quantized weight: harmless only if it says nothing about a weight."""
-        if not name.endswith((".input_scale", ".input_global_scale")):
+        """A companion that no weight was read with: harmless only if it says nothing about a weight."""
+        if name.rpartition(".")[2] not in _OF_INPUTS:
             raise CheckpointError(
-                self._path, f"{name} belongs to no quantized weight", found=self._tensors[name].shape
+                self._path,
+                f"{name} belongs to no quantized weight that is understood",
+                found=f"{self._tensors[name].dtype} {self._tensors[name].shape}",
             )
         self._notes.append(f"{name} is left out: its weight is not quantized")
 
@@ -292,52 +305,3 @@ def _dequantized(codes: Bytes, scales: Bytes, *, scale: float) -> Floats:
         codes = np.pad(codes, ((0, 0), (0, padding // 2)))
         scales = np.pad(scales, ((0, 0), (0, padding // _GROUP)))
     return np.ascontiguousarray(dequantize_nvfp4(pack_modelopt(codes, scales), scale)[:, :columns])
-
-
-def _check_config(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[int, int]]:
-    """ModelOpt's algorithm by module, the checkpoint's own under "", and the block size of FP8 weights (rows, columns).
-
-    Raises UnsupportedError for a method, an algorithm or a format that is not known.
-    """
-    config = checkpoint.config.get("quantization_config") or {}
-    method = config.get("quant_method") if isinstance(config, Mapping) else repr(config)
-    if method not in _METHODS:
-        raise UnsupportedError(
-            checkpoint.path,
-            "a quantization that is not read",
-            found=f"quant_method {method!r}",
-            expected="modelopt, compressed-tensors or fp8",
-            hint="merge into the model before it was quantized",
-        )
-    quantization: dict[str, Any] = dict(config)
-    if checkpoint.has("hf_quant_config.json"):
-        more = checkpoint.json("hf_quant_config.json").get("quantization")
-        quantization.update(more if isinstance(more, Mapping) else {})
-    layers = quantization.get("quantized_layers") or {}
-    algorithms = {
-        str(module): entry.get("quant_algo") for module, entry in layers.items() if isinstance(entry, Mapping)
-    }
-    algorithms[""] = quantization.get("quant_algo")
-    groups = quantization.get("config_groups") or {}
-    formats = [
-        quantization.get("format"),
-        *(g.get("format") for g in groups.values() if isinstance(g, Mapping)),
-    ]
-    for what, found, known in (
-        *(("quant_algo", algorithm, _ALGORITHMS) for algorithm in algorithms.values()),
-        *(("format", name, _FORMATS) for name in formats),
-    ):
-        if found not in known:
-            raise UnsupportedError(
-                checkpoint.path,
-                f"a {what} that is not read",
-                found=repr(found),
-                expected=" or ".join(str(name) for name in known if name),
-            )
-    block = quantization.get("weight_block_size") or [128, 128]
-    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise CheckpointError(
-            checkpoint.path, "bad weight_block_size", found=repr(block)[:80], expected="two numbers"
-        )
-    known_ones = {module: algorithm for module, algorithm in algorithms.items() if algorithm}
-    return known_ones, (block[0], block[1])
