@@ -156,7 +156,7 @@ inline f32x8 load8(const float* p) {
     return v;
 }
 
-inline f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
+inline f32x8 float8(i32x8 v) { return __builtin_convertvector(v, f32x8); }
 
 inline float sum8(f32x8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));

@@ -51,7 +51,7 @@ template <class T, int C> struct RowDot {
             for (int k = 0; k < RUNS; ++k) {
                 const i8x32 x = load_i8(codes[c] + b * T::BLOCK + 32 * k);
                 f32x8& sum = acc[c][(chain + k) % CHAINS];
-                sum = fma8(to_float(dot32<T::SIGNED>(i32x8{}, q[k], x)), spread<T::SUB>(both, k), sum);
+                sum = fma8(float8(dot32<T::SIGNED>(i32x8{}, q[k], x)), spread<T::SUB>(both, k), sum);
             }
             if constexpr (T::MIN && SUBS % 8 == 0) {
                 for (int s = 0; s < SUBS; s += 8) {

@@ -1,44 +1,14 @@
-// Vectors of the engine's kernels: as wide as the instruction set, by GCC's vector extension, with intrinsics only for
-// what the extension cannot say (fused multiply-add, byte products, table look-ups).
+// The engine's arithmetic on vectors: fused multiply-add, sums across lanes, exponentials, half floats.
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
 #include "half.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-// Vectors wider than the registers are passed to inline functions only.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "vector.h"
 
 namespace lg::LG_ISA {
 
 // ---- float vectors ----
-
-#if LG_ISA_avx512
-constexpr int LANES = 16;
-#elif LG_ISA_avx2
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
-
-typedef float vf __attribute__((vector_size(LANES * 4)));
-typedef int32_t vi __attribute__((vector_size(LANES * 4)));
-
-inline vf load(const float* p) {
-    vf v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
-inline vf splat(float x) { return x - vf{}; }
 
 inline vf fma(vf a, vf b, vf c) {
 #if LG_ISA_avx512
@@ -51,8 +21,6 @@ inline vf fma(vf a, vf b, vf c) {
     return a * b + c;
 #endif
 }
-
-inline vf max(vf a, vf b) { return a > b ? a : b; }
 
 // The sum of the lanes, by halves: the same order in every call.
 inline float sum(vf v) {
