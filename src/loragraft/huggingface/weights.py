@@ -175,7 +175,7 @@ class _Reader:
             raise UnsupportedError(
                 self._path,
                 f"{name} cannot be carried over in NVFP4: {obstacle}",
-                hint="--dequantize makes it a float weight",
+                hint="`convert` or `merge` with --dequantize makes it a float weight",
             )
         self._notes.append(f"{name}: dequantized, as {obstacle}")
         factors = None if smoothing is None else self._vector(smoothing, columns)
