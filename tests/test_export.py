@@ -191,3 +191,35 @@ def test_the_command(tmp_path: Path) -> None:
         data("llama-kjv-nvfp4") / "tokenizer.json"
     ).read_bytes()
     assert CliRunner().invoke(app, arguments).exit_code == 1
+
+
+def test_shards_hold_what_one_file_does(tmp_path: Path) -> None:
+    """Every file within the limit (but for one tensor that is larger), found by the index, and read again as one."""
+    lg.export(data("llama-kjv-nvfp4"), tmp_path / "one")
+    report = lg.export(data("llama-kjv-nvfp4"), tmp_path / "many", max_shard_bytes=500_000)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    names = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert names == [f"model-{n:05}-of-{len(names):05}.safetensors" for n in range(1, len(names) + 1)]
+    assert report.files == len(names) > 5
+    whole = SafetensorsFile.open(tmp_path / "one" / "model.safetensors").tensors
+    assert index["weight_map"].keys() == whole.keys()
+    assert index["metadata"] == {"total_size": sum(len(tensor.data()) for tensor in whole.values())}
+    for name in names:
+        shard = SafetensorsFile.open(tmp_path / "many" / name).tensors
+        sizes = [len(tensor.data()) for tensor in shard.values()]
+        assert sum(sizes) <= 500_000 or len(sizes) == 1
+        assert {tensor for tensor, file in index["weight_map"].items() if file == name} == shard.keys()
+        for tensor, found in shard.items():
+            np.testing.assert_array_equal(found.data(), whole[tensor].data(), tensor)
+    one, many = open_model(tmp_path / "one"), open_model(tmp_path / "many")
+    assert set(one.tensors) == set(many.tensors)
+
+
+def test_a_disk_too_small_for_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loragraft.exporting import shards
+
+    usage = shards.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(OutputError, match="out: not enough space on the disk: found 1000000 bytes free"):
+        lg.export(data("llama-kjv"), tmp_path / "out", max_shard_bytes=500_000)
+    assert list(tmp_path.iterdir()) == []

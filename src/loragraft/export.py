@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from loragraft.archs.hf_config import config_of
 from loragraft.errors import LoragraftError, OutputError
 from loragraft.exporting.contents import Contents
-from loragraft.exporting.layouts import LAYOUTS, Layout, Task
+from loragraft.exporting.layouts import LAYOUTS, Layout
+from loragraft.exporting.shards import INDEX, index_of, plan_shards, write_shards
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.output import OutputFile
-from loragraft.formats.safetensors import SafetensorsWriter
 from loragraft.formats.source import ModelSource
-from loragraft.huggingface.tokenizer_json import tokenizer_files
+from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.merge import collect_deltas
 from loragraft.models import AdapterArgument, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quantize import cpu_count
 
-_WEIGHTS = "model.safetensors"
+MAX_SHARD_BYTES = 5 * 10**9
+"""Of weights in one file: huggingface_hub's own limit."""
 #: What belongs to a checkpoint beside its weights and its config.json, and is copied from a source folder.
 _COPIED = (
     "tokenizer.json",
@@ -59,6 +57,8 @@ class ExportReport:
     """Matrices that were quantized now."""
     size: int
     """Of the weights, in bytes."""
+    files: int
+    """That hold them."""
 
 
 def export(
@@ -67,6 +67,7 @@ def export(
     *,
     format: str = "modelopt",  # noqa: A002 (the word that everyone uses for it)
     adapters: Sequence[AdapterArgument] = (),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -75,6 +76,7 @@ def export(
     Weights that are NVFP4 already keep their codes and scales bit for bit; all other linears are quantized, q/k/v and
     gate/up under one scale each. Embeddings, output, norms, biases and routers stay in floating point. Scales of the
     activations are exported if the source has them for every linear; else the checkpoint is weight-only (W4A16_NVFP4).
+    Weights beyond `max_shard_bytes` go to further files, found by an index.
 
     Raises `FormatError`, `AdapterError`, `UnsupportedError`, `OutputError`.
     """
@@ -90,10 +92,13 @@ def export(
     deltas = collect_deltas(model, loaded)
     contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16, threads=threads)
     layout = LAYOUTS[format](contents)
+    shards = plan_shards(layout.tasks, max_shard_bytes)
     files = _side_files(model, contents, layout, notes)
+    if len(shards) > 1:
+        files[INDEX] = _json_bytes(index_of(shards))
     created = _make_folder(folder)
     try:
-        _write_weights(folder / _WEIGHTS, layout, threads, progress)
+        write_shards(folder, shards, threads, progress)
         for name, data in files.items():
             with OutputFile(folder / name, len(data)) as file:
                 file.write_at(0, data)
@@ -106,8 +111,10 @@ def export(
     for note in notes:
         progress.note(note)
     carried = sum(scale is None for _, scale in contents.linears.values())
-    size = sum(spec.nbytes for task in layout.tasks for spec in task.specs)
-    return ExportReport(folder, contents.algorithm, carried, len(contents.linears) - carried, size)
+    size = sum(shard.size for shard in shards)
+    return ExportReport(
+        folder, contents.algorithm, carried, len(contents.linears) - carried, size, len(shards)
+    )
 
 
 def _make_folder(folder: Path) -> bool:
@@ -118,25 +125,6 @@ def _make_folder(folder: Path) -> bool:
         return not there
     except OSError as problem:
         raise OutputError(folder, f"cannot be made: {problem.strerror}") from None
-
-
-def _write_weights(path: Path, layout: Layout, threads: int, progress: Progress) -> None:
-    specs = [spec for task in layout.tasks for spec in task.specs]
-    progress.start("Exporting", sum(spec.nbytes for spec in specs))
-    with SafetensorsWriter(path, specs, {"format": "pt"}) as writer, ThreadPoolExecutor(threads) as pool:
-
-        def write(task: Task, start: int, stop: int) -> None:
-            for spec, data in zip(task.specs, task.compute(start, stop), strict=True):
-                writer.write(spec.name, spec.nbytes // task.rows * start, np.ascontiguousarray(data))
-                progress.advance(data.nbytes)
-
-        done = [pool.submit(write, task, *chunk) for task in layout.tasks for chunk in task.chunks]
-        try:
-            for future in done:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _side_files(model: ModelSource, contents: Contents, layout: Layout, notes: list[str]) -> dict[str, bytes]:
@@ -154,12 +142,15 @@ def _side_files(model: ModelSource, contents: Contents, layout: Layout, notes: l
         freqs = model.tensors.get("rope_freqs.weight")
         config = config_of(model.metadata, shapes, None if freqs is None else freqs.rows(0, 1).view("<f4")[0])
         objects.update(tokenizer_files(model.metadata, notes))
+        objects["generation_config.json"] = generation_config(model.metadata)
     config.pop("torch_dtype", None)
     config["dtype"] = config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[contents.dtype]
     config["quantization_config"] = layout.quantization_config()
     objects["config.json"] = config
     objects.update(layout.extra_files())
-    files.update(
-        {name: json.dumps(value, indent=2, ensure_ascii=False).encode() for name, value in objects.items()}
-    )
+    files.update({name: _json_bytes(value) for name, value in objects.items()})
     return files
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()

@@ -14,7 +14,6 @@ import loragraft as lg
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.archs.rope import rope_row_order
 from loragraft.backends.reference import ReferenceBackend
-from loragraft.errors import UnsupportedError
 from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.views import float_rows
 from loragraft.models import open_model
@@ -75,6 +74,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     ),
 }
 
+CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2moe": "Qwen2MoeForCausalLM", "mixtral": "MixtralForCausalLM"}
+
 
 def write_checkpoint(folder: Path, case: str) -> None:
     names, config = CASES[case]
@@ -121,18 +122,19 @@ def test_the_checkpoint_is_the_model_of_transformers(tmp_path: Path, case: str) 
     assert nmse(logits, golden[f"{case}:logits"]) < REFERENCE
 
 
-@pytest.mark.parametrize("case", ["qwen3", "qwen2moe"])
-def test_exported_under_the_same_names(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("through", ["folder", "gguf"])
+def test_exported_under_the_same_names(tmp_path: Path, case: str, through: str) -> None:
+    """And with the configuration that makes transformers build the same model of them."""
     write_checkpoint(tmp_path / "m", case)
-    lg.export(tmp_path / "m", tmp_path / "out")
+    lg.convert(tmp_path / "m", tmp_path / "m.gguf", type="F32")
+    lg.export(tmp_path / ("m" if through == "folder" else "m.gguf"), tmp_path / "out")
     theirs = SafetensorsFile.open(tmp_path / "m" / "model.safetensors").tensors
     ours = SafetensorsFile.open(tmp_path / "out" / "model.safetensors").tensors
     companions = ("weight_scale", "weight_scale_2")
     assert {name for name in ours if name.rpartition(".")[2] not in companions} == theirs.keys()
-
-
-def test_mixtral_is_not_exported(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "m", "mixtral")
-    with pytest.raises(UnsupportedError, match="not exported"):
-        lg.export(tmp_path / "m", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    expected = {**CONFIG, **CASES[case][1]}
+    assert {key: config[key] for key in expected} == expected
+    if through == "gguf":
+        assert config["architectures"] == [CLASSES[case]]

@@ -12,6 +12,7 @@ from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.pretokenizers import PRETOKENIZERS
+from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.tokenizer import Tokenizer
 from paths import data
@@ -279,3 +280,60 @@ def test_normal_form_c_is_the_one_normalizer_that_is_known(tmp_path: Path) -> No
 def test_a_huge_id_is_not_allocated(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="vocabulary"):
         convert(tmp_path / "m", {"model": {**model(True), "vocab": {"a": 2**60}}})
+
+
+# ---- and back
+
+
+@pytest.mark.parametrize("parts", [{}, {"normalizer": SPELLED}], ids=["prefix", "no prefix"])
+def test_sentencepiece_written_as_tokenizer_json(tmp_path: Path, parts: dict[str, Any]) -> None:
+    """From the library's own scores: the ids are its ids, every text decodes to itself, and what is read again is what
+    was written."""
+    import tokenizers
+
+    metadata, _ = convert(tmp_path / "m", sentencepiece_tokenizer(**parts))
+    golden = {
+        "tokenizer.ggml.scores": Value.numbers(ValueType.FLOAT32, SENTENCEPIECE["scores"]),
+        "tokenizer.ggml.token_type": Value.numbers(ValueType.INT32, SENTENCEPIECE["types"]),
+        "general.architecture": Value.string("llama"),
+        "llama.context_length": Value.u32(4096),
+    }
+    notes: list[str] = []
+    files = tokenizer_files({**metadata, **golden}, notes)
+    assert notes == []
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+    for case in SENTENCEPIECE["cases"]:
+        if "<s>" in case["text"]:
+            continue  # a control token's name is text to the library, the token itself to tokenizers
+        ids = tokenizer.encode(case["text"]).ids
+        if not parts:
+            assert ids == case["ids"], case["text"]
+        assert tokenizer.decode(ids, skip_special_tokens=False) == case["text"]
+    assert files["tokenizer_config.json"]["model_max_length"] == 4096
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "tokenizer.json").write_text(json.dumps(files["tokenizer.json"]))
+    again = tokenizer_metadata(Checkpoint(tmp_path / "again", {}, []), None, notes)
+    assert again == {**metadata, "tokenizer.ggml.token_type": again["tokenizer.ggml.token_type"]}
+
+
+def test_what_ends_a_turn_ends_the_generation() -> None:
+    ids = {"bos": 0, "eos": 1, "eot": 7, "eom": 1, "padding": 3}
+    metadata = {f"tokenizer.ggml.{kind}_token_id": Value.u32(id_) for kind, id_ in ids.items()}
+    assert generation_config(metadata) == {"bos_token_id": 0, "eos_token_id": [1, 7], "pad_token_id": 3}
+    del metadata["tokenizer.ggml.eot_token_id"]
+    assert generation_config(metadata)["eos_token_id"] == 1
+    assert generation_config({}) == {}
+
+
+def test_chat_templates_are_written_as_they_were(tmp_path: Path) -> None:
+    several = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    for number, template in enumerate(["{{ x }}", several]):
+        metadata, _ = convert(tmp_path / str(number), tokenizer_config={"chat_template": template})
+        files = tokenizer_files({**metadata, "general.architecture": Value.string("llama")}, [])
+        assert files["tokenizer_config.json"]["chat_template"] == template
+
+
+def test_a_tokenizer_of_another_kind_is_left_out() -> None:
+    notes: list[str] = []
+    assert tokenizer_files({"tokenizer.ggml.model": Value.string("t5")}, notes) == {}
+    assert ["copy it from the original" in note for note in notes] == [True]

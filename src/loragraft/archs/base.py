@@ -38,6 +38,19 @@ LLAMA_MODULES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """What transformers calls a mixture of experts that GGUF counts to a dense model's architecture."""
+
+    model_type: str
+    hf_class: str
+    block: str
+    """The module of a layer in which the router and `experts.<i>` lie."""
+    router: str
+    projections: frozenset[str]
+    """Of each expert."""
+
+
+@dataclass(frozen=True, slots=True)
 class Arch:
     """One architecture. `gguf` is its number in the `gguf` package, whose name map translates tensor names."""
 
@@ -48,6 +61,8 @@ class Arch:
     """The class of transformers that runs it, for the `architectures` of an exported config.json."""
     modules: frozenset[str] = LLAMA_MODULES
     """The last parts of the names of modules that hold tensors."""
+    mixture: Mixture | None = None
+    """What a model of this architecture is if it has experts, and has another name then."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What transformers assumes where config.json is silent, as far as it differs from Config's own rules."""
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -43,7 +43,11 @@ def config_of(
     name = str(metadata["general.architecture"].data)
     arch = ARCHS.by_name(name)
     values = {key.removeprefix(f"{name}."): value.data for key, value in metadata.items()}
-    config: dict[str, Any] = {"architectures": [arch.hf_class], "model_type": arch.model_types[0]}
+    mixture = arch.mixture if values.get("expert_count") else None
+    config: dict[str, Any] = {
+        "architectures": [mixture.hf_class if mixture else arch.hf_class],
+        "model_type": mixture.model_type if mixture else arch.model_types[0],
+    }
     for suffix, keys in SIZE_KEYS:
         if suffix in values:
             config[keys[0]] = int(values[suffix])
@@ -121,10 +125,6 @@ class CheckpointNames:
     def __init__(self, metadata: Metadata) -> None:
         names = TensorNames(metadata)
         arch = ARCHS.by_name(str(metadata["general.architecture"].data))
-        if arch.name == "llama" and names.experts:
-            raise UnsupportedError(
-                "Mixtral", "models of this kind can be converted and merged, but not exported"
-            )
         self._origins: dict[str, dict[int | None, Origin]] = {}
         for module in self._modules(arch, names):
             for part in ("weight", "bias"):
@@ -134,12 +134,16 @@ class CheckpointNames:
 
     @staticmethod
     def _modules(arch: Arch, names: TensorNames) -> list[str]:
+        mixture = arch.mixture if names.experts else None
         leaves = sorted(arch.modules)
+        blocks = (f"{mixture.block}.", *_BLOCKS) if mixture else _BLOCKS
+        stack = f"{mixture.block if mixture else 'mlp'}.experts"
+        projections = sorted(mixture.projections) if mixture else leaves
         modules = ["lm_head", *(f"model.{leaf}" for leaf in leaves)]
         for layer in range(names.layers):
             stem = f"model.layers.{layer}"
-            modules += [f"{stem}.{block}{leaf}" for leaf in leaves for block in _BLOCKS]
-            modules += [f"{stem}.mlp.experts.{e}.{leaf}" for e in range(names.experts) for leaf in leaves]
+            modules += [f"{stem}.{block}{leaf}" for leaf in leaves for block in blocks]
+            modules += [f"{stem}.{stack}.{e}.{leaf}" for e in range(names.experts) for leaf in projections]
         return modules
 
     def origins(self, name: str) -> list[Origin]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gguf import MODEL_ARCH
 
-from loragraft.archs.base import LLAMA_MODULES, Arch
+from loragraft.archs.base import LLAMA_MODULES, Arch, Mixture
 from loragraft.archs.blocks import Attention, Routed, decoder, swiglu
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams
@@ -25,11 +25,19 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
     }
 
 
+MIXTRAL = Mixture(
+    model_type="mixtral",
+    hf_class="MixtralForCausalLM",
+    block="block_sparse_moe",
+    router="gate",
+    projections=frozenset(["w1", "w2", "w3"]),
+)
 ARCH = Arch(
     gguf=MODEL_ARCH.LLAMA,
-    model_types=("llama", "mistral", "mixtral"),
+    model_types=("llama", "mistral", MIXTRAL.model_type),
     hf_class="LlamaForCausalLM",
-    modules=LLAMA_MODULES | {"gate", "w1", "w2", "w3"},  # the latter are Mixtral's
+    modules=LLAMA_MODULES | {MIXTRAL.router} | MIXTRAL.projections,
+    mixture=MIXTRAL,
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
     requires={"hidden_act": ("silu",), "partial_rotary_factor": (1.0, 1)},
     ignores={"sliding_window": ()},

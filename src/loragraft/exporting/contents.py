@@ -14,14 +14,12 @@ from loragraft.errors import UnsupportedError
 from loragraft.exporting.matrix import GROUP, Matrix, shared_scale
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows, in_memory
+from loragraft.streaming.nvfp4_scales import group_of
 
 _EMBEDDING = "token_embd.weight"
 #: Matrices that stay in floating point, as ModelOpt's default leaves them.
 _NOT_LINEAR = (_EMBEDDING, "output.weight")
 _ROUTERS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")
-#: Weights that multiply the same input, whose kernels are fused: they share a per-tensor scale.
-_FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "ffn_gate": "gate_up", "ffn_up": "gate_up"}
-_FUSED |= {f"{name}_exps": "gate_up_exps" for name in ("ffn_gate", "ffn_up")}
 
 
 class Contents:
@@ -46,7 +44,7 @@ class Contents:
         """Matrices to export as NVFP4; the scale to quantize under, or None to carry the codes over."""
         self.floats: dict[str, Matrix] = {}
         self.vectors: dict[str, TensorSource] = {}
-        fused: dict[tuple[str, int], list[Matrix]] = {}
+        fused: dict[tuple[tuple[str, ...], int], list[Matrix]] = {}
         for name, tensor in model.tensors.items():
             if name.endswith((".scale", ".input_scale")) or name == "rope_freqs.weight":
                 continue
@@ -64,7 +62,9 @@ class Contents:
                 f"{known.count(False)} linears have no input_scale: all are left out, the export is weight-only"
             )
 
-    def _sort(self, name: str, tensor: TensorSource, fused: dict[tuple[str, int], list[Matrix]]) -> None:
+    def _sort(
+        self, name: str, tensor: TensorSource, fused: dict[tuple[tuple[str, ...], int], list[Matrix]]
+    ) -> None:
         origins = self._names.origins(name)
         if not origins:
             raise UnsupportedError(
@@ -91,8 +91,7 @@ class Contents:
                 name not in _NOT_LINEAR and not name.endswith(_ROUTERS) and tensor.columns % GROUP == 0
             )
             if is_linear:
-                stem, _, leaf = name.removesuffix(".weight").rpartition(".")
-                fused.setdefault((f"{stem}.{_FUSED.get(leaf, leaf)}", expert), []).append(matrix)
+                fused.setdefault((group_of(name), expert), []).append(matrix)
             else:
                 self.floats[origin.name] = matrix
 

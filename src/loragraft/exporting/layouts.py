@@ -33,6 +33,10 @@ class Task:
     chunks: Sequence[tuple[int, int]]
     compute: Callable[[int, int], tuple[Bytes, ...]]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
 
 class Layout(ABC):
     """The tensors of a checkpoint; what is common to both formats."""
