@@ -103,7 +103,7 @@ def test_the_picture(report: Conformance, tmp_path: Path, name: str) -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     from loragraft.cli import app
 

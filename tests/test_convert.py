@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import loragraft as lg
 from checkpoints import Raw, V, changed
@@ -166,7 +166,7 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["llama-kjv.shakespeare"], "--base"),
         (["llama-kjv.shakespeare", "--base", "llama-kjv", "--type", "Q4_0"], "F32"),
-        (["llama-kjv", "--base", "llama-kjv"], "is no adapter"),
+        (["llama-kjv", "--base", "llama-kjv"], "is none"),
         (["llama-kjv", "--type", "Q9"], "Q9"),
     ],
 )
@@ -174,5 +174,4 @@ def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str], message: 
     paths = [str(data(word)) if word.startswith("llama") else word for word in arguments]
     code, text = run(*paths, "-o", tmp_path / "out.gguf")
     assert code == 2
-    # The message is set in a box: where its lines break depends on how long the paths are.
-    assert message in " ".join(text.replace("│", " ").split())
+    assert message in text

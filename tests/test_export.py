@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import loragraft as lg
 from checkpoints import E2M1

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import re
 import runpy
 import shlex
-from collections.abc import Iterator
 
+import click
 import pytest
-import typer.main
 
-from loragraft.cli import COMMANDS, app
+from loragraft.cli import PANELS, app
+from loragraft.cli.command import Command
 from paths import ROOT
 
 
@@ -19,19 +19,25 @@ def test_the_page_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text() == page, "run `make docs`"
 
 
-def examples() -> Iterator[str]:
-    for _, name in COMMANDS:
-        yield from importlib.import_module(f"loragraft.cli.{name}").EXAMPLES
+def command_named(name: str) -> Command:
+    command = app.get_command(click.Context(app), name)
+    assert isinstance(command, Command)
+    return command
 
 
-@pytest.mark.parametrize("line", list(examples()))
+COMMANDS = [
+    (name, summary, command_named(name)) for panel in PANELS.values() for name, summary in panel.items()
+]
+
+
+@pytest.mark.parametrize(("name", "summary", "command"), COMMANDS)
+def test_the_overview_says_what_the_command_says(name: str, summary: str, command: Command) -> None:
+    assert command.name == name
+    assert " ".join((command.help or "").split("\n\n")[0].split()) == summary
+
+
+@pytest.mark.parametrize("line", [line for _, _, command in COMMANDS for line in command.examples])
 def test_examples_parse(line: str) -> None:
-    words = shlex.split(line.split(" > ")[0])
-    if "|" in words:
-        parts = line.split(" | ")
-        words = shlex.split(next(part for part in parts if part.startswith("loragraft")))
-    assert words[0] == "loragraft"
-    group = typer.main.get_command(app)
-    command = group.commands[words[1]]  # type: ignore[attr-defined]
-    context = command.make_context(words[1], words[2:], resilient_parsing=False)
-    assert context.params
+    ours = next(part for part in re.split(r" [|>#] |\$\(|\)", line) if "loragraft " in part)
+    name, *words = shlex.split(ours[ours.index("loragraft ") :])[1:]
+    assert command_named(name).make_context(name, words).params

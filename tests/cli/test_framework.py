@@ -11,17 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from loragraft import __version__
+
 TOY = """
 import errno, sys, time
 from pathlib import Path
-from typing import Annotated
-import typer
-from loragraft.cli import command, console
-from loragraft.cli.options import Lora, parse_lora
+from loragraft.cli import app, console
+from loragraft.cli.command import argument, command
+from loragraft.cli.options import LORA
 from loragraft.cli.progress import progress
 from loragraft.errors import GGUFError
 
-def toy(how: str, lora: Lora = None) -> None:
+@command("loragraft toy domain")
+@argument("how", help="How to fail.")
+@LORA
+def toy(how, lora):
     if how == "domain": raise GGUFError("x.gguf", "bad magic", found="b'ABCD'", expected="b'GGUF'")
     if how == "newline": raise GGUFError("x\\ny", "bad")
     if how == "enospc": raise OSError(errno.ENOSPC, "No space left on device", "out.gguf")
@@ -35,16 +39,13 @@ def toy(how: str, lora: Lora = None) -> None:
             print("cleaned", file=sys.stderr)
     if how == "pipe":
         for i in range(100000): print(i)
-    if how == "lora": print(parse_lora(lora))
+    if how == "lora": print([(str(path), scale) for path, scale in lora])
     if how == "say":
         console.info("info"); console.detail("detail"); console.result("result")
         with progress() as bars: bars.note("note")
 
-app = typer.Typer()
-app.callback()(lambda: None)
-app.command("toy")(command.with_common_options(toy))
-with command.reported():
-    app()
+app.get_command = lambda context, name: toy
+app(prog_name="loragraft")
 """
 
 
@@ -84,13 +85,27 @@ def test_a_bug_is_not_mistaken_for_bad_input() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["domain", "--nonsense"], ["lora", "--lora", "a=b"], ["domain", "extra"]]
+    ("args", "says"),
+    [
+        (["domain", "--nonsense"], "no such option"),
+        (["lora", "--lora", "a=b"], "'b' is not a number"),
+        (["domain", "extra"], "unexpected extra argument (extra)"),
+        (["-q"], "missing argument 'HOW'"),
+    ],
 )
-def test_wrong_usage_exits_2(args: list[str]) -> None:
+def test_wrong_usage_is_one_line_and_exits_2(args: list[str], says: str) -> None:
     code, out, err = toy(*args)
     assert (code, out) == (2, "")
-    assert "Usage:" in err
-    assert "Traceback" not in err
+    assert err.startswith("loragraft: error: ")
+    assert says in err
+    assert err.endswith("see loragraft toy --help\n")
+    assert err.count("\n") == 1
+
+
+def test_a_command_without_arguments_explains_itself() -> None:
+    code, out, err = toy()
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: loragraft toy [OPTIONS] HOW\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130)])
@@ -126,18 +141,42 @@ def test_lora_scale(tmp_path: Path) -> None:
     odd = tmp_path / "a=2"
     odd.mkdir()
     _, out, _ = toy("lora", "--lora", "x", "--lora", "dir/y=0.5", "--lora", str(odd))
-    assert out == f"[(PosixPath('x'), 1.0), (PosixPath('dir/y'), 0.5), (PosixPath('{odd}'), 1.0)]\n"
+    assert out == f"[('x', 1.0), ('dir/y', 0.5), ('{odd}', 1.0)]\n"
 
 
-@pytest.mark.parametrize("args", [["-m", "loragraft", "--version"], ["-m", "loragraft", "--help"]])
-def test_root(args: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, *args],
+def test_root() -> None:
+    assert loragraft("--version", env={}).stdout == f"loragraft {__version__}\n"
+    done = loragraft("--help", env={})
+    assert done.stdout.startswith("Usage: loragraft [OPTIONS] COMMAND")
+    assert done.stderr == ""
+
+
+def completions(words: str) -> list[str]:
+    """What the shell is offered for the last of `words`."""
+    count = len(words.split(" ")) - 1
+    asked = {"_LORAGRAFT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
+    return loragraft(env=asked).stdout.split()
+
+
+def loragraft(*args: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **env}
+    return subprocess.run(
+        [sys.executable, "-m", "loragraft", *args],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "NO_COLOR": "1"},
+        env=environment,
     )
-    assert "loragraft" in done.stdout
-    assert "\033" not in done.stdout
-    assert done.stderr == ""
+
+
+def test_completion() -> None:
+    assert completions("loragraft me") == ["plain,merge"]
+    assert completions("loragraft merge --verb") == ["plain,--verbose"]
+    assert completions("loragraft run --backend n") == ["plain,native"]
+    assert completions("loragraft merge base --lora ada") == ["file,ada"]
+    assert "_LORAGRAFT_COMPLETE=zsh_complete loragraft" in loragraft("completion", "zsh", env={}).stdout
+
+
+def test_colours_when_asked_for() -> None:
+    assert "\033[1mExamples" in loragraft("merge", "--help", env={"FORCE_COLOR": "1", "NO_COLOR": ""}).stdout
+    assert "\033" not in loragraft("merge", "--help", env={"FORCE_COLOR": "1", "NO_COLOR": "1"}).stdout

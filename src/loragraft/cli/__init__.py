@@ -1,73 +1,97 @@
 """The command line: parse, call a verb of the library, print.
 
-One file per command; `command.py` gives them all their common options, errors and exit codes.
+One file per command, imported when the command is used; `command.py` says what a command is.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
-from typing import Annotated, NoReturn
+from typing import Any
 
-import typer
+import click
 
 from loragraft import __version__, interrupts
-from loragraft.cli.command import add, reported
+from loragraft.cli import console
+from loragraft.cli.command import Command, help_if_bare, section
+from loragraft.cli.exits import reported
 
-app = typer.Typer(
+#: Every command under its panel of `loragraft --help`: its name, which is its module's and function's too, and what it
+#: is for, which is the first paragraph of its help.
+PANELS: dict[str, dict[str, str]] = {
+    "Graft": {
+        "merge": "Merge LoRA adapters into a model and quantize the sum, in one pass.",
+        "quantize": "Quantize a GGUF model: llama-quantize's types, options and bytes.",
+        "convert": "Convert a Hugging Face model, or a PEFT adapter, to GGUF.",
+        "export": "Write a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.",
+        "imatrix": "Collect an importance matrix on a text, for quantizing with --imatrix.",
+    },
+    "Measure": {
+        "compare": "Measure which deployment keeps more of a fine-tune: merged then quantized, or the adapter at run "
+        "time.",
+        "check": "Report how every linear is computed, and measure what each wrong order would cost.",
+        "perplexity": "Print a model's perplexity on a text, computed as llama-perplexity does.",
+    },
+    "Use": {
+        "run": "Continue a prompt, printing the text as it is made.",
+        "tokenize": "Print the tokens of a text, one per line: id and text.",
+    },
+    "Files": {
+        "inspect": "Show what a file holds: its metadata and its tensors.",
+        "split": "Divide a GGUF model into several files, as llama-gguf-split does.",
+        "join": "Join the files of a split GGUF model into one, as llama-gguf-split --merge does.",
+    },
+    "Shell": {
+        "completion": "Print what teaches a shell to complete commands, options and files.",
+    },
+}
+COMMANDS = tuple(name for commands in PANELS.values() for name in commands)
+
+
+class _App(click.Group):
+    """The group of all commands, which imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> Command | None:
+        if name not in COMMANDS:
+            return None
+        found: Command = getattr(importlib.import_module(f"loragraft.cli.{name}"), name)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for panel, commands in PANELS.items():
+            section(formatter, panel, commands.items())
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        help_if_bare(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with reported():  # before click.Group.main sees a KeyboardInterrupt, which it would print a line for
+            return super().invoke(ctx)
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        settings = {**settings, "standalone_mode": False, "color": console.colours(sys.stdout)}
+        with reported():
+            code = super().main(*args, **settings)
+        sys.exit(code)
+
+
+app = _App(
     name="loragraft",
     help="Get a LoRA fine-tune onto a quantized model without losing it.",
     epilog="Each command has its own help with examples: loragraft merge --help",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,  # `reported` is the only place that prints errors
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+click.version_option(__version__, message="loragraft %(version)s", help="Print the version and exit.")(app)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"loragraft {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
-    ] = False,
-) -> None:
-    pass
-
-
-_GRAFT, _MEASURE, _USE, _FILES = "Graft", "Measure", "Use", "Files"
-
-#: Every command: the panel of `loragraft --help` that lists it, and its name, which is its module's too.
-COMMANDS: tuple[tuple[str, str], ...] = (
-    (_GRAFT, "merge"),
-    (_GRAFT, "quantize"),
-    (_GRAFT, "convert"),
-    (_GRAFT, "export"),
-    (_GRAFT, "imatrix"),
-    (_MEASURE, "compare"),
-    (_MEASURE, "check"),
-    (_MEASURE, "perplexity"),
-    (_USE, "run"),
-    (_USE, "tokenize"),
-    (_FILES, "inspect"),
-    (_FILES, "split"),
-    (_FILES, "join"),
-)
-for _panel, _name in COMMANDS:
-    add(app, _name, _panel)
-
-
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line of this process and exit: 0, 1 for an error the user can act on, 2 for wrong usage."""
     interrupts.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
-    with reported():
-        app(prog_name="loragraft")
-    sys.exit(0)
+    app(prog_name="loragraft")

@@ -6,12 +6,14 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.options import Context, Json, Lora, MaxChars, parse_lora, read_text
+from loragraft.cli.command import FILE, command, option
+from loragraft.cli.options import JSON, LORA, MAX_CHARS, MODEL, context_option, read_text
 from loragraft.cli.progress import progress
 from loragraft.cli.units import count_text, plural
 
@@ -20,44 +22,52 @@ if TYPE_CHECKING:
 
     from loragraft.check import Conformance
 
-EXAMPLES = (
+
+@command(
     "loragraft check model-NVFP4.gguf",
     "loragraft check ./modelopt-folder --lora ./adapter --text valid.txt",
     "loragraft check model.gguf --lora adapter.gguf --text valid.txt --plot errors.svg --json > report.json",
 )
-
-
-def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    lora: Lora = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", "-f", help="Measure every wrong order on this text (UTF-8).")
-    ] = None,
-    context: Context = 256,
-    limit: Annotated[
-        int, typer.Option("--windows", min=1, metavar="N", help="Measure on the first N windows.")
-    ] = 8,
-    max_chars: MaxChars = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the error of every linear (PNG or SVG; needs matplotlib)."),
-    ] = None,
-    as_json: Json = False,
+@MODEL
+@LORA
+@option("--text", "-f", type=FILE, metavar="FILE", help="Measure every wrong order on this text (UTF-8).")
+@context_option(256)
+@option(
+    "--windows",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Measure on the first N windows.",
+)
+@MAX_CHARS
+@option(
+    "--plot", type=FILE, metavar="FILE", help="Draw the error of every linear (PNG or SVG; needs matplotlib)."
+)
+@JSON
+def check(
+    model: Path,
+    lora: tuple[tuple[Path, float], ...],
+    text: Path | None,
+    context: int,
+    windows: int,
+    max_chars: int | None,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
     """Report how every linear is computed, and measure what each wrong order would cost.
 
     For every linear: its type, weight scale, adapters and bias, the order in which they are applied, and whether
-    llama.cpp's published graph would abort, drop the scale or be right on it. With [bold]--text[/bold], the same model
-    is run with the order deliberately broken, and perplexity and KL divergence are printed beside the right ones. This
-    runs in float32 on the reference backend: slow, and four bytes of memory for each weight.
+    llama.cpp's published graph would abort, drop the scale or be right on it. With --text, the same model is run with
+    the order deliberately broken, and perplexity and KL divergence are printed beside the right ones. This runs in
+    float32 on the reference backend: slow, and four bytes of memory for each weight.
     """
     if plot is not None and text is None:
-        raise typer.BadParameter("needs --text: the errors are measured on it", param_hint="'--plot'")
-    from loragraft.check import check, save_picture
+        raise click.UsageError("--plot needs --text: the errors are measured on it")
+    from loragraft.check import save_picture
 
     content = None if text is None else read_text(text, max_chars)
     with progress() as bars:
-        report = check(model, parse_lora(lora), text=content, context=context, limit=limit, progress=bars)
+        report = lg.check(model, lora, text=content, context=context, limit=windows, progress=bars)
     if plot is not None:
         save_picture(report, plot)
         console.info(f"wrote {plot}")

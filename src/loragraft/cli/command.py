@@ -1,131 +1,124 @@
-"""What all commands share: --quiet and --verbose, examples in the help, and how errors end a run.
+"""What a command is: a function whose decorators are its parameters, whose docstring is its help, with examples.
 
-A command is a module `cli/<name>.py` with a function `command` (its parameters are the options, its docstring the
-help) and `EXAMPLES`, command lines shown under the help. The body imports what it needs, so that `--help` is quick.
+    @command("loragraft join model-00001-of-00003.gguf model.gguf")
+    @argument("model", metavar="IN.gguf", type=FILE, help="Any file of the split model.")
+    def join(model: Path) -> None:
+        "Join the files of a split GGUF model into one."
+
+Every command also takes --quiet and --verbose. The functions import what they need when called, so that help is quick.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
-import importlib
-import inspect
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
-import typer
+import click
 
 from loragraft.cli import console
-from loragraft.errors import LoragraftError
 
-EXIT_ERROR = 1
-EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
-EXIT_INTERRUPTED = 130
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; tracebacks for internal errors.")]
+FILE = click.Path(path_type=Path)
 
 
-def add(app: typer.Typer, name: str, panel: str) -> None:
-    """Register `loragraft.cli.<name>` as the command `name` under `panel` of the overview."""
-    module = importlib.import_module(f"loragraft.cli.{name}")
-    run = with_common_options(module.command)
-    app.command(
-        name,
-        help=_reflowed(inspect.getdoc(module.command) or ""),
-        epilog=_examples(module.EXAMPLES),
-        rich_help_panel=panel,
-        no_args_is_help=True,
-    )(run)
+class Argument(click.Argument):
+    """A positional parameter, with a help text (which click knows from version 8.5 on)."""
+
+    panel = "Arguments"
+
+    def __init__(self, *names: Any, **attributes: Any) -> None:
+        self.about: str = attributes.pop("help")
+        super().__init__(*names, **attributes)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.human_readable_name, self.about
 
 
-def _reflowed(text: str) -> str:
-    """Paragraphs without the source's line breaks, for the terminal to break."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+class Option(click.Option):
+    """An option, the panel of the help that it stands in, and its default in words (`default_text`, else the value)."""
+
+    def __init__(
+        self, *names: Any, panel: str = "Options", default_text: object = None, **attributes: Any
+    ) -> None:
+        super().__init__(*names, **attributes)
+        self.panel = panel
+        if default_text is None and not self.is_flag:
+            default_text = attributes.get("default")
+        self.about = self.help or ""
+        if self.required:
+            self.about += " Required."
+        elif default_text is not None:
+            self.about += f" Default: {default_text}."
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0], self.about)
 
 
-def _examples(lines: Sequence[str]) -> str:
-    shown = "\n".join(f"  {line}" for line in lines).replace("[", r"\[")
-    return f"[bold]Examples[/bold]\n\n{shown}"
+argument = functools.partial(click.argument, cls=Argument)
+option = functools.partial(click.option, cls=Option)
+flag = functools.partial(option, is_flag=True)
+
+_EVERYWHERE = (
+    Option(["--quiet", "-q"], is_flag=True, help="Print results and errors only."),
+    Option(["--verbose", "-v"], is_flag=True, help="Say more; tracebacks for internal errors."),
+)
 
 
-def with_common_options(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with two more options, and its errors reported as `reported` does."""
-    extra = {"quiet": Quiet, "verbose": Verbose}
-    signature = inspect.signature(function, eval_str=True)
+class Command(click.Command):
+    """A command with `examples`, command lines shown under its help."""
 
-    @functools.wraps(function)
-    def run(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> None:
-        console.configure(quiet=quiet, verbose=verbose)
-        with reported():
-            function(*args, **kwargs)
+    def __init__(self, name: str | None, *, examples: tuple[str, ...], **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self.params.extend(_EVERYWHERE)
+        self.examples = examples
 
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=False)
-        for name, kind in extra.items()
-    ]
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {**inspect.get_annotations(function, eval_str=True), **extra}
-    return run
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        help_if_bare(ctx, args)
+        return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> None:
+        console.configure(quiet=ctx.params.pop("quiet"), verbose=ctx.params.pop("verbose"))
+        super().invoke(ctx)
 
-@contextmanager
-def reported() -> Iterator[None]:
-    """Turns what goes wrong inside into one line on stderr and an exit code; never a traceback for bad input."""
-    try:
-        yield
-    except LoragraftError as error:
-        raise _exit(str(error), EXIT_ERROR) from None
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_ERROR) from None
-    except KeyboardInterrupt:
-        raise _exit("interrupted", EXIT_INTERRUPTED, label="") from None
-    except OSError as error:
-        raise _exit(_system_error(error), EXIT_ERROR) from None
-    except MemoryError:
-        raise _exit("out of memory; fewer --threads or a smaller --max-memory may help", EXIT_ERROR) from None
-    except (SystemExit, typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if _is_usage_error(error):
-            raise
-        if console.is_verbose():
-            traceback.print_exc()
-        line = f"{type(error).__name__}: {error}".replace("\n", "\\n")
-        raise _exit(
-            f"internal: {line}; this is a bug in loragraft, --verbose shows where", EXIT_INTERNAL
-        ) from None
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Nothing: their panel is one of those below."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                panels.setdefault(getattr(parameter, "panel", "Options"), []).append(record)
+        for panel, records in panels.items():
+            section(formatter, panel, records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section(bold("Examples")):
+            for line in self.examples:
+                formatter.write(f"  {line}\n")
 
 
-def _is_usage_error(error: Exception) -> bool:
-    return any(kind.__name__ == "UsageError" for kind in type(error).__mro__)
+def command(*examples: str) -> Callable[[Callable[..., None]], Command]:
+    """The function as a command of its own name."""
+
+    def make(function: Callable[..., None]) -> Command:
+        return click.command(function.__name__, cls=Command, examples=examples)(function)
+
+    return make
 
 
-def _exit(message: str, code: int, label: str = "error: ") -> SystemExit:
-    console.error(f"loragraft: {label}{message}")
-    return SystemExit(code)
+def section(formatter: click.HelpFormatter, heading: str, records: Iterable[tuple[str, str]]) -> None:
+    with formatter.section(bold(heading)):
+        formatter.write_dl(list(records))
 
 
-_SYSTEM_HINTS = {
-    errno.ENOSPC: "no space left on the device; free some or write elsewhere",
-    errno.EDQUOT: "disk quota exceeded; free some or write elsewhere",
-    errno.EROFS: "the file system is read-only; write elsewhere",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "not permitted",
-    errno.ENOENT: "no such file or folder",
-    errno.EISDIR: "is a folder, expected a file",
-    errno.ENOTDIR: "is not a folder",
-    errno.EMFILE: "too many open files; raise `ulimit -n`",
-}
+def bold(text: str) -> str:
+    return click.style(text, bold=True)  # click takes it out again where there are no colours
 
 
-def _system_error(error: OSError) -> str:
-    reason = _SYSTEM_HINTS.get(error.errno or 0) or error.strerror or str(error)
-    place = error.filename2 or error.filename
-    return f"{os.fsdecode(place)}: {reason}" if place is not None else reason
+def help_if_bare(ctx: click.Context, args: list[str]) -> None:
+    """Whoever gives no argument at all wants to know which there are."""
+    if not args and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), err=True, color=ctx.color)
+        ctx.exit(2)

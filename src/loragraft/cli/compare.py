@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+import loragraft as lg
 from loragraft.cli import console
+from loragraft.cli.command import FILE, command, option
 from loragraft.cli.options import (
-    Backend,
-    Context,
-    Json,
-    Lora,
-    MaxChars,
-    Text,
-    Threads,
-    Windows,
-    parse_lora,
+    BACKEND,
+    JSON,
+    LORA,
+    MAX_CHARS,
+    TARGET,
+    TEXT,
+    THREADS,
+    WINDOWS,
+    context_option,
     read_text,
 )
 from loragraft.cli.progress import progress
@@ -28,35 +30,52 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from loragraft.compare import Comparison
+    from loragraft.load import BackendName
+    from loragraft.quants.filetypes import FileType
 
-EXAMPLES = (
+
+@command(
     "loragraft compare --base ./hf-folder --lora adapter --text valid.txt",
     "loragraft compare --base base.gguf --lora adapter=0.8 --text valid.txt --type Q5_K_M --context 256",
     "loragraft compare --base base.gguf --lora adapter --text valid.txt --windows 50 --json",
 )
-
-
-def command(
-    base: Annotated[
-        Path, typer.Option("--base", help="The base model: a GGUF file or a Hugging Face folder.")
-    ],
-    text: Text,
-    lora: Lora = None,
-    quantization: Annotated[str, typer.Option("--type", metavar="TYPE", help="How to quantize.")] = "Q4_K_M",
-    imatrix: Annotated[
-        Path | None,
-        typer.Option("--imatrix", help="An importance matrix, GGUF or .dat.", show_default=False),
-    ] = None,
-    context: Context = 512,
-    windows: Windows = None,
-    max_chars: MaxChars = None,
-    backend: Backend = "native",
-    threads: Threads = None,
-    work_dir: Annotated[
-        Path | None,
-        typer.Option("--work-dir", help="Where to make temporary files.", show_default="the system's place"),
-    ] = None,
-    as_json: Json = False,
+@option(
+    "--base",
+    required=True,
+    type=FILE,
+    metavar="BASE",
+    help="The base model: a GGUF file or a Hugging Face folder.",
+)
+@TEXT
+@LORA
+@option("--type", "target", type=TARGET, default="Q4_K_M", metavar="TYPE", help="How to quantize.")
+@option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
+@context_option(512)
+@WINDOWS
+@MAX_CHARS
+@BACKEND
+@THREADS
+@option(
+    "--work-dir",
+    type=FILE,
+    metavar="DIR",
+    default_text="the system's place",
+    help="Where to make temporary files.",
+)
+@JSON
+def compare(
+    base: Path,
+    text: Path,
+    lora: tuple[tuple[Path, float], ...],
+    target: FileType,
+    imatrix: Path | None,
+    context: int,
+    windows: int | None,
+    max_chars: int | None,
+    backend: BackendName,
+    threads: int | None,
+    work_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure which deployment keeps more of a fine-tune: merged then quantized, or the adapter at run time.
 
@@ -68,26 +87,15 @@ def command(
     starting with BOS if the model uses one, and only the second half of each window is scored. The share kept is 1 -
     KL(x) / KL(d): all that the adapter changed is the distance from (d) to (c).
     """
-    adapters = parse_lora(lora)
-    if not adapters:
-        raise typer.BadParameter("give at least one adapter", param_hint="'--lora'")
+    if not lora:
+        raise click.UsageError("give at least one adapter with --lora")
     words = read_text(text, max_chars)
-
-    from loragraft.compare import compare
-    from loragraft.errors import UnsupportedError
-    from loragraft.quants.filetypes import file_type
-
-    try:
-        file_type(quantization)
-    except UnsupportedError as problem:
-        raise typer.BadParameter(str(problem), param_hint="'--type'") from None
-
     with progress() as bars:
-        result = compare(
+        result = lg.compare(
             base,
-            adapters,
+            lora,
             words,
-            type=quantization,
+            type=target.name,
             imatrix=imatrix,
             context=context,
             limit=windows,

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.options import Context, Lora, MaxChars, Text, Windows, files_of, parse_lora, read_text
+from loragraft.cli.command import FILE, command, flag, option
+from loragraft.cli.options import LORA, MAX_CHARS, MODEL, TEXT, WINDOWS, context_option, files_of, read_text
 from loragraft.cli.progress import progress
 from loragraft.cli.units import plural
 
-EXAMPLES = (
+
+@command(
     "loragraft imatrix model-F16.gguf -f calibration.txt -o model.imatrix.gguf",
     "loragraft imatrix ./hf-folder --lora adapter -f calibration.txt -o tuned.imatrix.gguf",
     "loragraft merge ./hf-folder --lora adapter -o out.gguf --type IQ3_S --imatrix tuned.imatrix.gguf",
 )
-
-
-def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    text: Text,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The importance matrix to write (GGUF).")],
-    lora: Lora = None,
-    context: Context = 512,
-    windows: Windows = None,
-    max_chars: MaxChars = None,
-    process_output: Annotated[
-        bool, typer.Option("--process-output", help="Of the output layer too.")
-    ] = False,
+@MODEL
+@TEXT
+@option(
+    "--output",
+    "-o",
+    required=True,
+    type=FILE,
+    metavar="FILE",
+    help="The importance matrix to write (GGUF).",
+)
+@LORA
+@context_option(512)
+@WINDOWS
+@MAX_CHARS
+@flag("--process-output", help="Of the output layer too.")
+def imatrix(
+    model: Path,
+    text: Path,
+    output: Path,
+    lora: tuple[tuple[Path, float], ...],
+    context: int,
+    windows: int | None,
+    max_chars: int | None,
+    process_output: bool,
 ) -> None:
     """Collect an importance matrix on a text, for quantizing with --imatrix.
 
@@ -38,19 +49,17 @@ def command(
     NumPy backend in float32, so it needs memory for the model in that format.
     """
     words = read_text(text, max_chars)
-    adapters = parse_lora(lora)
 
     from loragraft.formats.output import OutputFile
-    from loragraft.imatrix import imatrix
 
-    inputs = [text, *(file for path in (model, *(path for path, _ in adapters)) for file in files_of(path))]
+    inputs = [text, *(file for path in (model, *(path for path, _ in lora)) for file in files_of(path))]
     OutputFile.probe(output, inputs)
 
     with progress() as bars:
-        result = imatrix(
+        result = lg.imatrix(
             model,
             words,
-            adapters=adapters,
+            adapters=lora,
             context=context,
             limit=windows,
             process_output=process_output,

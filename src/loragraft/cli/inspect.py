@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.options import Json
+from loragraft.cli.command import FILE, argument, command, flag
+from loragraft.cli.options import JSON
 from loragraft.cli.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
@@ -17,36 +17,31 @@ if TYPE_CHECKING:
 
     from loragraft.inspect import Report
 
-EXAMPLES = (
-    "loragraft inspect model-Q4_K_M.gguf",
-    "loragraft inspect my-adapter/ --no-tensors",
-    "loragraft inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'",
-)
-
 _MAX_VALUE = 100  # characters of a metadata value
 _MAX_ITEMS = 5  # elements of an array
 
 
-def command(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="A GGUF file (one of a split model stands for all), a safetensors file, an importance matrix, "
-            "a Hugging Face or a PEFT folder.",
-        ),
-    ],
-    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
-    full: Annotated[bool, typer.Option("--full", help="Print all metadata, long values in full.")] = False,
-    as_json: Json = False,
-) -> None:
+@command(
+    "loragraft inspect model-Q4_K_M.gguf",
+    "loragraft inspect my-adapter/ --no-tensors",
+    "loragraft inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'",
+)
+@argument(
+    "file",
+    metavar="FILE",
+    type=FILE,
+    help="A GGUF file (one of a split model stands for all), a safetensors file, an importance matrix, a Hugging Face "
+    "or a PEFT folder.",
+)
+@flag("--tensors/--no-tensors", default=True, help="List every tensor.")
+@flag("--full", help="Print all metadata, long values in full.")
+@JSON
+def inspect(file: Path, tensors: bool, full: bool, as_json: bool) -> None:
     """Show what a file holds: its metadata and its tensors.
 
-    Only headers are read. Shapes are given as (rows, columns): [bold]out x in[/bold] for a linear weight.
+    Only headers are read. Shapes are given as (rows, columns): out x in for a linear weight.
     """
-    from loragraft.inspect import inspect
-
-    report = inspect(file)
+    report = lg.inspect(file)
     if as_json:
         console.result(json.dumps(report.as_json(), indent=1, allow_nan=False))
         return

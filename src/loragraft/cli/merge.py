@@ -4,75 +4,68 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.options import Json, Lora, Threads, parse_lora
+from loragraft.cli.command import FILE, argument, command, flag, option
+from loragraft.cli.options import JSON, LORA, TARGET, THREADS
 from loragraft.cli.progress import progress
-from loragraft.cli.quantize_options import as_json, show_dry_run, show_result, with_quantize_options
+from loragraft.cli.quantize_options import quantize_options
+from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
 
 if TYPE_CHECKING:
     from loragraft.options import QuantizeOptions
+    from loragraft.quants.filetypes import FileType
 
-EXAMPLES = (
+
+@command(
     "loragraft merge Llama-3.2-1B --lora my-adapter -o merged-Q4_K_M.gguf --type Q4_K_M",
     "loragraft merge base-F16.gguf --lora style.gguf=0.7 --lora facts.gguf -o merged-F16.gguf",
     "loragraft merge Llama-3.2-1B --lora my-adapter --type Q4_K_M --imatrix imatrix.gguf -o merged.gguf",
 )
-
-
-@with_quantize_options
-def command(
-    base: Annotated[
-        Path,
-        typer.Argument(
-            metavar="BASE", help="A Hugging Face folder, or a GGUF file (or one of a split model)."
-        ),
-    ],
+@argument(
+    "base", metavar="BASE", type=FILE, help="A Hugging Face folder, or a GGUF file (or one of a split model)."
+)
+@LORA
+@option("--output", "-o", type=FILE, metavar="OUT.gguf", help="The file to write.")
+@option(
+    "--type",
+    "target",
+    type=TARGET,
+    metavar="TYPE",
+    default_text="F16, or NVFP4 for a base in NVFP4",
+    help="Any type of `loragraft quantize`.",
+)
+@flag("--dequantize", help="Merge quantized weights that GGUF cannot carry as floats.")
+@flag("--dry-run", help="Only show what would be written.")
+@THREADS
+@JSON
+@quantize_options
+def merge(
+    base: Path,
+    lora: tuple[tuple[Path, float], ...],
+    output: Path | None,
+    target: FileType | None,
+    dequantize: bool,
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
     options: QuantizeOptions,
-    lora: Lora = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False),
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--type",
-            metavar="TYPE",
-            help="Any type of `loragraft quantize`. Left out: F16, or NVFP4 for a base in NVFP4.",
-            show_default=False,
-        ),
-    ] = None,
-    dequantize: Annotated[
-        bool,
-        typer.Option("--dequantize", help="Merge quantized weights that GGUF cannot carry as floats."),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
-    threads: Threads = None,
-    to_json: Json = False,
 ) -> None:
     """Merge LoRA adapters into a model and quantize the sum, in one pass.
 
     The result is, byte for byte, that of merging to F16 and quantizing the merged file, which is never written. Without
     --lora this converts the model.
     """
-    from loragraft.errors import UnsupportedError
-    from loragraft.merge import merge
-    from loragraft.quants.filetypes import file_type
-
     if output is None and not dry_run:
-        raise typer.BadParameter("name the file to write", param_hint="'--output'")
-    try:
-        target = None if kind is None else file_type(kind)
-    except UnsupportedError as problem:
-        raise typer.BadParameter(str(problem), param_hint="'--type'") from None
+        raise click.UsageError("name the file to write with --output")
     with progress() as bars:
-        report = merge(
+        report = lg.merge(
             base,
-            parse_lora(lora),
+            lora,
             None if dry_run else output,
             type=target,
             options=options,
@@ -80,8 +73,8 @@ def command(
             threads=threads,
             progress=bars,
         )
-    if to_json:
-        console.result(json.dumps(as_json(report), indent=1))
+    if as_json:
+        console.result(json.dumps(report_as_json(report), indent=1))
     elif dry_run:
         show_dry_run(report)
     else:

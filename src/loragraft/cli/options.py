@@ -1,58 +1,112 @@
-"""Options that several commands take, declared once."""
+"""Options that several commands take, declared once, and what their values are read with."""
 
 from __future__ import annotations
 
 import math
-import os
+import pkgutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-import typer
+import click
+from click.shell_completion import CompletionItem
 
+from loragraft.cli.command import FILE, argument, flag, option
 from loragraft.errors import LoragraftError
 
 
-def cpu_count() -> int:
-    """The CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """What a function of the library makes of the text; the function is named, to be imported when there is a value."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        self.name = function.rpartition(":")[2]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        parse: Callable[[str], Any] = pkgutil.resolve_name(self.function)
+        try:
+            return parse(value)
+        except (LoragraftError, ValueError) as problem:
+            self.fail(str(problem), param, ctx)
 
 
-Lora = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="ADAPTER[=SCALE]",
-        help="A PEFT folder or GGUF adapter, with its strength (1 if left out). May be given several times.",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", "-t", min=1, metavar="N", help="Threads to use.", show_default="all CPUs"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+class Adapter(click.ParamType):  # type: ignore[type-arg]
+    """ADAPTER[=SCALE] as (path, scale). A path that exists is taken as it is, so a name that contains `=` works."""
+
+    name = "adapter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path, sign, scale = value.rpartition("=")
+        if not sign or Path(value).exists():
+            return Path(value), 1.0
+        try:
+            number = float(scale)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"{scale!r} is not a number, expected ADAPTER or ADAPTER=SCALE", param, ctx)
+        return Path(path), number
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
 
 
-Backend = Annotated[
-    Literal["native", "reference"],
-    typer.Option("--backend", help="native runs quantized weights as they are; reference is NumPy."),
-]
-Text = Annotated[
-    Path, typer.Option("--text", "-f", help="The text to measure on, UTF-8.", show_default=False)
-]
-Context = Annotated[int, typer.Option("--context", "-c", min=4, metavar="N", help="Tokens per window.")]
-Windows = Annotated[
-    int | None,
-    typer.Option("--windows", min=1, metavar="N", help="Stop after N windows.", show_default="all"),
-]
-MaxChars = Annotated[
-    int | None,
-    typer.Option(
-        "--max-chars", min=1, metavar="N", help="Use the text's first N characters.", show_default="all"
-    ),
-]
+TARGET = Parsed("loragraft.quants.filetypes:file_type")
+
+MODEL = argument("model", metavar="MODEL", type=FILE, help="A GGUF file or a Hugging Face folder.")
+LORA = option(
+    "--lora",
+    multiple=True,
+    type=Adapter(),
+    metavar="ADAPTER[=SCALE]",
+    help="A PEFT folder or GGUF adapter, with its strength (1 if left out). May be given several times.",
+)
+PROMPT = option("--prompt", "-p", metavar="TEXT", help="The text to read.")
+PROMPT_FILE = option(
+    "--file", "-f", type=FILE, metavar="FILE", help="Read the text from a file (- for stdin)."
+)
+TEXT = option("--text", "-f", required=True, type=FILE, metavar="FILE", help="The text to measure on, UTF-8.")
+WINDOWS = option(
+    "--windows", type=click.IntRange(min=1), metavar="N", default_text="all", help="Stop after N windows."
+)
+MAX_CHARS = option(
+    "--max-chars",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default_text="all",
+    help="Use the text's first N characters.",
+)
+BACKEND = option(
+    "--backend",
+    type=click.Choice(["native", "reference"]),
+    default="native",
+    help="native runs quantized weights as they are; reference is NumPy.",
+)
+THREADS = option(
+    "--threads",
+    "-t",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default_text="all CPUs",
+    help="Threads to use.",
+)
+JSON = flag("--json", "as_json", help="Print the result as JSON.")
+
+
+def context_option(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return option(
+        "--context",
+        "-c",
+        type=click.IntRange(min=4),
+        metavar="N",
+        default=default,
+        help="Tokens per window.",
+    )
 
 
 def files_of(path: Path) -> list[Path]:
@@ -63,7 +117,7 @@ def files_of(path: Path) -> list[Path]:
 def prompt_of(prompt: str | None, file: Path | None) -> str:
     """What --prompt or --file say; one of them must be given."""
     if (prompt is None) == (file is None):
-        raise typer.BadParameter("give either --prompt or --file", param_hint="'--prompt'")
+        raise click.UsageError("give either --prompt or --file")
     if prompt is not None:
         return prompt
     assert file is not None
@@ -84,27 +138,3 @@ def decoded(data: bytes, subject: str) -> str:
         raise LoragraftError(
             subject, "not UTF-8 text", found=f"byte {data[error.start]:#04x} at {error.start}"
         ) from None
-
-
-def parse_lora(values: list[str] | None) -> list[tuple[Path, float]]:
-    """`ADAPTER[=SCALE]` values as (path, scale).
-
-    A path that exists is taken as it is, so a name that contains `=` works.
-    """
-    pairs = []
-    for value in values or []:
-        path, sign, scale = value.rpartition("=")
-        if not sign or Path(value).exists():
-            pairs.append((Path(value), 1.0))
-            continue
-        try:
-            number = float(scale)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            pairs.append((Path(path), number))
-        else:
-            raise typer.BadParameter(
-                f"{scale!r} is not a number; expected ADAPTER or ADAPTER=SCALE", param_hint="'--lora'"
-            ) from None
-    return pairs

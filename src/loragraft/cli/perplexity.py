@@ -5,43 +5,54 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+import loragraft as lg
 from loragraft.cli import console
+from loragraft.cli.command import command
 from loragraft.cli.options import (
-    Backend,
-    Context,
-    Json,
-    Lora,
-    MaxChars,
-    Text,
-    Threads,
-    Windows,
-    parse_lora,
+    BACKEND,
+    JSON,
+    LORA,
+    MAX_CHARS,
+    MODEL,
+    TEXT,
+    THREADS,
+    WINDOWS,
+    context_option,
     read_text,
 )
 from loragraft.cli.progress import progress
 from loragraft.cli.units import plural
 
-EXAMPLES = (
+if TYPE_CHECKING:
+    from loragraft.load import BackendName
+
+
+@command(
     "loragraft perplexity model.gguf -f wiki.test.raw",
     "loragraft perplexity base.gguf --lora adapter -f text.txt --context 256",
     "loragraft perplexity ./hf-folder -f text.txt --windows 20 --json",
 )
-
-
-def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    text: Text,
-    lora: Lora = None,
-    context: Context = 512,
-    windows: Windows = None,
-    max_chars: MaxChars = None,
-    backend: Backend = "native",
-    threads: Threads = None,
-    as_json: Json = False,
+@MODEL
+@TEXT
+@LORA
+@context_option(512)
+@WINDOWS
+@MAX_CHARS
+@BACKEND
+@THREADS
+@JSON
+def perplexity(
+    model: Path,
+    text: Path,
+    lora: tuple[tuple[Path, float], ...],
+    context: int,
+    windows: int | None,
+    max_chars: int | None,
+    backend: BackendName,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Print a model's perplexity on a text, computed as llama-perplexity does.
 
@@ -50,10 +61,7 @@ def command(
     has at least half a window to go by. The result is exp of the mean negative log-likelihood.
     """
     words = read_text(text, max_chars)
-
-    from loragraft.load import load
-
-    loaded = load(model, parse_lora(lora), backend=backend, threads=threads)
+    loaded = lg.load(model, lora, backend=backend, threads=threads)
     for note in loaded.notes:
         console.info(note)
     with progress() as bars:

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.options import Json, Threads
+from loragraft.cli.command import FILE, argument, command, flag
+from loragraft.cli.options import JSON, THREADS
 from loragraft.cli.progress import progress
-from loragraft.cli.quantize_options import as_json, show_dry_run, show_result, with_quantize_options
+from loragraft.cli.quantize_options import quantize_options
+from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
 
 if TYPE_CHECKING:
     from loragraft.options import QuantizeOptions
 
-EXAMPLES = (
+
+@command(
     "loragraft quantize model-F16.gguf model-Q4_K_M.gguf Q4_K_M",
     "loragraft quantize --imatrix imatrix.gguf model-F16.gguf model-IQ2_XS.gguf IQ2_XS",
     "loragraft quantize --tensor-type attn_v=q8_0 --dry-run model-F16.gguf Q4_K_M",
 )
-
-
-@with_quantize_options
-def command(
-    model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model to quantize.")],
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[OUT.gguf] TYPE [THREADS]",
-            help="The file to write (if left out, ggml-model-TYPE.gguf beside the input), and the type, by "
-            "llama-quantize's name or number.",
-        ),
-    ],
+@argument("model", metavar="IN.gguf", type=FILE, help="The model to quantize.")
+@argument(
+    "words",
+    metavar="[OUT.gguf] TYPE [THREADS]",
+    nargs=-1,
+    required=True,
+    help="The file to write (if left out, ggml-model-TYPE.gguf beside the input), and the type, by llama-quantize's "
+    "name or number.",
+)
+@flag("--dry-run", help="Only show what would be written.")
+@THREADS
+@JSON
+@quantize_options
+def quantize(
+    model: Path,
+    words: tuple[str, ...],
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
     options: QuantizeOptions,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
-    threads: Threads = None,
-    to_json: Json = False,
 ) -> None:
     """Quantize a GGUF model: llama-quantize's types, options and bytes.
 
@@ -46,14 +53,13 @@ def command(
     and COPY.
     """
     from loragraft.errors import UnsupportedError
-    from loragraft.quantize import quantize
     from loragraft.quants.filetypes import FileType, file_type
 
     def parse(word: str) -> FileType:
         try:
             return file_type(word)
         except UnsupportedError as problem:
-            raise typer.BadParameter(str(problem), param_hint="'TYPE'") from None
+            raise click.BadParameter(str(problem), param_hint="TYPE") from None
 
     try:
         target, rest = file_type(words[0]), words[1:]
@@ -63,15 +69,15 @@ def command(
             parse(words[0])
         output, target, rest = Path(words[0]), parse(words[1]), words[2:]
     if len(rest) > 1 or (rest and not rest[0].isdecimal()):
-        raise typer.BadParameter(f"unexpected {rest[-1]!r} after the type")
+        raise click.UsageError(f"unexpected {rest[-1]!r} after the type")
     if rest and threads is None:
         threads = int(rest[0]) or None
     with progress() as bars:
-        report = quantize(
+        report = lg.quantize(
             model, None if dry_run else output, target, options=options, threads=threads, progress=bars
         )
-    if to_json:
-        console.result(json.dumps(as_json(report), indent=1))
+    if as_json:
+        console.result(json.dumps(report_as_json(report), indent=1))
     elif dry_run:
         show_dry_run(report)
     else:

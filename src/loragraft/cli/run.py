@@ -4,68 +4,86 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.options import (
-    Backend,
-    Lora,
-    Threads,
-    parse_lora,
-    prompt_of,
-)
+from loragraft.cli.command import command, flag, option
+from loragraft.cli.options import BACKEND, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, prompt_of
 
-EXAMPLES = (
+if TYPE_CHECKING:
+    from loragraft.load import BackendName
+
+_PROBABILITY = click.FloatRange(min=0, max=1)
+
+
+@command(
     'loragraft run model.gguf -p "Once upon a time"',
     'loragraft run model.gguf --lora adapter -p "ROMEO:" -n 200 --temp 0',
     'loragraft run ./hf-folder --lora a=0.5 --lora b=0.5 -p "Hello" --seed 7',
     "cat prompt.txt | loragraft run model.gguf -f -",
 )
-
-
-def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file (- for stdin).")
-    ] = None,
-    lora: Lora = None,
-    n: Annotated[
-        int, typer.Option("--predict", "-n", min=0, metavar="N", help="Tokens to make at most.")
-    ] = 128,
-    temp: Annotated[
-        float, typer.Option("--temp", min=0, metavar="T", help="Temperature; 0 is greedy.")
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option("--top-k", min=0, metavar="K", help="Keep the K likeliest tokens; 0: all.")
-    ] = 40,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            "--top-p", min=0, max=1, metavar="P", help="Keep the fewest tokens that reach this probability."
-        ),
-    ] = 0.95,
-    min_p: Annotated[
-        float,
-        typer.Option(
-            "--min-p", min=0, max=1, metavar="P", help="Drop tokens this much less likely than the likeliest."
-        ),
-    ] = 0.05,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", "-s", min=0, metavar="N", help="For the same text again.", show_default="drawn"
-        ),
-    ] = None,
-    echo: Annotated[
-        bool, typer.Option("--echo/--no-echo", help="Print the prompt before its continuation.")
-    ] = True,
-    backend: Backend = "native",
-    threads: Threads = None,
+@MODEL
+@PROMPT
+@PROMPT_FILE
+@LORA
+@option(
+    "--predict",
+    "-n",
+    type=click.IntRange(min=0),
+    default=128,
+    metavar="N",
+    help="Tokens to make at most.",
+)
+@option("--temp", type=click.FloatRange(min=0), default=0.8, metavar="T", help="Temperature; 0 is greedy.")
+@option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=40,
+    metavar="K",
+    help="Keep the K likeliest tokens; 0: all.",
+)
+@option(
+    "--top-p",
+    type=_PROBABILITY,
+    default=0.95,
+    metavar="P",
+    help="Keep the fewest tokens that reach this probability.",
+)
+@option(
+    "--min-p",
+    type=_PROBABILITY,
+    default=0.05,
+    metavar="P",
+    help="Drop tokens this much less likely than the likeliest.",
+)
+@option(
+    "--seed",
+    "-s",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default_text="drawn",
+    help="For the same text again.",
+)
+@flag("--echo/--no-echo", default=True, help="Print the prompt before its continuation.")
+@BACKEND
+@THREADS
+def run(
+    model: Path,
+    prompt: str | None,
+    file: Path | None,
+    lora: tuple[tuple[Path, float], ...],
+    predict: int,
+    temp: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    echo: bool,
+    backend: BackendName,
+    threads: int | None,
 ) -> None:
     """Continue a prompt, printing the text as it is made.
 
@@ -73,14 +91,11 @@ def command(
     these tokens.
     """
     text = prompt_of(prompt, file)
-
-    from loragraft.load import load
-
-    loaded = load(model, parse_lora(lora), backend=backend, threads=threads)
+    loaded = lg.load(model, lora, backend=backend, threads=threads)
     for note in loaded.notes:
         console.info(note)
     stream = loaded.generate(
-        text, max_tokens=n, temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        text, max_tokens=predict, temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
     if echo:
         console.write(text)
@@ -89,7 +104,7 @@ def command(
         console.write(piece)
     seconds = time.perf_counter() - start
     console.result()
-    if len(stream.ids) == stream.limit < n:
+    if len(stream.ids) == stream.limit < predict:
         console.info(f"stopped: the model's context of {loaded.context_length} tokens is full")
     if temp > 0 and seed is None:
         console.info(f"seed {stream.seed}")

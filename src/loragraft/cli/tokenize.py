@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from loragraft.cli import console
-from loragraft.cli.options import Json, prompt_of
+from loragraft.cli.command import command, flag
+from loragraft.cli.options import JSON, MODEL, PROMPT, PROMPT_FILE, prompt_of
 
-EXAMPLES = (
+
+@command(
     'loragraft tokenize model.gguf -p "Hello, world"',
     "loragraft tokenize ./hf-folder -f text.txt --json",
     'loragraft tokenize model.gguf -p "<|begin_of_text|>Hi" --parse-special --no-add-special',
 )
-
-
-def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the text from a file (- for stdin).")
-    ] = None,
-    add_special: Annotated[
-        bool, typer.Option("--add-special/--no-add-special", help="Add BOS and EOS if the model wants them.")
-    ] = True,
-    parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Texts of control tokens become these tokens.")
-    ] = False,
-    as_json: Json = False,
+@MODEL
+@PROMPT
+@PROMPT_FILE
+@flag("--add-special/--no-add-special", default=True, help="Add BOS and EOS if the model wants them.")
+@flag("--parse-special", help="Texts of control tokens become these tokens.")
+@JSON
+def tokenize(
+    model: Path,
+    prompt: str | None,
+    file: Path | None,
+    add_special: bool,
+    parse_special: bool,
+    as_json: bool,
 ) -> None:
     """Print the tokens of a text, one per line: id and text."""
     text = prompt_of(prompt, file)

@@ -1,0 +1,83 @@
+"""What `merge`, `quantize` and `convert` print about what they wrote."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from loragraft.cli import console
+from loragraft.cli.units import bytes_text, count_text, plural
+
+if TYPE_CHECKING:
+    from loragraft.streaming.model_writer import Report
+
+
+def show_dry_run(report: Report) -> None:
+    """The table of `--dry-run`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("tensor", "shape", "from", "to", ">size", ">bits per weight"):
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    for tensor in report.tensors:
+        shape = " x ".join(map(str, tensor.shape))
+        bits = f"{8 * tensor.size / tensor.weights:.2f}"
+        kinds = tensor.source_type, tensor.type
+        table.add_row(Text(tensor.name), shape, *kinds, bytes_text(tensor.size), bits)
+    console.show(table)
+    console.result(
+        f"{plural(len(report.tensors), 'tensor')}, {plural(report.weights, 'weight')}: "
+        f"{bytes_text(report.source_size)} to {bytes_text(report.size)}, {report.bits_per_weight:.2f} bits per weight"
+    )
+    if report.fallbacks:
+        console.result(f"{plural(report.fallbacks, 'tensor')} in another type than wanted, to fit the rows")
+    for name, kind in report.lacking_importance[:1]:
+        console.result(
+            f"{plural(len(report.lacking_importance), 'tensor')} will need an importance matrix (--imatrix): "
+            f"{name} as {kind}"
+        )
+
+
+def show_result(report: Report) -> None:
+    """What was written, and with `--verify` how well."""
+    if report.errors:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("tensor")
+        table.add_column("type")
+        table.add_column("relative error", justify="right")
+        for error in report.errors:
+            table.add_row(Text(error.name), error.type, f"{error.relative:.5f}")
+        console.show(table)
+    for use in report.adapters:
+        console.info(
+            f"{use.path}: {use.tensors} of {plural(use.tensors, 'tensor')} used, on {plural(use.targets, 'weight')}"
+            f" of the base, at scale {use.scale:g}"
+        )
+    place = str(report.paths[0]) if len(report.paths) == 1 else f"{len(report.paths)} files"
+    speed = report.weights / max(report.seconds, 1e-9) / 1e6
+    console.info(
+        f"{place}: {report.target}, {plural(len(report.tensors), 'tensor')}, {bytes_text(report.size)}, "
+        f"{report.bits_per_weight:.2f} bits per weight, in {report.seconds:.1f} s "
+        f"({count_text(round(speed))} M weights/s)"
+    )
+
+
+def report_as_json(report: Report) -> dict[str, Any]:
+    """The report as JSON."""
+    return {
+        "type": report.target.name,
+        "paths": [str(path) for path in report.paths],
+        "bytes": report.size,
+        "source_bytes": report.source_size,
+        "weights": report.weights,
+        "bits_per_weight": report.bits_per_weight,
+        "seconds": report.seconds,
+        "fallbacks": report.fallbacks,
+        "adapters": [{**asdict(use), "path": str(use.path)} for use in report.adapters],
+        "tensors": [asdict(tensor) for tensor in report.tensors],
+        "errors": {error.name: error.relative for error in report.errors},
+    }
