@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from checkpoints import Raw, changed, nvfp4_formula
 from gguf_files import write_gguf
 from loragraft.adapters.delta import Delta, add_deltas
 from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.check import check
 from loragraft.errors import AdapterError, OutputError, QuantizeError, UnsupportedError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
@@ -245,6 +247,39 @@ def test_the_scale_of_an_adapted_tensor_is_folded_in(tmp_path: Path) -> None:
     expected = add_deltas(x * np.float32(0.5), [the_delta(adapter)])
     assert np.array_equal(out["blk.0.attn_q.weight"].view(np.float32), expected)
     assert np.array_equal(out["blk.0.attn_k.weight"].view(np.float32), x)
+
+
+@pytest.mark.parametrize("target", ["F16", "Q8_0"])
+def test_a_base_that_leaves_nvfp4_takes_its_scales_along(tmp_path: Path, target: str) -> None:
+    """Also where no delta comes: llama.cpp applies a scale beside the weight in some of its graphs only."""
+    base, adapter = data("starcoder2-bias-nvfp4"), data("starcoder2-bias.pattern")
+    options = QuantizeOptions(allow_requantize=True)
+    merge(base, [], tmp_path / "plain.gguf", type=target, options=options)
+    with GGUFFile.open(tmp_path / "plain.gguf") as file:
+        assert {tensor.type.name for tensor in file.tensors.values()} == {"F32", target}
+        assert not [name for name in file.tensors if name.endswith("scale")]
+    linears = check(tmp_path / "plain.gguf").linears
+    assert len(linears) == 20
+    assert {linear.llama_cpp.name for linear in linears} == {"RIGHT"}
+    ids = np.arange(40)
+    floats = load(base, [adapter], backend="reference").logits(ids)
+    merge(base, [adapter], tmp_path / "tuned.gguf", type=target, options=options)
+    assert nmse(load(tmp_path / "tuned.gguf", backend="reference").logits(ids), floats) < 1e-3
+
+
+def test_the_scale_of_a_tied_output_is_folded_in(tmp_path: Path) -> None:
+    """A tied weight's scale may be kept under the output's name."""
+    x, embedding = normal(0, 64, 64), adapter_of(attn_q=(normal(1, 4, 64), normal(2, 64, 4)))
+    pair = replace(next(iter(embedding.pairs.values())), target="token_embd.weight")
+    metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(1)}
+    tensors = {"token_embd.weight": x, "output.scale": np.full(1, 0.5, np.float32)}
+    base = write_gguf(tmp_path / "base.gguf", metadata, tensors)
+    adapter = replace(embedding, pairs={pair.target: pair})
+    merge(base, [(adapter, 1.0)], tmp_path / "out.gguf", type="F32")
+    out = bits(tmp_path / "out.gguf")
+    assert list(out) == ["token_embd.weight"]
+    expected = add_deltas(x * np.float32(0.5), [the_delta(adapter)])
+    assert np.array_equal(out["token_embd.weight"].view(np.float32), expected)
 
 
 def test_bf16_weights_round_through_f16(tmp_path: Path) -> None:

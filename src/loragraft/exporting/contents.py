@@ -14,7 +14,8 @@ from loragraft.errors import UnsupportedError
 from loragraft.exporting.matrix import GROUP, Matrix, shared_scale
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows, in_memory
-from loragraft.streaming.nvfp4_scales import group_of
+from loragraft.graph.chains import scale_of
+from loragraft.streaming.nvfp4_scales import companion, group_of
 
 _EMBEDDING = "token_embd.weight"
 #: Matrices that stay in floating point, as ModelOpt's default leaves them.
@@ -83,8 +84,8 @@ class Contents:
                 tensor,
                 order + expert * rows,
                 expert,
-                self._companion(name, "scale", expert) or 1.0,
-                self._companion(name, "input_scale", expert),
+                self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
+                self._factor(companion(name, "input_scale"), expert),
                 self._deltas.get(name, ()),
             )
             is_linear = (
@@ -95,8 +96,8 @@ class Contents:
             else:
                 self.floats[origin.name] = matrix
 
-    def _companion(self, name: str, part: str, expert: int) -> float | None:
-        tensor = self.model.tensors.get(f"{name.removesuffix('.weight')}.{part}")
+    def _factor(self, name: str | None, expert: int) -> float | None:
+        tensor = self.model.tensors.get(name or "")
         if tensor is None:
             return None
         values = float_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)

@@ -8,11 +8,11 @@ docs/numerics.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from loragraft.graph.ops import Graph, Node, Op, TensorFact
+from loragraft.graph.ops import Graph, Node, Op
 
 
 class Stage(IntEnum):
@@ -168,7 +168,7 @@ def with_epilogues(graph: Graph, epilogues: Mapping[int, Sequence[Node]]) -> Gra
     return replace(graph, nodes=tuple(nodes), output=moved[graph.output])
 
 
-def scale_of(weight: str, tensors: Mapping[str, TensorFact]) -> str | None:
+def scale_of(weight: str, tensors: Container[str]) -> str | None:
     """The tensor that holds the per-tensor (per-expert) scale of `weight`, if the file has one: `<base>.scale`. The
     weight of a tied output may keep it under the output's name."""
     names = [f"{weight.removesuffix('.weight')}.scale"]

@@ -13,14 +13,15 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from loragraft.formats.source import TensorSource
-from loragraft.formats.views import in_memory
+from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.views import Computed
 from loragraft.progress import Progress
 from loragraft.quants.roles import Category, category
-from loragraft.quants.types import BY_NAME
+from loragraft.quants.types import BY_NAME, F32
 from loragraft.streaming.pipeline import Step, chunks, floats_of
 
 NVFP4 = BY_NAME["NVFP4"]
@@ -44,6 +45,10 @@ def group_of(name: str) -> tuple[str, ...]:
     return (name,)
 
 
+def _span(rows: Bytes, start: int, stop: int) -> Bytes:
+    return rows[start:stop]
+
+
 def add_scales(steps: Sequence[Step]) -> list[Step]:
     """`steps` with a scale before every weight that is quantized to NVFP4, all ones until `measure_scales` was called.
 
@@ -58,7 +63,9 @@ def add_scales(steps: Sequence[Step]) -> list[Step]:
         values = np.ones(matrices, np.float32)
         weights[step.name] = replace(step, scales=values)
         name = companion(step.name, "scale")
-        scales[name] = in_memory(name, values)
+        # A view, not a copy: `measure_scales` fills in `values` before anything is written.
+        rows = values.reshape(1, -1).view(np.uint8)
+        scales[name] = Computed(name, values.shape, F32, partial(_span, rows))
     result: list[Step] = []
     for step in steps:
         if step.name in scales:

@@ -20,6 +20,7 @@ from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.graph.chains import scale_of
 from loragraft.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
@@ -149,7 +150,7 @@ class _Planner:
             lacks = self.imatrix is None or (not step.copies and step.importance is None)
             if choice.needs_importance and lacks:
                 plan.lacking_importance.append((choice.name, choice.type))
-        plan.steps = _without_folded(plan.steps)
+        plan.steps = self._without_folded(plan.steps)
         if not self.options.nvfp4_naive:
             plan.steps = add_scales(plan.steps)
         return plan
@@ -159,7 +160,8 @@ class _Planner:
         step = Step(choice.name, source, choice.type, tensor.deltas)
         if step.copies:
             return step
-        if step.deltas or (step.type == NVFP4 and not self.options.nvfp4_naive):
+        if self.merging or (step.type == NVFP4 and not self.options.nvfp4_naive):
+            # No engine but ours applies such a scale everywhere: only weights that are copied keep theirs beside them.
             step = replace(step, multiplier=self._scale_of(source))
         self._check_requantizing(choice, source)
         importance = None if choice.type.is_float else self._importance(source)
@@ -171,6 +173,16 @@ class _Planner:
             and choice.type != F16
         )
         return replace(step, importance=importance, through_f16=as_f16)
+
+    def _without_folded(self, steps: Sequence[Step]) -> list[Step]:
+        """`steps` without the scales that were folded into a weight; one of activations stays with an NVFP4 weight."""
+        folded = set()
+        for step in steps:
+            if step.multiplier is not None:
+                folded.add(scale_of(step.source.name, self.model.tensors))
+                if step.type != NVFP4:
+                    folded.add(companion(step.source.name, "input_scale"))
+        return [step for step in steps if step.source.name not in folded]
 
     def _check_requantizing(self, choice: TensorChoice, source: TensorSource) -> None:
         # An NVFP4 checkpoint is what its adapter was trained on; the merged weights get scales of their own.
@@ -186,7 +198,7 @@ class _Planner:
 
     def _scale_of(self, source: TensorSource) -> Floats | None:
         """The per-tensor scale that the model has beside a weight, float32 [matrices]."""
-        scale = self.model.tensors.get(companion(source.name, "scale"))
+        scale = self.model.tensors.get(scale_of(source.name, self.model.tensors) or "")
         return None if scale is None else scale.rows(0, scale.n_rows).view(np.float32).reshape(-1)
 
     def _importance(self, source: TensorSource) -> Floats | None:
@@ -250,17 +262,6 @@ class _Planner:
         if self.options.prune_layers:
             _set(metadata, f"{self.model.arch}.block_count", Value.u32(self.layers_left))
         return metadata
-
-
-def _without_folded(steps: Sequence[Step]) -> list[Step]:
-    """`steps` without the scales that were folded into a weight; a scale of activations stays with an NVFP4 weight."""
-    folded = set()
-    for step in steps:
-        if step.multiplier is not None:
-            folded.add(companion(step.name, "scale"))
-        if step.deltas and step.type != NVFP4:
-            folded.add(companion(step.name, "input_scale"))
-    return [step for step in steps if step.name not in folded]
 
 
 def _set(metadata: Metadata, key: str, value: Value) -> None:
