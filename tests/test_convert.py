@@ -22,6 +22,7 @@ from loragraft.models import load_adapter, open_model
 from loragraft.quants import e4m3
 from loragraft.quants.reference import dequantize
 from paths import data
+from peft_golden import adapter_folder, base_folder
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -175,3 +176,21 @@ def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str], message: 
     code, text = run(*paths, "-o", tmp_path / "out.gguf")
     assert code == 2
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [
+        (
+            "llama+saved",
+            r"holds whole tensors, .* found blk\.0\.attn_norm\.weight, .*; merge it into the base",
+        ),
+        ("llama+tokens", r"holds rows of the embedding, .* found token_embd\.weight; merge it"),
+        ("qwen2+lora-bias", r"holds biases, .* found blk\.0\.attn_q\.bias, .*; merge it"),
+    ],
+)
+def test_what_a_gguf_adapter_cannot_hold(tmp_path: Path, case: str, what: str) -> None:
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=what):
+        lg.convert_adapter(adapter, base, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()

@@ -16,10 +16,13 @@ from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.cli import app
 from loragraft.errors import LoragraftError, OutputError
+from loragraft.export import export
 from loragraft.formats.safetensors import SafetensorsFile
+from loragraft.formats.views import float_rows
 from loragraft.models import open_model
 from loragraft.quants import e4m3
 from paths import data
+from peft_golden import adapter_folder, base_folder, tensors_of
 from tolerances import nmse
 
 MODELS = ["llama-kjv-nvfp4", "qwen2-bias-nvfp4", "starcoder2-bias-nvfp4", "qwen3moe-8x-nvfp4"]
@@ -223,3 +226,18 @@ def test_a_disk_too_small_for_all_shards(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OutputError, match="out: not enough space on the disk: found 1000000 bytes free"):
         lg.export(data("llama-kjv"), tmp_path / "out", max_shard_bytes=500_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_that_unties_resizes_and_brings_its_tokenizer(tmp_path: Path) -> None:
+    base = base_folder("qwen2", tmp_path / "base")
+    export(base, tmp_path / "one", adapters=[adapter_folder("qwen2+saved-embedding", tmp_path / "saved")])
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert (config["tie_word_embeddings"], config["vocab_size"]) == (False, 40)
+    found, names = open_model(tmp_path / "one", dequantize=True), tensors_of("qwen2")
+    head = found.tensors["output.weight"]
+    values = float_rows(head.rows(0, 40), head.type)
+    np.testing.assert_allclose(values, names["model.embed_tokens.weight"], rtol=2**-8, atol=0)
+    export(base, tmp_path / "two", adapters=[adapter_folder("qwen2+resized-tokens", tmp_path / "resized")])
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert (config["tie_word_embeddings"], config["vocab_size"]) == (True, 43)
+    assert len(open_model(tmp_path / "two", dequantize=True).metadata["tokenizer.ggml.tokens"].data) == 43

@@ -218,9 +218,10 @@ def test_experts_adapted_one_by_one(tmp_path: Path) -> None:
 REFUSALS = {
     "use_dora": True,
     "lora_bias": True,
-    "bias": "all",
+    "bias": "some",
     "modules_to_save": ["lm_head"],
     "trainable_token_indices": [1, 2],
+    "velora_config": {"rank": 1},
     "layer_replication": [[0, 2]],
     "alora_invocation_tokens": [5],
     "use_qalora": True,
@@ -256,9 +257,24 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             "lora_magnitude_vector",
         ),
         (
-            lambda c, t: t.update({"base_model.model.model.norm.weight": np.ones(256, np.float32)}),
-            "model.norm.weight",
+            lambda c, t: t.update({"base_model.model.model.norm.weight": np.ones(128, np.float32)}),
+            r"output_norm\.weight does not fit the base: found \(128,\), expected \(256,\)",
         ),
+        (
+            lambda c, t: t.update({"base_model.model.score.weight": np.ones((2, 256), np.float32)}),
+            r"holds score\.weight, which the base has not",
+        ),
+        (lambda c, t: t.update({f"{Q}.lora_E": np.ones(8, np.float32)}), "lora_E' is not honoured"),
+        (
+            lambda c, t: t.update({f"{Q}.base_layer.weight": np.ones((32768, 1), np.uint8)}),
+            "no floating-point tensor: found U8 .* merge_and_unload",
+        ),
+        (lambda c, t: t.update({f"{Q}.lora_B.bias": np.ones(256, np.float32)}), "lora_bias .* a bias of"),
+        (lambda c, t: t.update({f"{Q}.lora_A.other.weight": t[f"{Q}.lora_A.weight"]}), "a second time"),
+        (lambda c, t: t.update({f"{Q}.lora_A.weight": np.ones(0, np.float32)}), "not gathered"),
+        (lambda c, t: c.update(trainable_token_indices=[1, 1]), "names a token twice"),
+        (lambda c, t: c.update(trainable_token_indices={"embed_tokens": "x"}), "bad trainable_token_indices"),
+        (lambda c, t: c.update(modules_to_save="lm_head"), "bad modules_to_save"),
         (
             lambda c, t: t.update({f"{Q}.lora_A.weight": np.ones((8, 128), np.float32)}),
             "the shape of its delta",
@@ -280,6 +296,31 @@ def test_malformed_adapters(tmp_path: Path, edit: Callable[..., object], message
         load_adapter(change(tmp_path / "adapter", edit), open_model(data("llama-kjv")))
 
 
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: "module." + name,
+        lambda name: name.replace("layers.", "_checkpoint_wrapped_module.layers."),
+    ],
+)
+def test_names_as_wrappers_leave_them(tmp_path: Path, renamed: Callable[[str], str]) -> None:
+    def edit(_: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        before = dict(tensors)
+        tensors.clear()
+        tensors.update({renamed(name): array for name, array in before.items()})
+
+    model = open_model(data("llama-kjv"))
+    expected = load_adapter(data("llama-kjv.shakespeare"), model)
+    found = load_adapter(change(tmp_path / "adapter", edit), model)
+    assert found.pairs.keys() == expected.pairs.keys()
+    for name, pair in expected.pairs.items():
+        np.testing.assert_array_equal(found.pairs[name].a, pair.a)
+        np.testing.assert_array_equal(found.pairs[name].b, pair.b)
+
+
 def test_adapters_of_other_models() -> None:
     llama = open_model(data("llama-kjv"))
     with pytest.raises(AdapterError, match=r"adapts model\.layers\.0\.mlp\.c_fc, which the base has not"):
@@ -288,5 +329,3 @@ def test_adapters_of_other_models() -> None:
         load_adapter(data("gguf/llama-kjv.shakespeare-lora.gguf"), open_model(data("qwen2-bias")))
     with pytest.raises(AdapterError, match="use_dora is not honoured"):
         load_adapter(data("llama-kjv.dora"), llama)
-    with pytest.raises(AdapterError, match="modules_to_save is not honoured"):
-        load_adapter(data("llama-kjv.embed"), llama)

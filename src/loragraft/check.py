@@ -92,12 +92,17 @@ def check(
     reading per mistake. Raises LoragraftError for files that do not fit each other and GraphError for a model whose
     graph breaks the law.
     """
-    source = open_model(model)
+    source, loaded = load_adapters(adapters, open_model(model))
     base = model_graph(source)
-    loaded = load_adapters(adapters, source)
     graph, extra = attach(base, loaded)
     verify(graph)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+    notes += [
+        f"{adapter.path}: changes whole tensors ({len(adapter.targets - adapter.pairs.keys())}), which llama.cpp's "
+        "adapters cannot; there it has to be merged"
+        for adapter, _ in loaded
+        if not adapter.is_plain
+    ]
     linears = [_linear(graph, chain, source) for chain in find_chains(graph)]
     names = [str(adapter.path) for adapter, _ in loaded]
     if text is None:

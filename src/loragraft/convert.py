@@ -10,6 +10,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from loragraft.adapters.gguf_adapter import ALPHA, gguf_shapes, write_gguf_adapter
+from loragraft.adapters.lora import Adapter
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.peft import CONFIG
@@ -90,7 +91,10 @@ def convert_adapter(
         raise AdapterError(path, "is no PEFT adapter", expected=f"a folder with {CONFIG}")
     model = base if isinstance(base, ModelSource) else open_model(base)
     loaded = load_adapter(path, model)
+    _check_expressible(loaded)
     notes = list(loaded.notes)
+    if loaded.tokenizer:
+        notes.append(f"{path}: its own tokenizer is left out: a GGUF adapter has no place for one")
     metadata: Metadata = general_metadata(
         path.resolve(),
         model.arch,
@@ -106,6 +110,22 @@ def convert_adapter(
     for note in notes:
         progress.note(note)
     return AdapterReport(Path(output), len(loaded.pairs), loaded.n_tensors, baked=loaded.alpha is None)
+
+
+def _check_expressible(adapter: Adapter) -> None:
+    """A GGUF adapter holds pairs, and nothing else (llama.cpp's src/llama-adapter.cpp)."""
+    for what, changed in (
+        ("whole tensors", adapter.replaced),
+        ("rows of the embedding", adapter.rows),
+        ("biases", adapter.biases),
+    ):
+        if changed:
+            raise AdapterError(
+                adapter.path,
+                f"holds {what}, which a GGUF adapter cannot",
+                found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
+                hint="merge it into the base (loragraft merge BASE --lora ADAPTER)",
+            )
 
 
 def _has_computed_floats(model: ModelSource) -> bool:

@@ -86,14 +86,15 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(folder, "is there already", expected="a new or empty folder")
     model = source if isinstance(source, ModelSource) else open_model(source)
-    loaded = load_adapters(adapters, model)
+    model, loaded = load_adapters(adapters, model)
+    model, deltas = collect_deltas(model, loaded)
     notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     threads = threads or cpu_count()
-    deltas = collect_deltas(model, loaded)
     contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16, threads=threads)
     layout = LAYOUTS[format](contents)
     shards = plan_shards(layout.tasks, max_shard_bytes)
-    files = _side_files(model, contents, layout, notes)
+    tokenizers = [adapter.path for adapter, _ in loaded if adapter.tokenizer]
+    files = _side_files(model, contents, layout, notes, tokenizers)
     if len(shards) > 1:
         files[INDEX] = _json_bytes(index_of(shards))
     created = _make_folder(folder)
@@ -127,16 +128,22 @@ def _make_folder(folder: Path) -> bool:
         raise OutputError(folder, f"cannot be made: {problem.strerror}") from None
 
 
-def _side_files(model: ModelSource, contents: Contents, layout: Layout, notes: list[str]) -> dict[str, bytes]:
-    """Everything but the weights: copied from a source folder, else made from the metadata."""
+def _side_files(
+    model: ModelSource, contents: Contents, layout: Layout, notes: list[str], tokenizers: Sequence[Path]
+) -> dict[str, bytes]:
+    """Everything but the weights: copied from a source folder, and the folders of adapters with `tokenizers` of their
+    own; else made from the metadata."""
     files: dict[str, bytes] = {}
     objects: dict[str, Any] = {}
     if model.path.is_dir():
         config = dict(Checkpoint.open(model.path).config)
         config.pop("quantization_config", None)
-        for name in _COPIED:
-            if (model.path / name).is_file():
-                files[name] = (model.path / name).read_bytes()
+        config["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
+        config["tie_word_embeddings"] = "output.weight" not in model.tensors
+        for folder in (model.path, *tokenizers):
+            for name in _COPIED:
+                if (folder / name).is_file():
+                    files[name] = (folder / name).read_bytes()
     else:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         freqs = model.tensors.get("rope_freqs.weight")

@@ -7,8 +7,9 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from loragraft.adapters.delta import Delta
-from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.adapters.delta import Delta, same_deltas
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
+from loragraft.adapters.rebase import UNTIED, untied
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
 from loragraft.models import AdapterArgument, load_adapters, open_model
@@ -48,11 +49,12 @@ def merge(
     if type is None:
         type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
     kind = type if isinstance(type, FileType) else file_type(type)
-    loaded = load_adapters(adapters, model)
+    model, loaded = load_adapters(adapters, model)
+    model, deltas = collect_deltas(model, loaded)
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
-    plan = plan_merge(model, kind, options, collect_deltas(model, loaded))
-    uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.pairs)) for a, scale in loaded)
+    plan = plan_merge(model, kind, options, deltas)
+    uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)
     if output is None:
         return replace(dry_run(plan), adapters=uses)
     report = write_model(
@@ -70,14 +72,24 @@ def merge(
 
 def collect_deltas(
     model: ModelSource, adapters: Sequence[tuple[Adapter, float]]
-) -> Mapping[str, tuple[Delta, ...]]:
-    """The deltas of every adapted tensor of `model`, in the order of `adapters`.
+) -> tuple[ModelSource, Mapping[str, tuple[Delta, ...]]]:
+    """The deltas of every adapted tensor, in the order of `adapters`, and the model that they are for: `model`, but
+    where adapters change a tied weight in one of its uses only, as PEFT lets them, with a tensor for each use.
 
     Raises `AdapterError` for a pair without a tensor, or with one of another shape.
     """
     deltas: dict[str, tuple[Delta, ...]] = {}
     for adapter, scale in adapters:
-        unused = [name for name in adapter.pairs if name not in model.tensors]
+        for name, pair in adapter.pairs.items():
+            delta = Delta(pair.a, pair.b, pair.scale * scale)
+            deltas[name] = (*deltas.get(name, ()), delta)
+    if OUTPUT not in model.tensors and EMBEDDING in model.tensors:
+        own = deltas.pop(OUTPUT, ())
+        if not same_deltas(own, deltas.get(EMBEDDING, ())):
+            deltas[OUTPUT] = own
+            model = replace(model, tensors=untied(dict(model.tensors)), notes=[*model.notes, UNTIED])
+    for adapter, _ in adapters:
+        unused = [name for name in adapter.pairs if name not in model.tensors and name != OUTPUT]
         if unused:
             raise AdapterError(
                 adapter.path,
@@ -86,10 +98,8 @@ def collect_deltas(
                 expected=f"tensors of {model.path}",
             )
         for name, pair in adapter.pairs.items():
-            _check_shape(adapter, pair, model.tensors[name].shape)
-            delta = Delta(pair.a, pair.b, pair.scale * scale)
-            deltas[name] = (*deltas.get(name, ()), delta)
-    return deltas
+            _check_shape(adapter, pair, model.tensors[name if name in model.tensors else EMBEDDING].shape)
+    return model, {name: own for name, own in deltas.items() if own}
 
 
 def _check_shape(adapter: Adapter, pair: LoraPair, shape: tuple[int, ...]) -> None:

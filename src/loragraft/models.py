@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
+from loragraft.adapters.rebase import rebase
 from loragraft.errors import AdapterError, GGUFError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
@@ -45,10 +46,14 @@ def load_adapter(path: str | PathLike[str], base: ModelSource) -> Adapter:
     return open_peft(path, base) if path.is_dir() else read_gguf_adapter(path, base)
 
 
-def load_adapters(adapters: Sequence[AdapterArgument], base: ModelSource) -> list[tuple[Adapter, float]]:
-    """All of `adapters` on the tensors of `base`, each with its strength: 1 where none is given.
+def load_adapters(
+    adapters: Sequence[AdapterArgument], base: ModelSource
+) -> tuple[ModelSource, list[tuple[Adapter, float]]]:
+    """All of `adapters`, each with its strength (1 where none is given), and the base that their pairs are for: `base`
+    with the tensors that they replace as a whole (`loragraft.adapters.rebase`).
 
-    Raises as `load_adapter`, and AdapterError for a strength that is no finite number.
+    Raises as `load_adapter`, and AdapterError for a strength that is no finite number, or adapters that exclude each
+    other.
     """
     loaded = []
     for argument in [adapters] if isinstance(adapters, str | PathLike) else adapters:
@@ -57,4 +62,4 @@ def load_adapters(adapters: Sequence[AdapterArgument], base: ModelSource) -> lis
         if not isfinite(scale):
             raise AdapterError(adapter.path, "bad strength", found=scale, expected="a finite number")
         loaded.append((adapter, float(scale)))
-    return loaded
+    return rebase(base, loaded), loaded

@@ -36,3 +36,11 @@ def add_deltas(weights: Floats, deltas: Sequence[Delta]) -> Floats:
             total += delta.b[..., :, k : k + 1] * delta.a[..., k : k + 1, :]
         merged = merged + np.float32(delta.scale) * total
     return merged
+
+
+def same_deltas(these: Sequence[Delta], those: Sequence[Delta]) -> bool:
+    """Whether both change a weight alike."""
+    return len(these) == len(those) and all(
+        x.scale == y.scale and np.array_equal(x.a, y.a) and np.array_equal(x.b, y.b)
+        for x, y in zip(these, those, strict=True)
+    )

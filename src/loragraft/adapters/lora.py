@@ -1,4 +1,5 @@
-"""The records of a LoRA adapter, whatever file it came from (Hu et al. 2021, arXiv 2106.09685)."""
+"""The records of an adapter, whatever file it came from: low-rank pairs (Hu et al. 2021, arXiv 2106.09685), and what
+else fine-tuning frameworks save beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.formats.gguf.values import Metadata
+from loragraft.formats.source import TensorSource
+
 Floats = npt.NDArray[np.float32]
+
+#: The two weights whose rows are the vocabulary; a model without the second multiplies by the first ("tied").
+EMBEDDING = "token_embd.weight"
+OUTPUT = "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +40,45 @@ class LoraPair:
         return int(self.a.shape[-2])
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of the embedding or the output that were trained alone: row `ids[i]` becomes `values[i]`, float32 [n, d]."""
+
+    ids: npt.NDArray[np.intp]
+    values: Floats
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: pairs by target name. `arch` is the GGUF architecture it was made for, if the file says."""
+    """One adapter. Everything is by the GGUF name of the tensor that it changes, its rows in the base's order.
+
+    `pairs` are added to weights; `replaced`, `rows` and `biases` change whole tensors of the base, which
+    `adapters.rebase` does once for every use, before pairs are looked at.
+    """
 
     path: Path
     pairs: Mapping[str, LoraPair]
     arch: str | None = None
+    """The GGUF architecture it was made for, if the file says."""
     alpha: float | None = None
     """The file's global alpha, for a GGUF adapter written from this one; None if modules differ."""
     notes: list[str] = field(default_factory=list)
     n_tensors: int = 0
     """How many tensors of the file carry adapter weights; all of them must be used."""
+    replaced: Mapping[str, TensorSource] = field(default_factory=dict)
+    """Tensors trained as a whole (PEFT's modules_to_save, trained biases, a resized embedding)."""
+    rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    biases: Mapping[str, Floats] = field(default_factory=dict)
+    """What is added to a bias, the adapter's scale in it; the base may have none."""
+    tokenizer: Metadata = field(default_factory=dict)
+    """`tokenizer.*` keys that differ from the base's, as saved beside the adapter."""
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Every tensor of the base that it changes."""
+        return frozenset({*self.pairs, *self.replaced, *self.rows, *self.biases})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is made of pairs alone."""
+        return not (self.replaced or self.rows or self.biases)

@@ -1,9 +1,11 @@
-"""A PEFT folder's tensors, module by module (names: peft/tuners/lora/layer.py, utils/save_and_load.py)."""
+"""A PEFT folder's tensors, module by module (names: PEFT's tuners/lora/layer.py, utils/save_and_load.py, other.py)."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -14,9 +16,19 @@ from loragraft.formats.safetensors import CheckpointTensor
 from loragraft.formats.views import float_rows
 from loragraft.quants.types import BY_NAME
 
-_PREFIX = "base_model.model."
-_PART = re.compile(r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?")
-_COPY = re.compile(r"(?P<module>.+)\.base_layer\.weight")
+#: Parts of a name that wrappers put in (torch.compile, FSDP, activation checkpointing).
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+#: Behind what belongs to one of several adapters stands its name, which save_pretrained leaves out.
+_NAMED = r"(?:\.(?!(?:weight|bias)$)(?P<adapter>[^.]+))?(?:\.(?P<part>weight|bias))?"
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    + _NAMED
+)
+_ROWS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta" + _NAMED)
+_TRAINED = re.compile(r"(?P<module>.+?)(?:\.modules_to_save(?P<adapter>\.[^.]+)?)?\.(?P<part>weight|bias)")
+_FROZEN = re.compile(
+    r"(?P<module>.+?)(?:\.token_adapter)?(?:\.base_layer|\.original_module)+\.(?P<part>weight|bias)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +40,80 @@ class ModuleDelta:
     a: Floats
     b: Floats
     embedding: bool = False
+    bias: Floats | None = None
+    """Of B, float32 [out] (`lora_bias`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeftTensors:
+    """Modules and parameters by their Hugging Face names."""
+
     deltas: list[ModuleDelta]
-    copies: dict[str, CheckpointTensor]
-    """Copies of the base's embeddings that PEFT saves beside an adapter of them, by module."""
+    trained: dict[str, CheckpointTensor] = field(default_factory=dict)
+    """Parameters that were trained, or resized, as a whole."""
+    frozen: dict[str, CheckpointTensor] = field(default_factory=dict)
+    """Copies of weights of the base, as the adapter was trained beside them."""
+    rows: dict[str, Floats] = field(default_factory=dict)
+    """By module: rows trained alone, [n, d]; their numbers are in the configuration."""
+
+    @property
+    def count(self) -> int:
+        """How many tensors were trained."""
+        pairs = sum(2 + (delta.bias is not None) for delta in self.deltas)
+        return pairs + len(self.trained) + len(self.rows)
 
 
 def read_tensors(folder: PeftFolder) -> PeftTensors:
-    """All tensors of the folder, in the order of their names. Raises AdapterError for one that is no part of a pair."""
+    """All tensors of the folder. Raises AdapterError for one that is not understood, or a pair that is not whole."""
     file = folder.path / WEIGHTS
     parts: dict[str, dict[str, Floats]] = {}
-    copies = {}
-    for name, tensor in sorted(folder.tensors.items()):
-        short = name.removeprefix(_PREFIX)
-        if match := _PART.fullmatch(short):
-            if len(tensor.shape) != 2 or 0 in tensor.shape:
-                raise AdapterError(file, f"{name} is no matrix", found=tensor.shape)
-            parts.setdefault(match["module"], {})[match["kind"]] = _floats(file, tensor)
-        elif (match := _COPY.fullmatch(short)) and match["module"].endswith(
-            ("embed_tokens", "lm_head", "wte")
-        ):
-            copies[match["module"]] = tensor
+    found = PeftTensors([])
+    for stored, tensor in sorted(folder.tensors.items()):
+        name = _plain_name(stored)
+        if match := _PART.fullmatch(name):
+            kind = match["kind"] + (".bias" if match["part"] == "bias" else "")
+            _add_once(file, stored, parts.setdefault(match["module"], {}), kind, _floats(file, tensor))
+        elif match := _ROWS.fullmatch(name):
+            _add_once(file, stored, found.rows, match["module"], _matrix(file, tensor))
+        elif match := _FROZEN.fullmatch(name) or _TRAINED.fullmatch(name):
+            frozen = (
+                match.re is _FROZEN and match["part"] == "weight"
+            )  # a bias is saved only if it was trained
+            table = found.frozen if frozen else found.trained
+            table.setdefault(f"{match['module']}.{match['part']}", tensor)
         else:
-            raise AdapterError(
-                file,
-                f"tensor {name!r} is not honoured",
-                found=tensor.shape,
-                expected="only lora_A and lora_B",
-            )
-    deltas = []
+            raise AdapterError(file, f"tensor {stored!r} is not honoured", found=tensor.shape)
+    for name in found.trained:
+        found.frozen.pop(name, None)
+    found.deltas.extend(_deltas(file, parts))
+    if not (found.deltas or found.trained or found.rows):
+        raise AdapterError(file, "holds no LoRA tensors", found=f"{len(folder.tensors)} others")
+    return found
+
+
+def _plain_name(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    if parts[0] == "module":  # DistributedDataParallel
+        parts = parts[1:]
+    return ".".join(parts).removeprefix("base_model.model.")
+
+
+def _add_once(file: Path, stored: str, table: dict[str, Floats], key: str, value: Floats) -> None:
+    if key in table:
+        raise AdapterError(
+            file,
+            f"{stored} is there a second time",
+            expected="one adapter",
+            hint="save each one to its own folder",
+        )
+    table[key] = value
+
+
+def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleDelta]:
     for module, kinds in parts.items():
         embedding = "lora_embedding_A" in kinds
         wanted = {"lora_embedding_A", "lora_embedding_B"} if embedding else {"lora_A", "lora_B"}
+        bias = None if embedding else kinds.pop("lora_B.bias", None)
         if kinds.keys() != wanted:
             raise AdapterError(
                 file,
@@ -71,22 +122,38 @@ def read_tensors(folder: PeftFolder) -> PeftTensors:
                 expected=" and ".join(sorted(wanted)),
             )
         a, b = (kinds[kind] for kind in sorted(wanted))
+        for matrix in (a, b):
+            if matrix.ndim != 2 or 0 in matrix.shape:
+                raise AdapterError(
+                    file,
+                    f"a pair of {module} is no matrix",
+                    found=matrix.shape,
+                    hint="was it saved from shards (ZeRO-3, FSDP) that were not gathered?",
+                )
         if a.shape[0] != b.shape[1]:
             raise AdapterError(
                 file, f"the ranks of {module}'s A and B differ", found=f"{a.shape} and {b.shape}"
             )
-        deltas.append(ModuleDelta(module, a, b, embedding))
-    if not deltas:
-        raise AdapterError(file, "holds no LoRA tensors", found=f"{len(copies)} others")
-    return PeftTensors(deltas, copies)
+        if bias is not None and bias.shape != b.shape[:1]:
+            raise AdapterError(
+                file, f"the bias of {module}'s B does not fit it", found=bias.shape, expected=b.shape
+            )
+        yield ModuleDelta(module, a, b, embedding, bias)
 
 
-def _floats(file: object, tensor: CheckpointTensor) -> Floats:
+def _matrix(file: Path, tensor: CheckpointTensor) -> Floats:
+    values = _floats(file, tensor)
+    if values.ndim != 2:
+        raise AdapterError(file, f"{tensor.name} is no matrix", found=tensor.shape)
+    return values
+
+
+def _floats(file: Path, tensor: CheckpointTensor) -> Floats:
     if tensor.dtype not in ("F32", "F16", "BF16"):
         raise AdapterError(
-            str(file), f"tensor {tensor.name!r} has a dtype that is no adapter's", found=tensor.dtype
+            file, f"tensor {tensor.name!r} has a dtype that is no adapter's", found=tensor.dtype
         )
-    rows = float_rows(tensor.data().reshape(tensor.shape[0], -1), BY_NAME[tensor.dtype])
-    if not np.isfinite(rows).all():
-        raise AdapterError(str(file), f"tensor {tensor.name!r} holds NaN or infinity")
-    return rows
+    values = float_rows(tensor.data().reshape(1, -1), BY_NAME[tensor.dtype]).reshape(tensor.shape)
+    if not np.isfinite(values).all():
+        raise AdapterError(file, f"tensor {tensor.name!r} holds NaN or infinity")
+    return values

@@ -6,7 +6,7 @@ An unknown key with a value is refused too: a new PEFT option that changes the m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ _HONOURED = {
     "alpha_pattern",
     "use_rslora",
     "target_parameters",
+    "modules_to_save",
+    "trainable_token_indices",
+    "lora_bias",
+    "bias",
 }
 
 #: Keys that say how the adapter was trained or found, and do not change what its tensors mean. `fan_in_fan_out` is
@@ -52,17 +56,13 @@ _HARMLESS = {
 #: Why the keys that are refused cannot be ignored.
 _REFUSED = {
     "alora_invocation_tokens": "it switches on only behind these tokens, which no merged weight can do",
-    "bias": "it holds biases of its own",
     "layer_replication": "it repeats layers of the base",
-    "lora_bias": "it holds biases of its own",
-    "modules_to_save": "it replaces whole modules",
-    "trainable_token_indices": "it replaces rows of the embedding",
     "use_dora": "it rescales the rows of the merged weight",
     "use_qalora": "it pools its inputs",
 }
 
 #: Initialisations that leave the base as it was; the others took something out of it, which is not in the base's file.
-_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva"}
+_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva", "mica"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ class LoraSettings:
     """target_parameters: the ends of the names of parameters that are adapted without being a module's weight."""
     swapped_experts: bool = False
     """Whether it is from a PEFT that took a stack of experts [E, out, in] for [E, in, out] (before 0.19)."""
+    saved: tuple[str, ...] = ()
+    """modules_to_save: the ends of the names of modules that were trained as a whole."""
+    token_ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """trainable_token_indices: the numbers of the rows that were trained alone, by the end of the module's name; under
+    "" those of the input embedding."""
+    lora_bias: bool = False
 
     def rank_of(self, name: str) -> int:
         return int(_first_match(self.rank_pattern, name, self.rank))
@@ -91,6 +97,10 @@ class LoraSettings:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
         rank = self.rank_of(name)
         return self.alpha_of(name) / (rank**0.5 if self.rslora else rank)
+
+    def token_ids_of(self, module: str) -> Sequence[int] | None:
+        """The numbers of the rows of `module` that were trained alone."""
+        return next((ids for name, ids in self.token_ids.items() if module.endswith(name)), None)
 
     @property
     def global_alpha(self) -> float | None:
@@ -109,6 +119,10 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         )
     for key, value in config.items():
         _refuse_unknown(path, key, value)
+    if config.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise AdapterError(
+            path, "bad bias", found=repr(config["bias"])[:80], expected="none, all or lora_only"
+        )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     return LoraSettings(
         path,
@@ -117,8 +131,11 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         bool(config.get("use_rslora")),
         _pattern(path, "rank_pattern", config, whole=True),
         _pattern(path, "alpha_pattern", config),
-        tuple(map(str, config.get("target_parameters") or ())),
+        _names(path, "target_parameters", config),
         _version(config.get("peft_version")) < (0, 19),
+        _names(path, "modules_to_save", config),
+        _token_ids(path, config.get("trainable_token_indices")),
+        bool(config.get("lora_bias")),
     )
 
 
@@ -157,6 +174,25 @@ def _number(path: Path, key: str, value: Any, *, whole: bool = False) -> Any:
             expected="a whole number > 0" if whole else "a number > 0",
         )
     return value
+
+
+def _names(path: Path, key: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get(key) or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise AdapterError(path, f"bad {key}", found=repr(names)[:80], expected="a list of names")
+    return tuple(names)
+
+
+def _token_ids(path: Path, value: Any) -> dict[str, list[int]]:
+    tables = value if isinstance(value, dict) else {"": value} if value else {}
+    for ids in tables.values():
+        if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < 1 << 31 for id_ in ids):
+            raise AdapterError(
+                path, "bad trainable_token_indices", found=repr(ids)[:80], expected="a list of token ids"
+            )
+        if len(set(ids)) != len(ids):
+            raise AdapterError(path, "trainable_token_indices names a token twice", found=repr(ids)[:80])
+    return tables
 
 
 def _pattern(path: Path, key: str, config: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from loragraft import _native
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import F32, QuantType
 
@@ -137,12 +138,17 @@ class Computed(TensorSource):
 
 
 def widened(source: TensorSource) -> TensorSource:
-    """The same values as F32, from F16, BF16 or F64 (the last rounded)."""
+    """The same values as F32: floats of another width (F64 is rounded), or quantized weights dequantized."""
     if source.type == F32:
         return source
 
     def compute(start: int, stop: int) -> Bytes:
-        values = float_rows(source.rows(start, stop), source.type)
+        data = source.rows(start, stop)
+        if source.type.is_float or source.type.name == "F64":
+            values = float_rows(data, source.type)
+        else:
+            values = np.empty((stop - start, source.columns), np.float32)
+            _native.dequantize(np.ascontiguousarray(data), values, source.type.id, "")
         return np.ascontiguousarray(values).view(np.uint8)
 
     return Computed(source.name, source.shape, F32, compute, [source])

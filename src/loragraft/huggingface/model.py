@@ -6,6 +6,7 @@ checkpoint of any size converts in the memory of a few blocks of rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,12 @@ def _is_companion(name: str) -> bool:
     return name.endswith((".scale", ".input_scale"))
 
 
+def place_weights(path: Path, names: TensorNames, weights: Sequence[Weight]) -> dict[str, TensorSource]:
+    """`weights` of the folder `path`, which may be some of a model's only, under GGUF's names, in its row order and
+    types. Raises UnsupportedError for a weight without a place, CheckpointError for experts that are not complete."""
+    return _Placement(path, names).place(weights)
+
+
 @dataclass(slots=True)
 class _Piece:
     place: Place
@@ -130,7 +137,7 @@ class _Placement:
         self.wide_activations: set[str] = set()
         """Tensors that were quantized for products with 16-bit activations."""
 
-    def place(self, weights: list[Weight]) -> dict[str, TensorSource]:
+    def place(self, weights: Sequence[Weight]) -> dict[str, TensorSource]:
         for weight in weights:
             if self._names.is_buffer(weight.name):
                 continue

@@ -9,22 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from loragraft.adapters.kinship import doubt
-from loragraft.adapters.lora import Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.adapters.peft import ModuleDelta, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
 from loragraft.archs.names import Place, TensorNames
 from loragraft.archs.rope import rope_row_order
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import CONFIG, PeftFolder
-from loragraft.formats.safetensors import CheckpointTensor
-from loragraft.formats.source import ModelSource
-from loragraft.formats.views import float_rows
-from loragraft.quants.types import BY_NAME
-
-_EMBEDDING = "token_embd.weight"
-_OUTPUT = "output.weight"
-#: How many rows of a saved copy of the embedding are compared with the base.
-_COMPARED_ROWS = 256
+from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
+from loragraft.huggingface.peft_replacement import Replacements
 
 
 def open_peft(folder: Path, base: ModelSource) -> Adapter:
@@ -35,22 +29,40 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     peft = PeftFolder.open(folder)
     settings = read_settings(folder / CONFIG, peft.config)
     tensors = read_tensors(peft)
-    placement = _Placement(folder, base, settings)
-    for module, copy in tensors.copies.items():
-        placement.check_copy(module, copy)
+    names = TensorNames(base.metadata)
+    notes: list[str] = []
+    whole = Replacements(folder, base, names, settings, notes)
+    replaced = whole.tensors(tensors)
+    vocabulary = {**base.tensors, **replaced}[EMBEDDING].shape[0]
+    placement = _Placement(folder, base, names, settings, replaced)
+    biases = {}
     for delta in tensors.deltas:
         placement.add(delta)
+        if (delta.bias is not None) != settings.lora_bias:
+            raise AdapterError(
+                folder,
+                f"lora_bias of {CONFIG} is not what its tensors say",
+                found=f"{'a' if delta.bias is not None else 'no'} bias of {delta.module}'s B",
+                expected=f"lora_bias {settings.lora_bias}",
+            )
+        if delta.bias is not None:
+            name, values = whole.bias(delta.module, delta.bias, settings.scale_of(delta.module))
+            biases[name] = values
     pairs = placement.pairs()
     if note := doubt(peft.config.get("base_model_name_or_path"), base):
-        placement.notes.append(f"{folder}: {note}")
+        notes.append(f"{folder}: {note}")
     alpha = settings.global_alpha
     return Adapter(
         folder,
         pairs,
         base.arch,
         alpha if all(pair.scale == (alpha or 0) / pair.rank for pair in pairs.values()) else None,
-        placement.notes,
-        n_tensors=2 * len(tensors.deltas),
+        notes,
+        n_tensors=tensors.count,
+        replaced=replaced,
+        rows=whole.rows(tensors.rows, vocabulary),
+        biases=biases,
+        tokenizer=adapter_tokenizer(folder, base, vocabulary, notes),
     )
 
 
@@ -62,11 +74,18 @@ class _Target:
 
 
 class _Placement:
-    def __init__(self, path: Path, base: ModelSource, settings: LoraSettings) -> None:
-        self._path, self._base, self._settings = path, base, settings
-        self._names = TensorNames(base.metadata)
+    def __init__(
+        self,
+        path: Path,
+        base: ModelSource,
+        names: TensorNames,
+        settings: LoraSettings,
+        replaced: Mapping[str, TensorSource],
+    ) -> None:
+        self._path, self._base, self._names, self._settings = path, base, names, settings
+        self._shapes = {name: tensor.shape for name, tensor in {**base.tensors, **replaced}.items()}
+        self._shapes.setdefault(OUTPUT, self._shapes[EMBEDDING])  # tied
         self._targets: dict[str, _Target] = {}
-        self.notes: list[str] = []
 
     def add(self, delta: ModuleDelta) -> None:
         """Find the weights that `delta` changes, and keep its part for each."""
@@ -100,28 +119,6 @@ class _Placement:
             for name, target in self._targets.items()
         }
 
-    def check_copy(self, module: str, copy: CheckpointTensor) -> None:
-        """A saved copy of the base's embedding says nothing new, unless the base's embedding is another one."""
-        place = self._names.places(f"{module}.weight")[0]
-        base = self._base.tensors.get(place.name) or self._base.tensors[_EMBEDDING]
-        if copy.shape != base.shape:
-            raise AdapterError(
-                self._path,
-                f"was trained on a model whose {module} has another shape",
-                found=copy.shape,
-                expected=f"{base.shape} as in {self._base.path.name}",
-            )
-        if copy.dtype in ("F32", "F16", "BF16") and base.type.name in ("F32", "F16", "BF16"):
-            rows = min(_COMPARED_ROWS, base.n_rows)
-            ours = float_rows(base.rows(0, rows), base.type)
-            theirs = float_rows(copy.data().reshape(base.n_rows, -1)[:rows], BY_NAME[copy.dtype])
-            if not np.allclose(ours, theirs, rtol=2**-7, atol=2**-7 * float(np.abs(ours).max())):
-                raise AdapterError(
-                    self._path,
-                    f"holds a changed copy of the base's {module}, which is not honoured",
-                    found=copy.shape,
-                )
-
     def _scale(self, name: str, rank: int) -> float:
         expected = self._settings.rank_of(name)
         if rank != expected:
@@ -134,12 +131,8 @@ class _Placement:
         return self._settings.scale_of(name)
 
     def _add_embedding(self, place: Place, delta: ModuleDelta, scale: float) -> None:
-        if place.name != _EMBEDDING:
+        if place.name != EMBEDDING:
             raise AdapterError(self._path, f"{delta.module} is no embedding of the base", found=place.name)
-        if _OUTPUT not in self._base.tensors:
-            self.notes.append(
-                f"{self._path.name} adapts an embedding that is tied to the output: merging changes both, as in PEFT"
-            )
         self._add(place, delta.module, delta.b.T, delta.a.T, scale)
 
     def _add_stack(self, stack: str, delta: ModuleDelta) -> None:
@@ -147,10 +140,10 @@ class _Placement:
         fits = []
         for parameter in ("gate_up_proj", "down_proj"):
             places = self._names.places(f"{stack}.{parameter}")
-            base = self._base.tensors.get(places[0].name)
-            if base is None or not f"{stack}.{parameter}".endswith(self._settings.parameters):
+            shape = self._shapes.get(places[0].name)
+            if shape is None or not f"{stack}.{parameter}".endswith(self._settings.parameters):
                 continue
-            experts, out, columns = base.shape[0], base.shape[1] * len(places), base.shape[2]
+            experts, out, columns = shape[0], shape[1] * len(places), shape[2]
             rank = self._settings.rank_of(f"{stack}.{parameter}")
             for swapped in (False, True):
                 rows, width = (columns, out) if swapped else (out, columns)
@@ -178,17 +171,13 @@ class _Placement:
             self._add(place, name, a, part, self._settings.scale_of(name))
 
     def _add(self, place: Place, module: str, a: Floats, b: Floats, scale: float) -> None:
-        base = self._base.tensors.get(place.name)
-        if base is None:
-            tied = place.name == _OUTPUT and _EMBEDDING in self._base.tensors
+        whole = self._shapes.get(place.name)
+        if whole is None:
             raise AdapterError(
-                self._path,
-                f"adapts {module}, but the base has no {place.name}",
-                found=self._base.path.name,
-                hint="it ties its output to the embedding" if tied else None,
+                self._path, f"adapts {module}, but the base has no {place.name}", found=self._base.path.name
             )
         shape = (*a.shape[:-2], b.shape[-2], a.shape[-1])
-        expected = base.shape if place.expert is None else base.shape[1:]
+        expected = whole if place.expert is None else whole[1:]
         if shape != expected:
             raise AdapterError(
                 self._path,
@@ -209,7 +198,7 @@ class _Placement:
 
     def _stacked(self, name: str, target: _Target) -> LoraPair:
         """Experts adapted one by one, as a stack: zeros for the others, and up to the largest rank."""
-        experts, out, columns = self._base.tensors[name].shape
+        experts, out, columns = self._shapes[name]
         parts: Mapping[int | None, tuple[Floats, Floats, float]] = target.parts
         scales = {scale for _, _, scale in parts.values()}
         common = scales.pop() if len(scales) == 1 else 1.0

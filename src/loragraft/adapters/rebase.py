@@ -1,0 +1,220 @@
+"""Whole tensors that adapters change: done to the base once, before anything is merged or run.
+
+A strength f is the part of the way from the base's tensor W to the adapter's W': W + f (W' - W); 1 is the adapter's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, TokenRows
+from loragraft.errors import AdapterError
+from loragraft.formats.gguf.values import Value
+from loragraft.formats.source import Bytes, ModelSource, TensorSource
+from loragraft.formats.views import Computed, float_rows, in_memory, widened
+from loragraft.quants.types import F32
+
+_COMPANIONS = ("scale", "input_scale")
+UNTIED = (
+    "the output is no longer tied to the embedding: as trained, one of them changes and the other does not"
+)
+
+
+def rebase(base: ModelSource, adapters: Sequence[tuple[Adapter, float]]) -> ModelSource:
+    """`base` with the tensors, rows and biases of `adapters` (each with its strength); pairs are not looked at.
+
+    A tied output stays tied as long as both its uses change alike; else it becomes a tensor of its own. Raises
+    AdapterError where two adapters replace the same tensor, or the embedding and the output no longer agree.
+    """
+    tensors, notes = dict(base.tensors), list(base.notes)
+    if OUTPUT not in tensors and any(_parts_ways(adapter) for adapter, _ in adapters):
+        tensors = untied(tensors)
+        notes.append(UNTIED)
+    owner: dict[str, Adapter] = {}
+    for adapter, strength in adapters:
+        shared = OUTPUT not in tensors  # both uses read the embedding
+        for name in {*adapter.replaced, *adapter.rows}:
+            if name in owner and (name in adapter.replaced or name in owner[name].replaced):
+                raise AdapterError(
+                    adapter.path,
+                    f"replaces {name}, as {owner[name].path.name} does",
+                    expected="one of the two",
+                )
+            owner[name] = adapter
+        for name, source in adapter.replaced.items():
+            if not (shared and name == OUTPUT):
+                tensors = _replaced(adapter, tensors, name, source, strength)
+        for name, rows in adapter.rows.items():
+            if not (shared and name == OUTPUT):
+                tensors[name] = _with_rows(adapter, tensors, name, rows, strength)
+        for name, delta in adapter.biases.items():
+            tensors = _with_bias(adapter, tensors, name, np.float32(strength) * delta)
+    metadata = dict(base.metadata)
+    for adapter, _ in adapters:
+        metadata.update(adapter.tokenizer)
+    _check_vocabulary(adapters, tensors)
+    key = f"{base.arch}.vocab_size"
+    if key in metadata and EMBEDDING in tensors:
+        metadata[key] = Value.u32(tensors[EMBEDDING].shape[0])
+    return replace(base, tensors=tensors, metadata=metadata, notes=notes)
+
+
+def untied(tensors: dict[str, TensorSource]) -> dict[str, TensorSource]:
+    """`tensors` with the embedding's weight a second time, as the output's: with its scale, under both names."""
+    result: dict[str, TensorSource] = {}
+    for name, tensor in tensors.items():
+        if name == EMBEDDING:
+            result[OUTPUT] = _renamed(tensor, OUTPUT)
+        result[name] = tensor
+    for part in _COMPANIONS:
+        scale = tensors.get(f"token_embd.{part}") or tensors.get(f"output.{part}")
+        if scale is not None:
+            result |= {name: _renamed(scale, name) for name in (f"token_embd.{part}", f"output.{part}")}
+    return result
+
+
+def _parts_ways(adapter: Adapter) -> bool:
+    """Whether it changes a tied weight in one of its uses only, or differently in both."""
+    embedding, output = adapter.replaced.get(EMBEDDING), adapter.replaced.get(OUTPUT)
+    ours, theirs = adapter.rows.get(EMBEDDING), adapter.rows.get(OUTPUT)
+    if theirs is not None and not _same_rows(ours, theirs):  # PEFT ties rows, and may save them once
+        return True
+    if embedding is None or output is None:
+        return embedding is not output
+    return not _same_values(embedding, output)
+
+
+def _same_rows(a: TokenRows | None, b: TokenRows) -> bool:
+    return a is not None and np.array_equal(a.ids, b.ids) and np.array_equal(a.values, b.values)
+
+
+def _same_values(a: TensorSource, b: TensorSource) -> bool:
+    if (a.shape, a.type) != (b.shape, b.type):
+        return False
+    step = max(1, (1 << 22) // a.row_bytes)
+    spans = [(start, min(start + step, a.n_rows)) for start in range(0, a.n_rows, step)]
+    return all(np.array_equal(a.rows(*span), b.rows(*span)) for span in spans)
+
+
+def _renamed(source: TensorSource, name: str) -> TensorSource:
+    return Computed(name, source.shape, source.type, source.rows, [source])
+
+
+def _replaced(
+    adapter: Adapter, tensors: dict[str, TensorSource], name: str, source: TensorSource, strength: float
+) -> dict[str, TensorSource]:
+    base = tensors[name]
+    if strength != 1.0:
+        if source.shape != base.shape:
+            raise AdapterError(
+                adapter.path,
+                f"replaces {name} by one of another size, which knows no strength",
+                found=strength,
+                expected=1,
+            )
+        source = _blend(_unscaled(tensors, name), widened(source), strength)
+    stem = name.removesuffix(".weight")
+    companions = {f"{stem}.{part}" for part in _COMPANIONS}
+    kept = {other: tensor for other, tensor in tensors.items() if other not in companions}
+    kept[name] = source
+    return kept
+
+
+def _unscaled(tensors: dict[str, TensorSource], name: str) -> TensorSource:
+    """The values of a tensor as F32, with its scale (one, or one per expert) multiplied in."""
+    plain = widened(tensors[name])
+    scale = tensors.get(f"{name.removesuffix('.weight')}.scale")
+    if scale is None:
+        return plain
+    factors = float_rows(scale.rows(0, scale.n_rows), scale.type).reshape(-1)
+    each = plain.n_rows // len(factors)
+
+    def compute(start: int, stop: int) -> Bytes:
+        factor = factors[np.arange(start, stop) // each]
+        return np.ascontiguousarray(plain.rows(start, stop).view(np.float32) * factor[:, None]).view(np.uint8)
+
+    return Computed(name, plain.shape, F32, compute, [plain])
+
+
+def _blend(base: TensorSource, other: TensorSource, strength: float) -> TensorSource:
+    """base + strength * (other - base), of two F32 sources."""
+
+    def compute(start: int, stop: int) -> Bytes:
+        w, new = (source.rows(start, stop).view(np.float32) for source in (base, other))
+        return np.ascontiguousarray(w + np.float32(strength) * (new - w)).view(np.uint8)
+
+    return Computed(base.name, base.shape, F32, compute, [base, other])
+
+
+def _with_rows(
+    adapter: Adapter, tensors: dict[str, TensorSource], name: str, rows: TokenRows, strength: float
+) -> TensorSource:
+    """`name` with some rows other, in its own type: what is not touched keeps its bytes."""
+    base = tensors[name]
+    scale = tensors.get(f"{name.removesuffix('.weight')}.scale")
+    if scale is not None or rows.ids.max(initial=0) >= base.n_rows:
+        raise AdapterError(
+            adapter.path,
+            f"replaces rows of {name}, which cannot be",
+            found=f"{base.type} with a scale" if scale is not None else f"{base.n_rows} rows",
+        )
+    values = rows.values
+    if strength != 1.0:
+        plain = widened(base)
+        old = np.stack([plain.rows(i, i + 1).view(np.float32)[0] for i in rows.ids.tolist()])
+        values = old + np.float32(strength) * (values - old)
+    order = np.argsort(rows.ids)
+    ids, data = rows.ids[order], _stored(values[order], base)
+
+    def compute(start: int, stop: int) -> Bytes:
+        first, last = np.searchsorted(ids, (start, stop))
+        taken = base.rows(start, stop)
+        if first == last:
+            return taken
+        taken = taken.copy()
+        taken[ids[first:last] - start] = data[first:last]
+        return taken
+
+    return Computed(name, base.shape, base.type, compute, [base])
+
+
+def _stored(values: Floats, like: TensorSource) -> Bytes:
+    """Rows as `like` stores its own."""
+    from loragraft.quants import native  # and with it every NumPy quantizer: slow to import
+
+    return native.quantize(np.ascontiguousarray(values, np.float32), like.type)
+
+
+def _with_bias(
+    adapter: Adapter, tensors: dict[str, TensorSource], name: str, delta: Floats
+) -> dict[str, TensorSource]:
+    base = tensors.get(name)
+    if base is None:
+        weight = f"{name.removesuffix('.bias')}.weight"
+        if weight not in tensors or tensors[weight].shape[:-1] != delta.shape:
+            raise AdapterError(adapter.path, f"has a bias for {name}, where the base has no such layer")
+        return {**tensors, name: in_memory(name, delta)}
+    if base.shape != delta.shape:
+        raise AdapterError(
+            adapter.path, f"its bias does not fit {name}", found=delta.shape, expected=base.shape
+        )
+    values = float_rows(base.rows(0, base.n_rows), base.type).reshape(base.shape)
+    return {**tensors, name: in_memory(name, values + delta)}
+
+
+def _check_vocabulary(adapters: Sequence[tuple[Adapter, float]], tensors: dict[str, TensorSource]) -> None:
+    embedding, output = tensors.get(EMBEDDING), tensors.get(OUTPUT)
+    if embedding is None or output is None or embedding.shape[0] == output.shape[0]:
+        return
+    path = next((a.path for a, _ in adapters if {EMBEDDING, OUTPUT} & a.replaced.keys()), None)
+    if path is not None:
+        raise AdapterError(
+            path,
+            "changes the vocabulary of the embedding or of the output alone",
+            found=f"{embedding.shape[0]} rows in the embedding, {output.shape[0]} in the output",
+            expected="as many in both",
+            hint="the adapter must hold both: modules_to_save=['embed_tokens', 'lm_head']",
+        )

@@ -1,0 +1,83 @@
+"""Everything that PEFT saves in an adapter, against the logits of transformers and PEFT: at run time and merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loragraft.errors import AdapterError
+from loragraft.load import load
+from loragraft.merge import merge
+from loragraft.models import open_model
+from loragraft.quantize import quantize
+from paths import data
+from peft_golden import adapter_folder, base_folder, golden
+from tolerances import NATIVE_F32, REFERENCE, REFERENCE_F16_MERGE, nmse
+
+CASES = [
+    "llama+saved",
+    "llama+saved-layer",
+    "llama+resized",
+    "llama+resized-alone",
+    "llama+embedding",
+    "llama+tokens",
+    "llama+tokens-both",
+    "llama+resized-tokens",
+    "llama+mica",
+    "qwen2+saved-embedding",
+    "qwen2+saved-head",
+    "qwen2+saved-tied",
+    "qwen2+embedding",
+    "qwen2+embedding-tied",
+    "qwen2+head",
+    "qwen2+resized",
+    "qwen2+resized-alone",
+    "qwen2+tokens",
+    "qwen2+tokens-head",
+    "qwen2+tokens-both",
+    "qwen2+tokens-differ",
+    "qwen2+resized-tokens",
+    "qwen2+lora-bias",
+    "qwen2+biases",
+    "qwen2+biases-lora-only",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_of_peft(case: str, tmp_path: Path) -> None:
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    expected, ids = golden()[f"{case}/logits"], golden()["ids"]
+    reference, native = load(base, [adapter], backend="reference"), load(base, [adapter])
+    rounded = "+tokens" in case  # rows take the type of the base, F16, as in PEFT; the oracle's base was F32
+    assert nmse(reference.logits(ids), expected) < (REFERENCE_F16_MERGE if rounded else REFERENCE)
+    assert nmse(native.logits(ids), reference.logits(ids)) < NATIVE_F32
+    whole, halves, steps, one = (tmp_path / f"{name}.gguf" for name in ("f32", "f16", "two", "one"))
+    report = merge(base, [adapter], whole, type="F32")
+    assert report.adapters[0].tensors > 0
+    assert nmse(load(whole, backend="reference").logits(ids), reference.logits(ids)) < REFERENCE
+    merge(base, [adapter], halves)
+    quantize(halves, steps, "Q8_0")
+    merge(base, [adapter], one, type="Q8_0")
+    assert rows_of(one) == rows_of(steps)
+
+
+def rows_of(path: Path) -> dict[str, bytes]:
+    return {
+        name: tensor.rows(0, tensor.n_rows).tobytes() for name, tensor in open_model(path).tensors.items()
+    }
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_the_trained_fixture(backend: str, tmp_path: Path) -> None:
+    expected = np.load(data("golden/hf-logits.npz"))
+    model = load(data("llama-kjv"), [data("llama-kjv.embed")], backend=backend)  # type: ignore[arg-type]
+    assert nmse(model.logits(expected["ids"]), expected["llama+embed"]) < REFERENCE
+
+
+def test_an_output_that_was_resized_but_not_saved(tmp_path: Path) -> None:
+    case = "llama+resized-embedding"
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="43 rows in the embedding, 40 in the output"):
+        load(base, [adapter])
