@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-slow test-oracles test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 $(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
@@ -31,10 +31,20 @@ quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
 test: $(VENV)/tested
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
+
+# Live against torch, transformers, peft and compressed-tensors, which get an environment of their own. Where pip knows
+# no wheel of torch for the CPU alone, ORACLE_PIP="--extra-index-url https://download.pytorch.org/whl/cpu" names one.
+.venv-oracle/installed: tests/oracles/requirements.txt
+	$(PY) -m venv .venv-oracle
+	.venv-oracle/bin/pip install -q --disable-pip-version-check $(ORACLE_PIP) -r $<
+	touch $@
+
+test-oracles: $(VENV)/tested .venv-oracle/installed
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m oracle
 
 # The Arm kernels under emulation: needs g++-aarch64-linux-gnu and qemu-user (Debian's names).
 build/neon/quantize_rows: $(VENV)/pip-tools $(NATIVE) tests/native/quantize_rows.cpp
@@ -67,4 +77,4 @@ bench-merge-memory: $(VENV)/installed
 	$(BIN)/python bench/merge_memory.py $(ARGS)
 
 clean:
-	rm -rf build dist $(VENV)/installed $(VENV)/tested $(VENV)/linted
+	rm -rf build dist .venv-oracle $(VENV)/installed $(VENV)/tested $(VENV)/linted

@@ -41,6 +41,12 @@ class Raw:
         return self.data.reshape(self.shape[0], -1)
 
 
+def raw_tensors(folder: Path) -> dict[str, Raw]:
+    """Of a checkpoint in one file."""
+    file = SafetensorsFile.open(folder / "model.safetensors")
+    return {name: Raw(t.dtype, t.shape, t.data()) for name, t in file.tensors.items()}
+
+
 def nvfp4_formula(tensors: dict[str, Raw], stem: str) -> np.ndarray:
     """ModelOpt's W = E2M1[nibble] * weight_scale * weight_scale_2, in float64."""
     codes = tensors[f"{stem}.weight"].matrix
@@ -57,10 +63,7 @@ def changed(folder: Path, edit: Edit, fixture: str = "llama-kjv-nvfp4") -> Path:
     """A copy of a checkpoint with config.json and tensors edited (without hf_quant_config.json)."""
     source = data(fixture)
     config = json.loads((source / "config.json").read_text())
-    tensors = {
-        name: Raw(t.dtype, t.shape, t.data())
-        for name, t in SafetensorsFile.open(source / "model.safetensors").tensors.items()
-    }
+    tensors = raw_tensors(source)
     edit(config, tensors)
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))

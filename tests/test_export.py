@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import loragraft as lg
 from checkpoints import E2M1
+from loragraft.adapters.lora import Adapter
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.cli import app
@@ -189,7 +190,7 @@ def test_the_command(tmp_path: Path) -> None:
     arguments = ["export", str(data("llama-kjv-nvfp4")), "-o", str(tmp_path / "out"), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.output)["carried_over"] == 28
+    assert (json.loads(result.output)["carried_over"], json.loads(result.output)["files"]) == (28, 1)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
         data("llama-kjv-nvfp4") / "tokenizer.json"
     ).read_bytes()
@@ -241,3 +242,12 @@ def test_an_adapter_that_unties_resizes_and_brings_its_tokenizer(tmp_path: Path)
     config = json.loads((tmp_path / "two" / "config.json").read_text())
     assert (config["tie_word_embeddings"], config["vocab_size"]) == (True, 43)
     assert len(open_model(tmp_path / "two", dequantize=True).metadata["tokenizer.ggml.tokens"].data) == 43
+
+
+def test_biases_that_an_adapter_brings_are_in_the_configuration(tmp_path: Path) -> None:
+    ones = np.ones(256, np.float32)
+    adapter = Adapter(tmp_path, {}, biases={f"blk.{i}.attn_q.bias": ones for i in range(4)}, n_tensors=4)
+    lg.export(data("llama-kjv"), tmp_path / "out", adapters=[adapter])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["attention_bias"], config["mlp_bias"]) == (True, False)
+    assert open_model(tmp_path / "out").tensors["blk.3.attn_q.bias"].shape == (256,)

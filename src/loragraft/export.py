@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from loragraft.archs.hf_config import config_of
+from loragraft.archs.hf_config import bias_flags, config_of
 from loragraft.errors import LoragraftError, OutputError
 from loragraft.exporting.contents import Contents
 from loragraft.exporting.layouts import LAYOUTS, Layout
@@ -137,8 +137,10 @@ def _side_files(
     objects: dict[str, Any] = {}
     if model.path.is_dir():
         config = dict(Checkpoint.open(model.path).config)
-        config.pop("quantization_config", None)
+        for key in ("quantization_config", "compression_config"):
+            config.pop(key, None)
         config["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
+        config.update(bias_flags(model.arch, model.tensors))  # an adapter may have brought biases
         config["tie_word_embeddings"] = "output.weight" not in model.tensors
         for folder in (model.path, *tokenizers):
             for name in _COPIED:

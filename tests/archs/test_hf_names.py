@@ -133,7 +133,13 @@ def test_exported_under_the_same_names(tmp_path: Path, case: str, through: str) 
     ours = SafetensorsFile.open(tmp_path / "out" / "model.safetensors").tensors
     companions = ("weight_scale", "weight_scale_2")
     assert {name for name in ours if name.rpartition(".")[2] not in companions} == theirs.keys()
+    quantized = {name for name, tensor in ours.items() if tensor.dtype == "U8"}
+    for name, tensor in theirs.items():
+        packed = 2 if name in quantized else 1
+        assert (*ours[name].shape[:-1], packed * ours[name].shape[-1]) == tensor.shape, name
     config = json.loads((tmp_path / "out" / "config.json").read_text())
+    kept = {name for name, tensor in theirs.items() if len(tensor.shape) > 1} - quantized
+    assert set(config["quantization_config"]["ignore"]) == {name.removesuffix(".weight") for name in kept}
     expected = {**CONFIG, **CASES[case][1]}
     assert {key: config[key] for key in expected} == expected
     if through == "gguf":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from checkpoints import Edit, Raw, V, changed, nvfp4_formula
 from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
+from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.views import float_rows
+from loragraft.huggingface.quantization_config import read_quantization_config
 from loragraft.models import open_model
 from loragraft.quants import e4m3
 from loragraft.quants.nvfp4 import dequantize_nvfp4
@@ -368,3 +373,31 @@ def test_what_is_not_understood(
     with pytest.raises(error, match=message) as refusal:
         open_model(changed(tmp_path / "m", fixed))
     assert "\n" not in str(refusal.value)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 300) | st.sampled_from(["", "NVFP4", "FP8", "dense", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "format", "weights"]), inner)
+    ),
+    max_leaves=6,
+)
+KEYS = [
+    "quant_method",
+    "quant_algo",
+    "format",
+    "quantized_layers",
+    "config_groups",
+    "weight_block_size",
+    "sparsity_config",
+    "transform_config",
+]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JUNK) | JUNK)
+def test_any_configuration_is_read_or_refused(config: Any) -> None:
+    checkpoint = Checkpoint(Path("m"), {"quantization_config": config}, [])
+    with contextlib.suppress(LoragraftError):
+        found = read_quantization_config(checkpoint)
+        assert all(tall > 0 and wide > 0 for tall, wide in found.blocks)
+        assert found.algorithm("a.b") is None or isinstance(found.algorithm("a.b"), str)

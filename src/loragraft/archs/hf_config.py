@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,22 @@ def config_of(
     config.update(
         {key: allowed[0] for key, allowed in arch.requires.items() if key != "partial_rotary_factor"}
     )
-    if arch.rotary:
-        config["attention_bias"] = "blk.0.attn_q.bias" in tensors
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+    config.update(bias_flags(name, tensors))
     for key, suffix in _SPECIAL.items():
         value = metadata.get(f"tokenizer.ggml.{suffix}")
         config[key] = None if value is None else int(value.data)
     config.update(_rope(arch, config, values, rope_freqs))
     return config
+
+
+def bias_flags(architecture: str, tensors: Collection[str]) -> dict[str, bool]:
+    """The keys of config.json that say which linears have a bias, where the architecture leaves it open."""
+    if not ARCHS.by_name(architecture).rotary:
+        return {}
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
 
 
 def _short(value: float) -> float:

@@ -11,9 +11,9 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
-from loragraft.cli.options import JSON, LORA, MODEL, THREADS
+from loragraft.cli.options import JSON, LORA, MODEL, THREADS, Parsed
 from loragraft.cli.progress import progress
-from loragraft.cli.units import bytes_text
+from loragraft.cli.units import bytes_text, plural
 
 
 @command(
@@ -29,6 +29,14 @@ from loragraft.cli.units import bytes_text
     default="modelopt",
     help="How the checkpoint names and scales its weights.",
 )
+@option(
+    "--max-shard-size",
+    "max_bytes",
+    type=Parsed("loragraft.formats.split:parse_size"),
+    metavar="N(M|G)",
+    default_text="5G",
+    help="Weights in a file, at most (decimal units).",
+)
 @LORA
 @THREADS
 @JSON
@@ -36,6 +44,7 @@ def export(
     model: Path,
     output: Path,
     layout: Literal["modelopt", "compressed-tensors"],
+    max_bytes: int | None,
     lora: tuple[tuple[Path, float], ...],
     threads: int | None,
     as_json: bool,
@@ -45,17 +54,29 @@ def export(
     Weights that are NVFP4 already keep their codes and scales bit for bit, the others are quantized; adapters are added
     before. Without scales of the activations in the source the checkpoint is weight-only (W4A16).
     """
+    from loragraft.export import MAX_SHARD_BYTES
+
     with progress() as bars:
-        report = lg.export(model, output, format=layout, adapters=lora, threads=threads, progress=bars)
+        report = lg.export(
+            model,
+            output,
+            format=layout,
+            adapters=lora,
+            max_shard_bytes=max_bytes or MAX_SHARD_BYTES,
+            threads=threads,
+            progress=bars,
+        )
     if as_json:
         facts = {
             "algorithm": report.algorithm,
             "carried_over": report.carried_over,
             "quantized": report.quantized,
+            "files": report.files,
         }
         console.result(json.dumps({"path": str(report.path), **facts, "bytes": report.size}))
     else:
         console.info(
             f"{report.path}: {report.algorithm}, {report.carried_over} matrices carried over, "
             f"{report.quantized} quantized, {bytes_text(report.size)}"
+            + (f" in {plural(report.files, 'file')}" if report.files > 1 else "")
         )

@@ -71,10 +71,12 @@ class Contents:
             raise UnsupportedError(
                 self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
             )
-        if len(tensor.shape) == 1:
+        if len(tensor.shape) == 1 and not name.endswith(_ROUTERS):
             self.vectors[origins[0].name] = self._reordered_vector(tensor, origins[0].heads)
             return
-        rows = tensor.shape[-2]
+        rows = (
+            tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        )  # GGUF drops the axis of a router with one row
         for expert, origin in enumerate(origins):
             order = (
                 np.arange(rows) if origin.heads is None else np.argsort(rope_row_order(rows, origin.heads))

@@ -80,7 +80,7 @@ def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
         raise UnsupportedError(
             path,
             "its activations are transformed between layers (transform_config), which GGUF cannot express",
-            found=", ".join(map(str, transforms["config_groups"]))[:80],
+            found=", ".join(_objects(transforms["config_groups"]))[:80],
             hint="merge into the model before it was quantized",
         )
     known = {str(module): algorithm for module, algorithm in algorithms.items() if algorithm}

@@ -1,0 +1,198 @@
+"""Runs in .venv-oracle: does with torch, transformers, peft and compressed-tensors what the tests ask.
+
+A job is a line of JSON on the standard input, `[name, {arguments}]`; the answer a line of JSON on the standard output:
+null, or a text that says what went wrong. Results are files, at paths that the arguments name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization.lifecycle.forward import dequantize
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "vocab_size": 2048,
+    "initializer_range": 0.1,
+}
+EXPERTS = {"num_experts_per_tok": 2}
+#: model_type: what its configuration has besides SIZES.
+SMALL = {
+    "llama": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    },
+    "mistral": {"sliding_window": None, "head_dim": 64},
+    "mixtral": {"num_local_experts": 4, **EXPERTS},
+    "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": True},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 192,
+        **EXPERTS,
+    },
+    "qwen3": {
+        "head_dim": 64,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "qwen3_moe": {
+        "num_experts": 4,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "head_dim": 64,
+        **EXPERTS,
+    },
+    "starcoder2": {"use_bias": True, "tie_word_embeddings": True},
+}
+
+
+def decompress(folder: str, out: str) -> None:
+    """Every weight of a compressed-tensors checkpoint as the library computes it, in float32, as a plain checkpoint."""
+    source, target = Path(folder), Path(out)
+    config = json.loads((source / "config.json").read_text())
+    scheme = next(iter(QuantizationConfig(**config.pop("quantization_config")).config_groups.values()))
+    with safe_open(source / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, _, part = name.rpartition(".")
+        if part == "weight_packed":
+            codes = unpack_fp4_from_uint8(tensor, tensor.shape[0], 2 * tensor.shape[1], dtype=torch.float32)
+            scale, whole = tensors[f"{stem}.weight_scale"], tensors[f"{stem}.weight_global_scale"]
+            weights[f"{stem}.weight"] = dequantize(
+                codes, scale.float(), args=scheme.weights, dtype=torch.float32, global_scale=whole
+            )
+        elif part in ("weight", "bias"):
+            weights[name] = tensor.float()
+    target.mkdir()
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    (target / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    for path in source.glob("*token*"):
+        shutil.copy(path, target)
+
+
+def logits(
+    folder: str, ids: list[int], out: str, adapter: str | None = None, compressed: bool = False
+) -> None:
+    """float32 logits [tokens, vocabulary]; `compressed`: the checkpoint as transformers itself decompresses it."""
+    options: dict[str, Any] = (
+        {"quantization_config": CompressedTensorsConfig(dequantize=True)} if compressed else {}
+    )
+    model, seen = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, **options
+    )
+    missing = {kind: sorted(names) for kind, names in seen.items() if names}
+    # the scales of activations belong to no weight, and nothing is quantized at run time here
+    surprises = [
+        name for name in missing.pop("unexpected_keys", []) if not name.endswith("input_global_scale")
+    ]
+    if missing or surprises:
+        raise RuntimeError(f"transformers does not find the model it expects: {missing} {surprises}")
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    _save_logits(model.float(), ids, out)
+
+
+def merge(folder: str, adapter: str, out: str) -> None:
+    """peft's own merge, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(out)
+    for path in Path(folder).glob("*token*"):
+        shutil.copy(path, out)
+
+
+def save(kind: str, tokenizer: str, ids: list[int], out: str, adapter: str | None = None) -> None:
+    """A random model as this version of transformers saves it, with a chat template, and its logits; at `adapter` a
+    random LoRA as peft saves it, with the logits of both."""
+    torch.manual_seed(7)
+    config = AutoConfig.for_model(kind, **SIZES, **SMALL[kind], bos_token_id=0, eos_token_id=1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    model.save_pretrained(out)
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    words.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    words.save_pretrained(out)
+    _save_logits(model, ids, f"{out}/logits.npy")
+    if adapter is not None:
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "embed_tokens"]
+        options = LoraConfig(
+            r=4, lora_alpha=6, target_modules=targets, use_rslora=True, init_lora_weights=False
+        )
+        adapted = get_peft_model(model, options)
+        adapted.save_pretrained(adapter)
+        _save_logits(adapted, ids, f"{adapter}/logits.npy")
+
+
+def tokenize(folder: str, texts: list[str], out: str) -> None:
+    """Ids of the texts, and what they decode to again."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer(text).input_ids for text in texts]
+    decoded = [tokenizer.decode(each, skip_special_tokens=True) for each in ids]
+    backend = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    assert ids == [backend.encode(text).ids for text in texts], (
+        "transformers reads tokenizer.json in its own way"
+    )
+    facts = {"ids": ids, "texts": decoded, "chat_template": tokenizer.chat_template}
+    Path(out).write_text(json.dumps(facts))
+
+
+def _save_logits(model: torch.nn.Module, ids: list[int], out: str) -> None:
+    model.eval()
+    with torch.no_grad():
+        np.save(out, model(torch.tensor(ids)[None]).logits[0].float().numpy())
+
+
+JOBS: dict[str, Callable[..., None]] = {
+    job.__name__: job for job in (decompress, logits, merge, save, tokenize)
+}
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not an answer
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            JOBS[name](**arguments)
+            problem = None
+        except Exception:
+            problem = traceback.format_exc()
+        print(json.dumps(problem), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
