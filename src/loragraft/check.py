@@ -16,6 +16,7 @@ from loragraft.backends.reference import OPS, Array, ReferenceSession, dequantiz
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter
 from loragraft.evaluate.perplexity import Meter, Window, count, log_softmax, losses, windows
+from loragraft.evaluate.picture import picture
 from loragraft.formats.source import ModelSource
 from loragraft.graph.chains import Chain, Stage, find_chains
 from loragraft.graph.lora import attach
@@ -251,33 +252,20 @@ def save_picture(report: Conformance, path: Path) -> None:
         raise LoragraftError(
             path, "nothing to draw", found="no mistake is possible in this model, or no text was given"
         )
-    try:
-        import matplotlib
-    except ImportError:
-        raise LoragraftError(path, "drawing needs matplotlib", hint="pip install 'loragraft[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = [
         linear.name
         for linear in report.linears
         if any(linear.name in local for local in report.local.values())
     ]
-    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.28 * len(names)), 4.8), layout="constrained")
-    for mistake, errors in report.local.items():
-        points = [(names.index(name), max(error, 1e-9)) for name, error in errors.items()]
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, linewidth=1, label=mistake)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_ylabel("relative error of the linear's output")
-    axes.axhline(1.0, color="grey", linewidth=0.5)
-    axes.set_title(f"{report.path.name}: what a wrong epilogue order costs", fontsize=10)
-    axes.legend(fontsize=7)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise LoragraftError(
-            path, "no such picture format", expected="a name that ends in .png or .svg"
-        ) from error
-    finally:
-        pyplot.close(figure)
+    with picture(path, max(6.0, 0.28 * len(names)), 4.8) as axes:
+        for mistake, errors in report.local.items():
+            points = [(names.index(name), max(error, 1e-9)) for name, error in errors.items()]
+            axes.plot(
+                *zip(*sorted(points), strict=True), marker="o", markersize=3, linewidth=1, label=mistake
+            )
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_ylabel("relative error of the linear's output")
+        axes.axhline(1.0, color="grey", linewidth=0.5)
+        axes.set_title(f"{report.path.name}: what a wrong epilogue order costs", fontsize=10)
+        axes.legend(fontsize=7)

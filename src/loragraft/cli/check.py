@@ -13,7 +13,7 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
-from loragraft.cli.options import JSON, LORA, MAX_CHARS, MODEL, context_option, read_text
+from loragraft.cli.options import JSON, LORA, MAX_CHARS, MODEL, context_option, plot_option, read_text
 from loragraft.cli.progress import progress
 from loragraft.cli.units import count_text, plural
 
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     help="Measure on the first N windows.",
 )
 @MAX_CHARS
-@option(
-    "--plot", type=FILE, metavar="FILE", help="Draw the error of every linear (PNG or SVG; needs matplotlib)."
-)
+@plot_option("the error of every linear")
 @JSON
 def check(
     model: Path,
@@ -64,7 +62,10 @@ def check(
     if plot is not None and text is None:
         raise click.UsageError("--plot needs --text: the errors are measured on it")
     from loragraft.check import save_picture
+    from loragraft.evaluate.picture import check_picture
 
+    if plot is not None:
+        check_picture(plot)
     content = None if text is None else read_text(text, max_chars)
     with progress() as bars:
         report = lg.check(model, lora, text=content, context=context, limit=windows, progress=bars)

@@ -20,7 +20,10 @@ from loragraft.cli.options import (
     TEXT,
     THREADS,
     WINDOWS,
+    WORK_DIR,
+    Parsed,
     context_option,
+    plot_option,
     read_text,
 )
 from loragraft.cli.progress import progress
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     "loragraft compare --base ./hf-folder --lora adapter --text valid.txt",
     "loragraft compare --base base.gguf --lora adapter=0.8 --text valid.txt --type Q5_K_M --context 256",
     "loragraft compare --base base.gguf --lora adapter --text valid.txt --windows 50 --json",
+    "loragraft compare --base base.gguf --lora adapter --text valid.txt --type IQ4_XS --type Q4_K_M --type Q6_K "
+    "--keep 99.5% --plot kept.svg",
 )
 @option(
     "--base",
@@ -48,26 +53,38 @@ if TYPE_CHECKING:
 )
 @TEXT
 @LORA
-@option("--type", "target", type=TARGET, default="Q4_K_M", metavar="TYPE", help="How to quantize.")
+@option(
+    "--type",
+    "targets",
+    type=TARGET,
+    multiple=True,
+    default=("Q4_K_M",),
+    default_text="Q4_K_M",
+    metavar="TYPE",
+    help="How to quantize. May be given several times.",
+)
+@option(
+    "--keep",
+    type=Parsed("loragraft.cli.units:share"),
+    default="99%",
+    metavar="PERCENT",
+    help="How much of the fine-tune is wanted.",
+)
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
 @context_option(512)
 @WINDOWS
 @MAX_CHARS
 @BACKEND
 @THREADS
-@option(
-    "--work-dir",
-    type=FILE,
-    metavar="DIR",
-    default_text="the system's place",
-    help="Where to make temporary files.",
-)
+@WORK_DIR
+@plot_option("the share kept against the size")
 @JSON
 def compare(
     base: Path,
     text: Path,
     lora: tuple[tuple[Path, float], ...],
-    target: FileType,
+    targets: tuple[FileType, ...],
+    keep: float,
     imatrix: Path | None,
     context: int,
     windows: int | None,
@@ -75,27 +92,37 @@ def compare(
     backend: BackendName,
     threads: int | None,
     work_dir: Path | None,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Measure which deployment keeps more of a fine-tune: merged then quantized, or the adapter at run time.
 
-    Reads a text with (a) the adapter merged, then quantized, (b) the adapter at run time on the quantized base, (c)
-    the merged model at full precision, (d) the base without the adapter; and prints for each the perplexity, the mean
-    KL divergence from (c), how often its likeliest token is also (c)'s, the share of the fine-tune kept, and its size.
+    With several types it also says which is the smallest deployment that keeps enough. For each --type a text is read
+    with the adapter merged, then quantized, and with the adapter at run time on the quantized base; and once with the
+    merged model at full precision and with the base alone. Printed for each: the perplexity, the mean KL divergence
+    from the model at full precision, how often its likeliest token is also that model's, the share of the fine-tune
+    kept, and the size. One type at a time is on disk.
 
     Perplexity is computed as llama-perplexity does: the text's tokens are cut into windows of --context tokens, each
     starting with BOS if the model uses one, and only the second half of each window is scored. The share kept is 1 -
-    KL(x) / KL(d): all that the adapter changed is the distance from (d) to (c).
+    KL(x) / KL(base alone), for all that the adapter changed is the distance from the base to the full-precision model.
+    After ± stands one standard error; a deployment keeps enough if two of them below its share still do.
     """
     if not lora:
         raise click.UsageError("give at least one adapter with --lora")
+    from loragraft.compare import save_picture
+    from loragraft.evaluate.picture import check_picture
+
+    if plot is not None:
+        check_picture(plot)
     words = read_text(text, max_chars)
     with progress() as bars:
         result = lg.compare(
             base,
             lora,
             words,
-            type=target.name,
+            types=[target.name for target in targets],
+            keep=keep,
             imatrix=imatrix,
             context=context,
             limit=windows,
@@ -104,6 +131,9 @@ def compare(
             work_dir=work_dir,
             progress=bars,
         )
+    if plot is not None:
+        save_picture(result, plot)
+        console.info(f"wrote {plot}")
     if as_json:
         console.result(json.dumps(result.as_dict(), indent=2))
         return
@@ -115,9 +145,9 @@ def table(result: Comparison) -> Table:
     from rich import box
     from rich.table import Table
 
-    from loragraft.compare import BASE
+    from loragraft.evaluate.verdict import percent_text
 
-    first = next(iter(result.deployments.values())).perplexity
+    first = result.full.perplexity
     scored = (
         f"{plural(first.tokens, 'prediction')} in the second halves of {plural(first.windows, 'window')} "
         f"of {result.context} tokens"
@@ -128,16 +158,17 @@ def table(result: Comparison) -> Table:
     grid.add_column("deployment")
     for heading in ("perplexity", "mean KL", "same top-1", "kept", "size"):
         grid.add_column(heading, justify="right")
-    base = result.deployments[BASE].divergence
-    for letter, row in zip("abcd", result.deployments.values(), strict=True):
-        measured = ["", "", ""]
-        if row.divergence is not None and base is not None:
-            share = f"{100 * (1 - row.divergence.mean / base.mean):.1f} %" if base.mean > 0 else ""
-            measured = [
-                f"{row.divergence.mean:.5f}",
-                f"{100 * row.divergence.same_top:.1f} %",
-                "" if row.divergence is base else share,
-            ]
-        perplexity = f"{row.perplexity.value:.2f} ± {row.perplexity.error:.2f}"
-        grid.add_row(f"({letter}) {row.label}", perplexity, *measured, f"{row.size / 1e6:.1f} MB")
+    for row in [
+        *(row for one in result.types for row in (one.merged, one.runtime)),
+        result.full,
+        result.base,
+    ]:
+        grid.add_row(
+            row.label,
+            f"{row.perplexity.value:.2f} ± {row.perplexity.error:.2f}",
+            "" if row.divergence is None else f"{row.divergence.mean:.5f}",
+            "" if row.divergence is None else f"{100 * row.divergence.same_top:.1f} %",
+            "" if row.kept is None else percent_text(row.kept),
+            f"{row.size / 1e6:.1f} MB",
+        )
     return grid

@@ -95,6 +95,13 @@ THREADS = option(
     default_text="all CPUs",
     help="Threads to use.",
 )
+WORK_DIR = option(
+    "--work-dir",
+    type=FILE,
+    metavar="DIR",
+    default_text="the system's place",
+    help="Where to make temporary files.",
+)
 JSON = flag("--json", "as_json", help="Print the result as JSON.")
 
 
@@ -107,6 +114,10 @@ def context_option(default: int) -> Callable[[Callable[..., None]], Callable[...
         default=default,
         help="Tokens per window.",
     )
+
+
+def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return option("--plot", type=FILE, metavar="FILE", help=f"Draw {what} (PNG or SVG; needs matplotlib).")
 
 
 def files_of(path: Path) -> list[Path]:

@@ -50,6 +50,10 @@ class DivergenceMeter:
         """KL of every token so far, in order [n]."""
         return np.concatenate(self._kl)
 
+    def by_window(self) -> Doubles:
+        """KL of every token so far [windows, tokens], if all windows had as many."""
+        return np.stack(self._kl)
+
     def result(self) -> Divergence:
         values = self.values()
         median, p99 = np.percentile(values, [50, 99])

@@ -1,31 +1,30 @@
-"""Which of two deployments keeps more of a fine-tune, in a sentence.
+"""Which deployment to take, in a sentence.
 
 The yardstick is the mean KL divergence from the fine-tune at full precision: that of the base without the adapter is
-all that the adapter changed, and a deployment keeps of it the share 1 - KL(deployment) / KL(base). The two are
-compared token by token, so the noise that they share (the base's quantization) cancels.
+all that the adapter changed, and a deployment keeps of it the share 1 - KL(deployment) / KL(base).
 """
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log10
 
 from loragraft.evaluate.perplexity import Doubles
+from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate, mean, share_kept
 
-SIGNIFICANT = 2.0  # standard errors
-
-
-def kept(deployment: Doubles, base: Doubles) -> float:
-    """The share of the fine-tune that is kept; negative if quantization moved the model further than the adapter."""
-    return 1 - float(deployment.mean()) / float(base.mean())
+NOTHING = "The adapter changes nothing on this text, so there is nothing to lose."
 
 
 def verdict(merged: Doubles, runtime: Doubles, base: Doubles) -> str:
-    """One sentence from the divergences [n] of the same n tokens."""
+    """Which of two deployments of one type keeps more, from the divergences [windows, tokens] of the same tokens.
+
+    They are compared token by token, so the noise that they share (the base's quantization) cancels.
+    """
     if not base.mean() > 0:
-        return "The adapter changes nothing on this text, so there is nothing to lose."
-    difference = merged - runtime
-    mean, error = float(difference.mean()), float(difference.std() / sqrt(max(len(difference) - 1, 1)))
-    shares = {"merged": kept(merged, base), "runtime": kept(runtime, base)}
+        return NOTHING
+    difference = mean(merged - runtime)
+    shares = {"merged": share_kept(merged, base).value, "runtime": share_kept(runtime, base).value}
     percent = {name: f"{100 * share:.1f} %" for name, share in shares.items()}
     if max(shares.values()) <= 0:
         return (
@@ -33,12 +32,12 @@ def verdict(merged: Doubles, runtime: Doubles, base: Doubles) -> str:
             f"{runtime.mean():.4g} at run time) than the adapter does ({base.mean():.4g}); take a larger type."
         )
     measured = f"mean KL {merged.mean():.4g} merged against {runtime.mean():.4g} at run time"
-    if abs(mean) <= SIGNIFICANT * error:
+    if abs(difference.value) <= SIGNIFICANT * difference.error:
         return (
             f"Both keep the fine-tune equally well on this text ({percent['merged']} merged, {percent['runtime']} at "
             f"run time; {measured}, no more apart than chance): merge, it is one file and faster."
         )
-    if mean > 0:
+    if difference.value > 0:
         return (
             f"The adapter at run time keeps more of the fine-tune: {percent['runtime']} of what it changed, against "
             f"{percent['merged']} when merged before quantizing ({measured})."
@@ -47,3 +46,50 @@ def verdict(merged: Doubles, runtime: Doubles, base: Doubles) -> str:
         f"Merging before quantizing keeps more of the fine-tune: {percent['merged']} of what it changed, against "
         f"{percent['runtime']} with the adapter at run time ({measured})."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A deployment to choose: its label, bytes, and the share of the fine-tune that it keeps."""
+
+    label: str
+    size: int
+    kept: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.size / 1e6:.1f} MB, {percent_text(self.kept)})"
+
+
+def percent_text(share: Estimate) -> str:
+    """`99.41 ± 0.03 %`: as many decimals as the error makes sense of, from one to four."""
+    decimals = 1 if share.error <= 0 else min(max(1, ceil(-log10(100 * share.error))), 4)
+    return f"{100 * share.value:.{decimals}f} ± {100 * share.error:.{decimals}f} %"
+
+
+def smallest(candidates: Sequence[Candidate], keep: float) -> Candidate | None:
+    """The smallest that surely keeps at least the share `keep`; the first of equals."""
+    sure = [candidate for candidate in candidates if candidate.kept.at_least(keep)]
+    return min(sure, key=lambda candidate: candidate.size, default=None)
+
+
+def recommendation(candidates: Sequence[Candidate], keep: float) -> str:
+    """Which of `candidates` to take if the share `keep` of the fine-tune is wanted, and where the text is too short to
+    tell."""
+    wanted = f"{100 * keep:.4g} % of the fine-tune"
+    chosen = smallest(candidates, keep)
+    unsure = [
+        one
+        for one in candidates
+        if not one.kept.at_least(keep)
+        and not one.kept.below(keep)
+        and (chosen is None or one.size < chosen.size)
+    ]
+    perhaps = ""
+    if unsure:
+        perhaps = f" {min(unsure, key=lambda one: one.size)} may too: this text is too short to tell."
+    if chosen is not None:
+        return f"The smallest that keeps {wanted}: {chosen}.{perhaps}"
+    if perhaps:
+        return f"None surely keeps {wanted}.{perhaps}"
+    best = max(candidates, key=lambda one: one.kept.value)
+    return f"None keeps {wanted}; {best} comes closest. Take a larger type."

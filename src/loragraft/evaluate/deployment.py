@@ -1,0 +1,31 @@
+"""One way to deploy a fine-tune, with what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loragraft.evaluate.divergence import Divergence
+from loragraft.evaluate.perplexity import Doubles, Perplexity
+from loragraft.evaluate.reading import Reading
+from loragraft.evaluate.uncertainty import Estimate, share_kept
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """`size`: bytes of weights (and of the adapter, where it is separate).
+
+    `divergence` is from the full-precision merged model, None for that model itself; `kept` the share of the fine-tune,
+    None for that model, for the base, and if the adapter changes nothing.
+    """
+
+    label: str
+    size: int
+    perplexity: Perplexity
+    divergence: Divergence | None = None
+    kept: Estimate | None = None
+
+    @classmethod
+    def of(cls, label: str, size: int, reading: Reading, base: Doubles | None = None) -> Deployment:
+        """From what it made of a text; `base`: the divergences [windows, tokens] of the base without the adapter."""
+        kept = share_kept(reading.kl, base) if base is not None and base.mean() > 0 else None
+        return cls(label, size, reading.perplexity, reading.divergence, kept)

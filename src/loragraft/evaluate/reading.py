@@ -1,0 +1,72 @@
+"""Models read a text beside the fine-tune at full precision, which is what each is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loragraft.evaluate.divergence import Divergence, DivergenceMeter
+from loragraft.evaluate.perplexity import (
+    Doubles,
+    Ids,
+    Meter,
+    Perplexity,
+    Scorer,
+    count,
+    log_softmax,
+    losses,
+    windows,
+)
+from loragraft.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Tokens int32 [n] and how they are read: in windows of `context`, each starting with `bos` if that is not None,
+    the first `limit` of them (`loragraft.evaluate.perplexity`)."""
+
+    ids: Ids
+    context: int
+    bos: int | None
+    limit: int | None = None
+
+    @property
+    def windows(self) -> int:
+        return count(self.ids, self.context, self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model made of the text. `kl`: the divergence from the fine-tune of every scored token, in nats, float64
+    [windows, tokens]."""
+
+    perplexity: Perplexity
+    divergence: Divergence
+    kl: Doubles
+
+
+def read_beside(
+    full: Scorer, others: Mapping[str, Scorer], text: Text, progress: Progress = SILENT
+) -> tuple[Perplexity, dict[str, Reading]]:
+    """The perplexity of `full`, and how each of `others` reads the same windows.
+
+    All read one window before the next is read, so that nothing but one window's logits is kept. Raises LoragraftError
+    for a text shorter than two windows.
+    """
+    own = Meter()
+    perplexities = {name: Meter() for name in others}
+    divergences = {name: DivergenceMeter() for name in others}
+    for window in windows(text.ids, text.context, text.bos, limit=text.limit):
+        reference = log_softmax(full.logits(window.ids)[window.scored])
+        own.add(losses(reference, window.targets))
+        progress.advance(1)
+        for name, model in others.items():
+            predicted = log_softmax(model.logits(window.ids)[window.scored])
+            perplexities[name].add(losses(predicted, window.targets))
+            divergences[name].add(reference, predicted)
+            progress.advance(1)
+    readings = {
+        name: Reading(perplexities[name].result(), divergences[name].result(), divergences[name].by_window())
+        for name in others
+    }
+    return own.result(), readings
