@@ -50,11 +50,12 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, scale: flo
                 writer.write(name, start * kind.itemsize, (values * np.float32(scale)).astype(kind))
 
 
-def make_base(folder: Path, layers: int) -> int:
-    """A Llama in shards, one a layer; the number of its weights."""
+def make_base(folder: Path, layers: int, vocabulary: int | None = None) -> int:
+    """A Llama in shards, one a layer; the number of its weights. `vocabulary`: None for the example's own."""
     config = json.loads((EXAMPLE / "llama-kjv/config.json").read_text())
     config |= {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": layers}
     config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}
+    config["vocab_size"] = vocabulary or config["vocab_size"]
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
