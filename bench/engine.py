@@ -63,7 +63,7 @@ def bench_product(kind: QuantType, threads: int) -> None:
     weight = engine.Weight(data, kind.id, columns)
     end = engine.LinearEnd(1, rows, None, None, None, 1.0)
     pool = engine.ThreadPool(threads)
-    weight.pack(pool)
+    weight.pack(pool, engine.Arena())
     cells = [f"{kind.name:8}"]
     for tokens in (1, 4, 32, 256):
         x = engine.Input()

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arena.h"
 #include "engine_run.h"
 #include "kernels.h"
 
@@ -66,20 +67,21 @@ class Weight {
     }
 
     // Makes the engine's own layout of the weight, which products with 8-bit activations then read, where its type has
-    // one. Costs as much memory as the weight.
-    void pack(ThreadPool& pool) {
+    // one; whether it has. Costs as much memory, in `arena`, as the weight.
+    bool pack(ThreadPool& pool, Arena& arena) {
         const PackedKernels& kernel = kernels().engine.packed[type_];
         if (!kernel.pack || packed_) {
-            return;
+            return packed_ != nullptr;
         }
         nb::gil_scoped_release release;
         const int64_t groups = (rows() + PACKED_ROWS - 1) / PACKED_ROWS, bytes = kernel.group_bytes(cols_);
         expert_bytes_ = groups * bytes;
-        uint8_t* packed = packed_memory_.get(experts_ * expert_bytes_);
+        uint8_t* packed = arena.get(size_t(experts_ * expert_bytes_));
         pool.run(experts_ * groups, [&](int64_t i, int) {
             kernel.pack(task(i / groups), i % groups * PACKED_ROWS, packed + i * bytes);
         });
         packed_ = packed;
+        return true;
     }
 
     // Rows `ids` as floats [len(ids), cols].
@@ -100,8 +102,7 @@ class Weight {
     Rows data_;
     int type_;
     int64_t cols_, experts_;
-    Scratch<uint8_t> packed_memory_;
-    const uint8_t* packed_ = nullptr;
+    const uint8_t* packed_ = nullptr; // in the arena given to `pack`
     int64_t expert_bytes_ = 0;
 };
 
@@ -397,12 +398,13 @@ void bind_engine(nb::module_& parent) {
         .def(nb::init<int>(), nb::arg("threads"))
         .def_prop_ro("size", &ThreadPool::size);
     m.def("has_type", [](int type) { return type >= 0 && type < TYPE_COUNT && kernels().type[type].dequantize; });
+    nb::class_<Arena>(m, "Arena").def(nb::init<>());
     nb::class_<Weight>(m, "Weight")
         .def(nb::init<Rows, int, int64_t, int64_t>(), nb::arg("data"), nb::arg("kind"), nb::arg("cols"),
              nb::arg("experts") = 1)
         .def_prop_ro("cols", &Weight::cols)
         .def_prop_ro("has_q8", &Weight::has_q8)
-        .def("pack", &Weight::pack)
+        .def("pack", &Weight::pack, nb::keep_alive<1, 3>(), nb::arg("pool"), nb::arg("arena"))
         .def("gather", &Weight::gather);
     nb::class_<LinearEnd>(m, "LinearEnd")
         .def(nb::init<int64_t, int64_t, std::optional<Vector>,

@@ -97,8 +97,13 @@ class Requantized(TensorSource):
         floats = reference.dequantize(source.rows(0, source.n_rows), source.type)
         self._rows = native.quantize(floats, kind, np.ones(source.columns, np.float32))
 
+        self.released = 0
+
     def rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         return self._rows[start:stop]
+
+    def release(self, start: int, stop: int) -> None:
+        self.released += stop - start
 
 
 TYPES = [kind for kind in BY_NAME.values() if native.supports(kind)]
@@ -125,6 +130,16 @@ def test_whole_models_in_every_type(kind: QuantType) -> None:
         session = NativeBackend().open(graph, weights, Options(activations=activations))
         found = np.concatenate([session.forward(part) for part in np.split(ids, [7, 71])])
         assert nmse(found, wanted) < tolerance, activations
+
+
+@pytest.mark.parametrize(("activations", "copied"), [("q8", True), ("f32", False)])
+def test_pages_of_copied_weights_are_given_back(activations: str, copied: bool) -> None:
+    source = open_model(data("gguf/llama-kjv.merged-f16.gguf"))
+    weight = Requantized(source.tensors["blk.0.ffn_up.weight"], BY_NAME["Q4_K"])
+    weights = {**source.tensors, weight.name: weight}
+    graph = build_graph(source.metadata, tensor_facts(weights))
+    NativeBackend().open(graph, weights, Options(activations=activations))
+    assert weight.released == (weight.n_rows if copied else 0)
 
 
 def test_a_long_context_of_a_small_model() -> None:

@@ -45,7 +45,7 @@ def multiply(
 ) -> Floats:
     weight = engine.Weight(data, kind.id, x.shape[1])
     if mode == "packed":
-        weight.pack(engine.ThreadPool(threads))
+        weight.pack(engine.ThreadPool(threads), engine.Arena())
     source = engine.Input()
     source.set(x)
     y = np.full((len(x), rows), np.nan, np.float32)

@@ -53,7 +53,7 @@ class Model:
         memory again as they take."""
         self.plan: Plan = plan(graph)
         self._pool = pool
-        self._pack = pack
+        self._arena = engine.Arena() if pack else None
         self._weights = weights
         self._floats: dict[str, Floats] = {}
         self._matrices: dict[str, Any] = {}
@@ -121,8 +121,14 @@ class Model:
         input_scale = self.floats(step.input_scale) if step.input_scale else None
         nvfp4 = isinstance(tensor, TensorSource) and tensor.type.name == "NVFP4"
         weight = self.matrix(step.weight)
-        if self._pack:
-            weight.pack(self._pool)
+        if (
+            self._arena is not None
+            and weight.pack(self._pool, self._arena)
+            and isinstance(tensor, TensorSource)
+        ):
+            tensor.release(
+                0, tensor.n_rows
+            )  # the file's pages are read no more, but for the rows of an embedding
         return Linear(weight, end, rows, lora, first, input_scale, nvfp4)
 
 
