@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from gguf import GGML_QUANT_VERSION, LlamaFileType
-
 from loragraft.adapters.gguf_adapter import ALPHA, gguf_shapes, write_gguf_adapter
 from loragraft.adapters.lora import Adapter
 from loragraft.errors import AdapterError
-from loragraft.formats.gguf.values import Metadata, Value
+from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.model_card import general_metadata
@@ -20,6 +18,7 @@ from loragraft.merge import merge
 from loragraft.models import load_adapter, open_model
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
+from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.streaming.model_writer import Report
 
@@ -105,7 +104,7 @@ def convert_adapter(
     )
     if loaded.alpha is not None:
         metadata[ALPHA] = Value.f32(loaded.alpha)
-    metadata["general.quantization_version"] = Value.u32(GGML_QUANT_VERSION)
+    metadata["general.quantization_version"] = Value.u32(QUANTIZATION_VERSION)
     write_gguf_adapter(loaded, metadata, Path(output), _files(path))
     for note in notes:
         progress.note(note)
@@ -140,7 +139,7 @@ def _keeping(model: ModelSource, quantized: Sequence[str], options: QuantizeOpti
     """`options` under which the `quantized` tensors stay as they are, and the file is called what they are."""
     override = dict(options.override_kv)
     if any(model.tensors[name].type.name == "NVFP4" for name in quantized):
-        override.setdefault("general.file_type", Value.u32(LlamaFileType.MOSTLY_NVFP4))
+        override.setdefault("general.file_type", Value.u32(FILE_TYPES["NVFP4"].number))
     return replace(options, keep_quantized=True, override_kv=override)
 
 

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from gguf import TokenType
 from tokenizers import AddedToken
 
 from loragraft import bpe
 from loragraft.errors import UnsupportedError
-from loragraft.formats.gguf.values import Value
+from loragraft.formats.gguf.values import TokenType, Value
 from loragraft.formats.pretokenizers import ADD_BOS, PRETOKENIZERS
 
 Ids = npt.NDArray[np.int32]

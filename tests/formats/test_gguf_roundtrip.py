@@ -6,11 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.formats.gguf.values import QUANTIZATION_VERSION, TokenType, ValueType
 from loragraft.formats.gguf.writer import GGUFWriter, Layout, TensorSpec
 from paths import data
 
@@ -66,3 +68,11 @@ def test_tensors_have_the_golden_types_shapes_and_bytes() -> None:
     assert found.keys() == golden.keys()
     for name, facts in golden.items():
         assert {key: found[name][key] for key in found[name]} == {key: facts[key] for key in found[name]}
+
+
+def test_the_enums_are_those_of_the_gguf_package() -> None:
+    assert {kind.name: kind.value for kind in ValueType} == {
+        kind.name: kind.value for kind in gguf.GGUFValueType
+    }
+    assert {kind.name: kind.value for kind in TokenType} == {kind.name: kind.value for kind in gguf.TokenType}
+    assert QUANTIZATION_VERSION == gguf.GGML_QUANT_VERSION

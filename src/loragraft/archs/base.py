@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES
-
 from loragraft.archs.config import Config
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
@@ -52,9 +50,9 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """One architecture. `gguf` is its number in the `gguf` package, whose name map translates tensor names."""
+    """One architecture, by its name in `general.architecture`."""
 
-    gguf: MODEL_ARCH
+    name: str
     model_types: tuple[str, ...]
     """The `model_type`s of config.json that are this architecture."""
     hf_class: str = ""
@@ -78,11 +76,6 @@ class Arch:
     what counts its heads: "heads" or "kv_heads"."""
     rope_freqs: Callable[[Config], Any] = lambda config: None
     """The `rope_freqs.weight` tensor (float32 [rotary/2]) that the RoPE scaling needs, or None."""
-
-    @property
-    def name(self) -> str:
-        """`general.architecture`"""
-        return str(MODEL_ARCH_NAMES[self.gguf])
 
 
 class Registry:

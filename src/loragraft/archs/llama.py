@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf import MODEL_ARCH
-
 from loragraft.archs.base import LLAMA_MODULES, Arch, Mixture
 from loragraft.archs.blocks import Attention, Routed, decoder, swiglu
 from loragraft.archs.config import Config
@@ -33,7 +31,7 @@ MIXTRAL = Mixture(
     projections=frozenset(["w1", "w2", "w3"]),
 )
 ARCH = Arch(
-    gguf=MODEL_ARCH.LLAMA,
+    name="llama",
     model_types=("llama", "mistral", MIXTRAL.model_type),
     hf_class="LlamaForCausalLM",
     modules=LLAMA_MODULES | {MIXTRAL.router} | MIXTRAL.projections,

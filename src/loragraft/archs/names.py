@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gguf import get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from loragraft.archs import ARCHS
 from loragraft.archs.hparams import read_hparams
@@ -43,7 +43,8 @@ class TensorNames:
         arch = ARCHS.by_name(h.arch)
         self.layers, self.experts = h.layers, h.experts
         self._modules = arch.modules
-        self._map = get_tensor_name_map(arch.gguf, h.layers)
+        number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == arch.name)
+        self._map = get_tensor_name_map(number, h.layers)
         counts = {"heads": h.heads, "kv_heads": h.kv_heads}
         self._heads = {module: counts[count] for module, count in arch.rotary.items()}
 

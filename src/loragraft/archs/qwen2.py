@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf import MODEL_ARCH
-
 from loragraft.archs.base import Arch
 from loragraft.archs.blocks import Attention, decoder, swiglu
 from loragraft.archs.hparams import Hparams
@@ -15,7 +13,7 @@ from loragraft.graph.ops import Graph, TensorFact
 # ---- from Hugging Face ----
 
 ARCH = Arch(
-    gguf=MODEL_ARCH.QWEN2,
+    name="qwen2",
     model_types=("qwen2",),
     hf_class="Qwen2ForCausalLM",
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},

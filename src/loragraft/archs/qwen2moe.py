@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf import MODEL_ARCH
-
 from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, Routed, decoder
 from loragraft.archs.config import Config
@@ -25,7 +23,7 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
 
 
 ARCH = Arch(
-    gguf=MODEL_ARCH.QWEN2MOE,
+    name="qwen2moe",
     model_types=("qwen2_moe",),
     hf_class="Qwen2MoeForCausalLM",
     modules=LLAMA_MODULES | {"gate", "shared_expert_gate"},

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf import MODEL_ARCH
-
 from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, decoder, swiglu
 from loragraft.archs.hparams import Hparams
@@ -15,7 +13,7 @@ from loragraft.graph.ops import Graph, TensorFact
 # ---- from Hugging Face ----
 
 ARCH = Arch(
-    gguf=MODEL_ARCH.QWEN3,
+    name="qwen3",
     model_types=("qwen3",),
     hf_class="Qwen3ForCausalLM",
     modules=LLAMA_MODULES | {"q_norm", "k_norm"},

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf import MODEL_ARCH
-
 from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, Routed, decoder
 from loragraft.archs.config import Config
@@ -22,7 +20,7 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
 
 
 ARCH = Arch(
-    gguf=MODEL_ARCH.QWEN3MOE,
+    name="qwen3moe",
     model_types=("qwen3_moe",),
     hf_class="Qwen3MoeForCausalLM",
     modules=LLAMA_MODULES | {"q_norm", "k_norm", "gate"},

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf import MODEL_ARCH
-
 from loragraft.archs.base import LLAMA_MODULES, Arch
 from loragraft.archs.blocks import Attention, decoder, gelu_mlp
 from loragraft.archs.hparams import Hparams
@@ -15,7 +13,7 @@ from loragraft.graph.ops import Graph, TensorFact
 # ---- from Hugging Face ----
 
 ARCH = Arch(
-    gguf=MODEL_ARCH.STARCODER2,
+    name="starcoder2",
     model_types=("starcoder2",),
     hf_class="Starcoder2ForCausalLM",
     modules=LLAMA_MODULES - {"gate_proj", "up_proj", "down_proj"} | {"c_fc", "c_proj"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +42,8 @@ def reported() -> Iterator[None]:
         raise
     except Exception as error:
         if console.is_verbose():
+            import traceback
+
             traceback.print_exc()
         line = f"{type(error).__name__}: {error}".replace("\n", "\\n")
         raise _exit(

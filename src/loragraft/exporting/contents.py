@@ -12,10 +12,10 @@ from loragraft.archs.hf_config import CheckpointNames
 from loragraft.archs.rope import rope_row_order
 from loragraft.errors import UnsupportedError
 from loragraft.exporting.matrix import GROUP, Matrix, shared_scale
+from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows, in_memory
-from loragraft.graph.chains import scale_of
-from loragraft.streaming.nvfp4_scales import companion, group_of
+from loragraft.streaming.nvfp4_scales import group_of
 
 _EMBEDDING = "token_embd.weight"
 #: Matrices that stay in floating point, as ModelOpt's default leaves them.

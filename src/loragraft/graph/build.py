@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loragraft.errors import FormatError
-from loragraft.graph.chains import scale_of
+from loragraft.formats.gguf.scales import scale_of
 from loragraft.graph.ops import Graph, Node, Op, TensorFact
 
 Ref = int

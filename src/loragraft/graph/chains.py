@@ -8,7 +8,7 @@ docs/numerics.md.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -166,12 +166,3 @@ def with_epilogues(graph: Graph, epilogues: Mapping[int, Sequence[Node]]) -> Gra
             )
             moved[index] = len(nodes) - 1
     return replace(graph, nodes=tuple(nodes), output=moved[graph.output])
-
-
-def scale_of(weight: str, tensors: Container[str]) -> str | None:
-    """The tensor that holds the per-tensor (per-expert) scale of `weight`, if the file has one: `<base>.scale`. The
-    weight of a tied output may keep it under the output's name."""
-    names = [f"{weight.removesuffix('.weight')}.scale"]
-    if weight == "token_embd.weight" and "output.weight" not in tensors:
-        names.append("output.scale")
-    return next((name for name in names if name in tensors), None)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from loragraft.errors import GraphError
-from loragraft.graph.chains import FAMILIES, Chain, Stage, find_chains, scale_of
+from loragraft.formats.gguf.scales import scale_of
+from loragraft.graph.chains import FAMILIES, Chain, Stage, find_chains
 from loragraft.graph.ops import Graph, Op
 from loragraft.graph.signatures import IllegalNode, check_node
 

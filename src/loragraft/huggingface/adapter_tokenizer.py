@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from gguf import TokenType
 
 from loragraft.errors import AdapterError, FormatError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.gguf.values import Metadata, Value
+from loragraft.formats.gguf.values import Metadata, TokenType, Value
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.vocab import tokenizer_metadata
 

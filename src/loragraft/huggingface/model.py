@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import LlamaFileType
 
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
@@ -21,15 +20,13 @@ from loragraft.archs.names import Place, TensorNames
 from loragraft.archs.rope import rope_row_order
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.gguf.values import Metadata, Value, ValueType
+from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Reordered, Stacked, float_rows, in_memory, widened
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.huggingface.weights import Weight, read_weights
-
-#: `general.quantization_version`: the layout of ggml's block types.
-_QUANTIZATION_VERSION = 2
+from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 
 
 def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
@@ -55,7 +52,7 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
         **hyperparameters(arch, config, _file_type(tensors)),
-        "general.quantization_version": Value.u32(_QUANTIZATION_VERSION),
+        "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
         **_activation_hints(placement.wide_activations),
         **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
     }
@@ -76,18 +73,10 @@ def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:
         )
 
 
-_FILE_TYPES = {
-    "F32": LlamaFileType.ALL_F32,
-    "F16": LlamaFileType.MOSTLY_F16,
-    "BF16": LlamaFileType.MOSTLY_BF16,
-    "NVFP4": LlamaFileType.MOSTLY_NVFP4,
-}
-
-
 def _file_type(tensors: dict[str, TensorSource]) -> int:
     """`general.file_type`: NVFP4 if any weight is, else the type of the first weight with two axes."""
     types = [tensor.type.name for tensor in tensors.values() if len(tensor.shape) > 1]
-    return int(_FILE_TYPES["NVFP4" if "NVFP4" in types else next(iter(types), "F16")])
+    return FILE_TYPES["NVFP4" if "NVFP4" in types else next(iter(types), "F16")].number
 
 
 def _activation_hints(names: set[str]) -> Metadata:

@@ -8,10 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gguf import TokenType
-
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
+from loragraft.formats.gguf.values import TokenType
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS, recognise
 
 #: More tokens than any tokenizer has; a file that says so is refused before anything is sized by it.

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gguf import TokenType
-
-from loragraft.formats.gguf.values import Metadata
+from loragraft.formats.gguf.values import Metadata, TokenType
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS
 from loragraft.huggingface.tokenizer_file import SPACE
 

@@ -7,7 +7,6 @@ llama-quant.cpp (the default types) and the usage text of tools/quantize (names,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from loragraft.errors import UnsupportedError
 from loragraft.quants.types import BY_NAME as TYPES
@@ -102,6 +101,8 @@ def file_type(text: str) -> FileType:
     if found is None and name.isascii() and name.isdigit():
         found = BY_NUMBER.get(int(name[:9]))
     if found is None:
+        from difflib import get_close_matches
+
         names = [*BY_NAME, *ALIASES]
         near = get_close_matches(name, names, 1)
         raise UnsupportedError(

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from loragraft.formats.gguf.scales import companion
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed
 from loragraft.progress import Progress
@@ -30,11 +30,6 @@ _FUSED = (
     (re.compile(r"(blk\.\d+\.)attn_[qkv]\.weight"), "attn_qkv"),
     (re.compile(r"(blk\.\d+\.)ffn_(?:gate|up)(_exps|_shexp)?\.weight"), "ffn_gate_up"),
 )
-
-
-def companion(name: str, part: str) -> str:
-    """The tensor that scales the weight `name` (`scale`), or its activations (`input_scale`)."""
-    return f"{name.removesuffix('.weight')}.{part}"
 
 
 def group_of(name: str) -> tuple[str, ...]:
@@ -82,6 +77,8 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
     scaled = [step for step in steps if step.scales is not None]
     if not scaled:
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     from loragraft.quants.nvfp4 import tensor_scale  # and with it every NumPy quantizer: slow to import
 
     progress.start("Measuring NVFP4 scales", sum(step.weights for step in scaled))

@@ -14,18 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loragraft import _native
-from loragraft.adapters.delta import Delta
-from loragraft.adapters.lora import Floats
 from loragraft.errors import QuantizeError
 from loragraft.formats.layout import TensorWriter
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.types import F32, QuantType
 from loragraft.streaming.journal import Journal, Span
+
+if TYPE_CHECKING:
+    from loragraft.adapters.delta import Delta
+    from loragraft.adapters.lora import Floats
 
 #: Weights of a chunk: some milliseconds of work, so that neither its call nor the wait for the last one matters.
 CHUNK_WEIGHTS = 512 * 1024

@@ -10,27 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loragraft.adapters.delta import Delta
-from loragraft.adapters.lora import Floats
 from loragraft.errors import ImatrixError, QuantizeError, UnsupportedError
 from loragraft.formats.gguf.reader import GGUFTensor
-from loragraft.formats.gguf.values import Metadata, Value
-from loragraft.formats.imatrix import Imatrix
+from loragraft.formats.gguf.scales import companion, scale_of
+from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.graph.chains import scale_of
 from loragraft.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
 from loragraft.quants.roles import Category, category, layer_of, may_quantize, output_order
 from loragraft.quants.types import F16, QuantType
-from loragraft.streaming.nvfp4_scales import NVFP4, add_scales, companion
+from loragraft.streaming.nvfp4_scales import NVFP4, add_scales
 from loragraft.streaming.pipeline import Step
 
-#: `general.quantization_version`: the layout of ggml's block types.
-QUANTIZATION_VERSION = 2
+if TYPE_CHECKING:
+    from loragraft.adapters.delta import Delta
+    from loragraft.adapters.lora import Floats
+    from loragraft.formats.imatrix import Imatrix
+
 #: Set in `general.file_type` if the type was guessed from the tensors (llama.h, LLAMA_FTYPE_GUESSED).
 GUESSED = 1024
 
@@ -278,6 +279,8 @@ def _load_imatrix(options: QuantizeOptions) -> Imatrix | None:
     """The matrix that the options name, without the entries that they leave out; None if nothing is left."""
     if options.imatrix is None:
         return None
+    from loragraft.formats.imatrix import Imatrix
+
     imatrix = Imatrix.load(options.imatrix).select(options.include_weights, options.exclude_weights)
     return imatrix if imatrix.sums else None
 

@@ -4,13 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from gguf import GGUFValueType
 
-ValueType = GGUFValueType
 
+class ValueType(IntEnum):
+    """What a metadata value is, as the file numbers it (`gguf_type` of gguf.h)."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+class TokenType(IntEnum):
+    """What a token is, in `tokenizer.ggml.token_type` (`llama_token_type` of llama.h)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+#: `general.quantization_version`: the layout of ggml's block types.
+QUANTIZATION_VERSION = 2
 #: ggml allows no more axes than this.
 MAX_DIMS = 4
 #: Of tensor data, in bytes, where the metadata does not say another in `general.alignment`.
