@@ -195,11 +195,13 @@ void q2_k_tile(Tile& t, uint8_t* y) {
     const int n = t.padded * SUPER;
     if (t.weighted) {
         weigh(t, 1.0f);
-        search_affine_tile<16, 3, false>(t.x, t.weights, n, {-0.9f, 0.05f, 36}, sub);
+        static constexpr AffineSearch WEIGHTED = affine_search(3, -0.9f, 0.05f, 37);
+        search_affine_tile<16, 3, false>(t.x, t.weights, n, WEIGHTED, sub);
         fitted_scales<16>(t, sub.scale, sub.weight, 15, t.d, t.scale_code);
         fitted_scales<16>(t, sub.low, sub.weight, 15, t.dmin, t.low_code);
     } else {
-        search_affine_tile<16, 3, true>(t.x, nullptr, n, {-0.5f, 0.1f, 15}, sub, [](const vf* x, vf* w) {
+        static constexpr AffineSearch PLAIN = affine_search(3, -0.5f, 0.1f, 16);
+        search_affine_tile<16, 3, true>(t.x, nullptr, n, PLAIN, sub, [](const vf* x, vf* w) {
             for (int k = 0; k < 16 * G; ++k) {
                 w[k] = magnitude(x[k]);
             }
@@ -352,12 +354,14 @@ void affine_tile(Tile& t, uint8_t* y) {
     const int n = t.padded * SUPER;
     if (t.weighted) {
         weigh(t, 2.0f);
-        search_affine_tile<32, TOP, false>(t.x, t.weights, n, {-0.9f, 0.05f, 36}, sub);
+        static constexpr AffineSearch WEIGHTED = affine_search(TOP, -0.9f, 0.05f, 37);
+        search_affine_tile<32, TOP, false>(t.x, t.weights, n, WEIGHTED, sub);
         fitted_scales<8>(t, sub.scale, sub.weight, 63, t.d, t.scale_code);
         fitted_scales<8>(t, sub.low, sub.weight, 63, t.dmin, t.low_code);
     } else {
-        const AffineSearch how = TOP == 15 ? AffineSearch{-1.0f, 0.1f, 20} : AffineSearch{-0.5f, 0.1f, 15};
-        search_affine_tile<32, TOP, false>(t.x, nullptr, n, how, sub, [](const vf* x, vf* w) {
+        static constexpr AffineSearch PLAIN =
+            TOP == 15 ? affine_search(15, -1.0f, 0.1f, 21) : affine_search(31, -0.5f, 0.1f, 16);
+        search_affine_tile<32, TOP, false>(t.x, nullptr, n, PLAIN, sub, [](const vf* x, vf* w) {
             for (int g = 0; g < G; ++g) {
                 vf sum = vf{};
                 for (int i = 0; i < 32; ++i) {

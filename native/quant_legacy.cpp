@@ -361,7 +361,9 @@ void search_symmetric_blocks(const float* x, const float* w, int n, Searched& ou
 
 template <int BITS>
 void search_affine_blocks(const float* x, const float* w, int n, Searched& out) {
-    search_affine_tile<32, (1 << BITS) - 1, false>(x, w, n, {-0.9f, 0.05f, 36}, out);
+    constexpr int TOP = (1 << BITS) - 1;
+    static constexpr AffineSearch WEIGHTED = affine_search(TOP, -0.9f, 0.05f, 37);
+    search_affine_tile<32, TOP, false>(x, w, n, WEIGHTED, out);
 }
 
 template <auto Plain, auto Weighted>

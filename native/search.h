@@ -10,6 +10,8 @@
 
 #include "lanes.h"
 
+#include <array>
+
 namespace lg::LG_ISA {
 namespace {
 
@@ -43,6 +45,15 @@ inline vf cap_whole(vf v) {
 #endif
 }
 
+// Clamping at 0 from below alone.
+inline vf floor_whole(vf v) {
+#if defined(LG_ISA_avx512) || defined(LG_ISA_avx2)
+    return floats(max(bits(v), vi{}));
+#else
+    return max(v, vf{});
+#endif
+}
+
 // The code of `v` between the whole numbers LOW and HIGH, as a float. EXACT also wraps as nearest_int does where v is
 // out of its range.
 template <bool EXACT, int LOW, int HIGH>
@@ -60,13 +71,20 @@ inline vf code_of(vf v) {
 template <int N, int G>
 inline void largest(const vf* x, vf* top) {
     for (int g = 0; g < G; ++g) {
-        vf size = vf{};
-        top[g] = vf{};
-        for (int i = 0; i < N; ++i) {
-            const vf v = x[i * G + g];
-            const vi larger = magnitude(v) > size;
-            size = larger ? magnitude(v) : size;
-            top[g] = larger ? v : top[g];
+        vf high = vf{}, low = vf{};
+        for (int k = g; k < N * G; k += G) {
+            high = max(x[k], high);
+            low = min(x[k], low);
+        }
+        top[g] = high > -low ? high : low;
+        const vi tied = (high == -low) & (high > 0.0f);
+        if (any(tied)) {
+            vi open = tied;
+            for (int k = g; k < N * G; k += G) {
+                const vi first = open & (magnitude(x[k]) == high);
+                top[g] = first ? x[k] : top[g];
+                open &= ~first;
+            }
         }
     }
 }
@@ -81,10 +99,14 @@ struct Symmetric {
 };
 
 // EXACT: x may hold infinities or NaN (the scales of sub-blocks whose sums overflowed).
+//
+// A candidate multiplies by c / -top, c = HALF - 0.9 .. HALF + 0.9, so that codes are clamped only of weights near the
+// ends, top itself and its opposite. Unless EXACT, those weights are clamped instead, once for all c up to HALF and once
+// for all above it: to where every such c gives the code of the end, with some hundredths to spare on either side.
 template <int N, int G, int HALF, bool EXACT>
 inline Symmetric<G> search_symmetric(const vf* x, const vf* w) {
     Symmetric<G> r;
-    vf top[G], best[G], wx[N * G];
+    vf top[G], best[G], wx[N * G], within[EXACT ? 1 : N * G];
     largest<N, G>(x, top);
     for (int g = 0; g < G; ++g) {
         r.zero[g] = magnitude(top[g]) < TINY;
@@ -94,44 +116,63 @@ inline Symmetric<G> search_symmetric(const vf* x, const vf* w) {
     for (int i = 0; i < N * G; ++i) {
         wx[i] = w[i] * x[i];
     }
+    // Ends of the weights, as parts of top: code -HALF begins at `first`, code HALF - 1 at -`last`.
+    const auto clamp_weights = [&](float first, float last) {
+        for (int g = 0; !EXACT && g < G; ++g) {
+            const vf one = first * top[g], other = -last * top[g];
+            const vf low = min(one, other), high = max(one, other);
+            for (int k = g; k < N * G; k += G) {
+                within[k] = min(max(x[k], low), high);
+            }
+        }
+    };
 
+    constexpr float H = float(HALF);
+    static constexpr auto NUMERATORS = [] {
+        std::array<float, 19> n{};
+        for (int step = -9; step <= 9; ++step) {
+            n[step + 9] = -(H + 0.1f * float(step));
+        }
+        return n;
+    }();
     vf inverse[G], sum_lx[G], sum_l2[G];
-    // LOW: whether a code below -HALF can arise. It cannot while |inverse * x| < HALF + 1/2.
-    const auto sums = [&]<bool LOW>() {
+    const auto sums = [&] {
         for (int g = 0; g < G; ++g) {
             sum_lx[g] = sum_l2[g] = vf{};
         }
         for (int i = 0; i < N; ++i) {
             for (int g = 0; g < G; ++g) {
                 const int k = i * G + g;
-                const vf v = inverse[g] * x[k];
-                const vf l = EXACT || LOW ? code_of<EXACT, -HALF, HALF - 1>(v) : cap_whole<HALF - 1>(nearest(v));
+                vf l;
+                if constexpr (EXACT) {
+                    l = code_of<true, -HALF, HALF - 1>(inverse[g] * x[k]);
+                } else {
+                    l = nearest(inverse[g] * within[k]);
+                }
                 sum_lx[g] += wx[k] * l;
                 sum_l2[g] += w[k] * l * l;
             }
         }
     };
 
+    clamp_weights(1.0f, (H - 1.0f) / (H - 0.45f)); // c times it is nearest to HALF - 1 for c = HALF - 0.9 .. HALF
     for (int g = 0; g < G; ++g) {
         inverse[g] = r.inverse[g];
     }
-    sums.template operator()<false>();
+    sums();
     for (int g = 0; g < G; ++g) {
         r.scale[g] = sum_l2[g] != 0.0f ? sum_lx[g] / sum_l2[g] : vf{};
         best[g] = r.scale[g] * sum_lx[g];
     }
     for (int step = -9; step <= 9; ++step) {
         if (step == 0) {
+            clamp_weights(H / (H + 0.5f), (H - 1.0f) / (H + 0.5f)); // the same for c = HALF + 0.1 .. HALF + 0.9
             continue;
         }
         for (int g = 0; g < G; ++g) {
-            inverse[g] = -(float(HALF) + 0.1f * float(step)) / top[g];
+            inverse[g] = NUMERATORS[step + 9] / top[g];
         }
-        if (step < 5) {
-            sums.template operator()<false>();
-        } else {
-            sums.template operator()<true>();
-        }
+        sums();
         for (int g = 0; g < G; ++g) {
             const vi better = (sum_l2[g] > 0.0f) & (sum_lx[g] * sum_lx[g] > best[g] * sum_l2[g]);
             r.scale[g] = better ? sum_lx[g] / sum_l2[g] : r.scale[g];
@@ -156,17 +197,31 @@ struct Affine {
     vf from[G];
 };
 
+// The inverse scales to try, times the range.
 struct AffineSearch {
-    float first, step; // inverse scales start at (TOP + first) / range and go up by step / range
-    int tries;         // one less than their number
+    std::array<float, 37> numerators;
+    int count;
 };
+
+// They start at top + first and go up by step.
+constexpr AffineSearch affine_search(int top, float first, float step, int count) {
+    AffineSearch s{{}, count};
+    for (int t = 0; t < count; ++t) {
+        s.numerators[size_t(t)] = first + step * float(t) + float(top);
+    }
+    return s;
+}
 
 // False when some lane's products may have left the range in which rounding needs no wrapping; then the result is void
 // and the caller repeats with EXACT.
+//
+// Few candidates need their codes clamped: while the offset lies within half a step of the smallest weight no code falls
+// below 0, and below TOP + 1/2 for the inverse scale times the range none rises above TOP.
 template <int N, int G, int TOP, bool ABSOLUTE, bool EXACT>
 inline bool search_affine(const vf* x, const vf* w, const AffineSearch& s, Affine<G>& r) {
     vf high[G], start[G], size[G], sum_w[G], sum_x[G], best[G], codes[N * G];
     vi doubt = vi{}, flat[G];
+    bool finite[G];
     for (int g = 0; g < G; ++g) {
         vf low = x[g];
         high[g] = x[g];
@@ -181,8 +236,10 @@ inline bool search_affine(const vf* x, const vf* w, const AffineSearch& s, Affin
         }
         low = low > 0.0f ? vf{} : low;
         size[g] = max(magnitude(high[g]), magnitude(low));
+        finite[g] = !any(~(size[g] < 1e37f));
         start[g] = r.low[g] = r.from[g] = low;
         flat[g] = high[g] == low;
+        high[g] = flat[g] ? low + 1.0f : high[g]; // keeps infinities out of lanes that do not matter
         r.inverse[g] = float(TOP) / (high[g] - low);
         r.scale[g] = 1.0f / r.inverse[g];
     }
@@ -197,37 +254,51 @@ inline bool search_affine(const vf* x, const vf* w, const AffineSearch& s, Affin
         }
         return sum;
     };
-    const auto check_range = [&](int g, vf inverse, vf low) {
-        if constexpr (!EXACT) {
+    // Calls each(k, code of weight k) for the weights of vector g in order. `numerator`: inverse times the range.
+    const auto each_code = [&](int g, float numerator, vf inverse, vf low, auto each) {
+        const auto loop = [&](auto code) {
+#pragma GCC unroll 4
+            for (int k = g; k < N * G; k += G) {
+                each(k, code(inverse * (x[k] - low)));
+            }
+        };
+        const vf least = inverse * (start[g] - low); // of the products; the largest is the numerator if this is smaller
+        if (EXACT || !finite[g] || any(~((least > -4e6f) & (least < 0.9f * numerator)))) {
             doubt |= ~(magnitude(inverse) * (size[g] + magnitude(low)) < 4e6f) & ~flat[g];
+            loop([](vf v) { return code_of<EXACT, 0, TOP>(v); });
+            return;
+        }
+        const bool above = numerator > float(TOP) + 0.49f, below = any(least < -0.49f);
+        if (above && below) {
+            loop([](vf v) { return clamp_whole<0, TOP>(nearest(v)); });
+        } else if (above) {
+            loop([](vf v) { return cap_whole<TOP>(nearest(v)); });
+        } else if (below) {
+            loop([](vf v) { return floor_whole(nearest(v)); });
+        } else {
+            loop([](vf v) { return nearest(v); });
         }
     };
 
     for (int g = 0; g < G; ++g) {
-        check_range(g, r.inverse[g], r.low[g]);
-        for (int k = g; k < N * G; k += G) {
-            codes[k] = code_of<EXACT, 0, TOP>(r.inverse[g] * (x[k] - r.low[g]));
-        }
+        each_code(g, float(TOP), r.inverse[g], r.low[g], [&](int k, vf l) { codes[k] = l; });
         best[g] = error(g, r.scale[g], r.low[g]);
     }
 
     // The vectors take turns, so that the divisions between one's two loops run beside the other's loop.
-    for (int t = 0; t <= s.tries; ++t) {
+    for (int t = 0; t < s.count; ++t) {
         vf inverse[G], scale[G], low[G], det[G];
-        const float numerator = s.first + s.step * float(t) + float(TOP);
+        const float numerator = s.numerators[size_t(t)];
         for (int g = 0; g < G; ++g) {
             inverse[g] = numerator / (high[g] - r.low[g]);
-            check_range(g, inverse[g], r.low[g]);
             vf sum_l = vf{}, sum_l2 = vf{}, sum_xl = vf{};
-#pragma GCC unroll 4
-            for (int k = g; k < N * G; k += G) {
-                const vf l = code_of<EXACT, 0, TOP>(inverse[g] * (x[k] - r.low[g]));
+            each_code(g, numerator, inverse[g], r.low[g], [&](int k, vf l) {
                 codes[k] = l;
                 const vf wl = w[k] * l;
                 sum_l += wl;
                 sum_l2 += wl * l;
                 sum_xl += wl * x[k];
-            }
+            });
             det[g] = sum_w[g] * sum_l2 - sum_l * sum_l;
             scale[g] = (sum_w[g] * sum_xl - sum_x[g] * sum_l) / det[g];
             low[g] = (sum_l2 * sum_x[g] - sum_l * sum_xl) / det[g];
