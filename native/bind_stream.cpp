@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cerrno>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -89,11 +90,25 @@ void start_writeback(int fd, int64_t offset, int64_t length) {
 #endif
 }
 
+// Has the file system set aside the first `size` bytes of a file, so that writing them neither fails for want of space
+// nor looks for it block by block. Returns errno, 0 on success.
+int reserve(int fd, int64_t size) {
+#ifdef __linux__
+    nb::gil_scoped_release release;
+    return fallocate(fd, 0, 0, size) == 0 ? 0 : errno;
+#else
+    (void)fd, (void)size;
+    return ENOSYS;
+#endif
+}
+
 } // namespace
 
 void bind_stream(nb::module_& m) {
     m.def("start_writeback", &start_writeback, "fd"_a, "offset"_a, "length"_a,
           "Have the system begin to write bytes [offset, offset + length) of a file to the disk.");
+    m.def("reserve", &reserve, "fd"_a, "size"_a,
+          "Have the file system set aside the first `size` bytes of a file; errno, or 0.");
     m.def("stream_rows", &stream_rows, "src"_a, "src_type"_a, "dst"_a.none(), "dst_type"_a, "rows"_a, "cols"_a,
           "deltas"_a, "through_f16"_a, "importance"_a.none(), "multiplier"_a = 1.0f, "nvfp4_scale"_a = 0.0f, "isa"_a = "",
           "Rows of `src` to rows of `dst`: x multiplier, + deltas, rounded, quantized. (fault, row, column); fault 0: none, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loragraft import _native
 from loragraft.errors import OutputError
 from loragraft.formats.output import OutputFile
 
@@ -35,6 +37,16 @@ def test_what_is_not_written_is_zero(tmp_path: Path) -> None:
     with OutputFile(tmp_path / "out", 5) as output:
         output.write_at(2, b"x")
     assert (tmp_path / "out").read_bytes() == b"\0\0x\0\0"
+
+
+def test_space_is_set_aside_before_writing(tmp_path: Path) -> None:
+    probe = os.open(tmp_path / "probe", os.O_RDWR | os.O_CREAT)
+    if _native.reserve(probe, 1):
+        pytest.skip("this file system sets nothing aside")
+    with OutputFile(tmp_path / "out", 1 << 20) as output:
+        assert output.partial.stat().st_blocks * 512 >= 1 << 20
+    assert _native.reserve(probe, 1 << 62) in (errno.ENOSPC, errno.EFBIG)
+    os.close(probe)
 
 
 def write_and_raise(target: Path, error: type[BaseException], sealed: bool) -> None:

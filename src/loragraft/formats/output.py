@@ -22,6 +22,8 @@ from loragraft import _native
 from loragraft.errors import OutputError
 from loragraft.interrupts import held
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class OutputFile:
     """`size` bytes that will become the file at `path`; any thread may write any part of them.
@@ -187,6 +189,9 @@ class OutputFile:
                 expected=f"{self.size - allocated}",
             )
         os.ftruncate(self._fd, self.size)
+        problem = _native.reserve(self._fd, self.size) if self.size else 0
+        if problem in _NO_SPACE:  # else the file system cannot, and finds the space as it goes
+            raise OSError(problem, os.strerror(problem))
         if mode is not None:
             os.fchmod(self._fd, mode)
 
