@@ -177,6 +177,7 @@ def test_fp8_with_a_scale_per_row_as_fbgemm_has_it(tmp_path: Path) -> None:
     codes = np.random.default_rng(5).integers(0, 0x7F, (128, 256), np.uint8)
     scales = np.linspace(0.1, 1, 128, dtype=np.float32)[:, None]
     parts = {"weight_scale": Raw.f32(scales), "input_scale_ub": Raw.f32([1200])}
+    parts["weight_zero_point"] = Raw.of_bytes("F8_E4M3", np.zeros(1, np.uint8))  # symmetric: says nothing
     folder = changed(tmp_path / "m", fp8({"quant_method": "fbgemm_fp8"}, codes, **parts))
     np.testing.assert_array_equal(weights(folder, "blk.0.attn_v.weight"), e4m3.decode(codes) * scales)
     assert open_model(folder).notes == []
@@ -325,7 +326,7 @@ def set_config(**values: Any) -> Edit:
         (lambda _, t: t.pop(f"{V}.weight_scale_2"), CheckpointError, "v_proj.weight lacks its scale"),
         (
             lambda _, t: t.update(
-                {f"{V}.weight_zero_point": Raw.of_bytes("F8_E4M3", np.zeros((128, 16), np.uint8))}
+                {f"{V}.weight_zero_point": Raw.of_bytes("F8_E4M3", np.ones((128, 16), np.uint8))}
             ),
             CheckpointError,
             r"v_proj\.weight_zero_point belongs to no quantized weight that is understood",

@@ -16,9 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    apply_quantization_config,
+    preset_name_to_scheme,
+)
 from compressed_tensors.quantization.lifecycle.forward import dequantize
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from compressed_tensors.utils.match import match_name
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -81,7 +90,7 @@ def decompress(folder: str, out: str) -> None:
     """Every weight of a compressed-tensors checkpoint as the library computes it, in float32, as a plain checkpoint."""
     source, target = Path(folder), Path(out)
     config = json.loads((source / "config.json").read_text())
-    scheme = next(iter(QuantizationConfig(**config.pop("quantization_config")).config_groups.values()))
+    quantization = QuantizationConfig(**config.pop("quantization_config"))
     with safe_open(source / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     weights: dict[str, torch.Tensor] = {}
@@ -90,9 +99,13 @@ def decompress(folder: str, out: str) -> None:
         if part == "weight_packed":
             codes = unpack_fp4_from_uint8(tensor, tensor.shape[0], 2 * tensor.shape[1], dtype=torch.float32)
             scale, whole = tensors[f"{stem}.weight_scale"], tensors[f"{stem}.weight_global_scale"]
+            args = scheme_of(stem, quantization).weights
             weights[f"{stem}.weight"] = dequantize(
-                codes, scale.float(), args=scheme.weights, dtype=torch.float32, global_scale=whole
+                codes, scale.float(), args=args, dtype=torch.float32, global_scale=whole
             )
+        elif part == "weight" and tensor.dtype == torch.float8_e4m3fn:
+            scale, args = tensors[f"{stem}.weight_scale"].float(), scheme_of(stem, quantization).weights
+            weights[name] = dequantize(tensor.float(), scale, args=args, dtype=torch.float32)
         elif part in ("weight", "bias"):
             weights[name] = tensor.float()
     target.mkdir()
@@ -100,6 +113,54 @@ def decompress(folder: str, out: str) -> None:
     (target / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
     for path in source.glob("*token*"):
         shutil.copy(path, target)
+
+
+def scheme_of(module: str, quantization: QuantizationConfig) -> QuantizationScheme:
+    return next(
+        scheme
+        for scheme in quantization.config_groups.values()
+        if any(target == "Linear" or match_name(module, target) for target in scheme.targets)
+    )
+
+
+def compress(folder: str, out: str, groups: dict[str, list[str]]) -> None:
+    """A checkpoint as the library compresses it; `groups`: its preset schemes, and the modules that each is for."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    schemes = {name: preset_name_to_scheme(name, targets) for name, targets in groups.items()}
+    apply_quantization_config(model, QuantizationConfig(config_groups=schemes, ignore=["lm_head"]))
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is None:
+            continue
+        whole = None
+        if hasattr(module, "weight_global_scale"):
+            largest = module.weight.float().abs().max()
+            whole = module.weight_global_scale.data = generate_gparam(-largest, largest)
+        largest = _largest(module.weight.float().abs(), scheme.weights)
+        scale, _ = calculate_qparams(-largest, largest, scheme.weights, whole)
+        module.weight_scale.data = scale.to(module.weight_scale.dtype)
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.startswith("input"):
+                parameter.data.fill_(0.25)
+            if name.endswith("zero_point"):
+                parameter.data.zero_()
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(out)
+    compressor.update_config(out)
+    for path in Path(folder).glob("*token*"):
+        shutil.copy(path, out)
+
+
+def _largest(magnitudes: torch.Tensor, args: QuantizationArgs) -> torch.Tensor:
+    """The largest magnitude of all that share a scale."""
+    rows, columns = magnitudes.shape
+    if args.strategy == "tensor":
+        return magnitudes.max().reshape(1)
+    tall, wide = {"channel": (1, columns), "tensor_group": (1, 16), "block": args.block_structure}[
+        args.strategy
+    ]
+    return magnitudes.reshape(rows // tall, tall, columns // wide, wide).amax((1, 3))
 
 
 def logits(
@@ -177,7 +238,7 @@ def _save_logits(model: torch.nn.Module, ids: list[int], out: str) -> None:
 
 
 JOBS: dict[str, Callable[..., None]] = {
-    job.__name__: job for job in (decompress, logits, merge, save, tokenize)
+    job.__name__: job for job in (compress, decompress, logits, merge, save, tokenize)
 }
 
 

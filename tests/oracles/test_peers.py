@@ -14,6 +14,7 @@ from loragraft.formats.source import TensorSource
 from loragraft.formats.views import float_rows
 from loragraft.huggingface.tokenizer_file import SPACE
 from loragraft.models import open_model
+from loragraft.quants.nvfp4 import dequantize_nvfp4
 from loragraft.quants.types import BY_NAME
 from oracles.conftest import Ask
 from paths import data
@@ -66,6 +67,33 @@ def test_from_modelopt_through_gguf_to_the_compressed_tensors_library(
             np.testing.assert_array_equal(found, expected, weight)
     ask("logits", folder=tmp_path / "plain", ids=IDS, out=tmp_path / "theirs.npy")
     assert nmse(logits(source), np.load(tmp_path / "theirs.npy")) < REFERENCE
+
+
+def test_what_the_compressed_tensors_library_writes(ask: Ask, tmp_path: Path) -> None:
+    """Every way to scale FP8, beside NVFP4 with and without 4-bit activations, in one checkpoint."""
+    groups = {
+        "FP8": ["re:.*q_proj"],
+        "FP8_DYNAMIC": ["re:.*k_proj"],
+        "FP8_BLOCK": ["re:.*(v|o)_proj"],
+        "NVFP4": ["re:.*mlp.(gate|up)_proj"],
+        "NVFP4A16": ["re:.*mlp.down_proj"],
+    }
+    ask("compress", folder=data("llama-kjv"), out=tmp_path / "m", groups=groups)
+    ask("decompress", folder=tmp_path / "m", out=tmp_path / "plain")
+    ours, theirs = open_model(tmp_path / "m"), open_model(tmp_path / "plain")
+    four_bit = {name for name, tensor in ours.tensors.items() if tensor.type.name == "NVFP4"}
+    assert four_bit == {f"blk.{i}.ffn_{part}.weight" for i in range(4) for part in ("gate", "up", "down")}
+    wide = [f"blk.{i}.ffn_down.weight" for i in range(4)]
+    assert ours.metadata["general.tensor_extra.name"].data == wide
+    assert values(ours.tensors["blk.0.ffn_up.input_scale"]).reshape(-1) == [4]
+    for name, tensor in theirs.tensors.items():
+        expected, found = values(tensor), ours.tensors[name]
+        if name in four_bit:
+            scale = values(ours.tensors[f"{name.removesuffix('.weight')}.scale"]).reshape(-1)[0]
+            weights = dequantize_nvfp4(found.rows(0, found.n_rows), float(scale))
+            np.testing.assert_allclose(weights, expected, rtol=3e-7, err_msg=name)
+        else:
+            np.testing.assert_array_equal(values(found), expected, name)
 
 
 @pytest.mark.parametrize(
