@@ -238,6 +238,11 @@ def test_pre_quant_scale_is_refused_or_multiplied_in(tmp_path: Path) -> None:
         kept.update(tensors)
 
     folder = changed(tmp_path / "m", edit)
+    every = changed(tmp_path / "every", lambda config, tensors: [edit(config, tensors), everywhere(tensors)])
+    notes = open_model(every, dequantize=True).notes
+    assert [note for note in notes if "dequantized" in note] == [
+        "model.layers.0.mlp.down_proj.weight and 3 more: dequantized, as its input is scaled by pre_quant_scale (AWQ)"
+    ]
     with pytest.raises(UnsupportedError, match=r"down_proj\.weight cannot .*pre_quant_scale.*--dequantize"):
         open_model(folder)
     model = open_model(folder, dequantize=True)
@@ -248,6 +253,11 @@ def test_pre_quant_scale_is_refused_or_multiplied_in(tmp_path: Path) -> None:
     assert any("down_proj.weight: dequantized" in note for note in model.notes)
     found = weights(folder, "blk.1.ffn_down.weight", dequantize=True)
     np.testing.assert_allclose(found, nvfp4_formula(kept, DOWN) * factors, rtol=3e-7)
+
+
+def everywhere(tensors: dict[str, Raw]) -> None:
+    for layer in range(4):
+        tensors[f"model.layers.{layer}.mlp.down_proj.pre_quant_scale"] = Raw.f32(np.ones(768))
 
 
 def test_cache_scales_are_read_and_reported(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ class _Reader:
             for name, tensor in sorted(file.tensors.items())
         }
         self._used: set[str] = set()
+        self._dequantized: dict[str, list[str]] = {}
+        """Weights that become floats, by the reason."""
 
     def read(self) -> list[Weight]:
         if "NVFP4_AWQ" in self._config.algorithms.values():
@@ -111,6 +113,9 @@ class _Reader:
                 others.append(self._fp8(stem, tensor))
             elif part not in _COMPANIONS and not name.endswith(_CACHE_SCALES):
                 others.append(self._plain(tensor))
+        for obstacle, names in self._dequantized.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self._notes.append(f"{names[0]}{more}: dequantized, as {obstacle}")
         self._report_cache_scales()
         for name in self._tensors:
             if name.rpartition(".")[2] in _COMPANIONS and name not in self._used:
@@ -177,7 +182,7 @@ class _Reader:
                 f"{name} cannot be carried over in NVFP4: {obstacle}",
                 hint="`convert` or `merge` with --dequantize makes it a float weight",
             )
-        self._notes.append(f"{name}: dequantized, as {obstacle}")
+        self._dequantized.setdefault(obstacle, []).append(name)
         factors = None if smoothing is None else self._vector(smoothing, columns)
 
         def values(start: int, stop: int) -> Bytes:
