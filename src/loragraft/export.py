@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from loragraft.archs import ARCHS
 from loragraft.archs.hf_config import bias_flags, config_of
 from loragraft.errors import LoragraftError, OutputError
 from loragraft.exporting.contents import Contents
@@ -140,7 +141,8 @@ def _side_files(
         for key in ("quantization_config", "compression_config"):
             config.pop(key, None)
         config["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
-        config.update(bias_flags(model.arch, model.tensors))  # an adapter may have brought biases
+        _, model_type = ARCHS.by_model_type(str(config["model_type"]))
+        config.update(bias_flags(model_type, model.tensors))  # an adapter may have brought biases
         config["tie_word_embeddings"] = "output.weight" not in model.tensors
         for folder in (model.path, *tokenizers):
             for name in _COPIED:

@@ -70,7 +70,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     ),
     "mixtral": (
         {**COMMON, **MIXTRAL},
-        {"model_type": "mixtral", "num_local_experts": 4, **EXPERTS, "rms_norm_eps": 1e-5},
+        {"model_type": "mixtral", "num_local_experts": 4, **EXPERTS, "rms_norm_eps": 1e-5, "rope_theta": 1e4},
     ),
 }
 

@@ -26,7 +26,7 @@ def metadata(**changes: Value | None) -> dict[str, Value]:
 
 def test_what_is_absent_has_the_formats_default() -> None:
     h = read_hparams(metadata(attention__head_count_kv=None, rope__freq_base=None))
-    assert (h.kv_heads, h.head_dim, h.window, h.experts) == (4, 8, None, 0)
+    assert (h.kv_heads, h.head_dim, h.windows, h.experts) == (4, 8, (None,), 0)
     assert h.rope.frequencies == pytest.approx([1.0, 0.1, 0.01, 0.001])
 
 

@@ -195,11 +195,6 @@ def test_defaults_of_transformers(tmp_path: Path) -> None:
     assert metadata["llama.attention.layer_norm_rms_epsilon"] == float(np.float32(1e-6))
 
 
-def test_what_gguf_leaves_out_is_a_note(tmp_path: Path) -> None:
-    tiny_llama(tmp_path / "m", {"sliding_window": 64, "model_type": "mistral"})
-    assert ["sliding_window = 64 is left out" in note for note in open_model(tmp_path / "m").notes] == [True]
-
-
 @pytest.mark.parametrize("id_", [5000, -3])
 def test_a_special_token_that_is_none_is_left_out(tmp_path: Path, id_: int) -> None:
     tiny_llama(tmp_path / "m", {"pad_token_id": id_})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder, Ref
-from loragraft.graph.ops import Graph, Op
+from loragraft.graph.ops import Graph, Op, TensorFact
 
 Norm = Callable[[GraphBuilder, Ref, str, float], Ref]
 Part = Callable[[GraphBuilder, Hparams, Ref, int], Ref]
@@ -40,7 +40,7 @@ class Attention:
             kv_heads=h.kv_heads,
             head_dim=h.head_dim,
             scale=h.head_dim**-0.5,
-            window=h.window,
+            window=h.windows[layer],
         )
         return g.linear(mixed, f"{blk}.attn_output")
 
@@ -142,19 +142,29 @@ def _gated(g: GraphBuilder, gate: Ref, up: Ref, label: str) -> Ref:
     return g.add(Op.MUL, (active, up), label=label)
 
 
-def decoder(g: GraphBuilder, h: Hparams, *, norm: Norm, attention: Part, feed_forward: Part) -> Graph:
+@dataclass(frozen=True, slots=True)
+class Decoder:
     """A pre-norm decoder: x + attention(norm(x)), then x + feed_forward(norm(x)), in every layer; the output's weight
-    is the embedding's if the file has no other."""
-    ids = g.tokens()
-    x = g.embed(ids)
-    for layer in range(h.layers):
-        blk = f"blk.{layer}"
-        mixed = attention(g, h, norm(g, x, f"{blk}.attn_norm", h.norm_eps), layer)
-        x = g.add(Op.ADD, (x, mixed), label=f"{blk}.attn_residual")
-        if layer == h.layers - 1:
-            x = g.add(Op.LAST, (x,), label="last")
-        fed = feed_forward(g, h, norm(g, x, f"{blk}.ffn_norm", h.norm_eps), layer)
-        x = g.add(Op.ADD, (x, fed), label=f"{blk}.ffn_residual")
-    x = norm(g, x, "output_norm", h.norm_eps)
-    tied = None if g.has("output.weight") else "token_embd"
-    return g.finish(g.linear(x, "output", weight_of=tied))
+    is the embedding's if the file has no other. Called with what a file says and holds, it builds the graph."""
+
+    attention: Part
+    feed_forward: Part
+    experts: Part | None = None
+    """In place of `feed_forward` if the file has experts."""
+    norm: Norm = GraphBuilder.rms_norm
+
+    def __call__(self, h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
+        g = GraphBuilder(h.arch, tensors)
+        feed_forward = self.experts if self.experts is not None and h.experts else self.feed_forward
+        x = g.embed(g.tokens())
+        for layer in range(h.layers):
+            blk = f"blk.{layer}"
+            mixed = self.attention(g, h, self.norm(g, x, f"{blk}.attn_norm", h.norm_eps), layer)
+            x = g.add(Op.ADD, (x, mixed), label=f"{blk}.attn_residual")
+            if layer == h.layers - 1:
+                x = g.add(Op.LAST, (x,), label="last")
+            fed = feed_forward(g, h, self.norm(g, x, f"{blk}.ffn_norm", h.norm_eps), layer)
+            x = g.add(Op.ADD, (x, fed), label=f"{blk}.ffn_residual")
+        x = self.norm(g, x, "output_norm", h.norm_eps)
+        tied = None if g.has("output.weight") else "token_embd"
+        return g.finish(g.linear(x, "output", weight_of=tied))

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loragraft.errors import CheckpointError
+from loragraft.errors import CheckpointError, UnsupportedError
 
+#: RoPE parameters that are numbers above 0.
+_POSITIVE = frozenset(
+    [
+        "rope_theta",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+    ]
+)
 _LIMIT = 2**31
 """No count in a config.json is larger; a file that says so is refused before anything is sized by it."""
 
@@ -28,6 +42,10 @@ class Config:
                 if source.get(key) is not None:
                     return source[key]
         return None
+
+    def given(self, key: str) -> Any:
+        """`key` as transformers takes it where null has a meaning: the default is only for a key that is absent."""
+        return self.values[key] if key in self.values else self.defaults.get(key)
 
     def optional_integer(self, *keys: str) -> int | None:
         value = self.get(*keys)
@@ -62,6 +80,8 @@ class Config:
 
     @property
     def n_kv_heads(self) -> int:
+        if self.given("num_key_value_heads") is None and self.values.get("n_kv_heads") is None:
+            return self.n_heads
         return self.optional_integer("num_key_value_heads", "n_kv_heads") or self.n_heads
 
     @property
@@ -73,29 +93,35 @@ class Config:
         return self.optional_integer("head_dim") or self.hidden_size // self.n_heads
 
     @property
+    def n_layers(self) -> int:
+        return self.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+
+    @property
     def rope(self) -> dict[str, Any]:
         """The RoPE parameters in the layout of transformers 5: rope_type, rope_theta and what the type needs.
 
         Older files have `rope_theta` and `rope_scaling` (with `type` for `rope_type`) at the top instead; where both
-        are there, transformers takes `rope_scaling`.
+        are there, transformers takes `rope_scaling`. An original_max_position_embeddings at the top goes before one
+        within.
         """
         given = self.get("rope_scaling", "rope_parameters") or {}
         if not isinstance(given, dict):
             raise CheckpointError(self.path, "bad rope_parameters", found=repr(given), expected="an object")
         rope = dict(given)
         rope.setdefault("rope_type", rope.get("type") or "default")
-        for key in ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor"):
-            if rope.get(key) is None and self.get(key) is not None:
+        original = "original_max_position_embeddings"
+        for key in ("rope_theta", "partial_rotary_factor", original):
+            if self.get(key) is not None and (rope.get(key) is None or key == original):
                 rope[key] = self.get(key)
-        for key in (
-            "rope_theta",
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        ):
-            if key in rope and (
-                isinstance(rope[key], bool) or not isinstance(rope[key], int | float) or rope[key] <= 0
-            ):
-                raise CheckpointError(self.path, f"bad {key}", found=repr(rope[key]), expected="a number > 0")
+        for key in _POSITIVE & rope.keys():
+            value = rope[key]
+            if value is None and key != "rope_theta":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise CheckpointError(self.path, f"bad {key}", found=repr(value), expected="a number > 0")
+        nested = next((key for key, value in rope.items() if isinstance(value, dict)), None)
+        if nested is not None:
+            raise UnsupportedError(
+                self.path, "RoPE that differs between layers", found=f"rope_parameters.{nested}"
+            )
         return rope

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loragraft.archs import ARCHS
-from loragraft.archs.base import Arch
-from loragraft.archs.config import Config
-from loragraft.archs.gguf_keys import NORM_KEYS, SIZE_KEYS, YARN_KEYS
+from loragraft.archs.base import Arch, ModelType, biased_linears
+from loragraft.archs.gguf_keys import NORM_KEYS, SIZE_KEYS
+from loragraft.archs.hparams import read_hparams
 from loragraft.archs.names import TensorNames
+from loragraft.archs.rope_keys import rope_config, shortest
+from loragraft.archs.windows import Windows
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Metadata
 
@@ -38,24 +39,23 @@ def config_of(
 ) -> dict[str, Any]:
     """config.json for a GGUF of this metadata, with `tensors` (shapes by name) and perhaps `rope_freqs.weight`.
 
-    Raises UnsupportedError for an architecture that is not known, or a RoPE scaling that cannot be told from the file.
+    Raises UnsupportedError for an architecture that is not known, a RoPE scaling that cannot be told from the file, and
+    windows or biases that no configuration of transformers has.
     """
     name = str(metadata["general.architecture"].data)
     arch = ARCHS.by_name(name)
     values = {key.removeprefix(f"{name}."): value.data for key, value in metadata.items()}
-    mixture = arch.mixture if values.get("expert_count") else None
-    config: dict[str, Any] = {
-        "architectures": [mixture.hf_class if mixture else arch.hf_class],
-        "model_type": mixture.model_type if mixture else arch.model_types[0],
-    }
+    windows = read_hparams(metadata).windows
+    model_type, windowed = _model_type(arch, bool(values.get("expert_count")), windows)
+    config: dict[str, Any] = {"architectures": [model_type.hf_class], "model_type": model_type.name}
     for suffix, keys in SIZE_KEYS:
         if suffix in values:
             config[keys[0]] = int(values[suffix])
     config["num_key_value_heads"] = int(values.get("attention.head_count_kv", config["num_attention_heads"]))
     for suffix, keys in NORM_KEYS:
         if suffix in values:
-            key = next((key for key in keys if key in arch.defaults), keys[0])
-            config[key] = _short(values[suffix])
+            key = next((key for key in keys if key in model_type.defaults), keys[0])
+            config[key] = shortest(values[suffix])
     for suffix, keys in _EXPERT_KEYS.items():
         if suffix in values:
             config.update(dict.fromkeys(keys, int(values[suffix])))
@@ -63,59 +63,41 @@ def config_of(
         config["head_dim"] = int(values["attention.key_length"])
     config["vocab_size"] = tensors["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
-    config.update(
-        {key: allowed[0] for key, allowed in arch.requires.items() if key != "partial_rotary_factor"}
-    )
-    config.update(bias_flags(name, tensors))
+    config.update({key: allowed[0] for key, allowed in model_type.requires.items()})
+    config.update(bias_flags(model_type, tensors))
+    config.update(windowed)
     for key, suffix in _SPECIAL.items():
         value = metadata.get(f"tokenizer.ggml.{suffix}")
         config[key] = None if value is None else int(value.data)
-    config.update(_rope(arch, config, values, rope_freqs))
+    config.update(rope_config(arch, config, values, rope_freqs))
     return config
 
 
-def bias_flags(architecture: str, tensors: Collection[str]) -> dict[str, bool]:
-    """The keys of config.json that say which linears have a bias, where the architecture leaves it open."""
-    if not ARCHS.by_name(architecture).rotary:
-        return {}
-    return {
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-    }
+def _model_type(arch: Arch, experts: bool, windows: Windows) -> tuple[ModelType, dict[str, Any]]:
+    """Whose configuration can say these windows, and how."""
+    candidates = (arch.mixture.model_type,) if arch.mixture and experts else arch.model_types
+    for model_type in candidates:
+        if model_type.windows is None:
+            if not any(windows):
+                return model_type, {}
+        elif (said := model_type.windows.write(windows)) is not None:
+            return model_type, said
+    raise UnsupportedError(
+        f"{arch.name}.attention.sliding_window",
+        "no model of transformers with this architecture has these windows",
+        found=sorted({0 if window is None else window for window in windows}),
+    )
 
 
-def _short(value: float) -> float:
-    """The shortest decimal that is the same float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def _rope(
-    arch: Arch, config: Mapping[str, Any], values: Mapping[str, Any], freqs: npt.NDArray[np.float32] | None
-) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, as every version of transformers reads them."""
-    found: dict[str, Any] = {"rope_theta": _short(values.get("rope.freq_base", 10000.0))}
-    kind = values.get("rope.scaling.type")
-    if kind in ("linear", "yarn"):
-        scaling = {"rope_type": kind, "factor": _short(values["rope.scaling.factor"])}
-        if kind == "yarn":
-            scaling["original_max_position_embeddings"] = int(values["rope.scaling.original_context_length"])
-            scaling.update(
-                {keys[0]: _short(values[suffix]) for suffix, keys in YARN_KEYS if suffix in values}
-            )
-        found["rope_scaling"] = scaling
-    elif freqs is not None:
-        # The factors of Llama 3.1 and later; only `factor` differs between the published models.
-        scaling = {"rope_type": "llama3", "factor": _short(float(freqs.max())), "low_freq_factor": 1.0}
-        scaling.update({"high_freq_factor": 4.0, "original_max_position_embeddings": 8192})
-        found["rope_scaling"] = scaling
-        again = arch.rope_freqs(Config(Path("config.json"), {**config, **found}))
-        if again is None or not np.array_equal(again, freqs):
-            raise UnsupportedError(
-                "rope_freqs.weight", "are not those of Llama 3", hint="export from the Hugging Face folder"
-            )
-    elif kind not in (None, "none"):
-        raise UnsupportedError(f"{arch.name}.rope.scaling.type", "cannot be exported", found=repr(kind))
-    return found
+def bias_flags(model_type: ModelType, tensors: Iterable[str]) -> dict[str, bool]:
+    """The flags of config.json for the linears that have a bias; raises UnsupportedError for one that has no flag."""
+    biased = biased_linears(tensors)
+    allowed = frozenset[str]().union(*model_type.biases.values())
+    for name, linear in biased.items():
+        if linear not in allowed:
+            raise UnsupportedError(name, f"{model_type.hf_class} of transformers has no such bias")
+    present = set(biased.values())
+    return {key: bool(present & linears) for key, linears in model_type.biases.items() if key}
 
 
 @dataclass(frozen=True, slots=True)

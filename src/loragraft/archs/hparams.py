@@ -36,8 +36,8 @@ class Hparams:
     head_dim: int
     norm_eps: float
     rope: Rope
-    window: int | None
-    """Sliding-window attention over this many positions, or None."""
+    windows: tuple[int | None, ...]
+    """By layer: sliding-window attention over this many positions, or None."""
     experts: int
     experts_used: int
 
@@ -52,13 +52,14 @@ class _Keys:
             raise FormatError("general.architecture", "the metadata does not name the model's architecture")
         self.arch = arch.data
 
-    def _get(self, key: str) -> object:
+    def get(self, key: str) -> object:
+        """The value as it is, or None."""
         value = self._metadata.get(f"{self.arch}.{key}")
         return None if value is None else value.data
 
     def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         """A positive integer; an array (per layer) is accepted where all its items agree."""
-        data = self._get(key)
+        data = self.get(key)
         if isinstance(data, list | np.ndarray):
             items = {int(item) for item in data}
             if len(items) != 1:
@@ -83,7 +84,7 @@ class _Keys:
         return data
 
     def number(self, key: str, default: float | None = None) -> float:
-        data = self._get(key)
+        data = self.get(key)
         if data is None:
             data = default
         if data is None:
@@ -94,14 +95,22 @@ class _Keys:
             )
         return float(data)
 
+    def positive(self, key: str, default: float) -> float:
+        value = self.number(key, default)
+        if value <= 0:
+            raise FormatError(
+                f"{self.arch}.{key}", "bad metadata value", found=value, expected="a number > 0"
+            )
+        return value
+
     def text(self, key: str, default: str) -> str:
-        data = self._get(key)
+        data = self.get(key)
         return data if isinstance(data, str) else default
 
     def first_number(self, *keys: str) -> float:
         """The first of the keys that is there."""
         for key in keys:
-            if self._get(key) is not None:
+            if self.get(key) is not None:
                 return self.number(key)
         return self.number(keys[0])
 
@@ -140,10 +149,25 @@ def read_hparams(metadata: Mapping[str, Value]) -> Hparams:
         head_dim=head_dim,
         norm_eps=keys.first_number("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
         rope=_rope(keys, keys.count("rope.dimension_count", head_dim), head_dim),
-        window=keys.count("attention.sliding_window", 0, least=0) or None,
+        windows=_windows(keys, layers),
         experts=experts,
         experts_used=keys.count("expert_used_count", None if experts else 0, least=0),
     )
+
+
+def _windows(keys: _Keys, layers: int) -> tuple[int | None, ...]:
+    window = keys.count("attention.sliding_window", 0, least=0) or None
+    pattern = keys.get("attention.sliding_window_pattern")
+    if window is None or pattern is None:
+        return (window,) * layers
+    if not isinstance(pattern, np.ndarray) or len(pattern) != layers or not {*pattern.tolist()} <= {0, 1}:
+        raise UnsupportedError(
+            f"{keys.arch}.attention.sliding_window_pattern",
+            "a pattern of this kind",
+            found=repr(pattern)[:80],
+            expected=f"{layers} booleans",
+        )
+    return tuple(window if slides else None for slides in pattern)
 
 
 def _rope(keys: _Keys, rotary: int, head_dim: int) -> Rope:
@@ -154,19 +178,23 @@ def _rope(keys: _Keys, rotary: int, head_dim: int) -> Rope:
             found=rotary,
             expected=f"an even number up to {head_dim}",
         )
-    base = keys.number("rope.freq_base", 10000.0)
+    base = keys.positive("rope.freq_base", 10000.0)
     pairs = np.arange(0, rotary, 2, dtype=np.float64)
     plain = base ** (-pairs / rotary)
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    if factor < 0:
+        raise FormatError(
+            f"{keys.arch}.rope.scaling.factor", "bad metadata value", found=factor, expected="a number > 0"
+        )
     if kind == "none" or (kind in ("linear", "yarn") and factor == 1.0):
         frequencies = plain
     elif kind == "linear":
         frequencies = plain / factor
     elif kind == "yarn":
         frequencies = _yarn(keys, plain, base, rotary, factor)
-        magnitude *= 1.0 + 0.1 * log(factor)
+        magnitude *= standard_magnitude(factor)
     else:
         raise UnsupportedError(
             f"{keys.arch}.rope.scaling.type",
@@ -177,6 +205,11 @@ def _rope(keys: _Keys, rotary: int, head_dim: int) -> Rope:
     return Rope(rotary, tuple(frequencies.tolist()), magnitude)
 
 
+def standard_magnitude(factor: float) -> float:
+    """By which YaRN scales cos and sin: its square is the attention's temperature (arXiv 2309.00071, section 3.4)."""
+    return 1.0 + 0.1 * log(max(factor, 1.0))
+
+
 def _yarn(keys: _Keys, plain: np.ndarray, base: float, rotary: int, factor: float) -> np.ndarray:
     """Frequencies of YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2): slow pairs are interpolated, fast ones
     kept, with a linear ramp between the pairs that turn `beta_slow` and `beta_fast` times in the original context."""
@@ -185,7 +218,9 @@ def _yarn(keys: _Keys, plain: np.ndarray, base: float, rotary: int, factor: floa
     def pair_turning(times: float) -> float:
         return rotary * log(context / (times * 2 * pi)) / (2 * log(base))
 
-    low = max(0, floor(pair_turning(keys.number("rope.scaling.yarn_beta_fast", 32.0))))
-    high = min(rotary - 1, ceil(pair_turning(keys.number("rope.scaling.yarn_beta_slow", 1.0))))
+    if base == 1.0:
+        raise FormatError(f"{keys.arch}.rope.freq_base", "YaRN needs a base", found=base, expected="above 1")
+    low = max(0, floor(pair_turning(keys.positive("rope.scaling.yarn_beta_fast", 32.0))))
+    high = min(rotary - 1, ceil(pair_turning(keys.positive("rope.scaling.yarn_beta_slow", 1.0))))
     ramp = np.clip((np.arange(rotary // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
     return plain * ((1.0 - ramp) + ramp / factor)

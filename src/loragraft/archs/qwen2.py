@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from loragraft.archs.base import Arch
-from loragraft.archs.blocks import Attention, decoder, swiglu
-from loragraft.archs.hparams import Hparams
-from loragraft.graph.build import GraphBuilder
-from loragraft.graph.ops import Graph, TensorFact
+from loragraft.archs.base import QKV, Arch, ModelType
+from loragraft.archs.blocks import Attention, Decoder, swiglu
+from loragraft.archs.windows import UPPER_LAYERS
 
 # ---- from Hugging Face ----
 
-ARCH = Arch(
-    name="qwen2",
-    model_types=("qwen2",),
-    hf_class="Qwen2ForCausalLM",
-    defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},
+QWEN2 = ModelType(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
     requires={"hidden_act": ("silu",)},
-    ignores={"use_sliding_window": (False,)},
+    biases={"": QKV},
+    windows=UPPER_LAYERS,
 )
+ARCH = Arch(name="qwen2", model_types=(QWEN2,))
 
+# ---- the graph: RMSNorm, RoPE on halves, SwiGLU; the biases come with the linears that have them ----
 
-# ---- the graph ----
-
-
-def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
-    """RMSNorm, RoPE on halves, SwiGLU; the biases come with the linears that have them."""
-    return decoder(
-        GraphBuilder(h.arch, tensors),
-        h,
-        norm=GraphBuilder.rms_norm,
-        attention=Attention(pairs="halves"),
-        feed_forward=swiglu,
-    )
+build = Decoder(attention=Attention(pairs="halves"), feed_forward=swiglu)

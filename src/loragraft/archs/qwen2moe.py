@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loragraft.archs.base import LLAMA_MODULES, Arch
-from loragraft.archs.blocks import Attention, Routed, decoder
+from loragraft.archs.base import LLAMA_MODULES, QKV, Arch, ModelType
+from loragraft.archs.blocks import Attention, Decoder, Routed
 from loragraft.archs.config import Config
-from loragraft.archs.hparams import Hparams
+from loragraft.archs.windows import EVERY_OTHER_LAYER
 from loragraft.formats.gguf.values import Value
-from loragraft.graph.build import GraphBuilder
-from loragraft.graph.ops import Graph, TensorFact
 
 # ---- from Hugging Face ----
 
@@ -22,38 +20,37 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
     }
 
 
-ARCH = Arch(
-    name="qwen2moe",
-    model_types=("qwen2_moe",),
-    hf_class="Qwen2MoeForCausalLM",
-    modules=LLAMA_MODULES | {"gate", "shared_expert_gate"},
+QWEN2_MOE = ModelType(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "max_position_embeddings": 32768,
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
         "norm_topk_prob": False,
+        "qkv_bias": True,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
     },
     requires={
         "hidden_act": ("silu",),
         "norm_topk_prob": (False,),
         "decoder_sparse_step": (1,),
         "mlp_only_layers": ([],),
-        "qkv_bias": (True,),
     },
-    ignores={"use_sliding_window": (False,)},
+    biases={"qkv_bias": QKV},
+    windows=EVERY_OTHER_LAYER,
+)
+ARCH = Arch(
+    name="qwen2moe",
+    model_types=(QWEN2_MOE,),
+    modules=LLAMA_MODULES | {"gate", "shared_expert_gate"},
     extra_hyperparameters=_extra_hyperparameters,
 )
 
+# ---- the graph: as Qwen2, with experts whose weights are the plain softmax, and the shared expert ----
 
-# ---- the graph ----
-
-
-def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
-    """As Qwen2, with experts whose weights are the plain softmax, and the shared expert."""
-    return decoder(
-        GraphBuilder(h.arch, tensors),
-        h,
-        norm=GraphBuilder.rms_norm,
-        attention=Attention(pairs="halves"),
-        feed_forward=Routed(normalize=False),
-    )
+build = Decoder(attention=Attention(pairs="halves"), feed_forward=Routed(normalize=False))

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from loragraft.archs.base import LLAMA_MODULES, Arch
-from loragraft.archs.blocks import Attention, decoder, swiglu
-from loragraft.archs.hparams import Hparams
-from loragraft.graph.build import GraphBuilder
-from loragraft.graph.ops import Graph, TensorFact
+from loragraft.archs.base import ATTENTION, LLAMA_MODULES, Arch, ModelType
+from loragraft.archs.blocks import Attention, Decoder, swiglu
+from loragraft.archs.windows import UPPER_LAYERS
 
 # ---- from Hugging Face ----
 
-ARCH = Arch(
-    name="qwen3",
-    model_types=("qwen3",),
-    hf_class="Qwen3ForCausalLM",
-    modules=LLAMA_MODULES | {"q_norm", "k_norm"},
+QWEN3 = ModelType(
+    "qwen3",
+    "Qwen3ForCausalLM",
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
         "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
     },
     requires={"hidden_act": ("silu",)},
-    ignores={"use_sliding_window": (False,)},
+    biases={"attention_bias": ATTENTION},
+    windows=UPPER_LAYERS,
 )
+ARCH = Arch(name="qwen3", model_types=(QWEN3,), modules=LLAMA_MODULES | {"q_norm", "k_norm"})
 
-# ---- the graph ----
+# ---- the graph: RMSNorm, also on the heads of q and k; RoPE on halves; SwiGLU ----
 
-
-def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
-    """RMSNorm, also on the heads of q and k; RoPE on halves; SwiGLU."""
-    return decoder(
-        GraphBuilder(h.arch, tensors),
-        h,
-        norm=GraphBuilder.rms_norm,
-        attention=Attention(pairs="halves", head_norm=True),
-        feed_forward=swiglu,
-    )
+build = Decoder(attention=Attention(pairs="halves", head_norm=True), feed_forward=swiglu)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loragraft.archs.base import LLAMA_MODULES, Arch
-from loragraft.archs.blocks import Attention, Routed, decoder
+from loragraft.archs.base import ATTENTION, LLAMA_MODULES, Arch, ModelType
+from loragraft.archs.blocks import Attention, Decoder, Routed
 from loragraft.archs.config import Config
-from loragraft.archs.hparams import Hparams
+from loragraft.archs.windows import IF_USED
 from loragraft.formats.gguf.values import Value
-from loragraft.graph.build import GraphBuilder
-from loragraft.graph.ops import Graph, TensorFact
 
 # ---- from Hugging Face ----
 
@@ -19,17 +17,18 @@ def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
     return {"expert_feed_forward_length": Value.u32(config.integer("moe_intermediate_size"))}
 
 
-ARCH = Arch(
-    name="qwen3moe",
-    model_types=("qwen3_moe",),
-    hf_class="Qwen3MoeForCausalLM",
-    modules=LLAMA_MODULES | {"q_norm", "k_norm", "gate"},
+QWEN3_MOE = ModelType(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "max_position_embeddings": 32768,
         "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
         "norm_topk_prob": False,
+        "sliding_window": 4096,
     },
     requires={
         "hidden_act": ("silu",),
@@ -37,20 +36,16 @@ ARCH = Arch(
         "decoder_sparse_step": (1,),
         "mlp_only_layers": ([],),
     },
-    ignores={"use_sliding_window": (False,)},
+    biases={"attention_bias": ATTENTION},
+    windows=IF_USED,
+)
+ARCH = Arch(
+    name="qwen3moe",
+    model_types=(QWEN3_MOE,),
+    modules=LLAMA_MODULES | {"q_norm", "k_norm", "gate"},
     extra_hyperparameters=_extra_hyperparameters,
 )
 
+# ---- the graph: RMSNorm, also on the heads of q and k; RoPE on halves; routed SwiGLU experts ----
 
-# ---- the graph ----
-
-
-def build(h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
-    """RMSNorm, also on the heads of q and k; RoPE on halves; routed SwiGLU experts."""
-    return decoder(
-        GraphBuilder(h.arch, tensors),
-        h,
-        norm=GraphBuilder.rms_norm,
-        attention=Attention(pairs="halves", head_norm=True),
-        feed_forward=Routed(normalize=True),
-    )
+build = Decoder(attention=Attention(pairs="halves", head_norm=True), feed_forward=Routed(normalize=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loragraft.archs import ARCHS
+from loragraft.archs.base import ModelType, biased_linears
 from loragraft.archs.config import Config
 from loragraft.archs.gguf_keys import check_expressible, hyperparameters
 from loragraft.archs.graphs import model_graph
@@ -38,11 +39,12 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     """
     checkpoint = Checkpoint.open(folder)
     path = checkpoint.path / "config.json"
-    arch = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
-    config = Config(path, checkpoint.config, arch.defaults)
-    notes = check_expressible(arch, config)
+    arch, model_type = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
+    config = Config(path, checkpoint.config, model_type.defaults)
+    notes = check_expressible(arch, model_type, config)
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
-    names = TensorNames({"general.architecture": Value.string(arch.name), **hyperparameters(arch, config, 0)})
+    sizes = hyperparameters(arch, model_type, config, 0)
+    names = TensorNames({"general.architecture": Value.string(arch.name), **sizes})
     placement = _Placement(checkpoint.path, names)
     tensors = placement.place(weights)
     freqs = arch.rope_freqs(config)
@@ -51,12 +53,14 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
-        **hyperparameters(arch, config, _file_type(tensors)),
+        **hyperparameters(arch, model_type, config, _file_type(tensors)),
         "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
         **_activation_hints(placement.wide_activations),
         **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
     }
     _check_vocabulary(config, tensors)
+    _check_tied(config, tensors, notes)
+    _check_biases(model_type, config, tensors)
     model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
     model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes
     return model
@@ -71,6 +75,46 @@ def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:
             found=size,
             expected=embedding.shape[0],
         )
+
+
+def _check_tied(config: Config, tensors: dict[str, TensorSource], notes: list[str]) -> None:
+    """The output must be there if it is not the embedding; a note if it is said to be, and there is another."""
+    tied, output = bool(config.get("tie_word_embeddings")), tensors.get("output.weight")
+    if output is None and not tied:
+        raise CheckpointError(
+            config.path.parent,
+            "lacks lm_head.weight",
+            expected="it, or tie_word_embeddings in config.json",
+            hint="is the checkpoint complete, and a causal language model's?",
+        )
+    if output is not None and tied and not _alike(output, tensors["token_embd.weight"]):
+        notes.append(
+            f"{config.path.name}: tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept, as "
+            "transformers 5 and llama.cpp do (transformers 4 does not)"
+        )
+
+
+def _alike(a: TensorSource, b: TensorSource) -> bool:
+    """Whether some 64 rows, spread over both, are the same: all of a vocabulary is too much to read for a note."""
+    if a.shape != b.shape or a.type != b.type:
+        return False
+    rows = np.unique(np.linspace(0, a.n_rows - 1, 64).astype(int)).tolist()
+    return all(np.array_equal(a.rows(row, row + 1), b.rows(row, row + 1)) for row in rows)
+
+
+def _check_biases(model_type: ModelType, config: Config, tensors: dict[str, TensorSource]) -> None:
+    """A bias that config.json does not announce is one that transformers drops."""
+    flags = {key: not key or bool(config.get(key)) for key in model_type.biases}
+    expected = {linear for key, linears in model_type.biases.items() if flags[key] for linear in linears}
+    for name, linear in biased_linears(tensors).items():
+        if linear not in expected:
+            key = next((key for key, linears in model_type.biases.items() if linear in linears), None)
+            raise CheckpointError(
+                config.path,
+                f"the checkpoint has {name}, which {model_type.hf_class} would leave out",
+                found=None if key is None else f"{key} = {config.get(key)!r}",
+                hint=None if key is None else f"if it was trained with this bias, set {key} to true",
+            )
 
 
 def _file_type(tensors: dict[str, TensorSource]) -> int:

@@ -1,0 +1,85 @@
+"""Every key of a config.json is on a list: honoured (by its model_type's record), harmless, or named in a note.
+
+transformers itself ignores what its configuration class does not know, so nothing here changes the result; but a
+checkpoint with such keys may have been made for another program than transformers.
+"""
+
+from __future__ import annotations
+
+from loragraft.archs.base import ModelType
+from loragraft.archs.config import Config
+
+#: Read for every model_type, beside what its record names.
+_COMMON = frozenset(
+    [
+        "architectures",
+        "attention_bias",
+        "compression_config",
+        "head_dim",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "mlp_bias",
+        "model_type",
+        "moe_intermediate_size",
+        "num_attention_heads",
+        "num_experts",
+        "num_experts_per_tok",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "num_local_experts",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "quantization_config",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "shared_expert_intermediate_size",
+        "tie_word_embeddings",
+        "vocab_size",
+    ]
+)
+#: Names, types, training, memory, sampling: nothing that logits depend on.
+_HARMLESS = """
+_attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _from_model_config _name_or_path
+add_cross_attention attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
+chunk_size_feed_forward cross_attention_hidden_size custom_pipelines diversity_penalty do_sample dtype
+early_stopping embedding_dropout encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id
+language length_penalty max_length max_new_tokens min_length model_max_length name no_repeat_ngram_size
+num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+output_router_logits output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values
+repetition_penalty resid_pdrop residual_dropout return_dict return_dict_in_generate rope_interleaved
+router_aux_loss_coef router_jitter_noise suppress_tokens task_specific_params temperature tf_legacy_loss
+tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+use_bfloat16 use_cache use_flash_attention use_flash_attn
+"""
+
+
+def unread_notes(model_type: ModelType, config: Config) -> list[str]:
+    """Notes on keys that say something (not null, false or empty) and are on no list."""
+    known = (
+        _COMMON
+        | set(_HARMLESS.split())
+        | model_type.defaults.keys()
+        | model_type.requires.keys()
+        | model_type.biases.keys()
+    )
+    if model_type.windows is not None:
+        known |= model_type.windows.keys
+    unread = [
+        key
+        for key, value in config.values.items()
+        if key not in known and value and not key.endswith("_token_id") and "unsloth" not in key
+    ]
+    name = config.path.name
+    notes = []
+    if unread:
+        listed = ", ".join(sorted(unread)[:8]) + (", ..." if len(unread) > 8 else "")
+        notes.append(f"{name}: transformers' {model_type.hf_class} does not read {listed}: left out")
+    custom = config.get("auto_map")
+    if isinstance(custom, dict) and "AutoModelForCausalLM" in custom:
+        notes.append(
+            f"{name}: auto_map names code of the checkpoint's own; it is taken for a {model_type.hf_class}"
+        )
+    return notes

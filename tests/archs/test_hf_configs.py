@@ -1,0 +1,265 @@
+"""config.json to logits, opened as it is and converted, against transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loragraft as lg
+from hf_configs import STEP, records, weights, write_tokenizer
+from loragraft.archs import ARCHS
+from loragraft.archs.config import Config
+from loragraft.archs.gguf_keys import hyperparameters
+from loragraft.archs.hf_config import config_of
+from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.values import Value, ValueType
+from paths import data
+from tolerances import NATIVE_F32, REFERENCE, nmse
+
+BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
+    ("reference", REFERENCE),
+    ("native", NATIVE_F32),
+]
+
+
+def write(
+    folder: Path, case: str, edit: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
+) -> Path:
+    """The checkpoint of a case, its configuration and tensors changed by `edit`."""
+    record = records()[case]
+    config, tensors = record["config"], dict(weights(record["shapes"]))
+    if edit is not None:
+        edit(config, tensors)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", records())
+def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
+    golden = np.load(data("golden/hf-configs.npz"))
+    folder = write(tmp_path / "m", case)
+    lg.convert(folder, tmp_path / "m.gguf", type="F32")
+    for backend, tolerance in BACKENDS:
+        for path in (folder, tmp_path / "m.gguf"):
+            logits = lg.load(path, backend=backend, threads=1).logits(golden["ids"])
+            assert nmse(logits[::STEP], golden[case]) < tolerance, (backend, path.name)
+
+
+def notes_of(folder: Path) -> list[str]:
+    """On its config.json."""
+    notes = [note.partition(": ") for note in lg.load(folder, backend="reference").notes]
+    return [said for subject, _, said in notes if subject == "config.json"]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("llama", []),
+        (
+            "llama-unread",
+            ["transformers' LlamaForCausalLM does not read attn_logit_softcapping, final_logit_so"],
+        ),
+        ("llama-dynamic", ["dynamic RoPE scaling is left out"]),
+        ("llama-yarn-attention-factor", []),
+        (
+            "llama-yarn-beta",
+            ["YaRN's beta_fast = 16, beta_slow = 2 is kept, but llama.cpp computes with 32 and 1"],
+        ),
+        ("mistral-window", ["sliding_window = 8 is kept, but llama.cpp attends to everything in llama"]),
+        ("qwen2-layer-types", ["sliding_window = 8 is kept, but llama.cpp attends to everything in qwen2"]),
+        ("qwen2-window-unused", []),
+        ("qwen3moe", []),
+        ("starcoder2", []),
+    ],
+)
+def test_notes(tmp_path: Path, case: str, said: list[str]) -> None:
+    notes = notes_of(write(tmp_path / "m", case))
+    assert [note[: len(start)] for note, start in zip(notes, said, strict=True)] == said
+
+
+def test_parameters_that_llama_cpp_reads(tmp_path: Path) -> None:
+    """transformers' magnitude is 1, for each of the three; YaRN's own is 1 + 0.1 ln 4."""
+    lg.convert(write(tmp_path / "m", "llama-yarn-attention-factor"), tmp_path / "m.gguf")
+    keys = {key: value.data for key, value in lg.load(tmp_path / "m.gguf").source.metadata.items()}
+    assert keys["llama.rope.scaling.yarn_attn_factor"] == 1.0  # as the reference converter
+    assert keys["llama.rope.scaling.attn_factor"] == pytest.approx(1 / (1 + 0.1 * np.log(4)), rel=1e-6)
+    lg.convert(write(tmp_path / "plain", "llama-yarn"), tmp_path / "plain.gguf")
+    assert "llama.rope.scaling.attn_factor" not in lg.load(tmp_path / "plain.gguf").source.metadata
+
+
+def test_windows_in_the_metadata(tmp_path: Path) -> None:
+    lg.convert(write(tmp_path / "m", "qwen2-window-above"), tmp_path / "m.gguf")
+    metadata = lg.load(tmp_path / "m.gguf").source.metadata
+    assert metadata["qwen2.attention.sliding_window"].data == 8
+    assert metadata["qwen2.attention.sliding_window_pattern"].data.tolist() == [0, 1]
+
+    def wide(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        config["sliding_window"] = config["max_position_embeddings"]
+
+    notes = notes_of(write(tmp_path / "wide", "mistral-window", wide))
+    lg.convert(tmp_path / "wide", tmp_path / "wide.gguf")
+    assert "llama.attention.sliding_window" not in lg.load(tmp_path / "wide.gguf").source.metadata
+    assert notes == []
+
+
+def test_mistral_has_a_window_unless_it_says_null(tmp_path: Path) -> None:
+    def silent(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        del config["sliding_window"]
+        config["max_position_embeddings"] = 8192
+
+    lg.convert(write(tmp_path / "m", "mistral", silent), tmp_path / "m.gguf")
+    assert lg.load(tmp_path / "m.gguf").source.metadata["llama.attention.sliding_window"].data == 4096
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
+    "yarn without a factor": (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn"}},
+        (),
+        "RoPE scaling yarn without a factor",
+    ),
+    "linear without a factor": (
+        "llama",
+        {"rope_scaling": {"type": "linear"}},
+        (),
+        "RoPE scaling linear without a factor",
+    ),
+    "truncate": (
+        "llama",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
+        (),
+        "YaRN whose ramp is not cut to whole pairs.*: found truncate = False",
+    ),
+    "partial": (
+        "qwen2",
+        {"partial_rotary_factor": 0.5},
+        (),
+        "RoPE on a part of each head, in qwen2: found 0.5",
+    ),
+    "nested": (
+        "qwen3",
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        (),
+        "RoPE that differs between layers: found rope_parameters.full_attention",
+    ),
+    "factor": ("llama", {"rope_scaling": {"type": "linear", "factor": -1}}, (), "bad factor: found -1"),
+    "untied without an output": (
+        "llama",
+        {},
+        ("lm_head.weight",),
+        "lacks lm_head.weight: expected it, or tie_word_embeddings in config.json",
+    ),
+    "biases without their flag": (
+        "llama-bias",
+        {"mlp_bias": False},
+        (),
+        r"has blk.0.ffn_\w+.bias, which LlamaForCausalLM would leave out: found mlp_bias = False; if .*, set mlp_bias",
+    ),
+    "biases without a flag": (
+        "llama-bias",
+        {"model_type": "mistral"},
+        (),
+        r"has blk.0.\w+.bias, which MistralForCausalLM would leave out",
+    ),
+    "layer types": (
+        "qwen2",
+        {"layer_types": ["chunked_attention"] * 2},
+        (),
+        "bad layer_types: found .*chunked",
+    ),
+    "layer types without a window": (
+        "qwen2",
+        {"layer_types": ["sliding_attention"] * 2},
+        (),
+        "layer_types has sliding_attention, but there is no sliding_window",
+    ),
+    "norm_topk_prob": (
+        "qwen2moe",
+        {"norm_topk_prob": True},
+        (),
+        "qwen2moe in GGUF has no norm_topk_prob other",
+    ),
+    "use_bias": ("starcoder2", {"use_bias": False}, (), "starcoder2 in GGUF has no use_bias other than True"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tmp_path: Path, name: str) -> None:
+    case, changes, dropped, message = REFUSED[name]
+
+    def edit(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        config.update(changes)
+        for tensor in dropped:
+            del tensors[tensor]
+
+    with pytest.raises(lg.LoragraftError, match=message) as refusal:
+        lg.load(write(tmp_path / "m", case, edit))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_output_beside_a_tied_embedding(tmp_path: Path) -> None:
+    """The note is for one that differs."""
+
+    def own(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + np.float32(1)
+
+    def same(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    [note] = notes_of(write(tmp_path / "own", "llama-tied", own))
+    assert note.startswith("tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept")
+    assert notes_of(write(tmp_path / "same", "llama-tied", same)) == []
+
+
+@pytest.mark.parametrize("case", records())
+def test_an_exported_configuration_means_the_same(tmp_path: Path, case: str) -> None:
+    """Its hyperparameters are those of the GGUF that it was made of."""
+    if case == "llama-llama3":
+        pytest.skip("its factors are not those of a published model")
+    lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16")
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    config = config_of(model.metadata, {name: tensor.shape for name, tensor in model.tensors.items()}, None)
+    arch, model_type = ARCHS.by_model_type(config["model_type"])
+    again = hyperparameters(arch, model_type, Config(Path("config.json"), config, model_type.defaults), 1)
+    ours = {key: value.data for key, value in model.metadata.items() if key.startswith(f"{arch.name}.")}
+    theirs = {key: value.data for key, value in again.items() if key.startswith(f"{arch.name}.")}
+    implied = ("attention.key_length", "attention.value_length", "rope.scaling.yarn_attn_factor")
+    assert theirs.keys() - ours.keys() <= {f"{arch.name}.{key}" for key in implied}
+    for key, value in ours.items():
+        if isinstance(value, str):
+            assert theirs[key] == value
+        else:
+            np.testing.assert_allclose(theirs[key], value, rtol=1e-6, err_msg=key)
+    biased = {name.split(".")[2] for name in model.tensors if name.endswith(".bias") and "norm" not in name}
+    flags = {key for key in model_type.biases if not key or config[key]}
+    assert biased == {linear for key in flags for linear in model_type.biases[key]} - (
+        {"ffn_gate"} if arch.name == "starcoder2" else set()
+    )
+
+
+def test_biases_that_no_configuration_has(tmp_path: Path) -> None:
+    lg.convert(write(tmp_path / "m", "qwen2"), tmp_path / "m.gguf", type="F16")
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()} | {"blk.0.ffn_up.bias": (48,)}
+    with pytest.raises(UnsupportedError, match=r"blk.0.ffn_up.bias: Qwen2ForCausalLM .* has no such bias"):
+        config_of(model.metadata, shapes, None)
+
+
+def test_windows_that_no_configuration_has(tmp_path: Path) -> None:
+    lg.convert(write(tmp_path / "m", "qwen3moe-window"), tmp_path / "m.gguf", type="F16")
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    pattern = Value.numbers(ValueType.BOOL, [0, 1])
+    metadata = {**model.metadata, "qwen3moe.attention.sliding_window_pattern": pattern}
+    with pytest.raises(
+        UnsupportedError, match=r"no model of transformers .* has these windows: found \[0, 8\]"
+    ):
+        config_of(metadata, {name: tensor.shape for name, tensor in model.tensors.items()}, None)

@@ -1,0 +1,47 @@
+"""Small random models by their config.json, for what a configuration means: `golden/hf-configs.json` and `.npz`.
+
+The JSON holds config.json and the checkpoint's tensors as transformers 5.23 saves them; the weights are drawn here,
+the same for it and for us; the npz holds the float32 logits that it computes (attention "eager", on the CPU) for `ids`,
+every `STEP`th row. `tests/make_hf_configs.py` made both.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+VOCABULARY = 64
+STEP = 3
+Shapes = dict[str, list[int]]
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """By case: `config` and `shapes` (tensor name to shape)."""
+    from paths import data  # it needs pytest, which what makes the data does not
+
+    found: dict[str, dict[str, Any]] = json.loads(data("golden/hf-configs.json").read_text())
+    return found
+
+
+def weights(shapes: Shapes) -> dict[str, npt.NDArray[np.float32]]:
+    """float32 tensors, uniform: norms around 1, biases and matrices around 0. The same on every version of NumPy."""
+    drawn = {}
+    for name, shape in shapes.items():
+        low, high = (0.5, 1.5) if "norm" in name and name.endswith(".weight") else (-0.35, 0.35)
+        bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
+        unit = (bits >> np.uint64(40)).astype(np.float64) / 2**24
+        drawn[name] = (low + (high - low) * unit).astype(np.float32).reshape(shape)
+    return drawn
+
+
+def write_tokenizer(folder: Path) -> None:
+    """tokenizer.json with one token per printable character."""
+    vocabulary = {chr(0x21 + id_): id_ for id_ in range(VOCABULARY)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "pre_tokenizer": byte_level}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -1,0 +1,161 @@
+"""Makes golden/hf-configs.json and .npz; needs torch and transformers: `python tests/make_hf_configs.py`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from hf_configs import STEP, VOCABULARY, weights
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+BASE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+NORMED = {**EXPERTS, "norm_topk_prob": True}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 40}
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+WINDOW = {"use_sliding_window": True, "sliding_window": 8}
+Edit = Callable[[dict[str, Any]], None]
+
+
+def rope(kind: str, **keys: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **keys}}
+
+
+def without(*keys: str) -> Edit:
+    """Leaves them out of config.json, as old files do."""
+
+    def edit(config: dict[str, Any]) -> None:
+        for key in keys:
+            config.pop(key, None)
+            config.get("rope_parameters", {}).pop(key, None)
+
+    return edit
+
+
+def old_rope(config: dict[str, Any]) -> None:
+    """As transformers 4 wrote it."""
+    scaling = config.pop("rope_parameters")
+    config["rope_theta"] = scaling.pop("rope_theta")
+    scaling["type"] = scaling.pop("rope_type")
+    config["rope_scaling"] = scaling
+
+
+def unread(config: dict[str, Any]) -> None:
+    """Keys of other models' configurations, which transformers does not read here."""
+    config.update(final_logit_softcapping=5.0, attn_logit_softcapping=1.0, logit_scale=0.1)
+
+
+CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
+    "llama": ("Llama", {}, None),
+    "llama-unread": ("Llama", {}, unread),
+    "llama-defaults": ("Llama", {}, without("rms_norm_eps", "rope_parameters", "tie_word_embeddings")),
+    "llama-head-dim": ("Llama", {"head_dim": 16}, None),
+    "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}, None),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True}, None),
+    "llama-linear": ("Llama", rope("linear", factor=4.0), None),
+    "llama-dynamic": ("Llama", rope("dynamic", factor=4.0), None),
+    "llama-yarn": ("Llama", rope("yarn", **YARN), None),
+    "llama-yarn-old": ("Llama", rope("yarn", **YARN), old_rope),
+    "llama-yarn-ratio": ("Llama", rope("yarn", **{**YARN, "factor": None}), None),
+    "llama-yarn-attention-factor": ("Llama", rope("yarn", attention_factor=1.0, **YARN), None),
+    "llama-yarn-mscale": ("Llama", rope("yarn", mscale=0.707, mscale_all_dim=1.0, **YARN), None),
+    "llama-yarn-beta": ("Llama", rope("yarn", beta_fast=16.0, beta_slow=2.0, **YARN), None),
+    "llama-llama3": (
+        "Llama",
+        rope("llama3", **{**YARN, "factor": 8.0}, low_freq_factor=1.0, high_freq_factor=4.0),
+        None,
+    ),
+    "mistral": ("Mistral", {"sliding_window": None}, None),
+    "mistral-window": ("Mistral", {"sliding_window": 8}, None),
+    "mixtral": ("Mixtral", MIXTRAL, None),
+    "mixtral-defaults": ("Mixtral", MIXTRAL, without("rms_norm_eps", "rope_parameters", "rope_theta")),
+    "mixtral-window": ("Mixtral", {**MIXTRAL, "sliding_window": 8}, None),
+    "qwen2": ("Qwen2", {}, None),
+    "qwen2-window": ("Qwen2", {**WINDOW, "max_window_layers": 0}, None),
+    "qwen2-window-above": ("Qwen2", {**WINDOW, "max_window_layers": 1}, None),
+    "qwen2-window-unused": ("Qwen2", {"sliding_window": 8, "max_window_layers": 0}, None),
+    "qwen2-layer-types": (
+        "Qwen2",
+        {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+        None,
+    ),
+    "qwen2-yarn": ("Qwen2", rope("yarn", **YARN), None),
+    "qwen2moe": ("Qwen2Moe", SHARED, None),
+    "qwen2moe-window": ("Qwen2Moe", {**SHARED, **WINDOW}, None),
+    "qwen3": ("Qwen3", {"head_dim": 16}, None),
+    "qwen3-bias": ("Qwen3", {"head_dim": 16, "attention_bias": True}, None),
+    "qwen3-window": ("Qwen3", {"head_dim": 16, **WINDOW, "max_window_layers": 1}, None),
+    "qwen3-yarn-attention-factor": (
+        "Qwen3",
+        {"head_dim": 16, **rope("yarn", attention_factor=0.9, **YARN)},
+        None,
+    ),
+    "qwen3moe": ("Qwen3Moe", {**NORMED, "head_dim": 16}, None),
+    "qwen3moe-no-head-dim": ("Qwen3Moe", NORMED, None),
+    "qwen3moe-bias": ("Qwen3Moe", {**NORMED, "attention_bias": True}, None),
+    "qwen3moe-window": ("Qwen3Moe", {**NORMED, **WINDOW}, None),
+    "starcoder2": ("Starcoder2", {}, None),
+    "starcoder2-tied-unsaid": ("Starcoder2", {}, without("tie_word_embeddings")),
+    "starcoder2-untied": ("Starcoder2", {"tie_word_embeddings": False}, None),
+    "starcoder2-window": ("Starcoder2", {"sliding_window": 8}, None),
+}
+
+
+def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -> tuple[dict[str, Any], Any]:
+    config = getattr(transformers, f"{kind}Config")(**{**BASE, **keys})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        saved = Path(folder) / "model.safetensors"
+        shapes = {name: list(tensor.shape) for name, tensor in sorted(load_file(saved).items())}
+        save_file(weights(shapes), saved, {"format": "pt"})
+        path = Path(folder) / "config.json"
+        written = json.loads(path.read_text())
+        if edit is not None:
+            edit(written)
+        path.write_text(json.dumps(written))
+        model = (
+            transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+            .float()
+            .eval()
+        )
+        with torch.no_grad():
+            logits = model(ids).logits[0, ::STEP].numpy()
+    return {"config": written, "shapes": shapes}, logits
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    ids = np.random.default_rng(0).integers(2, VOCABULARY, 48)
+    found = {case: run(*spec, torch.tensor(ids[None])) for case, spec in CASES.items()}
+    text = json.dumps(
+        {case: record for case, (record, _) in found.items()}, indent=None, separators=(",", ":")
+    )
+    (GOLDEN / "hf-configs.json").write_text(text.replace('},"', '},\n"') + "\n")
+    np.savez_compressed(
+        GOLDEN / "hf-configs.npz", ids=ids, **{case: logits for case, (_, logits) in found.items()}
+    )
+
+
+if __name__ == "__main__":
+    main()
