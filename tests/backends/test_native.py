@@ -4,6 +4,7 @@ and against the reference backend in every type."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import TensorSource
 from loragraft.graph.lora import attach
+from loragraft.graph.ops import Op
 from loragraft.models import load_adapter, open_model
 from loragraft.quants import native, reference
 from loragraft.quants.types import BY_NAME, QuantType
@@ -165,6 +167,38 @@ def test_a_prompt_longer_than_a_batch() -> None:
     assert nmse(pieces, whole) < NATIVE_F32
     session.reset()
     assert nmse(session.forward(long, last_only=True), whole[-1:]) < NATIVE_F32
+
+
+@pytest.mark.parametrize("model", ["gguf/llama-kjv.merged-f16.gguf", "gguf/qwen3moe-8x-f16.gguf"])
+def test_an_observer_sees_what_meets_the_weights(model: str) -> None:
+    source = open_model(data(model))
+    graph = build_graph(source.metadata, tensor_facts(source.tensors))
+    native, reference = (
+        NativeBackend().open(graph, source.tensors),
+        ReferenceBackend().open(graph, source.tensors),
+    )
+    ids = np.random.default_rng(1).integers(0, 2000, 40).astype(np.int32)
+    seen: dict[str, list[npt.NDArray[Any]]] = {}
+    native.observer = lambda weights, x, chosen: seen.update(
+        {name: [x.copy(), *([] if chosen is None else [chosen])] for name in weights}
+    )
+    native.feed(ids)
+    assert (native.n_past, "output.weight" in seen) == (40, False)
+    native.reset()
+    native.forward(ids)
+    meant = {}
+
+    def look(index: int, values: list[npt.NDArray[Any]]) -> None:
+        node = graph.nodes[index]
+        if node.op in (Op.MATMUL, Op.EXPERTS_MATMUL):
+            meant[node.weights[0]] = [values[source] for source in node.inputs]
+
+    reference.observer = look
+    reference.forward(ids)
+    assert seen.keys() == meant.keys()
+    for name, wanted in meant.items():
+        for a, b in zip(seen[name], wanted, strict=True):
+            assert nmse(a, b) < NATIVE_F32, name
 
 
 def test_an_unchecked_graph_is_refused() -> None:

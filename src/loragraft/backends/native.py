@@ -7,7 +7,7 @@ always see float32 activations. Results do not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -24,6 +24,10 @@ engine = _native.engine
 
 BATCH = 512
 """Tokens of one pass through the layers; a longer prompt takes several."""
+
+Observer = Callable[[tuple[str, ...], Floats, Ids | None], None]
+"""Called with the weights that are about to be multiplied by x, x itself ([T, in], or [T, k, in] where each expert has
+a row of its own), and for routed experts the ids [T, k] of those chosen. x is only valid during the call."""
 
 
 class NativeBackend(Backend):
@@ -60,6 +64,7 @@ class NativeSession:
         self._input = engine.Input()
         self._xa: dict[int, Floats] = {}
         self._n_past = 0
+        self.observer: Observer | None = None
 
     @property
     def n_past(self) -> int:
@@ -71,13 +76,21 @@ class NativeSession:
         self._n_past = n_past
 
     def forward(self, ids: Ids, *, last_only: bool = False) -> Floats:
+        logits = list(self._batches(ids, last_only=last_only))
+        return logits[-1] if last_only else np.concatenate(logits)
+
+    def feed(self, ids: Ids) -> None:
+        """As `forward`, without the output layer: for an `observer` that wants nothing of the predictions."""
+        for _ in self._batches(ids, predict=False):
+            pass
+
+    def _batches(self, ids: Ids, *, last_only: bool = False, predict: bool = True) -> Iterator[Floats]:
         ids = np.ascontiguousarray(ids, np.int32)
         self._check(ids)
-        logits = []
         for start in range(0, len(ids), BATCH):
-            logits.append(self._forward(ids[start : start + BATCH], last_only))
-            self._n_past += len(ids[start : start + BATCH])
-        return logits[-1] if last_only else np.concatenate(logits)
+            batch = ids[start : start + BATCH]
+            yield self._forward(batch, last_only, predict)
+            self._n_past += len(batch)
 
     def _check(self, ids: Ids) -> None:
         if ids.ndim != 1 or not len(ids):
@@ -93,12 +106,16 @@ class NativeSession:
                 expected=f"up to {self._context} tokens",
             )
 
-    def _forward(self, ids: Ids, last_only: bool) -> Floats:
+    def _forward(self, ids: Ids, last_only: bool, predict: bool) -> Floats:
         model, run = self._model, self._run
         run.begin(ids, self._n_past, last_only)
         values: dict[int, Array] = {}
         self._input_of = None
         for step, released in zip(model.plan.steps, model.plan.released, strict=True):
+            if not predict and model.plan.output in step.results:
+                return np.empty((0, self._vocab), np.float32)
+            if self.observer is not None and isinstance(step, LinearStep | GroupStep):
+                self._observe(self.observer, step, values)
             if isinstance(step, LinearStep):
                 values[step.result] = self._linear(step, values)
             elif isinstance(step, GroupStep):
@@ -109,6 +126,16 @@ class NativeSession:
                 values[step.result] = OPS[step.node.op](run, step.node, *[values[i] for i in step.inputs])
             self._release(released, values)
         return values[model.plan.output]
+
+    @staticmethod
+    def _observe(observer: Observer, step: LinearStep | GroupStep, values: dict[int, Array]) -> None:
+        linears = step.linears if isinstance(step, GroupStep) else (step,)
+        ids = linears[0].ids
+        observer(
+            tuple(linear.weight for linear in linears),
+            values[linears[0].x],
+            None if ids is None else values[ids],
+        )
 
     def _release(self, released: Iterable[int], values: dict[int, Array]) -> None:
         for index in released:

@@ -7,7 +7,17 @@ from pathlib import Path
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, flag, option
-from loragraft.cli.options import LORA, MAX_CHARS, MODEL, TEXT, WINDOWS, context_option, files_of, read_text
+from loragraft.cli.options import (
+    LORA,
+    MAX_CHARS,
+    MODEL,
+    TEXT,
+    THREADS,
+    WINDOWS,
+    context_option,
+    files_of,
+    read_text,
+)
 from loragraft.cli.progress import progress
 from loragraft.cli.units import plural
 
@@ -32,6 +42,7 @@ from loragraft.cli.units import plural
 @WINDOWS
 @MAX_CHARS
 @flag("--process-output", help="Of the output layer too.")
+@THREADS
 def imatrix(
     model: Path,
     text: Path,
@@ -41,12 +52,12 @@ def imatrix(
     windows: int | None,
     max_chars: int | None,
     process_output: bool,
+    threads: int | None,
 ) -> None:
     """Collect an importance matrix on a text, for quantizing with --imatrix.
 
     With --lora it is collected with the adapter active, which is what the merged model will see. The windows are those
-    of llama-imatrix: --context tokens each, starting with BOS if the model uses one; every token counts. Runs on the
-    NumPy backend in float32, so it needs memory for the model in that format.
+    of llama-imatrix: --context tokens each, starting with BOS if the model uses one; every token counts.
     """
     words = read_text(text, max_chars)
 
@@ -64,6 +75,7 @@ def imatrix(
             limit=windows,
             process_output=process_output,
             dataset=text.name,
+            threads=threads,
             progress=bars,
         )
     result.save_gguf(output, inputs=inputs)
