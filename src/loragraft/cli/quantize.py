@@ -11,7 +11,7 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
-from loragraft.cli.options import JSON, THREADS
+from loragraft.cli.options import JSON, TARGET, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
@@ -52,22 +52,13 @@ def quantize(
     Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S Q2_0 IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 TQ1_0 Q1_0,
     and COPY.
     """
-    from loragraft.errors import UnsupportedError
-    from loragraft.quants.filetypes import FileType, file_type
+    from loragraft.quants.filetypes import find_file_type
 
-    def parse(word: str) -> FileType:
-        try:
-            return file_type(word)
-        except UnsupportedError as problem:
-            raise click.BadParameter(str(problem), param_hint="TYPE") from None
-
-    try:
-        target, rest = file_type(words[0]), words[1:]
+    target, rest = find_file_type(words[0]), words[1:]
+    if target is not None:
         output = model.with_name(f"ggml-model-{target}.gguf")
-    except UnsupportedError:
-        if len(words) == 1:
-            parse(words[0])
-        output, target, rest = Path(words[0]), parse(words[1]), words[2:]
+    else:
+        output, target, rest = Path(words[0]), TARGET(rest[0] if rest else words[0]), rest[1:]
     if len(rest) > 1 or (rest and not rest[0].isdecimal()):
         raise click.UsageError(f"unexpected {rest[-1]!r} after the type")
     if rest and threads is None:

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -180,7 +179,8 @@ class OutputFile:
             os.ftruncate(self._fd, 0)
             self.journal.unlink(missing_ok=True)
         allocated = os.fstat(self._fd).st_blocks * 512
-        free = shutil.disk_usage(self.partial.parent).free
+        disk = os.statvfs(self.partial.parent)
+        free = disk.f_bavail * disk.f_frsize
         if self.size - allocated > free:
             raise OutputError(
                 self.path,

@@ -94,17 +94,22 @@ BY_NAME: dict[str, FileType] = {row.name: row for row in (*_ROWS, COPY)}
 BY_NUMBER: dict[int, FileType] = {row.number: row for row in reversed(_ROWS)}
 
 
-def file_type(text: str) -> FileType:
+def find_file_type(text: str) -> FileType | None:
     """The target called `text`: a name in any case, an alias, or llama.cpp's number of it."""
     name = text.strip().upper()
-    found = BY_NAME.get(ALIASES.get(name, name))
-    if found is None and name.isascii() and name.isdigit():
-        found = BY_NUMBER.get(int(name[:9]))
+    if name.isascii() and name.isdigit():
+        return BY_NUMBER.get(int(name[:9]))
+    return BY_NAME.get(ALIASES.get(name, name))
+
+
+def file_type(text: str) -> FileType:
+    """The target called `text`, as `find_file_type` finds it. Raises `UnsupportedError` if there is none."""
+    found = find_file_type(text)
     if found is None:
         from difflib import get_close_matches
 
         names = [*BY_NAME, *ALIASES]
-        near = get_close_matches(name, names, 1)
+        near = get_close_matches(text.strip().upper(), names, 1)
         raise UnsupportedError(
             text,
             "no such file type",

@@ -22,6 +22,7 @@ from loragraft import _native
 from loragraft.errors import QuantizeError
 from loragraft.formats.layout import TensorWriter
 from loragraft.formats.source import Bytes, TensorSource
+from loragraft.interrupts import held
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.types import F32, QuantType
 from loragraft.streaming.journal import Journal, Span
@@ -153,7 +154,8 @@ def run_pass(
             raise
 
     with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
-        futures = [pool.submit(work) for _ in range(threads)]
+        with held():  # the pool waits at its end for the threads that it knows
+            futures = [pool.submit(work) for _ in range(threads)]
         try:
             for future in futures:
                 future.result()
