@@ -109,10 +109,10 @@ class Weight {
 // What is applied after a weight's product; per expert where the weight has experts.
 class LinearEnd {
   public:
-    // scale [experts] or none; b [experts, rows, rank] or none; bias [experts, rows] or none
+    // scale [experts] or none; b [experts, rows, rank] or none; bias, dora_scale [experts, rows] or none
     LinearEnd(int64_t experts, int64_t rows, std::optional<Vector> scale,
               std::optional<nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>> b,
-              std::optional<Matrix> bias, float arch_scale)
+              std::optional<Matrix> bias, float arch_scale, std::optional<Matrix> dora_scale)
         : experts_(experts), rows_(rows), arch_scale_(arch_scale) {
         if (scale) {
             require(int64_t(scale->shape(0)) == experts, "epilogue: one scale per expert");
@@ -121,6 +121,11 @@ class LinearEnd {
         if (bias) {
             require(int64_t(bias->shape(0)) == experts && int64_t(bias->shape(1)) == rows, "epilogue: bias shape");
             bias_.assign(bias->data(), bias->data() + experts * rows);
+        }
+        if (dora_scale) {
+            require(int64_t(dora_scale->shape(0)) == experts && int64_t(dora_scale->shape(1)) == rows,
+                    "epilogue: DoRA scale's shape");
+            dora_scale_.assign(dora_scale->data(), dora_scale->data() + experts * rows);
         }
         if (b) {
             require(int64_t(b->shape(0)) == experts && int64_t(b->shape(1)) == rows, "epilogue: B's shape");
@@ -147,6 +152,7 @@ class LinearEnd {
         e.scale = scale_.empty() ? 1.0f : scale_[size_t(expert)];
         e.rank = int(rank_);
         e.b = b_.empty() ? nullptr : b_.data() + expert * b_stride_;
+        e.dora_scale = dora_scale_.empty() ? nullptr : dora_scale_.data() + expert * rows_;
         e.bias = bias_.empty() ? nullptr : bias_.data() + expert * rows_;
         e.arch_scale = arch_scale_;
         return e;
@@ -154,7 +160,7 @@ class LinearEnd {
 
   private:
     int64_t experts_, rows_, rank_ = 0, b_stride_ = 0;
-    std::vector<float> scale_, b_, bias_;
+    std::vector<float> scale_, b_, dora_scale_, bias_;
     float arch_scale_;
 };
 
@@ -409,9 +415,9 @@ void bind_engine(nb::module_& parent) {
     nb::class_<LinearEnd>(m, "LinearEnd")
         .def(nb::init<int64_t, int64_t, std::optional<Vector>,
                       std::optional<nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>,
-                      std::optional<Matrix>, float>(),
+                      std::optional<Matrix>, float, std::optional<Matrix>>(),
              nb::arg("experts"), nb::arg("rows"), nb::arg("scale").none(), nb::arg("b").none(), nb::arg("bias").none(),
-             nb::arg("arch_scale"))
+             nb::arg("arch_scale"), nb::arg("dora_scale").none() = nb::none())
         .def_prop_ro("rank", &LinearEnd::rank);
     nb::class_<Input>(m, "Input")
         .def(nb::init<>())

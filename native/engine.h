@@ -20,11 +20,12 @@ struct Activations {
     const float* dsum32 = nullptr;
 };
 
-// y[:, out] = arch_scale * (scale * (W x) + B xa + bias), applied in exactly this order.
+// y[:, out] = arch_scale * (dora_scale * (scale * (W x) + B xa) + bias), applied in exactly this order.
 struct Epilogue {
     float scale = 1.0f;        // the weight's own
     int rank = 0;              // columns of B, over all adapters
     const float* b = nullptr;  // [ceil(rows / 16)][rank][16], the adapters' scales in it
+    const float* dora_scale = nullptr; // [rows]
     const float* bias = nullptr; // [rows]
     float arch_scale = 1.0f;
 };

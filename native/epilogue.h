@@ -1,4 +1,5 @@
-// The end of every product, in registers: weight scale, LoRA, bias, architectural scale, in this order and no other.
+// The end of every product, in registers: weight scale, LoRA, DoRA scale, bias, architectural scale, in this order and
+// no other.
 #pragma once
 
 #include "engine.h"
@@ -26,6 +27,9 @@ inline void finish16(const Linear& l, int64_t t, int64_t row, const float* produ
     }
     if (row + 16 <= l.rows) {
         for (int i = 0; i < N; ++i) {
+            if (l.end.dora_scale) {
+                v[i] *= load(l.end.dora_scale + row + i * LANES);
+            }
             if (l.end.bias) {
                 v[i] += load(l.end.bias + row + i * LANES);
             }
@@ -38,7 +42,8 @@ inline void finish16(const Linear& l, int64_t t, int64_t row, const float* produ
         store(part + i * LANES, v[i]);
     }
     for (int64_t i = 0; row + i < l.rows; ++i) {
-        y[i] = (part[i] + (l.end.bias ? l.end.bias[row + i] : 0.0f)) * l.end.arch_scale;
+        const float adapted = l.end.dora_scale ? part[i] * l.end.dora_scale[row + i] : part[i];
+        y[i] = (adapted + (l.end.bias ? l.end.bias[row + i] : 0.0f)) * l.end.arch_scale;
     }
 }
 

@@ -1,4 +1,5 @@
-"""The oracle of the graph tests: each model written out in float64, y = W x + b with W = s Wq + sum of gamma B A.
+"""The oracle of the graph tests: each model written out in float64, y = W x + b with W = s Wq + sum of gamma B A; an
+adapter that is DoRA's makes g (W + s B A) of the W before it, by its strength.
 
 It shares nothing with loragraft's graphs: no epilogue, no adapters at run time, one token's history at a time.
 """
@@ -34,15 +35,22 @@ class Float64Model:
         self.arrays = {name: array.astype(np.float64) for name, array in model.arrays.items()}
 
     def weight(self, base: str, stored: str | None = None) -> Doubles:
-        """s Wq + sum gamma B A; the adapters of `base` over the weight stored as another layer's if tied."""
+        """s Wq, and every adapter in turn; the adapters of `base` over the weight stored as another layer's if tied."""
         stored = stored or base
         weight = np.atleast_2d(self.arrays[f"{stored}.weight"])
         if f"{stored}.scale" in self.arrays:
             scale = self.arrays[f"{stored}.scale"]
             weight = weight * (scale[:, None, None] if weight.ndim == 3 else scale)
+        alone = weight
         for adapter, factor in self.model.adapters:
             if pair := adapter.pairs.get(f"{base}.weight"):
-                weight = weight + factor * pair.scale * pair.b.astype(np.float64) @ pair.a.astype(np.float64)
+                delta = pair.scale * pair.b.astype(np.float64) @ pair.a.astype(np.float64)
+                if pair.magnitude is None:
+                    weight = weight + factor * delta
+                    continue
+                length = np.linalg.norm(alone + delta, axis=-1)
+                tuned = (pair.magnitude / length)[..., None] * (weight + delta)
+                weight = (1 - factor) * weight + factor * tuned
         return weight
 
     def linear(self, base: str, x: Doubles, stored: str | None = None) -> Doubles:

@@ -140,13 +140,17 @@ def _metadata(arch: str, layers: int, *, moe: bool) -> dict[str, Value]:
     }
 
 
-def random_adapter(rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], rank: int = 3) -> Adapter:
-    """Deltas as large as the weights themselves, for the linears of `shapes` (base name to weight shape)."""
+def random_adapter(
+    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], rank: int = 3, *, dora: bool = False
+) -> Adapter:
+    """Deltas as large as the weights themselves, for the linears of `shapes` (base name to weight shape); with `dora`,
+    rows that become a fraction as long."""
     pairs = {}
     for base, shape in shapes.items():
         shape = shape if len(shape) > 1 else (1, *shape)
         a = rng.standard_normal((*shape[:-2], rank, shape[-1]), dtype=np.float32)
         b = rng.standard_normal((*shape[:-1], rank), dtype=np.float32)
         scale = float(1 / np.sqrt(rank * shape[-1]))
-        pairs[f"{base}.weight"] = LoraPair(f"{base}.weight", a, b, scale)
+        magnitude = rng.uniform(0.2, 0.4, shape[:-1]).astype(np.float32) if dora else None
+        pairs[f"{base}.weight"] = LoraPair(f"{base}.weight", a, b, scale, magnitude)
     return Adapter(Path("random"), pairs, n_tensors=2 * len(pairs))

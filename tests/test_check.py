@@ -14,6 +14,7 @@ from loragraft.errors import AdapterError, LoragraftError
 from loragraft.graph.misorder import Mistake
 from loragraft.llama_cpp import Outcome
 from paths import data
+from peft_golden import adapter_folder, base_folder
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_every_linear_is_listed_with_its_order(report: Conformance) -> None:
 
 def test_wrong_orders_cost_what_theory_says(report: Conformance) -> None:
     runs = {run.name: run for run in report.runs}
-    wrong = [mistake for mistake in Mistake if mistake is not Mistake.ARCH_SCALE_BEFORE_BIAS]
+    wrong = list(Mistake)[:5]  # of those that need no DoRA and no architectural scale
     assert list(runs) == [RIGHT, WITHOUT, PUBLISHED, *wrong]
     assert report.tokens == 2 * 127
     assert runs[RIGHT].mean_kl == 0
@@ -55,6 +56,23 @@ def test_wrong_orders_cost_what_theory_says(report: Conformance) -> None:
     for mistake in wrong:
         assert runs[mistake].perplexity > 1.1 * runs[RIGHT].perplexity
         assert runs[mistake].mean_kl > 0.1
+
+
+def test_dora(tmp_path: Path) -> None:
+    case = "qwen2+dora"
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    report = check(base, [adapter], text="DOGHELPFACTLINE" * 30, context=64, limit=2)
+    linears = {linear.name: linear for linear in report.linears}
+    assert linears["blk.0.attn_q"].order == ["GEMM", "LoRA", "DoRA scale", "bias"]
+    assert linears["output"].order == ["GEMM"]
+    assert linears["blk.0.ffn_up"].llama_cpp is Outcome.REFUSES
+    runs = {run.name: run for run in report.runs}
+    wrong = [Mistake.DORA_SCALE_BEFORE_LORA, Mistake.BIAS_BEFORE_DORA_SCALE, Mistake.DORA_SCALE_OMITTED]
+    assert list(runs) == [RIGHT, WITHOUT, *wrong]
+    assert [runs[mistake].linears for mistake in wrong] == [14, 6, 14]
+    assert all(runs[mistake].mean_kl > 1e-4 for mistake in wrong)
+    # y = g (s W x + ...) + b: without g it is off by (1 - 1 / g) of what is not bias; g is near 1 for all rows here
+    assert 0.01 < report.local[Mistake.DORA_SCALE_OMITTED]["blk.0.ffn_up"] < 0.5
 
 
 def test_local_errors_follow_the_closed_forms(report: Conformance) -> None:

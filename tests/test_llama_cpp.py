@@ -41,6 +41,7 @@ from paths import ROOT
         (Linear("qwen2", "output", "F16", adapted=True, tied=True), Outcome.REFUSES),
         (Linear("qwen2", "token_embd", "F16", adapted=True, tied=True), Outcome.ABORTS),
         (Linear("llama", "token_embd", "F16", adapted=True), Outcome.RIGHT),
+        (Linear("llama", "attn_q", "F16", adapted=True, decomposed=True), Outcome.REFUSES),
     ],
 )
 def test_rules(linear: Linear, outcome: Outcome) -> None:

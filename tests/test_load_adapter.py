@@ -29,6 +29,7 @@ from tolerances import REFERENCE, nmse
     ("base", "adapter", "case"),
     [
         ("llama-kjv", "llama-kjv.shakespeare", "llama+lora"),
+        ("llama-kjv", "llama-kjv.dora", "llama+dora"),
         ("qwen2-bias", "qwen2-bias.rslora", "qwen2+rslora"),
         ("starcoder2-bias", "starcoder2-bias.pattern", "starcoder2+pattern"),
         ("qwen3moe-8x", "qwen3moe-8x.experts", "qwen3moe+experts"),
@@ -38,7 +39,9 @@ def test_logits_of_peft(base: str, adapter: str, case: str) -> None:
     golden = np.load(data("golden/hf-logits.npz"))
     model = open_model(data(base))
     graph, more = attach(
-        build_graph(model.metadata, tensor_facts(model.tensors)), [(load_adapter(data(adapter), model), 1.0)]
+        build_graph(model.metadata, tensor_facts(model.tensors)),
+        [(load_adapter(data(adapter), model), 1.0)],
+        model.tensors,
     )
     logits = ReferenceBackend().open(graph, {**model.tensors, **more}).forward(golden["ids"].astype(np.int32))
     assert nmse(logits, golden[case]) < REFERENCE
@@ -216,7 +219,7 @@ def test_experts_adapted_one_by_one(tmp_path: Path) -> None:
 
 
 REFUSALS = {
-    "use_dora": True,
+    "use_dora": True,  # of which the tensors know nothing
     "lora_bias": True,
     "bias": "some",
     "modules_to_save": ["lm_head"],
@@ -254,7 +257,11 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda c, t: t.pop(f"{Q}.lora_B.weight"), "q_proj has no complete pair"),
         (
             lambda c, t: t.update({f"{Q}.lora_magnitude_vector": np.ones(256, np.float32)}),
-            "lora_magnitude_vector",
+            "use_dora .* found a lora_magnitude_vector for .*, expected use_dora False",
+        ),
+        (
+            lambda c, t: t.update({f"{Q}.lora_magnitude_vector": np.ones(128, np.float32)}),
+            r"a vector of .*q_proj does not fit its B: found \(128,\), expected \(256,\)",
         ),
         (
             lambda c, t: t.update({"base_model.model.model.norm.weight": np.ones(128, np.float32)}),
@@ -327,5 +334,3 @@ def test_adapters_of_other_models() -> None:
         load_adapter(data("starcoder2-bias.pattern"), llama)
     with pytest.raises(AdapterError, match=r"general\.architecture 'llama', expected 'qwen2'"):
         load_adapter(data("gguf/llama-kjv.shakespeare-lora.gguf"), open_model(data("qwen2-bias")))
-    with pytest.raises(AdapterError, match="use_dora is not honoured"):
-        load_adapter(data("llama-kjv.dora"), llama)

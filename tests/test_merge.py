@@ -267,8 +267,8 @@ def test_a_base_that_leaves_nvfp4_takes_its_scales_along(tmp_path: Path, target:
     assert nmse(load(tmp_path / "tuned.gguf", backend="reference").logits(ids), floats) < 1e-3
 
 
-def test_the_scale_of_a_tied_output_is_folded_in(tmp_path: Path) -> None:
-    """A tied weight's scale may be kept under the output's name."""
+def test_the_scale_of_a_tied_output_goes_with_both_its_uses(tmp_path: Path) -> None:
+    """A tied weight's scale may be kept under the output's name; an adapter of the embedding alone parts the two."""
     x, embedding = normal(0, 64, 64), adapter_of(attn_q=(normal(1, 4, 64), normal(2, 64, 4)))
     pair = replace(next(iter(embedding.pairs.values())), target="token_embd.weight")
     metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(1)}
@@ -277,7 +277,9 @@ def test_the_scale_of_a_tied_output_is_folded_in(tmp_path: Path) -> None:
     adapter = replace(embedding, pairs={pair.target: pair})
     merge(base, [(adapter, 1.0)], tmp_path / "out.gguf", type="F32")
     out = bits(tmp_path / "out.gguf")
-    assert list(out) == ["token_embd.weight"]
+    assert set(out) == {"token_embd.weight", "output.weight", "output.scale"}
+    assert np.array_equal(out["output.weight"].view(np.float32), x)
+    assert out["output.scale"].view(np.float32) == [0.5]
     expected = add_deltas(x * np.float32(0.5), [the_delta(adapter)])
     assert np.array_equal(out["token_embd.weight"].view(np.float32), expected)
 

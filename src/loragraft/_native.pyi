@@ -57,7 +57,7 @@ class engine:
         def gather(self, pool: engine.ThreadPool, ids: Ids, y: Floats) -> None: ...
 
     class LinearEnd:
-        """The epilogue: scale [experts], b [experts, rows, rank], bias [experts, rows], each or none."""
+        """The epilogue: scale [experts], b [experts, rows, rank], dora_scale and bias [experts, rows], each or none."""
 
         def __init__(
             self,
@@ -67,6 +67,7 @@ class engine:
             b: Floats | None,
             bias: Floats | None,
             arch_scale: float,
+            dora_scale: Floats | None = None,
         ) -> None: ...
         @property
         def rank(self) -> int: ...

@@ -95,7 +95,7 @@ def check(
     """
     source, loaded = load_adapters(adapters, open_model(model))
     base = model_graph(source)
-    graph, extra = attach(base, loaded)
+    graph, extra = attach(base, loaded, source.tensors)
     verify(graph)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     notes += [
@@ -166,6 +166,7 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
             type=type_,
             scale=scale,
             adapted=bool(ranks),
+            decomposed=bool(chain.at(Stage.DORA_SCALE)),
             biased=bool(chain.at(Stage.BIAS)),
             tied="output.weight" not in graph.tensors,
         )

@@ -117,6 +117,7 @@ def _check_expressible(adapter: Adapter) -> None:
         ("whole tensors", adapter.replaced),
         ("rows of the embedding", adapter.rows),
         ("biases", adapter.biases),
+        ("DoRA's magnitudes", [name for name, pair in adapter.pairs.items() if pair.magnitude is not None]),
     ):
         if changed:
             raise AdapterError(

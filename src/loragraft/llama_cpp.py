@@ -29,6 +29,8 @@ class Linear:
     scale: str | None = None
     """The tensor with its weight scale."""
     adapted: bool = False
+    decomposed: bool = False
+    """One of its adapters is DoRA's."""
     biased: bool = False
     tied: bool = False
     """The output's weight is the embedding's."""
@@ -73,6 +75,13 @@ def _scale_is_unknown(x: Linear) -> bool:
 
 #: The first rule that holds decides.
 RULES: tuple[Rule, ...] = (
+    Rule(
+        Outcome.REFUSES,
+        "DoRA",
+        "adapters are pairs of A and B: its converter and its loader know no magnitude",
+        "../convert_lora_to_gguf.py:470-483, llama-adapter.cpp:274-297",
+        lambda x: x.decomposed,
+    ),
     Rule(
         Outcome.ABORTS,
         "tied NVFP4 output whose scale is called output.scale",

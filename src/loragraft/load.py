@@ -151,7 +151,7 @@ def load(
     Raises LoragraftError for files that are malformed, do not belong together or are not supported.
     """
     source, loaded = load_adapters(adapters, open_model(Path(path)))
-    graph, extra = attach(model_graph(source), loaded)
+    graph, extra = attach(model_graph(source), loaded, source.tensors)
     options = Options(context=context, threads=threads, activations=activations)
     session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
     size = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())

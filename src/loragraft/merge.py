@@ -81,7 +81,10 @@ def collect_deltas(
     deltas: dict[str, tuple[Delta, ...]] = {}
     for adapter, scale in adapters:
         for name, pair in adapter.pairs.items():
-            delta = Delta(pair.a, pair.b, pair.scale * scale)
+            plain = pair.magnitude is None
+            delta = Delta(
+                pair.a, pair.b, pair.scale * (scale if plain else 1), pair.magnitude, 1 if plain else scale
+            )
             deltas[name] = (*deltas.get(name, ()), delta)
     if OUTPUT not in model.tensors and EMBEDDING in model.tensors:
         own = deltas.pop(OUTPUT, ())

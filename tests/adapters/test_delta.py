@@ -58,9 +58,43 @@ def test_a_stack_of_matrices() -> None:
     merged = add_deltas(x, [Delta(a, b, 0.5)])
     for e in range(3):
         assert np.array_equal(merged[e], add_deltas(x[e], [Delta(a[e], b[e], 0.5)]))
-        one, other = Delta(a, b, 0.5).matrix(e)
-        assert np.array_equal(one, a[e])
-        assert np.array_equal(other, b[e])
+        one = Delta(a, b, 0.5).rows(e, slice(1, 4))
+        assert np.array_equal(one.a, a[e])
+        assert np.array_equal(one.b, b[e, 1:4])
+
+
+def double(weights: np.ndarray, alone: np.ndarray, delta: Delta) -> np.ndarray:
+    """What DoRA makes of `weights`, the norm being that of `alone` with the delta, in float64."""
+    added = delta.scale * delta.b.astype(np.float64) @ delta.a.astype(np.float64)
+    tuned = (delta.magnitude / np.linalg.norm(alone + added, axis=-1))[..., None] * (weights + added)
+    return weights + delta.strength * (tuned - weights)
+
+
+@pytest.mark.parametrize("shape", [(5, 67), (3, 5, 7)])
+def test_dora_in_turn_with_others(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(4)
+    w = rng.standard_normal(shape, np.float32)
+
+    def delta(rank: int, strength: float | None) -> Delta:
+        a = rng.standard_normal((*shape[:-2], rank, shape[-1]), np.float32)
+        b = rng.standard_normal((*shape[:-1], rank), np.float32)
+        if strength is None:
+            return Delta(a, b, 0.5)
+        return Delta(a, b, 0.5, rng.uniform(1, 9, shape[:-1]).astype(np.float32), strength)
+
+    first, plain, second = delta(2, 1.0), delta(3, None), delta(4, 0.3)
+    expected = double(w, w, first)
+    expected = expected + 0.5 * plain.b.astype(np.float64) @ plain.a
+    expected = double(expected, w, second)
+    np.testing.assert_allclose(add_deltas(w, [first, plain, second]), expected, rtol=1e-5, atol=1e-5)
+    lengths = np.linalg.norm(add_deltas(w, [first]), axis=-1)
+    np.testing.assert_allclose(lengths, first.magnitude, rtol=1e-6)
+
+
+def test_a_row_without_a_direction_stays() -> None:
+    a, b = np.ones((1, 4), np.float32), np.zeros((2, 1), np.float32)
+    merged = add_deltas(np.zeros((2, 4), np.float32), [Delta(a, b, 1.0, np.ones(2, np.float32))])
+    assert np.array_equal(merged, np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("isa", native.isas())

@@ -56,6 +56,7 @@ def test_both_backends_round_alike(model: str, adapter: str, activations: str) -
     graph, extra = attach(
         build_graph(source.metadata, tensor_facts(source.tensors)),
         [(load_adapter(data(adapter), source), 1.0)],
+        source.tensors,
     )
     ids = np.load(data("golden/hf-logits.npz"))["ids"].astype(np.int32)[:1]
     weights = {**source.tensors, **extra}

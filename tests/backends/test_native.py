@@ -33,7 +33,7 @@ def open_session(model: str, adapter: str | None, options: Options | None = None
     graph = build_graph(source.metadata, tensor_facts(source.tensors))
     weights: Mapping[str, object] = source.tensors
     if adapter is not None:
-        graph, extra = attach(graph, [(load_adapter(data(adapter), source), 1.0)])
+        graph, extra = attach(graph, [(load_adapter(data(adapter), source), 1.0)], source.tensors)
         weights = {**weights, **extra}
     return NativeBackend().open(graph, weights, options)
 

@@ -25,7 +25,9 @@ def distance(file: str, model: str, adapter: str | None, case: str) -> float:
     golden = np.load(data(f"golden/{file}"))
     source = open_model(data(model))
     adapters = [] if adapter is None else [(load_adapter(data(adapter), source), 1.0)]
-    graph, extra = attach(build_graph(source.metadata, tensor_facts(source.tensors)), adapters)
+    graph, extra = attach(
+        build_graph(source.metadata, tensor_facts(source.tensors)), adapters, source.tensors
+    )
     logits = (
         ReferenceBackend().open(graph, {**source.tensors, **extra}).forward(golden["ids"].astype(np.int32))
     )

@@ -21,7 +21,7 @@ def test_adapters_come_between_scale_and_bias_in_the_order_given() -> None:
     small = small_model("qwen2", rng, biased=(UP,), scaled=(UP,))
     shapes = {UP: linears("qwen2")[UP]}
     first, second = random_adapter(rng, shapes), random_adapter(rng, shapes)
-    graph, tensors = attach(small.graph(), [(first, 2.0), (second, 0.5)])
+    graph, tensors = attach(small.graph(), [(first, 2.0), (second, 0.5)], small.arrays)
     verify(graph)
     chain = next(chain for chain in find_chains(graph) if chain.base == UP)
     assert chain.stages == (Stage.PRODUCT, Stage.WEIGHT_SCALE, Stage.LORA, Stage.LORA, Stage.BIAS)
@@ -39,13 +39,13 @@ def test_attaching_twice_equals_attaching_both_at_once_but_for_names() -> None:
     rng = np.random.default_rng(3)
     small = small_model("qwen3moe", rng)
     adapter = random_adapter(rng, linears("qwen3moe"))
-    graph, _ = attach(small.graph(), [(adapter, 1.0), (adapter, 1.0)])
+    graph, _ = attach(small.graph(), [(adapter, 1.0), (adapter, 1.0)], small.arrays)
     assert sum(len(chain.at(Stage.LORA)) for chain in find_chains(graph)) == 2 * len(adapter.pairs)
 
 
 def test_no_adapters_change_nothing() -> None:
     graph = small_model("llama", np.random.default_rng(3)).graph()
-    attached, tensors = attach(graph, [])
+    attached, tensors = attach(graph, [], {})
     assert attached == graph
     assert tensors == {}
 
@@ -66,7 +66,7 @@ def test_a_pair_without_a_linear(target: str, message: str) -> None:
     adapter = random_adapter(rng, {UP: linears("llama")[UP]})
     pair = replace(adapter.pairs[f"{UP}.weight"], target=target)
     with pytest.raises(AdapterError, match=message):
-        attach(small_model("llama", rng).graph(), [(replace(adapter, pairs={target: pair}), 1.0)])
+        attach(small_model("llama", rng).graph(), [(replace(adapter, pairs={target: pair}), 1.0)], {})
 
 
 @pytest.mark.parametrize("change", ["wide", "tall", "ranks", "experts"])
@@ -88,11 +88,11 @@ def test_a_pair_that_does_not_fit(change: str) -> None:
         rf"^random: the pair for {base}.weight does not fit the model: found A .*, expected a delta of shape"
     )
     with pytest.raises(AdapterError, match=message):
-        attach(small_model("qwen3moe", rng).graph(), [(adapter, 1.0)])
+        attach(small_model("qwen3moe", rng).graph(), [(adapter, 1.0)], {})
 
 
 def test_an_adapter_for_another_architecture() -> None:
     rng = np.random.default_rng(3)
     adapter = replace(random_adapter(rng, {UP: linears("llama")[UP]}), arch="qwen2")
     with pytest.raises(AdapterError, match="made for another architecture: found qwen2, expected llama"):
-        attach(small_model("llama", rng).graph(), [(adapter, 1.0)])
+        attach(small_model("llama", rng).graph(), [(adapter, 1.0)], {})

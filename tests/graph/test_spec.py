@@ -25,14 +25,14 @@ def whole() -> Graph:
     down = "blk.0.ffn_down"
     small = small_model("starcoder2", rng, biased=(UP, down), scaled=(UP, down))
     shapes = linears("starcoder2")
-    return attach(small.graph(), [(random_adapter(rng, {UP: shapes[UP], down: shapes[down]}), 1.0)])[0]
+    return attach(small.graph(), [(random_adapter(rng, {UP: shapes[UP], down: shapes[down]}), 1.0)], {})[0]
 
 
 def mixture() -> Graph:
     rng = np.random.default_rng(1)
     base = "blk.0.ffn_up_exps"
     small = small_model("qwen3moe", rng, biased=(base,), scaled=(base, "blk.0.ffn_down_exps"))
-    return attach(small.graph(), [(random_adapter(rng, {base: linears("qwen3moe")[base]}), 1.0)])[0]
+    return attach(small.graph(), [(random_adapter(rng, {base: linears("qwen3moe")[base]}), 1.0)], {})[0]
 
 
 def only(graph: Graph) -> str:

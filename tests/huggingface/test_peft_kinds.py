@@ -22,6 +22,8 @@ CASES = [
     "llama+resized",
     "llama+resized-alone",
     "llama+embedding",
+    "llama+dora",
+    "llama+dora-rslora",
     "llama+tokens",
     "llama+tokens-both",
     "llama+resized-tokens",
@@ -42,6 +44,7 @@ CASES = [
     "qwen2+lora-bias",
     "qwen2+biases",
     "qwen2+biases-lora-only",
+    "qwen2+dora",
 ]
 
 

@@ -6,41 +6,77 @@ rounded to float32 and none are fused, so that the result depends neither on chu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
+from loragraft.adapters.dora import length_factors
 from loragraft.adapters.lora import Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """scale * b a for one matrix or a stack of them: a [..., r, in], b [..., out, r], the same leading axes."""
+    """scale * b a for one matrix or a stack of them: a [..., r, in], b [..., out, r], the same leading axes.
+
+    With a `magnitude` [..., out] it is DoRA's (`adapters.dora`), and `strength` is the part of the way that the weight
+    goes to what it makes of it; without, the strength is in the scale.
+    """
 
     a: Floats
     b: Floats
     scale: float
+    magnitude: Floats | None = None
+    strength: float = 1.0
 
-    def matrix(self, index: int) -> tuple[Floats, Floats]:
-        """a [r, in] and b [out, r] of matrix `index` of the stack (0 if there is only one)."""
-        return self.a.reshape(-1, *self.a.shape[-2:])[index], self.b.reshape(-1, *self.b.shape[-2:])[index]
+    def rows(self, matrix: int, chosen: slice | npt.NDArray[np.intp]) -> Delta:
+        """Of matrix `matrix` of the stack (0 if there is only one) these rows."""
+        b = np.ascontiguousarray(self.b.reshape(-1, *self.b.shape[-2:])[matrix][chosen])
+        own = self.magnitude
+        if own is not None:
+            own = own.reshape(-1, self.b.shape[-2])[matrix][chosen]
+        return replace(self, a=self.a.reshape(-1, *self.a.shape[-2:])[matrix], b=b, magnitude=own)
+
+
+Add = Callable[[Floats, Delta], Floats]
+"""(rows, delta without a magnitude) -> rows + scale * b a"""
 
 
 def add_deltas(weights: Floats, deltas: Sequence[Delta]) -> Floats:
     """weights [..., out, in] plus every delta, one after another."""
-    merged = np.array(weights, dtype=np.float32)
+    return combine(np.array(weights, dtype=np.float32), deltas, _add)
+
+
+def combine(weights: Floats, deltas: Sequence[Delta], add: Add) -> Floats:
+    """`weights` changed by every delta in turn, `add` doing the sums. DoRA rescales what is there when its turn comes,
+    as in PEFT, where merging and running agree on that."""
+    merged = weights
     for delta in deltas:
-        total = np.zeros_like(merged)
-        for k in range(delta.a.shape[-2]):
-            total += delta.b[..., :, k : k + 1] * delta.a[..., k : k + 1, :]
-        merged = merged + np.float32(delta.scale) * total
+        added = add(merged, delta)
+        if delta.magnitude is None:
+            merged = added
+            continue
+        alone = added if merged is weights else add(weights, delta)
+        tuned = added * length_factors(delta.magnitude, alone)[..., None]
+        strength = np.float32(delta.strength)
+        merged = tuned if strength == 1 else merged + strength * (tuned - merged)
     return merged
+
+
+def _add(weights: Floats, delta: Delta) -> Floats:
+    total = np.zeros_like(weights)
+    for k in range(delta.a.shape[-2]):
+        total += delta.b[..., :, k : k + 1] * delta.a[..., k : k + 1, :]
+    return np.asarray(weights + np.float32(delta.scale) * total)
 
 
 def same_deltas(these: Sequence[Delta], those: Sequence[Delta]) -> bool:
     """Whether both change a weight alike."""
     return len(these) == len(those) and all(
-        x.scale == y.scale and np.array_equal(x.a, y.a) and np.array_equal(x.b, y.b)
+        (x.scale, x.strength) == (y.scale, y.strength)
+        and np.array_equal(x.a, y.a)
+        and np.array_equal(x.b, y.b)
+        and (x.magnitude is y.magnitude is None or np.array_equal(x.magnitude, y.magnitude))  # type: ignore[arg-type]
         for x, y in zip(these, those, strict=True)
     )

@@ -34,6 +34,8 @@ class LoraPair:
     b: Floats
     scale: float
     """The adapter's own scale (alpha/r, alpha/sqrt(r) for rsLoRA); the user's factor is not in it."""
+    magnitude: Floats | None = None
+    """DoRA's length of every row of the adapted weight, [out] or [E, out] (`adapters.dora`)."""
 
     @property
     def rank(self) -> int:

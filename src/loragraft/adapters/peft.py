@@ -42,6 +42,8 @@ class ModuleDelta:
     embedding: bool = False
     bias: Floats | None = None
     """Of B, float32 [out] (`lora_bias`)."""
+    magnitude: Floats | None = None
+    """DoRA's, float32 [out]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class PeftTensors:
     @property
     def count(self) -> int:
         """How many tensors were trained."""
-        pairs = sum(2 + (delta.bias is not None) for delta in self.deltas)
+        pairs = sum(2 + (d.bias is not None) + (d.magnitude is not None) for d in self.deltas)
         return pairs + len(self.trained) + len(self.rows)
 
 
@@ -114,6 +116,7 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
         embedding = "lora_embedding_A" in kinds
         wanted = {"lora_embedding_A", "lora_embedding_B"} if embedding else {"lora_A", "lora_B"}
         bias = None if embedding else kinds.pop("lora_B.bias", None)
+        magnitude = kinds.pop("lora_magnitude_vector", None)
         if kinds.keys() != wanted:
             raise AdapterError(
                 file,
@@ -134,11 +137,12 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
             raise AdapterError(
                 file, f"the ranks of {module}'s A and B differ", found=f"{a.shape} and {b.shape}"
             )
-        if bias is not None and bias.shape != b.shape[:1]:
-            raise AdapterError(
-                file, f"the bias of {module}'s B does not fit it", found=bias.shape, expected=b.shape
-            )
-        yield ModuleDelta(module, a, b, embedding, bias)
+        for vector in (bias, magnitude):
+            if vector is not None and vector.shape != b.shape[:1]:
+                raise AdapterError(
+                    file, f"a vector of {module} does not fit its B", found=vector.shape, expected=b.shape[:1]
+                )
+        yield ModuleDelta(module, a, b, embedding, bias, magnitude)
 
 
 def _matrix(file: Path, tensor: CheckpointTensor) -> Floats:

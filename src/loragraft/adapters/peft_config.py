@@ -20,6 +20,7 @@ _HONOURED = {
     "rank_pattern",
     "alpha_pattern",
     "use_rslora",
+    "use_dora",
     "target_parameters",
     "modules_to_save",
     "trainable_token_indices",
@@ -57,7 +58,6 @@ _HARMLESS = {
 _REFUSED = {
     "alora_invocation_tokens": "it switches on only behind these tokens, which no merged weight can do",
     "layer_replication": "it repeats layers of the base",
-    "use_dora": "it rescales the rows of the merged weight",
     "use_qalora": "it pools its inputs",
 }
 
@@ -86,6 +86,7 @@ class LoraSettings:
     """trainable_token_indices: the numbers of the rows that were trained alone, by the end of the module's name; under
     "" those of the input embedding."""
     lora_bias: bool = False
+    dora: bool = False
 
     def rank_of(self, name: str) -> int:
         return int(_first_match(self.rank_pattern, name, self.rank))
@@ -136,6 +137,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         _names(path, "modules_to_save", config),
         _token_ids(path, config.get("trainable_token_indices")),
         bool(config.get("lora_bias")),
+        bool(config.get("use_dora")),
     )
 
 

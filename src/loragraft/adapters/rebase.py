@@ -12,12 +12,13 @@ import numpy as np
 
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, TokenRows
 from loragraft.errors import AdapterError
+from loragraft.formats.gguf.scales import companion
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import Bytes, ModelSource, TensorSource
 from loragraft.formats.views import Computed, float_rows, in_memory, widened
 from loragraft.quants.types import F32
 
-_COMPANIONS = ("scale", "input_scale")
+_PARTS = ("scale", "input_scale")
 UNTIED = (
     "the output is no longer tied to the embedding: as trained, one of them changes and the other does not"
 )
@@ -69,10 +70,11 @@ def untied(tensors: dict[str, TensorSource]) -> dict[str, TensorSource]:
         if name == EMBEDDING:
             result[OUTPUT] = _renamed(tensor, OUTPUT)
         result[name] = tensor
-    for part in _COMPANIONS:
-        scale = tensors.get(f"token_embd.{part}") or tensors.get(f"output.{part}")
+    for part in _PARTS:
+        names = companion(EMBEDDING, part), companion(OUTPUT, part)
+        scale = tensors.get(names[0]) or tensors.get(names[1])
         if scale is not None:
-            result |= {name: _renamed(scale, name) for name in (f"token_embd.{part}", f"output.{part}")}
+            result |= {name: _renamed(scale, name) for name in names}
     return result
 
 
@@ -116,8 +118,7 @@ def _replaced(
                 expected=1,
             )
         source = _blend(_unscaled(tensors, name), widened(source), strength)
-    stem = name.removesuffix(".weight")
-    companions = {f"{stem}.{part}" for part in _COMPANIONS}
+    companions = {companion(name, part) for part in _PARTS}
     kept = {other: tensor for other, tensor in tensors.items() if other not in companions}
     kept[name] = source
     return kept
@@ -126,7 +127,7 @@ def _replaced(
 def _unscaled(tensors: dict[str, TensorSource], name: str) -> TensorSource:
     """The values of a tensor as F32, with its scale (one, or one per expert) multiplied in."""
     plain = widened(tensors[name])
-    scale = tensors.get(f"{name.removesuffix('.weight')}.scale")
+    scale = tensors.get(companion(name, "scale"))
     if scale is None:
         return plain
     factors = float_rows(scale.rows(0, scale.n_rows), scale.type).reshape(-1)
@@ -154,7 +155,7 @@ def _with_rows(
 ) -> TensorSource:
     """`name` with some rows other, in its own type: what is not touched keeps its bytes."""
     base = tensors[name]
-    scale = tensors.get(f"{name.removesuffix('.weight')}.scale")
+    scale = tensors.get(companion(name, "scale"))
     if scale is not None or rows.ids.max(initial=0) >= base.n_rows:
         raise AdapterError(
             adapter.path,

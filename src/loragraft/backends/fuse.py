@@ -20,7 +20,8 @@ class LoraTerm:
 
 @dataclass(frozen=True, slots=True)
 class LinearStep:
-    """arch_scale * (scale * (W x) + LoRA + bias), dense or by expert; the kernel applies it in this order."""
+    """arch_scale * (dora_scale * (scale * (W x) + LoRA) + bias), dense or by expert; the kernel applies it in this
+    order."""
 
     result: int
     x: int
@@ -30,6 +31,7 @@ class LinearStep:
     input_scale: str | None
     scale: str | None
     loras: tuple[LoraTerm, ...]
+    dora_scale: str | None
     bias: str | None
     arch_scale: tuple[str, ...] | float
     """A number, or the name of a tensor [1] in a tuple."""
@@ -180,6 +182,7 @@ def _linear(graph: Graph, chain: Chain) -> LinearStep:
             LoraTerm(node.weights[0], node.weights[1], float(node.attrs["scale"]))
             for node in (graph.nodes[index] for index in chain.at(Stage.LORA))
         ),
+        dora_scale=one(Stage.DORA_SCALE),
         bias=one(Stage.BIAS),
         arch_scale=arch,
         label=chain.base,

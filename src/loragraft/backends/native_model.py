@@ -115,9 +115,10 @@ class Model:
             else:
                 lora = _product(np.concatenate([self.floats(term.a) for term in step.loras], axis=1))
         bias = self.floats(step.bias).reshape(experts, rows) if step.bias else None
+        dora = self.floats(step.dora_scale).reshape(experts, rows) if step.dora_scale else None
         scale = self.floats(step.scale) if step.scale else None
         arch = step.arch_scale if isinstance(step.arch_scale, float) else self.floats(*step.arch_scale)[0]
-        end = engine.LinearEnd(experts, rows, scale, b, bias, float(arch))
+        end = engine.LinearEnd(experts, rows, scale, b, bias, float(arch), dora)
         input_scale = self.floats(step.input_scale) if step.input_scale else None
         nvfp4 = isinstance(tensor, TensorSource) and tensor.type.name == "NVFP4"
         weight = self.matrix(step.weight)

@@ -163,6 +163,10 @@ def _lora(s: ReferenceSession, node: Node, y: Floats, x: Floats) -> Array:
     return y + np.float32(node.attrs["scale"]) * ((x @ a.T) @ b.T)
 
 
+def _dora_scale(s: ReferenceSession, node: Node, y: Floats) -> Array:
+    return y * s.weight(node.weights[0])
+
+
 def _bias(s: ReferenceSession, node: Node, y: Floats) -> Array:
     return y + s.weight(node.weights[0])
 
@@ -193,6 +197,10 @@ def _experts_scale(s: ReferenceSession, node: Node, y: Floats, ids: Ids) -> Arra
 def _experts_lora(s: ReferenceSession, node: Node, y: Floats, x: Floats, ids: Ids) -> Array:
     a, b = (s.weight(name) for name in node.weights)
     return y + np.float32(node.attrs["scale"]) * _per_expert(b, _per_expert(a, x, ids), ids)
+
+
+def _experts_dora_scale(s: ReferenceSession, node: Node, y: Floats, ids: Ids) -> Array:
+    return y * s.weight(node.weights[0])[ids]
 
 
 def _experts_bias(s: ReferenceSession, node: Node, y: Floats, ids: Ids) -> Array:
@@ -306,11 +314,13 @@ OPS: Mapping[Op, Run] = {
     Op.MATMUL: _matmul,
     Op.WEIGHT_SCALE: _scale,
     Op.LORA: _lora,
+    Op.DORA_SCALE: _dora_scale,
     Op.BIAS: _bias,
     Op.ARCH_SCALE: _arch_scale,
     Op.EXPERTS_MATMUL: _experts_matmul,
     Op.EXPERTS_WEIGHT_SCALE: _experts_scale,
     Op.EXPERTS_LORA: _experts_lora,
+    Op.EXPERTS_DORA_SCALE: _experts_dora_scale,
     Op.EXPERTS_BIAS: _experts_bias,
     Op.TOP_K: _top_k,
     Op.ROUTE: _route,

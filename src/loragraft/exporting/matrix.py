@@ -67,7 +67,8 @@ class Matrix:
             values = values * np.float32(self.scale)
         if not self.deltas:
             return values
-        return add_deltas(values, [self._delta_rows(delta, start, stop) for delta in self.deltas])
+        own = self.rows_of[start:stop] - self.expert * self.source.shape[-2]
+        return add_deltas(values, [delta.rows(self.expert, own) for delta in self.deltas])
 
     def magnitude(self) -> float:
         """The largest absolute value."""
@@ -83,11 +84,6 @@ class Matrix:
         padded = np.pad(values, ((0, 0), (0, -columns % BLOCK)))
         codes, scales = unpack_modelopt(native.quantize_nvfp4(padded, scale), self.name)
         return codes[:, : columns // 2], scales[:, : columns // GROUP]
-
-    def _delta_rows(self, delta: Delta, start: int, stop: int) -> Delta:
-        a, _ = delta.matrix(self.expert)
-        b = delta.b.reshape(-1, delta.b.shape[-1])[self.rows_of[start:stop]]
-        return Delta(a, np.ascontiguousarray(b), delta.scale)
 
 
 def shared_scale(matrices: Sequence[Matrix]) -> float:

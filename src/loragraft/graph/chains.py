@@ -2,8 +2,8 @@
 
     y = a * (s * (Wq x)  +  sum_i gamma_i * B_i (A_i x)  +  b)
 
-The epilogue's order is fixed: weight scale s, adapters, bias b, architectural scale a. Derivation and sources:
-docs/numerics.md.
+The epilogue's order is fixed: weight scale s, adapters, DoRA scale g of each row, bias b, architectural scale a.
+Derivation and sources: docs/numerics.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ class Stage(IntEnum):
     PRODUCT = 0
     WEIGHT_SCALE = 1
     LORA = 2
-    BIAS = 3
-    ARCH_SCALE = 4
+    DORA_SCALE = 3
+    BIAS = 4
+    ARCH_SCALE = 5
 
     def __str__(self) -> str:
         return _STAGE_NAMES[self]
@@ -32,6 +33,7 @@ _STAGE_NAMES = {
     Stage.PRODUCT: "GEMM",
     Stage.WEIGHT_SCALE: "weight scale",
     Stage.LORA: "LoRA",
+    Stage.DORA_SCALE: "DoRA scale",
     Stage.BIAS: "bias",
     Stage.ARCH_SCALE: "architectural scale",
 }
@@ -60,6 +62,7 @@ DENSE = Family(
         Stage.PRODUCT: Op.MATMUL,
         Stage.WEIGHT_SCALE: Op.WEIGHT_SCALE,
         Stage.LORA: Op.LORA,
+        Stage.DORA_SCALE: Op.DORA_SCALE,
         Stage.BIAS: Op.BIAS,
         Stage.ARCH_SCALE: Op.ARCH_SCALE,
     },
@@ -70,6 +73,7 @@ EXPERTS = Family(
         Stage.PRODUCT: Op.EXPERTS_MATMUL,
         Stage.WEIGHT_SCALE: Op.EXPERTS_WEIGHT_SCALE,
         Stage.LORA: Op.EXPERTS_LORA,
+        Stage.DORA_SCALE: Op.EXPERTS_DORA_SCALE,
         Stage.BIAS: Op.EXPERTS_BIAS,
         Stage.ARCH_SCALE: Op.ARCH_SCALE,
     },
@@ -166,3 +170,8 @@ def with_epilogues(graph: Graph, epilogues: Mapping[int, Sequence[Node]]) -> Gra
             )
             moved[index] = len(nodes) - 1
     return replace(graph, nodes=tuple(nodes), output=moved[graph.output])
+
+
+def dora_scale_of(target: str) -> str:
+    """The tensor with the DoRA scale of the weight `target`, which `graph.lora` makes of all adapters together."""
+    return f"{target}.lora_dora_scale"

@@ -1,31 +1,38 @@
-"""Adapters attach to a graph by rewriting it: one LORA node per pair, after the weight scale and before the bias."""
+"""Adapters attach to a graph by rewriting it: one LORA node per pair, after the weight scale and before the bias; then,
+if any of them is DoRA's, one node that takes the rows to their lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.adapters.dora import weight_factors
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.errors import AdapterError
-from loragraft.graph.chains import Chain, Stage, find_chains, with_epilogues
+from loragraft.formats.gguf.scales import scale_of
+from loragraft.formats.source import TensorSource
+from loragraft.formats.views import float_rows, in_memory
+from loragraft.graph.chains import Chain, Stage, dora_scale_of, find_chains, with_epilogues
 from loragraft.graph.ops import Graph, Node, TensorFact
 
 Floats = npt.NDArray[np.float32]
 
 
-def attach(graph: Graph, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Graph, dict[str, Floats]]:
+def attach(
+    graph: Graph, adapters: Sequence[tuple[Adapter, float]], weights: Mapping[str, TensorSource | Floats]
+) -> tuple[Graph, dict[str, Floats]]:
     """The graph with every pair of every adapter in it, and the adapters' tensors (float32) by name.
 
-    Each adapter comes with the user's factor, which multiplies the pair's own scale. A pair that targets no linear
-    of the graph, or does not fit it, is an AdapterError naming it: nothing is skipped. A pair for `output.weight`
-    changes the logits only, one for `token_embd.weight` the embedding only, tied or not, as in PEFT.
+    Each adapter comes with the user's factor, which multiplies the pair's own scale. `weights` are the graph's; DoRA
+    reads those that it adapts. A pair that targets no linear of the graph, or does not fit it, is an AdapterError
+    naming it: nothing is skipped. A pair for `output.weight` changes the logits only, one for `token_embd.weight` the
+    embedding only, tied or not, as in PEFT.
     """
     chains = {chain.target: chain for chain in find_chains(graph)}
-    tensors: dict[str, Floats] = {}
-    added: dict[str, list[Node]] = {}
+    epilogues: dict[str, _Epilogue] = {}
     for number, (adapter, factor) in enumerate(adapters):
         if adapter.arch is not None and adapter.arch != graph.arch:
             raise AdapterError(
@@ -40,24 +47,86 @@ def attach(graph: Graph, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Gra
                     hint=f"the model has {len(chains)} layers that take adapters, such as {next(iter(chains))}",
                 )
             _check_fit(adapter, pair, chain, graph)
-            names = f"{target}.lora_a.{number}", f"{target}.lora_b.{number}"
-            tensors[names[0]], tensors[names[1]] = pair.a, pair.b
-            inputs = (chain.product, *graph.nodes[chain.product].inputs)
-            attrs = {"scale": float(pair.scale * factor)}
-            added.setdefault(target, []).append(
-                Node(chain.family.ops[Stage.LORA], inputs, names, attrs, chain.base)
-            )
+            own = epilogues.setdefault(target, _Epilogue(graph, chain, weights))
+            own.add(adapter, pair, factor, number)
+    attached = with_epilogues(graph, {own.chain.product: own.steps() for own in epilogues.values()})
+    tensors = {name: array for own in epilogues.values() for name, array in own.tensors.items()}
     facts = {name: TensorFact(array.shape, "F32") for name, array in tensors.items()}
-    epilogues = {}
-    for target, nodes in added.items():
-        chain = chains[target]
-        staged = [
-            (stage, graph.nodes[index]) for index, stage in zip(chain.nodes, chain.stages, strict=True)
-        ][1:]
-        before = [node for stage, node in staged if stage <= Stage.LORA]
-        epilogues[chain.product] = [*before, *nodes, *(node for stage, node in staged if stage > Stage.LORA)]
-    attached = with_epilogues(graph, epilogues)
     return replace(attached, tensors={**graph.tensors, **facts}), tensors
+
+
+class _Epilogue:
+    """The adapters of one linear, in the order given.
+
+    Adapter i makes of the weight W_i = h_i W_{i-1} + f_i g_i s_i B_i A_i, where f_i is the user's factor and
+    h_i = g_i = 1; but for DoRA g_i = m_i / ||W + s_i B_i A_i|| and h_i = 1 + f_i (g_i - 1), row by row, which goes the
+    part f_i of the way to g_i (W_{i-1} + s_i B_i A_i). With P_i = h_1 ... h_i that is P_n (W + sum_i f_i g_i / P_i s_i
+    B_i A_i): LORA nodes whose B has its rows multiplied by g_i / P_i (1 for a single DoRA at f = 1), and one DORA_SCALE
+    node, P_n.
+    """
+
+    def __init__(self, graph: Graph, chain: Chain, weights: Mapping[str, TensorSource | Floats]) -> None:
+        self.chain, self.tensors = chain, dict[str, Floats]()
+        self._graph, self._weights = graph, weights
+        self._loras: list[Node] = []
+        self._lengths: Floats | None = None  # P_i, [out] or [E, out]; None: 1
+
+    def add(self, adapter: Adapter, pair: LoraPair, factor: float, number: int) -> None:
+        b, factors = pair.b, None
+        if pair.magnitude is not None:
+            factors = self._factors(adapter, pair)
+            lengths = (
+                factors if factor == 1 else np.float32(1) + np.float32(factor) * (factors - np.float32(1))
+            )
+            self._lengths = (
+                lengths if self._lengths is None else np.asarray(self._lengths * lengths, np.float32)
+            )
+        if self._lengths is not None and self._lengths is not factors:
+            if not self._lengths.all():
+                raise AdapterError(
+                    adapter.path,
+                    f"cannot be put on {pair.target} at run time, where DoRA gives a row the length 0",
+                    found=f"row {int(np.argmin(np.abs(self._lengths)))}",
+                    hint="merge the adapters instead",
+                )
+            ratio = np.float32(1) / self._lengths if factors is None else factors / self._lengths
+            b = np.asarray(b * ratio[..., None], np.float32)
+        names = f"{pair.target}.lora_a.{number}", f"{pair.target}.lora_b.{number}"
+        self.tensors[names[0]], self.tensors[names[1]] = pair.a, b
+        inputs = (self.chain.product, *self._graph.nodes[self.chain.product].inputs)
+        attrs = {"scale": float(pair.scale * factor)}
+        op = self.chain.family.ops[Stage.LORA]
+        self._loras.append(Node(op, inputs, names, attrs, self.chain.base))
+
+    def steps(self) -> list[Node]:
+        """All nodes of the epilogue, in order."""
+        chain, nodes = self.chain, self._graph.nodes
+        staged = [(stage, nodes[index]) for index, stage in zip(chain.nodes, chain.stages, strict=True)][1:]
+        added = list(self._loras)
+        if self._lengths is not None:
+            name = dora_scale_of(chain.target)
+            self.tensors[name] = self._lengths
+            inputs = (chain.product, *nodes[chain.product].inputs[1:])
+            added.append(Node(chain.family.ops[Stage.DORA_SCALE], inputs, (name,), {}, chain.base))
+        before = [node for stage, node in staged if stage <= Stage.LORA]
+        return [*before, *added, *(node for stage, node in staged if stage > Stage.LORA)]
+
+    def _factors(self, adapter: Adapter, pair: LoraPair) -> Floats:
+        if Stage.DORA_SCALE not in self.chain.family.ops:
+            raise AdapterError(
+                adapter.path, f"DoRA of {pair.target} is not honoured", found=self.chain.family.name
+            )
+        scale = scale_of(self.chain.weight, self._graph.tensors)
+        scales = None if scale is None else _values(self._weights[scale]).reshape(-1)
+        weight = self._weights[self.chain.weight]
+        source = weight if isinstance(weight, TensorSource) else in_memory(self.chain.weight, weight)
+        return weight_factors(source, scales, pair)
+
+
+def _values(tensor: TensorSource | Floats) -> Floats:
+    if isinstance(tensor, TensorSource):
+        return float_rows(tensor.rows(0, tensor.n_rows), tensor.type)
+    return tensor
 
 
 def _check_fit(adapter: Adapter, pair: LoraPair, chain: Chain, graph: Graph) -> None:
@@ -66,7 +135,8 @@ def _check_fit(adapter: Adapter, pair: LoraPair, chain: Chain, graph: Graph) -> 
         rows = (1, *rows)
     found = (*pair.b.shape[:-1], pair.a.shape[-1])
     ranks = pair.a.shape[-2], pair.b.shape[-1]
-    if found != rows or pair.a.shape[:-2] != rows[:-2] or ranks[0] != ranks[1]:
+    lengths = rows[:-1] if pair.magnitude is None else pair.magnitude.shape
+    if found != rows or pair.a.shape[:-2] != rows[:-2] or ranks[0] != ranks[1] or lengths != rows[:-1]:
         raise AdapterError(
             adapter.path,
             f"the pair for {pair.target} does not fit the model",

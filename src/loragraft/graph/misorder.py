@@ -21,6 +21,9 @@ class Mistake(StrEnum):
     BOTH_BEFORE_SCALE = "LoRA and bias before weight scale"
     SCALE_OMITTED = "weight scale omitted"
     SCALE_TWICE = "weight scale applied twice"
+    DORA_SCALE_BEFORE_LORA = "DoRA scale before LoRA"
+    BIAS_BEFORE_DORA_SCALE = "bias before DoRA scale"
+    DORA_SCALE_OMITTED = "DoRA scale omitted"
     ARCH_SCALE_BEFORE_BIAS = "architectural scale before bias"
 
 
@@ -36,23 +39,27 @@ def _early(*stages: Stage, anchor: Stage) -> Rearrange:
     return rearrange
 
 
-def _omit_scale(steps: Steps) -> Steps:
-    return [step for step in steps if step[0] is not Stage.WEIGHT_SCALE]
+def _omit(stage: Stage) -> Rearrange:
+    return lambda steps: [step for step in steps if step[0] is not stage]
 
 
 def _repeat_scale(steps: Steps) -> Steps:
     return [step for step in steps if step[0] is Stage.WEIGHT_SCALE] + list(steps)
 
 
-_SCALE, _LORA, _BIAS, _ARCH = Stage.WEIGHT_SCALE, Stage.LORA, Stage.BIAS, Stage.ARCH_SCALE
+_SCALE, _LORA, _DORA = Stage.WEIGHT_SCALE, Stage.LORA, Stage.DORA_SCALE
+_BIAS, _ARCH = Stage.BIAS, Stage.ARCH_SCALE
 
 #: For every mistake: the steps that a linear must have for it to be possible, and what it does to the epilogue.
 _RULES: Mapping[Mistake, tuple[set[Stage], Rearrange]] = {
     Mistake.LORA_BEFORE_SCALE: ({_SCALE, _LORA}, _early(_LORA, anchor=_SCALE)),
     Mistake.BIAS_BEFORE_SCALE: ({_SCALE, _BIAS}, _early(_BIAS, anchor=_SCALE)),
     Mistake.BOTH_BEFORE_SCALE: ({_SCALE, _LORA, _BIAS}, _early(_LORA, _BIAS, anchor=_SCALE)),
-    Mistake.SCALE_OMITTED: ({_SCALE}, _omit_scale),
+    Mistake.SCALE_OMITTED: ({_SCALE}, _omit(_SCALE)),
     Mistake.SCALE_TWICE: ({_SCALE}, _repeat_scale),
+    Mistake.DORA_SCALE_BEFORE_LORA: ({_LORA, _DORA}, _early(_DORA, anchor=_LORA)),
+    Mistake.BIAS_BEFORE_DORA_SCALE: ({_DORA, _BIAS}, _early(_BIAS, anchor=_DORA)),
+    Mistake.DORA_SCALE_OMITTED: ({_DORA}, _omit(_DORA)),
     Mistake.ARCH_SCALE_BEFORE_BIAS: ({_BIAS, _ARCH}, _early(_ARCH, anchor=_BIAS)),
 }
 

@@ -133,8 +133,8 @@ def _experts_lora(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return y
 
 
-def _experts_bias(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
-    _need("shape of the bias", ws[0], (ws[0][0], ins[0][-1]))
+def _experts_vector(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("shape of the weight", ws[0], (ws[0][0], ins[0][-1]))
     return ins[0]
 
 
@@ -202,12 +202,14 @@ SIGNATURES: dict[Op, Signature] = {
     Op.MATMUL: Signature("f", _matmul, (1, 2)),
     Op.WEIGHT_SCALE: Signature("f", _scalar, (1, 1)),
     Op.LORA: Signature("ff", _lora, (2, 2), _SCALE),
+    Op.DORA_SCALE: Signature("f", _vector, (1, 1)),
     Op.BIAS: Signature("f", _vector, (1, 1)),
     Op.ARCH_SCALE: Signature("f", _arch_scale, (0, 1)),
     Op.EXPERTS_MATMUL: Signature("fi", _experts_matmul, (1, 2)),
     Op.EXPERTS_WEIGHT_SCALE: Signature("fi", _experts_scale, (1, 1)),
     Op.EXPERTS_LORA: Signature("ffi", _experts_lora, (2, 2), _SCALE),
-    Op.EXPERTS_BIAS: Signature("fi", _experts_bias, (1, 1)),
+    Op.EXPERTS_DORA_SCALE: Signature("fi", _experts_vector, (1, 1)),
+    Op.EXPERTS_BIAS: Signature("fi", _experts_vector, (1, 1)),
     Op.TOP_K: Signature("f", _top_k, attrs=(("k", _INT),), gives="i"),
     Op.ROUTE: Signature("fi", _route, attrs=(("gating", _STR), ("normalize", (bool,)), ("scale", _FLOAT))),
     Op.EXPERTS_SUM: Signature("ff", _experts_sum),

@@ -1,8 +1,8 @@
 """The law of graphs. A graph that breaks a rule does not run: `Backend.open` calls `verify` first.
 
 1. Nodes: inputs come earlier, weights exist, kinds, shapes and attributes are legal (graph/signatures.py).
-2. Epilogue: GEMM, weight scale, LoRA, bias, architectural scale, in this order; the weight's own scale exactly once if
-   the file has one; LoRA on the linear's own input and between scale and bias; the linear's own bias.
+2. Epilogue: GEMM, weight scale, LoRA, DoRA scale, bias, architectural scale, in this order; the weight's own scale
+   exactly once if the file has one; LoRA on the linear's own input; the linear's own bias and DoRA scale.
 3. Coverage: every tensor of the model and of the adapters reaches the output, or is declared unused.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from loragraft.errors import GraphError
 from loragraft.formats.gguf.scales import scale_of
-from loragraft.graph.chains import FAMILIES, Chain, Stage, find_chains
+from loragraft.graph.chains import FAMILIES, Chain, Stage, dora_scale_of, find_chains
 from loragraft.graph.ops import Graph, Op
 from loragraft.graph.signatures import IllegalNode, check_node
 
@@ -101,20 +101,25 @@ def _orphans(graph: Graph, chains: Sequence[Chain]) -> Iterator[GraphError]:
             )
 
 
-def _orders(chain: Chain, required_scale: str | None) -> tuple[str, str]:
-    """The chain's order as found and as it must be, in words."""
-    due = [Stage.WEIGHT_SCALE] if required_scale else []
-    legal = sorted([stage for stage in chain.stages if stage is not Stage.WEIGHT_SCALE] + due)
+def _orders(chain: Chain, due: set[Stage]) -> tuple[str, str]:
+    """The chain's order as found and as it must be, in words; the scales that are `due` once, others never."""
+    legal = sorted([*(stage for stage in chain.stages if stage not in _SCALES), *due])
     return ", ".join(chain.family.words(chain.stages)), ", ".join(chain.family.words(legal))
+
+
+_SCALES = {Stage.WEIGHT_SCALE, Stage.DORA_SCALE}
 
 
 def _order(graph: Graph, chain: Chain) -> Iterator[GraphError]:
     scale = scale_of(chain.weight, graph.tensors)
-    found, expected = _orders(chain, scale)
+    lengths = dora_scale_of(chain.target) in graph.tensors
+    found, expected = _orders(chain, set([Stage.WEIGHT_SCALE] * bool(scale) + [Stage.DORA_SCALE] * lengths))
 
     def broken(problem: str) -> GraphError:
         return GraphError(chain.target, problem, found=found, expected=expected)
 
+    if lengths and not chain.at(Stage.DORA_SCALE):
+        yield broken("its DoRA scale is dropped")
     scales = len(chain.at(Stage.WEIGHT_SCALE))
     if scale and not scales:
         yield broken(f"its scale {scale} is dropped")
@@ -122,7 +127,7 @@ def _order(graph: Graph, chain: Chain) -> Iterator[GraphError]:
         yield broken("its weight scale is applied more than once")
     elif scales and not scale:
         yield broken("a weight scale is applied, but the model has none for it")
-    for stage in (Stage.BIAS, Stage.ARCH_SCALE):
+    for stage in (Stage.DORA_SCALE, Stage.BIAS, Stage.ARCH_SCALE):
         if len(chain.at(stage)) > 1:
             yield broken(f"its {stage} is applied more than once")
     for before, after in zip(chain.stages, chain.stages[1:], strict=False):
@@ -151,6 +156,14 @@ def _ownership(graph: Graph, chain: Chain) -> Iterator[GraphError]:
                         found=node.weights[0],
                         expected=f"{chain.base}.bias",
                     )
+            case Stage.DORA_SCALE:
+                if node.weights != (dora_scale_of(chain.target),):
+                    yield GraphError(
+                        chain.target,
+                        "takes the DoRA scale of another weight",
+                        found=node.weights[0],
+                        expected=dora_scale_of(chain.target),
+                    )
             case Stage.LORA:
                 strangers = [name for name in node.weights if not name.startswith(f"{chain.target}.lora_")]
                 if strangers:
@@ -175,7 +188,7 @@ def _ownership(graph: Graph, chain: Chain) -> Iterator[GraphError]:
                         found=node.weights[0],
                         hint="a weight scale belongs directly after the GEMM",
                     )
-        if chain.family.name == "experts" and stage in (Stage.WEIGHT_SCALE, Stage.BIAS):
+        if chain.family.name == "experts" and stage in (Stage.WEIGHT_SCALE, Stage.DORA_SCALE, Stage.BIAS):
             if node.inputs[-1] != head.inputs[1]:
                 yield GraphError(chain.target, f"{stage} of other experts than the product's")
             experts, rows = graph.tensors[chain.weight].shape[0], graph.tensors[node.weights[0]].shape[0]

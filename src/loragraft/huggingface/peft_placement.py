@@ -38,13 +38,7 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     biases = {}
     for delta in tensors.deltas:
         placement.add(delta)
-        if (delta.bias is not None) != settings.lora_bias:
-            raise AdapterError(
-                folder,
-                f"lora_bias of {CONFIG} is not what its tensors say",
-                found=f"{'a' if delta.bias is not None else 'no'} bias of {delta.module}'s B",
-                expected=f"lora_bias {settings.lora_bias}",
-            )
+        _check_kind(folder, settings, delta)
         if delta.bias is not None:
             name, values = whole.bias(delta.module, delta.bias, settings.scale_of(delta.module))
             biases[name] = values
@@ -66,11 +60,42 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     )
 
 
+def _check_kind(folder: Path, settings: LoraSettings, delta: ModuleDelta) -> None:
+    """The tensors must be what the configuration says that they are."""
+    for key, said, there in (
+        ("lora_bias", settings.lora_bias, delta.bias is not None),
+        ("use_dora", settings.dora, delta.magnitude is not None),
+    ):
+        if said != there:
+            what = "bias of B" if key == "lora_bias" else "lora_magnitude_vector"
+            raise AdapterError(
+                folder,
+                f"{key} of {CONFIG} is not what its tensors say",
+                found=f"{'a' if there else 'no'} {what} for {delta.module}",
+                expected=f"{key} {said}",
+            )
+    if delta.magnitude is not None and (delta.embedding or delta.bias is not None):
+        raise AdapterError(
+            folder,
+            f"DoRA of {delta.module} is not honoured: "
+            + (
+                "it rescales columns of the embedding"
+                if delta.embedding
+                else "its norm would count the bias of B"
+            ),
+            hint="merge it with peft (merge_and_unload), then convert what that saved",
+        )
+
+
+Part = tuple[Floats, Floats, float, Floats | None]
+"""A, B, scale and magnitude."""
+
+
 @dataclass(slots=True)
 class _Target:
     """The pairs for one GGUF weight: one, or one per expert (key None or the expert)."""
 
-    parts: dict[int | None, tuple[Floats, Floats, float]] = field(default_factory=dict)
+    parts: dict[int | None, Part] = field(default_factory=dict)
 
 
 class _Placement:
@@ -97,7 +122,7 @@ class _Placement:
                 self._add_embedding(places[0], delta, scale)
                 return
             for place in places:
-                self._add(place, module, delta.a, delta.b, scale)
+                self._add(place, module, delta.a, delta.b, scale, delta.magnitude)
             return
         stack = module
         while stack.endswith(".base_layer"):
@@ -170,7 +195,15 @@ class _Placement:
             part = b if place.half is None else b[:, place.half * half : (place.half + 1) * half]
             self._add(place, name, a, part, self._settings.scale_of(name))
 
-    def _add(self, place: Place, module: str, a: Floats, b: Floats, scale: float) -> None:
+    def _add(
+        self,
+        place: Place,
+        module: str,
+        a: Floats,
+        b: Floats,
+        scale: float,
+        magnitude: Floats | None = None,
+    ) -> None:
         whole = self._shapes.get(place.name)
         if whole is None:
             raise AdapterError(
@@ -186,28 +219,39 @@ class _Placement:
                 expected=expected,
             )
         if place.heads is not None:
-            b = b[rope_row_order(b.shape[0], place.heads)]
+            order = rope_row_order(b.shape[0], place.heads)
+            b, magnitude = b[order], None if magnitude is None else magnitude[order]
         parts = self._targets.setdefault(place.name, _Target()).parts
         if place.expert in parts:
             raise AdapterError(self._path, f"adapts {module} twice")
-        parts[place.expert] = (np.ascontiguousarray(a), np.ascontiguousarray(b), scale)
+        parts[place.expert] = (np.ascontiguousarray(a), np.ascontiguousarray(b), scale, magnitude)
 
     def _single(self, name: str, target: _Target) -> LoraPair:
-        a, b, scale = target.parts[None]
-        return LoraPair(name, a, b, scale)
+        return LoraPair(name, *target.parts[None])
 
     def _stacked(self, name: str, target: _Target) -> LoraPair:
         """Experts adapted one by one, as a stack: zeros for the others, and up to the largest rank."""
         experts, out, columns = self._shapes[name]
-        parts: Mapping[int | None, tuple[Floats, Floats, float]] = target.parts
-        scales = {scale for _, _, scale in parts.values()}
+        parts: Mapping[int | None, Part] = target.parts
+        scales = {scale for _, _, scale, _ in parts.values()}
         common = scales.pop() if len(scales) == 1 else 1.0
-        rank = max(a.shape[0] for a, _, _ in parts.values())
+        rank = max(a.shape[0] for a, _, _, _ in parts.values())
         stack_a, stack_b = (
             np.zeros((experts, rank, columns), np.float32),
             np.zeros((experts, out, rank), np.float32),
         )
-        for expert, (a, b, scale) in parts.items():
+        lengths = np.zeros((experts, out), np.float32)
+        decomposed = False
+        for expert, (a, b, scale, magnitude) in parts.items():
             stack_a[expert, : a.shape[0]] = a
             stack_b[expert, :, : b.shape[1]] = b if common == scale else b * np.float32(scale / common)
-        return LoraPair(name, stack_a, stack_b, common)
+            if magnitude is not None:
+                lengths[expert], decomposed = magnitude, True
+        if decomposed and len(parts) < experts:
+            raise AdapterError(
+                self._path,
+                f"DoRA of some experts of {name} only is not honoured",
+                found=f"{len(parts)} of {experts}",
+                hint="merge it with peft (merge_and_unload), then convert what that saved",
+            )
+        return LoraPair(name, stack_a, stack_b, common, lengths if decomposed else None)

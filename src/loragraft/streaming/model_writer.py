@@ -278,9 +278,9 @@ def _digest(files: Sequence[_File], inputs: Iterable[Path]) -> str:
             for array in (step.importance, step.multiplier, step.scales):
                 digest.update(b"none" if array is None else array.tobytes())
             for delta in step.deltas:
-                add(delta.scale)
-                digest.update(delta.a.tobytes())
-                digest.update(delta.b.tobytes())
+                add(delta.scale, delta.strength)
+                for array in (delta.a, delta.b, delta.magnitude):
+                    digest.update(b"none" if array is None else array.tobytes())
     return digest.hexdigest()
 
 

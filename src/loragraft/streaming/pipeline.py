@@ -238,22 +238,48 @@ def _stream(chunk: Chunk, rows: Bytes, out: Bytes | None, kind: QuantType) -> tu
     step, source = chunk.step, chunk.step.source
     matrix = chunk.start // step.matrix_rows
     first, last = chunk.start - matrix * step.matrix_rows, chunk.stop - matrix * step.matrix_rows
-    deltas = []
-    for delta in step.deltas:
-        a, b = delta.matrix(matrix)
-        deltas.append((a, b[first:last], delta.scale))
+    deltas = [delta.rows(matrix, slice(first, last)) for delta in step.deltas]
+    stored, multiplier = source.type, 1.0
+    if step.multiplier is not None:
+        multiplier = float(step.multiplier[matrix % len(step.multiplier)])
+    if any(delta.magnitude is not None for delta in deltas):
+        from loragraft.adapters.delta import combine
+
+        plain = np.empty((len(rows), source.columns), np.float32)
+        fault = _native_rows(rows, stored, plain.view(np.uint8), F32, (), multiplier)
+        if fault[0]:
+            return fault
+        merged = np.ascontiguousarray(combine(plain, deltas, _plus))
+        rows, stored, deltas, multiplier = merged.view(np.uint8), F32, [], 1.0
+    importance = None if step.importance is None else step.importance[matrix % len(step.importance)]
+    scale = 0.0 if step.scales is None else float(step.scales[matrix])
+    return _native_rows(
+        rows, stored, out, kind, deltas, multiplier, importance, scale, through_f16=step.through_f16
+    )
+
+
+def _plus(weights: Floats, delta: Delta) -> Floats:
+    out = np.empty_like(weights)
+    _native_rows(weights.view(np.uint8), F32, out.view(np.uint8), F32, [delta])
+    return out
+
+
+def _native_rows(
+    rows: Bytes,
+    stored: QuantType,
+    out: Bytes | None,
+    kind: QuantType,
+    deltas: Sequence[Delta],
+    multiplier: float = 1.0,
+    importance: Floats | None = None,
+    scale: float = 0.0,
+    *,
+    through_f16: bool = False,
+) -> tuple[int, int, int]:
+    pairs = [(delta.a, delta.b, delta.scale) for delta in deltas]
+    columns = rows.shape[1] // stored.bytes * stored.block
     result: tuple[int, int, int] = _native.stream_rows(
-        rows,
-        source.type.id,
-        out,
-        kind.id,
-        len(rows),
-        source.columns,
-        deltas,
-        step.through_f16,
-        None if step.importance is None else step.importance[matrix % len(step.importance)],
-        1.0 if step.multiplier is None else float(step.multiplier[matrix % len(step.multiplier)]),
-        0.0 if step.scales is None else float(step.scales[matrix]),
+        rows, stored.id, out, kind.id, len(rows), columns, pairs, through_f16, importance, multiplier, scale
     )
     return result
 

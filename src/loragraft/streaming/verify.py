@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.adapters.delta import Delta, add_deltas
+from loragraft.adapters.delta import add_deltas
 from loragraft.adapters.lora import Floats
 from loragraft.errors import OutputError
 from loragraft.formats.gguf.reader import GGUFFile
@@ -81,8 +81,4 @@ def _wanted(chunk: Chunk) -> Floats:
     if step.multiplier is not None:
         weights = weights * step.multiplier[matrix % len(step.multiplier)]
     first, last = chunk.start - matrix * step.matrix_rows, chunk.stop - matrix * step.matrix_rows
-    deltas = []
-    for delta in step.deltas:
-        a, b = delta.matrix(matrix)
-        deltas.append(Delta(a, b[first:last], delta.scale))
-    return add_deltas(weights, deltas)
+    return add_deltas(weights, [delta.rows(matrix, slice(first, last)) for delta in step.deltas])
