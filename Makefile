@@ -68,7 +68,6 @@ docs: $(VENV)/installed
 # LLAMA_QUANTIZE=path/to/llama-quantize puts its times beside ours.
 bench-quantize: $(VENV)/installed
 	$(BIN)/python bench/quantize.py $(ARGS)
-	$(BIN)/python bench/quantize.py --imatrix $(ARGS)
 
 bench-nvfp4: $(VENV)/installed
 	$(BIN)/python bench/nvfp4.py $(ARGS)
