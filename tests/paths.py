@@ -7,6 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,13 @@ def data(name: str) -> Path:
     if name in _MADE:
         return _made(name)
     pytest.skip(f"test data {name} is not here; name its folder in LORAGRAFT_TEST_DATA")
+
+
+@cache
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """All arrays of the .npz file `name`."""
+    with np.load(data(name)) as file:
+        return dict(file)
 
 
 @cache

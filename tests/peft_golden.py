@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from paths import data
+from paths import arrays
 
 NAME = "golden/peft-adapters.npz"
 
 
 def golden() -> Any:
     """The arrays, by the keys that make_peft_adapters.py describes."""
-    return np.load(data(NAME))
+    return arrays(NAME)
 
 
 def cases() -> list[str]:
     """All adapters' names, `<base>+<what it holds>`."""
-    return sorted({key.partition("/")[0] for key in golden().files if "+" in key})
+    return sorted({key.partition("/")[0] for key in golden() if "+" in key})
 
 
 def base_folder(case: str, folder: Path) -> Path:
@@ -56,8 +56,8 @@ def write_tokenizer(folder: Path, tokens: int, **changes: Any) -> None:
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:
     """The tensors of a base or an adapter, by their Hugging Face names."""
-    arrays = golden()
-    found = {key.partition("/")[2]: arrays[key] for key in arrays.files if key.startswith(f"{name}/")}
+    everything = golden()
+    found = {key.partition("/")[2]: everything[key] for key in everything if key.startswith(f"{name}/")}
     return {key: value for key, value in found.items() if key not in ("config", "logits")}
 
 

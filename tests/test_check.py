@@ -19,7 +19,7 @@ from peft_golden import adapter_folder, base_folder
 
 @pytest.fixture(scope="module")
 def report() -> Conformance:
-    text = data("text/shakespeare-valid.txt").read_text()[:6000]
+    text = data("shakespeare-valid.txt").read_text()[:6000]
     adapters = [(data("starcoder2-bias.pattern"), 1.0)]
     return check(data("starcoder2-bias-nvfp4"), adapters, text=text, context=256, limit=2)
 
@@ -99,7 +99,7 @@ def test_without_a_text_nothing_is_measured() -> None:
 
 
 def test_a_model_without_scales_has_no_wrong_order() -> None:
-    text = data("text/shakespeare-valid.txt").read_text()[:3000]
+    text = data("shakespeare-valid.txt").read_text()[:3000]
     report = check(data("llama-kjv"), text=text, context=64, limit=1)
     assert [run.name for run in report.runs] == [RIGHT]
     assert {linear.llama_cpp for linear in report.linears} == {Outcome.RIGHT}
@@ -126,7 +126,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     from loragraft.cli import app
 
     text = tmp_path / "text.txt"
-    text.write_text(data("text/shakespeare-valid.txt").read_text()[:1500])
+    text.write_text(data("shakespeare-valid.txt").read_text()[:1500])
     arguments = [
         "check",
         str(data("starcoder2-bias-nvfp4")),

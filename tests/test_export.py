@@ -22,7 +22,7 @@ from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.views import float_rows
 from loragraft.models import open_model
 from loragraft.quants import e4m3
-from paths import data
+from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, tensors_of
 from tolerances import nmse
 
@@ -81,7 +81,7 @@ def test_the_tokenizer_made_of_metadata_is_the_original(tmp_path: Path) -> None:
 
 def test_the_compressed_tensors_library_reads_the_same_weights(tmp_path: Path) -> None:
     """The golden file holds this export's tensors of one linear, and what compressed-tensors 0.20.0 makes of them."""
-    golden = np.load(data("golden/compressed-tensors-weights.npz"))
+    golden = arrays("golden/compressed-tensors-weights.npz")
     lg.export(data("llama-kjv-nvfp4"), tmp_path / "out", format="compressed-tensors")
     tensors = SafetensorsFile.open(tmp_path / "out" / "model.safetensors").tensors
     stem = "model.layers.0.self_attn.k_proj"
@@ -111,7 +111,7 @@ def test_a_merged_model_survives(
 ) -> None:
     """The logits of the exported checkpoint are the adapted model's but for NVFP4's error; without the adapter the
     distance is larger by far."""
-    golden = np.load(data("golden/hf-logits.npz"))
+    golden = arrays("golden/hf-logits.npz")
     adapters = [(data(adapter), 1.0)] if adapter else []
     report = lg.export(data(base), tmp_path / "out", format=layout, adapters=adapters)
     assert report.algorithm == "W4A16_NVFP4"

@@ -21,7 +21,7 @@ from loragraft.errors import AdapterError
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.graph.lora import attach
 from loragraft.models import load_adapter, open_model
-from paths import data
+from paths import arrays, data
 from tolerances import REFERENCE, nmse
 
 
@@ -36,7 +36,7 @@ from tolerances import REFERENCE, nmse
     ],
 )
 def test_logits_of_peft(base: str, adapter: str, case: str) -> None:
-    golden = np.load(data("golden/hf-logits.npz"))
+    golden = arrays("golden/hf-logits.npz")
     model = open_model(data(base))
     graph, more = attach(
         build_graph(model.metadata, tensor_facts(model.tensors)),

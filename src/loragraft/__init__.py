@@ -7,8 +7,9 @@
     for text in model.generate("Once upon a time"):
         print(text, end="")
 
-Every verb of the command line is a function here; `help(lg.merge)` says what it takes. Names are imported when first
-used, so that ``import loragraft`` costs nothing.
+What the commands do is here as functions, of which `help(lg.merge)` says what they take, or as methods of the `Model`
+that `load` returns (generate, perplexity, tokenize). Names are imported when first used, so that ``import loragraft``
+costs nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     from loragraft.compare import compare as compare
     from loragraft.convert import convert as convert
     from loragraft.convert import convert_adapter as convert_adapter
+    from loragraft.errors import AdapterError as AdapterError
+    from loragraft.errors import CheckpointError as CheckpointError
+    from loragraft.errors import FormatError as FormatError
+    from loragraft.errors import GGUFError as GGUFError
+    from loragraft.errors import GraphError as GraphError
+    from loragraft.errors import ImatrixError as ImatrixError
     from loragraft.errors import LoragraftError as LoragraftError
+    from loragraft.errors import OutputError as OutputError
+    from loragraft.errors import QuantizeError as QuantizeError
+    from loragraft.errors import UnsupportedError as UnsupportedError
     from loragraft.export import export as export
     from loragraft.imatrix import imatrix as imatrix
     from loragraft.inspect import inspect as inspect
@@ -40,7 +50,16 @@ __version__ = "0.1.0"
 
 #: Where each public name is defined.
 _HOMES = {
+    "AdapterError": "loragraft.errors",
+    "CheckpointError": "loragraft.errors",
+    "FormatError": "loragraft.errors",
+    "GGUFError": "loragraft.errors",
+    "GraphError": "loragraft.errors",
+    "ImatrixError": "loragraft.errors",
     "LoragraftError": "loragraft.errors",
+    "OutputError": "loragraft.errors",
+    "QuantizeError": "loragraft.errors",
+    "UnsupportedError": "loragraft.errors",
     "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
     "check": "loragraft.check",
@@ -60,10 +79,19 @@ _HOMES = {
 
 
 __all__ = [
+    "AdapterError",
+    "CheckpointError",
+    "FormatError",
+    "GGUFError",
+    "GraphError",
+    "ImatrixError",
     "LoragraftError",
     "Model",
+    "OutputError",
+    "QuantizeError",
     "QuantizeOptions",
     "Tokenizer",
+    "UnsupportedError",
     "__version__",
     "check",
     "compare",

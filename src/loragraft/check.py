@@ -24,7 +24,7 @@ from loragraft.graph.misorder import Mistake, misorder, misorder_each, possible,
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
 from loragraft.llama_cpp import Outcome
-from loragraft.models import AdapterArgument, load_adapters, open_model
+from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ class Conformance:
 
 def check(
     model: str | Path,
-    adapters: Sequence[AdapterArgument] = (),
+    adapters: AdapterArguments = (),
     *,
     text: str | None = None,
     context: int = 256,

@@ -23,7 +23,7 @@ from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
 from loragraft.load import BackendName, Model, load
 from loragraft.merge import merge
-from loragraft.models import AdapterArgument
+from loragraft.models import AdapterArguments
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import file_type
@@ -64,7 +64,7 @@ class Comparison:
 
 def compare(
     base: str | PathLike[str],
-    adapters: Sequence[AdapterArgument],
+    adapters: AdapterArguments,
     text: str,
     *,
     types: Sequence[str] = ("Q4_K_M",),
@@ -118,7 +118,7 @@ class _Bench:
     """Makes the models to measure."""
 
     base: str | PathLike[str]
-    adapters: Sequence[AdapterArgument]
+    adapters: AdapterArguments
     options: QuantizeOptions
     folder: Path
     backend: BackendName
@@ -128,9 +128,9 @@ class _Bench:
     def made(
         self,
         name: str,
-        merged: Sequence[AdapterArgument],
+        merged: AdapterArguments,
         kind: str,
-        attached: Sequence[AdapterArgument] = (),
+        attached: AdapterArguments = (),
     ) -> Model:
         """The base with `merged` in its weights, as `kind`, and `attached` at run time."""
         path = self.folder / f"{name}.gguf"

@@ -44,7 +44,7 @@ def convert(
     source: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    type: str | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
+    type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     dequantize: bool = False,
     options: QuantizeOptions | None = None,
     threads: int | None = None,
@@ -65,7 +65,7 @@ def convert(
     if type is None:
         kind = file_type("COPY" if quantized and not _has_computed_floats(model) else "F16")
     else:
-        kind = type if isinstance(type, FileType) else file_type(type)
+        kind = file_type(type)
     if quantized and not kind.copies:
         options = _keeping(model, quantized, options)
     return merge(model, [], output, type=kind, options=options, threads=threads, progress=progress)

@@ -16,6 +16,8 @@ A message names the object, what was found, what was expected and what to do, in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from os import PathLike
 from typing import Self
 
@@ -42,6 +44,12 @@ class LoragraftError(Exception):
         self.expected = expected
         self.hint = hint
         super().__init__(self._render())
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """For pickling: an error of a worker process reaches its parent."""
+        facts = {"found": self.found, "expected": self.expected}
+        facts = {name: None if fact is None else str(fact) for name, fact in facts.items()}
+        return partial(type(self), self.subject, self.problem, **facts, hint=self.hint), ()
 
     def within(self, place: str | PathLike[str]) -> Self:
         """The same error, naming the file that its subject lies in."""

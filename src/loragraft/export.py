@@ -24,9 +24,9 @@ from loragraft.formats.output import OutputFile
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.merge import collect_deltas
-from loragraft.models import AdapterArgument, load_adapters, open_model
+from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
-from loragraft.quantize import cpu_count
+from loragraft.threads import thread_count
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Of weights in one file: huggingface_hub's own limit."""
@@ -60,6 +60,8 @@ class ExportReport:
     """Of the weights, in bytes."""
     files: int
     """That hold them."""
+    notes: list[str]
+    """What the user should know."""
 
 
 def export(
@@ -67,7 +69,7 @@ def export(
     output: str | PathLike[str],
     *,
     format: str = "modelopt",  # noqa: A002 (the word that everyone uses for it)
-    adapters: Sequence[AdapterArgument] = (),
+    adapters: AdapterArguments = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -90,7 +92,7 @@ def export(
     model, loaded = load_adapters(adapters, model)
     model, deltas = collect_deltas(model, loaded)
     notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
-    threads = threads or cpu_count()
+    threads = thread_count(threads)
     contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16, threads=threads)
     layout = LAYOUTS[format](contents)
     shards = plan_shards(layout.tasks, max_shard_bytes)
@@ -115,7 +117,7 @@ def export(
     carried = sum(scale is None for _, scale in contents.linears.values())
     size = sum(shard.size for shard in shards)
     return ExportReport(
-        folder, contents.algorithm, carried, len(contents.linears) - carried, size, len(shards)
+        folder, contents.algorithm, carried, len(contents.linears) - carried, size, len(shards), notes
     )
 
 

@@ -7,7 +7,7 @@ replaced by BOS; all tokens count; what is left over is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 
 import numpy as np
@@ -18,7 +18,7 @@ from loragraft.errors import LoragraftError
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, count, windows
 from loragraft.formats.imatrix import Imatrix
 from loragraft.load import load
-from loragraft.models import AdapterArgument
+from loragraft.models import AdapterArguments
 from loragraft.progress import SILENT, Progress
 
 Floats = npt.NDArray[np.float32]
@@ -30,7 +30,7 @@ def imatrix(
     path: str | PathLike[str],
     text: str,
     *,
-    adapters: Sequence[AdapterArgument] = (),
+    adapters: AdapterArguments = (),
     context: int = DEFAULT_CONTEXT,
     limit: int | None = None,
     process_output: bool = False,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,16 @@ from loragraft.formats.source import ModelSource
 from loragraft.generate import BATCH, Generation, finite
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
-from loragraft.models import AdapterArgument, load_adapters, open_model
+from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.sampling import Sampler, Sampling
+from loragraft.threads import thread_count
 from loragraft.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 BackendName = Literal["native", "reference"]
+Activations = Literal["auto", "f32", "q8", "nvfp4"]
 
 
 class Model:
@@ -57,7 +59,7 @@ class Model:
         return None if value is None else int(value.data)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
-        """`text` as ids, int32 [n]; see `Tokenizer.encode`."""
+        """`text` as ids, int32 [n]; see `Tokenizer.encode`. (`generate` reads its prompt with `parse_special`.)"""
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int] | Ids, *, show_special: bool = False) -> str:
@@ -69,10 +71,8 @@ class Model:
 
         Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
         """
-        sequence = np.asarray(ids, dtype=np.int32)
+        sequence = _checked(ids)
         self.session.reset()
-        if not len(sequence):
-            raise LoragraftError("ids", "is empty", expected="at least one token")
         parts = []
         for start in range(0, len(sequence), BATCH):
             batch = sequence[start : start + BATCH]
@@ -97,11 +97,7 @@ class Model:
         no room in the model's context.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-        ids = (
-            self.tokenize(prompt, parse_special=True)
-            if isinstance(prompt, str)
-            else np.asarray(prompt, np.int32)
-        )
+        ids = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else _checked(prompt)
         room = max_tokens if self.context_length is None else self.context_length - len(ids)
         if room <= 0:
             raise LoragraftError(
@@ -132,14 +128,28 @@ class Model:
         return self.tokenizer.bos if self.tokenizer.add_bos else None
 
 
+def _checked(ids: Sequence[int] | Ids) -> Ids:
+    """Token ids as int32 [n], n >= 1."""
+    given = np.asarray(ids)
+    if given.ndim != 1 or not len(given):
+        raise LoragraftError(
+            "ids", "not a list of tokens", found=f"shape {given.shape}", expected="at least one"
+        )
+    if given.dtype.kind not in "iu":
+        raise LoragraftError("ids", "not a list of tokens", found=given.dtype, expected="integers")
+    if given.max() > np.iinfo(np.int32).max:  # too large to be told by the vocabulary's bound after the cast
+        raise LoragraftError("ids", "no such token", found=given.max())
+    return given.astype(np.int32)
+
+
 def load(
     path: str | PathLike[str],
-    adapters: Sequence[AdapterArgument] = (),
+    adapters: AdapterArguments = (),
     *,
     backend: BackendName = "native",
     threads: int | None = None,
     context: int | None = None,
-    activations: Literal["auto", "f32", "q8", "nvfp4"] = "auto",
+    activations: Activations = "auto",
 ) -> Model:
     """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
     active at run time.
@@ -150,9 +160,16 @@ def load(
 
     Raises LoragraftError for files that are malformed, do not belong together or are not supported.
     """
+    if activations not in get_args(Activations):
+        raise LoragraftError(
+            "activations",
+            "no such kind",
+            found=activations,
+            expected="one of " + ", ".join(get_args(Activations)),
+        )
     source, loaded = load_adapters(adapters, open_model(Path(path)))
     graph, extra = attach(model_graph(source), loaded, source.tensors)
-    options = Options(context=context, threads=threads, activations=activations)
+    options = Options(context=context, threads=thread_count(threads), activations=activations)
     session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
     size = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())
     size += sum(array.nbytes for array in extra.values())

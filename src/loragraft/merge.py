@@ -12,22 +12,22 @@ from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
 from loragraft.adapters.rebase import UNTIED, untied
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
-from loragraft.models import AdapterArgument, load_adapters, open_model
+from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.options import QuantizeOptions
-from loragraft.progress import SILENT, Progress
-from loragraft.quantize import cpu_count
+from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.streaming.model_writer import AdapterUse, Report, dry_run, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.plan import plan_merge
+from loragraft.threads import thread_count
 
 
 def merge(
     base: str | PathLike[str] | ModelSource,
-    adapters: Sequence[AdapterArgument],
+    adapters: AdapterArguments,
     output: str | PathLike[str] | None,
     *,
-    type: str | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
+    type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     options: QuantizeOptions | None = None,
     dequantize: bool = False,
     threads: int | None = None,
@@ -45,10 +45,11 @@ def merge(
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
+    progress = Noted(progress)
     model = base if isinstance(base, ModelSource) else open_model(base, dequantize=dequantize)
     if type is None:
         type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
-    kind = type if isinstance(type, FileType) else file_type(type)
+    kind = file_type(type)
     model, loaded = load_adapters(adapters, model)
     model, deltas = collect_deltas(model, loaded)
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
@@ -56,18 +57,18 @@ def merge(
     plan = plan_merge(model, kind, options, deltas)
     uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)
     if output is None:
-        return replace(dry_run(plan), adapters=uses)
+        return replace(dry_run(plan), adapters=uses, notes=progress.notes)
     report = write_model(
         model,
         plan,
         Path(output),
         options,
-        inputs=[*(path for a, _ in loaded for path in _files(a.path)), *filter(None, [options.imatrix])],
-        threads=threads or cpu_count(),
+        inputs=[*(path for a, _ in loaded for path in _files(a.path)), *options.files],
+        threads=thread_count(threads),
         progress=progress,
         label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
     )
-    return replace(report, adapters=uses)
+    return replace(report, adapters=uses, notes=progress.notes)
 
 
 def collect_deltas(

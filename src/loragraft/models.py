@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from loragraft.huggingface.peft_placement import open_peft
 AdapterSource = str | PathLike[str] | Adapter
 AdapterArgument = AdapterSource | tuple[AdapterSource, float]
 """What the verbs take as an adapter: a path (or a loaded one), alone or with its strength."""
+AdapterArguments = Sequence[AdapterArgument] | AdapterArgument
+"""What they take as adapters: any number of them, or just one."""
 
 
 def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelSource:
@@ -47,7 +50,7 @@ def load_adapter(path: str | PathLike[str], base: ModelSource) -> Adapter:
 
 
 def load_adapters(
-    adapters: Sequence[AdapterArgument], base: ModelSource
+    adapters: AdapterArguments, base: ModelSource
 ) -> tuple[ModelSource, list[tuple[Adapter, float]]]:
     """All of `adapters`, each with its strength (1 where none is given), and the base that their pairs are for: `base`
     with the tensors that they replace as a whole (`loragraft.adapters.rebase`).
@@ -55,11 +58,19 @@ def load_adapters(
     Raises as `load_adapter`, and AdapterError for a strength that is no finite number, or adapters that exclude each
     other.
     """
-    loaded = []
-    for argument in [adapters] if isinstance(adapters, str | PathLike) else adapters:
+    loaded: list[tuple[Adapter, float]] = []
+    for argument in _listed(adapters):
         source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)
         adapter = source if isinstance(source, Adapter) else load_adapter(source, base)
-        if not isfinite(scale):
+        if not (isinstance(scale, Real) and isfinite(scale)):
             raise AdapterError(adapter.path, "bad strength", found=scale, expected="a finite number")
         loaded.append((adapter, float(scale)))
     return rebase(base, loaded), loaded
+
+
+def _listed(adapters: AdapterArguments) -> Sequence[AdapterArgument]:
+    if isinstance(adapters, str | PathLike | Adapter):
+        return [adapters]
+    if isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], Real):
+        return [adapters]  # one, with its strength
+    return adapters

@@ -32,3 +32,21 @@ class Silent:
 
 
 SILENT: Progress = Silent()
+
+
+class Noted:
+    """Passes everything on to `progress`, and keeps the notes for the report."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.notes: list[str] = []
+
+    def start(self, label: str, total: int) -> None:
+        self._progress.start(label, total)
+
+    def advance(self, done: int) -> None:
+        self._progress.advance(done)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+        self._progress.note(message)

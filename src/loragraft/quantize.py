@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -10,47 +10,45 @@ from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.options import QuantizeOptions
-from loragraft.progress import SILENT, Progress
+from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.streaming.model_writer import Report, dry_run, write_model
 from loragraft.streaming.plan import plan_quantize
-
-
-def cpu_count() -> int:
-    """The CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from loragraft.threads import thread_count
 
 
 def quantize(
     source: str | PathLike[str] | ModelSource,
     output: str | PathLike[str] | None,
-    target: str | FileType,
+    type: str | int | FileType,  # noqa: A002 (the word that everyone uses for it)
     *,
     options: QuantizeOptions | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
-    """Write the model at `source` to `output` as `target`: a name, alias or number that llama-quantize knows.
+    """Write the model at `source` to `output` as `type`: a name, alias or number that llama-quantize knows.
 
     Without `output` nothing is written: the report says what would be (a dry run). `threads`: all CPUs, if None.
     Raises `FormatError`, `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
-    kind = target if isinstance(target, FileType) else file_type(target)
+    progress = Noted(progress)
+    kind = file_type(type)
     model = source if isinstance(source, ModelSource) else _open(Path(source))
     plan = plan_quantize(model, kind, options)
     if output is None:
         return dry_run(plan)
-    return write_model(
+    report = write_model(
         model,
         plan,
         Path(output),
         options,
-        inputs=[options.imatrix] if options.imatrix else [],
-        threads=threads or cpu_count(),
+        inputs=options.files,
+        threads=thread_count(threads),
         progress=progress,
         label=f"Quantizing to {kind}",
     )
+    return replace(report, notes=progress.notes)
 
 
 def _open(path: Path) -> ModelSource:

@@ -17,7 +17,7 @@ from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.views import float_rows
 from loragraft.models import open_model
-from paths import data
+from paths import arrays
 from tolerances import REFERENCE, nmse
 
 ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
@@ -79,9 +79,9 @@ CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2moe": "Qwen2MoeForCausalLM", "mixt
 
 def write_checkpoint(folder: Path, case: str) -> None:
     names, config = CASES[case]
-    golden = np.load(data("golden/small-hf.npz"))
+    golden = arrays("golden/small-hf.npz")
     tensors = {}
-    for key in golden.files:
+    for key in golden:
         model, _, name = key.partition(":")
         if model != case or name == "logits":
             continue
@@ -110,9 +110,9 @@ def write_checkpoint(folder: Path, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_checkpoint_is_the_model_of_transformers(tmp_path: Path, case: str) -> None:
     write_checkpoint(tmp_path / "m", case)
-    golden = np.load(data("golden/small-hf.npz"))
+    golden = arrays("golden/small-hf.npz")
     model = open_model(tmp_path / "m")
-    names = {key.partition(":")[2] for key in golden.files if key.startswith(f"{case}:")} - {"logits"}
+    names = {key.partition(":")[2] for key in golden if key.startswith(f"{case}:")} - {"logits"}
     assert model.tensors.keys() == names
     for name, tensor in model.tensors.items():
         values = float_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)

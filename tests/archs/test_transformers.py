@@ -15,7 +15,7 @@ from loragraft.backends.native import NativeBackend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.gguf.values import Value
 from loragraft.graph.ops import TensorFact
-from paths import data
+from paths import arrays
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 EXPERTS = {"expert_count": Value.u32(4), "expert_used_count": Value.u32(2)}
@@ -49,7 +49,7 @@ BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
 @pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
 @pytest.mark.parametrize("case", CASES)
 def test_small_models_of_transformers(case: str, backend: Backend, tolerance: float) -> None:
-    golden = np.load(data("golden/small-hf.npz"))
+    golden = arrays("golden/small-hf.npz")
     arch, keys = CASES[case]
     common = {
         "block_count": Value.u32(2),
@@ -60,12 +60,12 @@ def test_small_models_of_transformers(case: str, backend: Backend, tolerance: fl
         "attention.head_count_kv": Value.u32(2),
     }
     metadata = {f"{arch}.{key}": value for key, value in (common | keys).items()}
-    arrays = {
+    weights = {
         key.partition(":")[2]: golden[key].astype(np.float32)
-        for key in golden.files
+        for key in golden
         if key.startswith(f"{case}:") and not key.endswith(":logits")
     }
-    facts = {name: TensorFact(array.shape, "F32") for name, array in arrays.items()}
+    facts = {name: TensorFact(array.shape, "F32") for name, array in weights.items()}
     graph = build_graph({"general.architecture": Value.string(arch), **metadata}, facts)
-    logits = backend.open(graph, arrays).forward(golden["ids"])
+    logits = backend.open(graph, weights).forward(golden["ids"])
     assert nmse(logits, golden[f"{case}:logits"]) < tolerance

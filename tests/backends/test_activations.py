@@ -12,7 +12,7 @@ from loragraft.backends.native import NativeBackend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
 from loragraft.models import load_adapter, open_model
-from paths import data
+from paths import arrays, data
 from tolerances import nmse
 
 
@@ -58,7 +58,7 @@ def test_both_backends_round_alike(model: str, adapter: str, activations: str) -
         [(load_adapter(data(adapter), source), 1.0)],
         source.tensors,
     )
-    ids = np.load(data("golden/hf-logits.npz"))["ids"].astype(np.int32)[:1]
+    ids = arrays("golden/hf-logits.npz")["ids"].astype(np.int32)[:1]
     weights = {**source.tensors, **extra}
 
     def logits(backend: Backend, how: str) -> np.ndarray:

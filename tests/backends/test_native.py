@@ -23,7 +23,7 @@ from loragraft.graph.ops import Op
 from loragraft.models import load_adapter, open_model
 from loragraft.quants import native, reference
 from loragraft.quants.types import BY_NAME, QuantType
-from paths import data
+from paths import arrays, data
 from small_models import small_model
 from tolerances import NATIVE_F32, NATIVE_NVFP4, NATIVE_Q8, REFERENCE_F16_MERGE, nmse
 
@@ -39,8 +39,8 @@ def open_session(model: str, adapter: str | None, options: Options | None = None
 
 
 def golden(file: str, case: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    ids = np.load(data("golden/hf-logits.npz"))["ids"].astype(np.int32)
-    return ids, np.load(data(f"golden/{file}.npz"))[case]
+    ids = arrays("golden/hf-logits.npz")["ids"].astype(np.int32)
+    return ids, arrays(f"golden/{file}.npz")[case]
 
 
 @pytest.mark.parametrize(("model", "adapter", "case"), FLOAT_CASES, ids=[case for *_, case in FLOAT_CASES])

@@ -10,7 +10,7 @@ from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
 from loragraft.models import load_adapter, open_model
-from paths import data
+from paths import arrays, data
 from tolerances import REFERENCE, REFERENCE_F16_MERGE, nmse
 
 CASES = [
@@ -22,7 +22,7 @@ CASES = [
 
 def distance(file: str, model: str, adapter: str | None, case: str) -> float:
     """The reference backend's NMSE from the golden logits."""
-    golden = np.load(data(f"golden/{file}"))
+    golden = arrays(f"golden/{file}")
     source = open_model(data(model))
     adapters = [] if adapter is None else [(load_adapter(data(adapter), source), 1.0)]
     graph, extra = attach(

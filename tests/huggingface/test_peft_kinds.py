@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from loragraft.errors import AdapterError
@@ -12,7 +11,7 @@ from loragraft.load import load
 from loragraft.merge import merge
 from loragraft.models import open_model
 from loragraft.quantize import quantize
-from paths import data
+from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, golden
 from tolerances import NATIVE_F32, REFERENCE, REFERENCE_F16_MERGE, nmse
 
@@ -74,7 +73,7 @@ def rows_of(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_the_trained_fixture(backend: str, tmp_path: Path) -> None:
-    expected = np.load(data("golden/hf-logits.npz"))
+    expected = arrays("golden/hf-logits.npz")
     model = load(data("llama-kjv"), [data("llama-kjv.embed")], backend=backend)  # type: ignore[arg-type]
     assert nmse(model.logits(expected["ids"]), expected["llama+embed"]) < REFERENCE
 

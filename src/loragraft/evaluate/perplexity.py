@@ -54,9 +54,11 @@ class Perplexity:
 
 def windows(ids: Ids, context: int, bos: int | None, *, limit: int | None = None) -> Iterator[Window]:
     """The windows of a text's tokens; `bos` None if the model wants none. Raises LoragraftError if the text is shorter
-    than two windows, or `context` under 4."""
+    than two windows, `context` under 4 or `limit` under 1."""
     if context < 4:
         raise LoragraftError("context", "too small to score half of it", found=context, expected="4 or more")
+    if limit is not None and limit < 1:
+        raise LoragraftError("limit", "no window is left to measure", found=limit, expected="1 or more")
     if len(ids) < 2 * context:
         raise LoragraftError(
             "text",

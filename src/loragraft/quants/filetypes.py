@@ -102,8 +102,11 @@ def find_file_type(text: str) -> FileType | None:
     return BY_NAME.get(ALIASES.get(name, name))
 
 
-def file_type(text: str) -> FileType:
-    """The target called `text`, as `find_file_type` finds it. Raises `UnsupportedError` if there is none."""
+def file_type(given: str | int | FileType) -> FileType:
+    """The target called `given`, as `find_file_type` finds it. Raises `UnsupportedError` if there is none."""
+    if isinstance(given, FileType):
+        return given
+    text = str(given)
     found = find_file_type(text)
     if found is None:
         from difflib import get_close_matches

@@ -68,6 +68,8 @@ class Report:
     adapters: tuple[AdapterUse, ...] = ()
     errors: list[TensorError] = field(default_factory=list)
     """With `verify`: how far each tensor of the file is from what was to be stored."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know: what was left out, taken instead, or looks wrong."""
 
     @property
     def source_size(self) -> int:

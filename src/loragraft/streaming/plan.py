@@ -216,7 +216,7 @@ class _Planner:
             dead = np.flatnonzero(~values.any(axis=1))
             if len(dead):
                 raise ImatrixError(
-                    self.options.imatrix or source.name,
+                    _matrix_path(self.options) or "imatrix",
                     f"the importance of tensor {source.name!r} is zero in all columns of row {dead[0]}",
                     hint=f"collect it on more text, or leave it out: --exclude-weights {source.name}",
                 )
@@ -251,7 +251,8 @@ class _Planner:
     def _imatrix_metadata(self) -> Metadata:
         if self.imatrix is None:
             return {}
-        result = {"quantize.imatrix.file": Value.string(_cut(str(self.options.imatrix)))}
+        path = _matrix_path(self.options)
+        result = {} if path is None else {"quantize.imatrix.file": Value.string(_cut(str(path)))}
         if self.imatrix.datasets:
             result["quantize.imatrix.dataset"] = Value.string(_cut(self.imatrix.datasets[0]))
         result["quantize.imatrix.entries_count"] = Value.u32(len(self.imatrix.sums))
@@ -279,10 +280,18 @@ def _load_imatrix(options: QuantizeOptions) -> Imatrix | None:
     """The matrix that the options name, without the entries that they leave out; None if nothing is left."""
     if options.imatrix is None:
         return None
-    from loragraft.formats.imatrix import Imatrix
+    loaded = options.imatrix
+    if isinstance(loaded, Path):
+        from loragraft.formats.imatrix import Imatrix
 
-    imatrix = Imatrix.load(options.imatrix).select(options.include_weights, options.exclude_weights)
+        loaded = Imatrix.load(loaded)
+    imatrix = loaded.select(options.include_weights, options.exclude_weights)
     return imatrix if imatrix.sums else None
+
+
+def _matrix_path(options: QuantizeOptions) -> Path | None:
+    """The importance matrix's file; None for one in memory."""
+    return options.imatrix if isinstance(options.imatrix, Path) else None
 
 
 def _pruned(model: ModelSource, prune: frozenset[int]) -> tuple[dict[str, str], int]:
