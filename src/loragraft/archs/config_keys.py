@@ -40,27 +40,29 @@ _COMMON = frozenset(
     ]
 )
 #: Names, types, training, memory, sampling: nothing that logits depend on.
-_HARMLESS = """
-_attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _from_model_config _name_or_path
-add_cross_attention attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
-chunk_size_feed_forward cross_attention_hidden_size custom_pipelines diversity_penalty do_sample dtype
-early_stopping embedding_dropout encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id
-language length_penalty max_length max_new_tokens min_length model_max_length name no_repeat_ngram_size
-num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-output_router_logits output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values
-repetition_penalty resid_pdrop residual_dropout return_dict return_dict_in_generate rope_interleaved
-router_aux_loss_coef router_jitter_noise suppress_tokens task_specific_params temperature tf_legacy_loss
-tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-use_bfloat16 use_cache use_flash_attention use_flash_attn
-"""
+_HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _from_model_config _name_or_path
+    add_cross_attention attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
+    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines diversity_penalty do_sample dtype
+    early_stopping embedding_dropout encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id
+    language length_penalty max_length max_new_tokens min_length model_max_length name no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+    output_router_logits output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values
+    repetition_penalty resid_pdrop residual_dropout return_dict return_dict_in_generate rope_interleaved
+    router_aux_loss_coef router_jitter_noise suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+    use_bfloat16 use_cache use_flash_attention use_flash_attn
+    """.split()  # noqa: SIM905
+)
 
 
 def unread_notes(model_type: ModelType, config: Config) -> list[str]:
     """Notes on keys that say something (not null, false or empty) and are on no list."""
     known = (
         _COMMON
-        | set(_HARMLESS.split())
+        | _HARMLESS
         | model_type.defaults.keys()
         | model_type.requires.keys()
         | model_type.biases.keys()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
 from loragraft.archs.hparams import Hparams, read_hparams
+from loragraft.archs.metadata_keys import check_keys
 from loragraft.errors import FormatError, LoragraftError, UnsupportedError
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource, TensorSource
@@ -51,9 +52,15 @@ def build_graph(metadata: Mapping[str, Value], tensors: Mapping[str, TensorFact]
 
 
 def model_graph(model: ModelSource) -> Graph:
-    """The verified graph of `model`, without adapters; errors as of `build_graph` and `verify`, naming the file."""
+    """The verified graph of `model`, without adapters.
+
+    Errors as of `build_graph`, `verify` and `check_keys`, naming the file; what the last notes is added to the model's
+    notes.
+    """
     try:
         graph = build_graph(model.metadata, tensor_facts(model.tensors))
+        notes = check_keys(model.metadata, read_hparams(model.metadata))
+        model.notes.extend(note for note in notes if note not in model.notes)
         verify(graph)
     except LoragraftError as error:
         raise error.within(model.path) from None
