@@ -75,6 +75,19 @@ def test_dora(tmp_path: Path) -> None:
     assert 0.01 < report.local[Mistake.DORA_SCALE_OMITTED]["blk.0.ffn_up"] < 0.5
 
 
+def test_without_the_adapters_is_the_base_itself(tmp_path: Path) -> None:
+    """Also where they replace whole tensors; where they resize the vocabulary, it cannot read the text."""
+    base, text = base_folder("llama", tmp_path / "base"), "DOGHELPFACTLINE" * 30
+    saved, resized = (adapter_folder(f"llama+{kind}", tmp_path / kind) for kind in ("saved", "resized"))
+    plain = {run.name: run for run in check(base, text=text, context=64, limit=2).runs}
+    adapted = check(base, [saved], text=text, context=64, limit=2)
+    runs = {run.name: run for run in adapted.runs}
+    assert runs[WITHOUT].perplexity == plain[RIGHT].perplexity
+    assert runs[WITHOUT].mean_kl > 1e-3
+    assert any("there it has to be merged" in note for note in adapted.notes)
+    assert [run.name for run in check(base, [resized], text=text, context=64, limit=2).runs] == [RIGHT]
+
+
 def test_local_errors_follow_the_closed_forms(report: Conformance) -> None:
     for linear in report.linears:
         if linear.scale is None:

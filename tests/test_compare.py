@@ -15,6 +15,7 @@ from loragraft.compare import Comparison, save_picture
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from paths import data
+from peft_golden import adapter_folder, base_folder
 
 BASE, ADAPTER, TEXT = data("llama-kjv"), data("llama-kjv.shakespeare"), data("shakespeare-valid.txt")
 
@@ -207,3 +208,9 @@ def test_files_go_when_it_fails(tmp_path: Path) -> None:
     with pytest.raises(LoragraftError, match="too short"):
         lg.compare(BASE, [ADAPTER], "short", work_dir=tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_base_that_cannot_read_the_new_tokens(tmp_path: Path) -> None:
+    base, adapter = base_folder("llama", tmp_path / "base"), adapter_folder("llama+resized", tmp_path / "new")
+    with pytest.raises(LoragraftError, match="found 43 tokens, expected the 40 of base"):
+        lg.compare(base, [adapter], "DOGHELPFACTLINE" * 30, types=["Q8_0"], context=64)

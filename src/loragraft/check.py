@@ -93,9 +93,9 @@ def check(
     reading per mistake. Raises LoragraftError for files that do not fit each other and GraphError for a model whose
     graph breaks the law.
     """
-    source, loaded = load_adapters(adapters, open_model(model))
-    base = model_graph(source)
-    graph, extra = attach(base, loaded, source.tensors)
+    base = open_model(model)
+    source, loaded = load_adapters(adapters, base)
+    graph, extra = attach(model_graph(source), loaded, source.tensors)
     verify(graph)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     notes += [
@@ -112,7 +112,16 @@ def check(
     ids = tokenizer.encode(text)
     bos = tokenizer.bos if tokenizer.add_bos else None
     weights = {name: dequantized(tensor) for name, tensor in source.tensors.items()} | extra
-    bench = _Bench(_graphs(graph, base if loaded else None, linears), weights)
+    graphs = _graphs(graph, linears)
+    sessions = {name: _session(wrong, weights) for name, (wrong, _) in graphs.items()}
+    if loaded and _same_vocabulary(base, source):
+        plain = {
+            name: tensor for name, tensor in base.tensors.items() if tensor is not source.tensors.get(name)
+        }
+        others = {name: dequantized(tensor) for name, tensor in plain.items()}
+        without = _session(model_graph(base), weights | others)
+        sessions = {RIGHT: sessions.pop(RIGHT), WITHOUT: without, **sessions}
+    bench = _Bench(graph, sessions, {name: wrong for name, (_, wrong) in graphs.items()})
     progress.start("Measuring wrong orders", count(ids, context, limit) * len(bench.sessions))
     for window in windows(ids, context, bos, limit=limit):
         bench.read(window, progress)
@@ -120,13 +129,18 @@ def check(
     return Conformance(source.path, source.arch, names, linears, runs, bench.local_errors(), tokens, notes)
 
 
-def _graphs(
-    right: Graph, without: Graph | None, linears: Sequence[LinearReport]
-) -> dict[str, tuple[Graph, int]]:
+def _session(graph: Graph, weights: Mapping[str, Floats]) -> ReferenceSession:
+    return ReferenceSession(graph, weights, Options(unchecked=True))  # wrong orders are the point
+
+
+def _same_vocabulary(one: ModelSource, other: ModelSource) -> bool:
+    name = "token_embd.weight"
+    return one.tensors[name].shape == other.tensors[name].shape
+
+
+def _graphs(right: Graph, linears: Sequence[LinearReport]) -> dict[str, tuple[Graph, int]]:
     """Every graph to measure, by name, with the number of its wrong linears; the right one first."""
     graphs = {RIGHT: (right, 0)}
-    if without is not None:
-        graphs[WITHOUT] = without, 0
     if as_published := _published_mistakes(linears):
         graphs[PUBLISHED] = misorder_each(right, as_published), len(as_published)
     chains = find_chains(right)
@@ -186,18 +200,18 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
 
 
 class _Bench:
-    """The right graph and every wrong one over the same float32 weights, read window by window."""
+    """Sessions of the right graph, first, and of every other, by name, read window by window; `wrong` are the numbers
+    of wrong linears."""
 
-    def __init__(self, graphs: Mapping[str, tuple[Graph, int]], weights: Mapping[str, Floats]) -> None:
-        options = Options(unchecked=True)  # the wrong orders are the point; `check` verified the right one
-        self.sessions = {
-            name: ReferenceSession(graph, weights, options) for name, (graph, _) in graphs.items()
-        }
-        self._wrong = {name: wrong for name, (_, wrong) in graphs.items()}
-        self._losses = {name: Meter() for name in graphs}
-        self._divergence = {name: DivergenceMeter() for name in graphs}
+    def __init__(
+        self, right: Graph, sessions: Mapping[str, ReferenceSession], wrong: Mapping[str, int]
+    ) -> None:
+        self.sessions = sessions
+        self._wrong = {name: wrong.get(name, 0) for name in sessions}
+        self._losses = {name: Meter() for name in sessions}
+        self._divergence = {name: DivergenceMeter() for name in sessions}
         self._squares: dict[tuple[str, str], tuple[float, float]] = {}
-        self._graph, _ = graphs[RIGHT]
+        self._graph = right
         self._ends = {chain.result: chain for chain in find_chains(self._graph)}
         self.sessions[RIGHT].observer = self._observe
 

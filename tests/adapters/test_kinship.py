@@ -26,6 +26,9 @@ def model(path: str, **metadata: str) -> ModelSource:
         ("/home/me/runs/llama-3.2-1b/", model("Llama-3.2-1B")),
         ("", model("base")),
         (None, model("base")),
+        ("unsloth/tinyllama-bnb-4bit", model("TinyLlama-1.1B-Chat")),
+        ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", model("Llama-3.2-1B-Instruct")),
+        ("TheBloke/TinyLlama-GPTQ", model("TinyLlama-1.1B")),
         ("../..", model("base")),
     ],
 )

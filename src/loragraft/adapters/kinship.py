@@ -7,17 +7,20 @@ from pathlib import PurePath
 
 from loragraft.formats.source import ModelSource
 
+#: How the names of quantized copies end, squeezed: Unsloth's, bitsandbytes', GPTQ's and AWQ's.
+_QUANTIZED = re.compile(r"(?:unsloth|bnb|gptq|awq|int[48]|nf4|fp[48]|[48]bit)+$")
 _NAME_KEYS = ("general.name", "general.basename", "general.base_model.0.name")
 
 
 def doubt(trained_on: object, base: ModelSource) -> str | None:
     """A note, if `trained_on` (base_model_name_or_path of adapter_config.json) and every name of `base` differ.
 
-    Names agree if one contains the other, letters and digits only: `unsloth/llama-3.2-1b-bnb-4bit` and `Llama-3.2-1B`.
+    Names agree if one contains the other, letters and digits only, and what says that the weights were quantized for
+    training left out: `unsloth/tinyllama-bnb-4bit` and `TinyLlama-1.1B`.
     """
     if not isinstance(trained_on, str):
         return None
-    wanted = _squeezed(PurePath(trained_on).name)
+    wanted = _QUANTIZED.sub("", _squeezed(PurePath(trained_on).name))
     texts = [
         base.path.stem,
         base.path.name,

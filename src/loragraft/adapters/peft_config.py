@@ -174,6 +174,7 @@ def _number(path: Path, key: str, value: Any, *, whole: bool = False) -> Any:
             f"bad {key}",
             found=repr(value)[:80],
             expected="a whole number > 0" if whole else "a number > 0",
+            hint="0 would switch the adapter off" if value == 0 else None,
         )
     return value
 
