@@ -273,8 +273,26 @@ def test_what_gguf_cannot_express(
 
 
 def test_normal_form_c_is_the_one_normalizer_that_is_known(tmp_path: Path) -> None:
-    metadata, _ = convert(tmp_path / "m", {"normalizer": {"type": "NFC"}})
+    metadata, notes = convert(tmp_path / "m", {"normalizer": {"type": "NFC"}})
     assert metadata["tokenizer.ggml.pre"].data == "llama-bpe"
+    assert ["normal form C is left out" in note for note in notes] == [True]
+
+
+def test_flags_of_added_tokens_are_noted(tmp_path: Path) -> None:
+    off = {"special": False, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    added = [{**off, "id": 2048 + i, "content": f"<{i}>", "rstrip": True} for i in range(5)]
+    added.append({**off, "id": 2053, "content": "<word>", "single_word": True})
+    _, notes = convert(tmp_path / "m", {"added_tokens": added})
+    assert notes == [
+        "tokenizer.json: rstrip of '<0>', '<1>', '<2>', '<3>', ... is left out: white space after it becomes tokens",
+        "tokenizer.json: single_word of '<word>' is left out: it is also found within words",
+    ]
+
+
+def test_marked_pieces_are_refused(tmp_path: Path) -> None:
+    marked = {"model": {**model(True), "end_of_word_suffix": "</w>"}}
+    with pytest.raises(UnsupportedError, match="a tokenizer with end_of_word_suffix: found '</w>'"):
+        convert(tmp_path / "m", marked)
 
 
 def test_a_huge_id_is_not_allocated(tmp_path: Path) -> None:

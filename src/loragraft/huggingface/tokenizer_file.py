@@ -18,6 +18,14 @@ _MAX_TOKENS = 1 << 24
 SPACE = "\u2581"
 """How SentencePiece spells a space."""
 _NOTHING = {"type": "Sequence", "normalizers": [], "pretokenizers": []}
+#: Of an added token, and what is different without it.
+_FLAGS = {
+    "lstrip": "white space before it becomes tokens",
+    "rstrip": "white space after it becomes tokens",
+    "single_word": "it is also found within words",
+}
+#: Of the BPE model: marks on the pieces of a word, as CLIP has them.
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -41,6 +49,11 @@ class TokenizerFile:
         kind = self.model.get("type", "BPE" if "merges" in self.model else None)
         if kind != "BPE":
             raise UnsupportedError(self.path, "this kind of tokenizer", found=repr(kind), expected="BPE")
+        for affix in _AFFIXES:
+            if self.model.get(affix):
+                raise UnsupportedError(
+                    self.path, f"a tokenizer with {affix}", found=repr(self.model[affix]), expected="none"
+                )
         self.is_sentencepiece = bool(self.model.get("byte_fallback"))
         vocab = self._object(self.model.get("vocab"), "model.vocab")
         if not all(type(id_) is int and id_ >= 0 for id_ in vocab.values()):
@@ -196,6 +209,21 @@ class TokenizerFile:
                 "rare words may be cut differently"
             )
         return name
+
+    def left_out(self) -> list[str]:
+        """Notes on what changes ids of some texts, and GGUF has no place for."""
+        notes = []
+        if {"type": "NFC"} in self._normalizers():
+            notes.append(
+                "tokenizer.json: normal form C is left out, as GGUF has no place for it: text in another form of "
+                "Unicode (accents apart from their letters) is cut differently"
+            )
+        for flag, meaning in _FLAGS.items():
+            tokens = [token["content"] for token in self.added if token.get(flag)]
+            if tokens:
+                listed = ", ".join(map(repr, tokens[:4])) + (", ..." if len(tokens) > 4 else "")
+                notes.append(f"tokenizer.json: {flag} of {listed} is left out: {meaning}")
+        return notes
 
     def id_of(self, text: str) -> int | None:
         return next((token["id"] for token in self.added if token["content"] == text), None)

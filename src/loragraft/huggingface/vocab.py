@@ -47,6 +47,7 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
         metadata["tokenizer.ggml.merges"] = Value.strings(file.merges())
     if not file.pairs():
         notes.append("tokenizer.json has no merges: text will be read letter by letter")
+    notes += file.left_out()
     metadata.update(_special_tokens(checkpoint, file, len(tokens), notes))
     metadata.update(_chat_templates(checkpoint, notes))
     return metadata
