@@ -27,6 +27,7 @@ CASES = [
     "llama+tokens-both",
     "llama+resized-tokens",
     "llama+mica",
+    "llama+olora",
     "qwen2+saved-embedding",
     "qwen2+saved-head",
     "qwen2+saved-tied",
@@ -76,6 +77,21 @@ def test_the_trained_fixture(backend: str, tmp_path: Path) -> None:
     expected = arrays("golden/hf-logits.npz")
     model = load(data("llama-kjv"), [data("llama-kjv.embed")], backend=backend)  # type: ignore[arg-type]
     assert nmse(model.logits(expected["ids"]), expected["llama+embed"]) < REFERENCE
+
+
+def test_olora_needs_the_weights_that_it_started_from(tmp_path: Path) -> None:
+    case = "llama+olora"
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    merge(base, [], tmp_path / "q8.gguf", type="Q8_0")
+    with pytest.raises(AdapterError, match=r"OLoRA's start .* found Q8_0 \(.*merge it into the base before"):
+        load(tmp_path / "q8.gguf", [adapter])
+
+
+def test_pissa_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    case = "llama+pissa"
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=r"init_lora_weights changed .* found 'pissa', .*merge_and_unload"):
+        load(base, [adapter])
 
 
 def test_an_output_that_was_resized_but_not_saved(tmp_path: Path) -> None:

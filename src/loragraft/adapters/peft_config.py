@@ -61,8 +61,19 @@ _REFUSED = {
     "use_qalora": "it pools its inputs",
 }
 
-#: Initialisations that leave the base as it was; the others took something out of it, which is not in the base's file.
-_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva", "mica"}
+#: Initialisations that leave the base as it was, and the one that can be undone; the others took something out of it
+#: that is not in the base's file.
+_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva", "mica", "olora"}
+
+
+#: What to do about the initialisations that changed the base, by how their names begin.
+_UNDO = {
+    "pissa": "merge it with peft (merge_and_unload), which repeats the decomposition of every weight, or save it with "
+    "path_initial_model_for_weight_conversion",
+    "corda": "save it with path_initial_model_for_weight_conversion, where it was trained",
+    "lora": "save it with path_initial_model_for_weight_conversion, where it was trained",  # lora_ga
+    "loftq": "its base is the quantized copy that training made: save that too, and merge into it",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,8 @@ class LoraSettings:
     "" those of the input embedding."""
     lora_bias: bool = False
     dora: bool = False
+    olora: bool = False
+    """Whether it was trained beside a base without its initialisation (`adapters.olora`)."""
 
     def rank_of(self, name: str) -> int:
         return int(_first_match(self.rank_pattern, name, self.rank))
@@ -138,6 +151,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         _token_ids(path, config.get("trainable_token_indices")),
         bool(config.get("lora_bias")),
         bool(config.get("use_dora")),
+        config.get("init_lora_weights") == "olora",
     )
 
 
@@ -149,9 +163,12 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
             raise AdapterError(
                 path,
                 "init_lora_weights changed the base before training",
-                found=repr(value),
+                found=repr(value)[:80],
                 expected="an adapter for the original base",
-                hint="save it with path_initial_model_for_weight_conversion",
+                hint=_UNDO.get(
+                    str(value).partition("_")[0],
+                    "merge it where it was trained, with peft's merge_and_unload",
+                ),
             )
         return
     if value in (None, False, "none") or (isinstance(value, list | dict | str) and not value):

@@ -10,6 +10,7 @@ import numpy as np
 
 from loragraft.adapters.kinship import doubt
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
+from loragraft.adapters.olora import for_the_original
 from loragraft.adapters.peft import ModuleDelta, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
 from loragraft.archs.names import Place, TensorNames
@@ -43,6 +44,8 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
             name, values = whole.bias(delta.module, delta.bias, settings.scale_of(delta.module))
             biases[name] = values
     pairs = placement.pairs()
+    if settings.olora:
+        pairs = {name: _without_olora(folder, base, pair) for name, pair in pairs.items()}
     if note := doubt(peft.config.get("base_model_name_or_path"), base):
         notes.append(f"{folder}: {note}")
     alpha = settings.global_alpha
@@ -85,6 +88,19 @@ def _check_kind(folder: Path, settings: LoraSettings, delta: ModuleDelta) -> Non
             ),
             hint="merge it with peft (merge_and_unload), then convert what that saved",
         )
+
+
+def _without_olora(folder: Path, base: ModelSource, pair: LoraPair) -> LoraPair:
+    tensor = base.tensors.get(pair.target)
+    if tensor is None or len(tensor.shape) != 2 or not tensor.type.is_float:
+        raise AdapterError(
+            folder,
+            f"OLoRA's start cannot be had again from {pair.target}",
+            found="no such weight" if tensor is None else f"{tensor.type} {tensor.shape}",
+            expected="the matrix in floating point that training started from",
+            hint="merge it into the base before that is quantized",
+        )
+    return for_the_original(pair, tensor)
 
 
 Part = tuple[Floats, Floats, float, Floats | None]
