@@ -269,7 +269,7 @@ def test_cache_scales_are_read_and_reported(tmp_path: Path) -> None:
 
     model = open_model(changed(tmp_path / "m", edit))
     assert len(model.notes) == 1
-    assert "4 scales of an FP8 key-value cache (0.02 to 0.05)" in model.notes[0]
+    assert "4 scales of a quantized key-value cache (0.02 to 0.05)" in model.notes[0]
 
 
 def test_weights_for_16_bit_activations_are_marked(tmp_path: Path) -> None:
@@ -297,6 +297,37 @@ def test_compressed_tensors_without_scales_of_activations_is_marked(tmp_path: Pa
     model = open_model(changed(tmp_path / "m", edit))
     assert model.metadata["general.tensor_extra.name"].data == ["blk.0.attn_v.weight"]
     assert not any(model.metadata["general.tensor_extra.prec_a4"].data)
+
+
+@pytest.mark.parametrize("block", [32, 64])
+def test_larger_blocks_share_their_scale(tmp_path: Path, block: int) -> None:
+    """ModelOpt's NVFP4_MLP_WEIGHT_ONLY and W4A8_NVFP4_FP8 have blocks of 32; the latter's input_scale is FP8's."""
+    kept: dict[str, Raw] = {}
+
+    def edit(config: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        scales = tensors[f"{V}.weight_scale"].matrix[:, :: block // 16]
+        tensors[f"{V}.weight_scale"] = Raw.of_bytes("F8_E4M3", np.ascontiguousarray(scales))
+        kept.update(tensors)
+        kept[f"{V}.weight_scale"] = Raw.of_bytes("F8_E4M3", np.repeat(scales, block // 16, axis=1))
+        layers = {V: {"quant_algo": "W4A8_NVFP4_FP8", "group_size": block}}
+        config["quantization_config"].update(quant_algo="MIXED_PRECISION", quantized_layers=layers)
+
+    folder = changed(tmp_path / "m", edit)
+    np.testing.assert_allclose(weights(folder, "blk.0.attn_v.weight"), nvfp4_formula(kept, V), rtol=3e-7)
+    model = open_model(folder)
+    assert "blk.0.attn_v.input_scale" not in model.tensors
+    assert "blk.1.attn_v.input_scale" in model.tensors
+    assert model.metadata["general.tensor_extra.name"].data == ["blk.0.attn_v.weight"]
+
+
+@pytest.mark.parametrize("shape", [(128, 0), (128, 3), (128, 32), (64, 16), (128,), ()])
+def test_block_scales_that_do_not_fit(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    def edit(_: dict[str, Any], tensors: dict[str, Raw]) -> None:
+        tensors[f"{V}.weight_scale"] = Raw.of_bytes("F8_E4M3", np.ones(shape, np.uint8))
+
+    expected = r"v_proj.weight is no NVFP4 weight: .* expected F8_E4M3 \(128, 16\)"
+    with pytest.raises(UnsupportedError, match=expected):
+        open_model(changed(tmp_path / "m", edit))
 
 
 def set_config(**values: Any) -> Edit:

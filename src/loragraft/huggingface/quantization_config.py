@@ -25,8 +25,12 @@ _ALGORITHMS = (
     "FP8",
     "FP8_PER_CHANNEL_PER_TOKEN",
     "FP8_PB_WO",
+    "fp8_pb_wo",  # as ModelOpt 0.47 writes it
+    "W4A8_NVFP4_FP8",
     "MIXED_PRECISION",
 )
+#: Those of NVFP4 weights that are not multiplied with 4-bit activations.
+_WIDE = ("W4A16_NVFP4", "W4A8_NVFP4_FP8")
 _FORMATS = ("nvfp4-pack-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
 _BLOCK = (128, 128)
 """Rows and columns of a block of FP8 weights, where the configuration is silent."""
@@ -48,6 +52,10 @@ class QuantizationConfig:
                 return self.algorithms[module]
             module = module.rpartition(".")[0]
         return self.algorithms.get("")
+
+    def has_wide_activations(self, module: str) -> bool:
+        """Whether the module's NVFP4 weight was made for activations of 8 or 16 bits."""
+        return self.algorithm(module) in _WIDE
 
 
 def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:

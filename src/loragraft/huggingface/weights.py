@@ -137,19 +137,12 @@ class _Reader:
         """E2M1 codes two to a byte, E4M3 scales per 16 columns, and one float32 scale (its reciprocal in
         compressed-tensors)."""
         name = f"{stem}.weight"
-        scales = self._companion(stem, "weight_scale")
         if len(codes.shape) != 2 or codes.dtype != "U8":
             raise CheckpointError(
                 self._path, f"{codes.name} is no matrix of codes", found=f"{codes.dtype} {codes.shape}"
             )
         rows, columns = codes.shape[0], 2 * codes.shape[1]
-        if scales is None or scales.dtype != "F8_E4M3" or scales.shape != (rows, columns // _GROUP):
-            raise UnsupportedError(
-                self._path,
-                f"{codes.name} is no NVFP4 weight",
-                found="no weight_scale" if scales is None else f"weight_scale {scales.dtype} {scales.shape}",
-                expected=f"F8_E4M3 {(rows, columns // _GROUP)}",
-            )
+        scales = self._block_scales(stem, codes)
         scale = self._scale(stem, "weight_scale_2", "weight_global_scale")
         if scale is None:
             raise CheckpointError(
@@ -158,12 +151,16 @@ class _Reader:
                 expected=f"{stem}.weight_scale_2 or .weight_global_scale",
             )
         input_scale = self._scale(stem, "input_scale", "input_global_scale")
-        wide = self._config.algorithm(stem) == "W4A16_NVFP4"
-        if codes.name.endswith("_packed"):  # compressed-tensors gives 4-bit activations a scale, others none
+        wide = self._config.has_wide_activations(stem)
+        if wide:
+            input_scale = None  # of FP8, if any
+        elif codes.name.endswith(
+            "_packed"
+        ):  # compressed-tensors gives 4-bit activations a scale, others none
             wide = input_scale is None
         smoothing = self._companion(stem, "pre_quant_scale")
 
-        halves = [_bytes(codes), _bytes(scales)]
+        halves = [_bytes(codes), scales]
 
         def packed(start: int, stop: int) -> Bytes:
             return pack_modelopt(halves[0].rows(start, stop), halves[1].rows(start, stop), name)
@@ -191,6 +188,29 @@ class _Reader:
             return (weights if factors is None else weights * factors).view(np.uint8)
 
         return Weight(name, Computed(name, (rows, columns), F32, values, halves))
+
+    def _block_scales(self, stem: str, codes: CheckpointTensor) -> TensorSource:
+        """E4M3 scales uint8 [rows, columns/16]. ModelOpt also makes larger blocks; GGUF does not."""
+        scales = self._companion(stem, "weight_scale")
+        rows, columns = codes.shape[0], 2 * codes.shape[1]
+        shape = () if scales is None else scales.shape
+        repeats = columns // (_GROUP * shape[1]) if len(shape) == 2 and shape[1] else 0
+        fits = repeats > 0 and (shape[0], shape[1] * repeats * _GROUP) == (rows, columns)
+        if scales is None or scales.dtype != "F8_E4M3" or not fits:
+            raise UnsupportedError(
+                self._path,
+                f"{codes.name} is no NVFP4 weight",
+                found="no weight_scale" if scales is None else f"weight_scale {scales.dtype} {shape}",
+                expected=f"F8_E4M3 {(rows, columns // _GROUP)}",
+            )
+        stored = _bytes(scales)
+        if repeats == 1:
+            return stored
+
+        def repeated(start: int, stop: int) -> Bytes:
+            return np.repeat(stored.rows(start, stop), repeats, axis=1)
+
+        return Computed(scales.name, (rows, columns // _GROUP), stored.type, repeated, [stored])
 
     def _fp8(self, stem: str, codes: CheckpointTensor) -> Weight:
         """E4M3 weights with one scale, one per row, or one per block of rows and columns; as float32."""
@@ -282,8 +302,8 @@ class _Reader:
         values = [value for name in names for value in self._values(self._tensors[name]).reshape(-1)]
         if values:
             self._notes.append(
-                f"{self._path.name}: {len(names)} scales of an FP8 key-value cache ({min(values):.3g} to "
-                f"{max(values):.3g}) are left out: GGUF has no place for them, and the cache is not kept in FP8"
+                f"{self._path.name}: {len(names)} scales of a quantized key-value cache ({min(values):.3g} to "
+                f"{max(values):.3g}) are left out: GGUF has no place for them, and the cache is kept in floating point"
             )
 
     def _check_harmless(self, name: str) -> None:
