@@ -31,9 +31,13 @@ class WindowRule:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Of config.json, that are read."""
-        named = {"sliding_window", *([self.switch] if self.switch else [])}
-        return frozenset(named | ({"layer_types", "max_window_layers"} if self.layers else set()))
+        """Of config.json, that are read, or belong to the switch and say nothing more."""
+        named = {"sliding_window"}
+        if self.switch is not None:
+            named |= {self.switch, "max_window_layers"}
+        if self.layers is not None:
+            named |= {"layer_types", "max_window_layers"}
+        return frozenset(named)
 
     def read(self, config: Config) -> Windows:
         """Raises CheckpointError for layers that are to have a window of no size."""
