@@ -127,7 +127,7 @@ def test_scales_that_no_alpha_can_tell_are_in_b(tmp_path: Path, base: str, adapt
 
 
 def test_what_is_not_honoured_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="use_dora"):
+    with pytest.raises(AdapterError, match="holds DoRA's magnitudes, which a GGUF adapter cannot"):
         lg.convert_adapter(data("llama-kjv.dora"), data("llama-kjv"), tmp_path / "out.gguf")
     with pytest.raises(AdapterError, match="is no PEFT adapter"):
         lg.convert_adapter(data("llama-kjv"), data("llama-kjv"), tmp_path / "out.gguf")
@@ -194,3 +194,18 @@ def test_what_a_gguf_adapter_cannot_hold(tmp_path: Path, case: str, what: str) -
     with pytest.raises(AdapterError, match=what):
         lg.convert_adapter(adapter, base, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_an_adapter_of_a_tied_output_and_back(tmp_path: Path) -> None:
+    """llama.cpp does not load such a file; loragraft does."""
+    base, adapter = (
+        base_folder("qwen2", tmp_path / "base"),
+        adapter_folder("qwen2+head", tmp_path / "adapter"),
+    )
+    out = tmp_path / "adapter.gguf"
+    lg.convert_adapter(adapter, base, out)
+    ids = np.arange(20)
+    wanted = lg.load(base, [adapter], backend="reference").logits(ids)
+    np.testing.assert_allclose(
+        lg.load(base, [out], backend="reference").logits(ids), wanted, rtol=1e-5, atol=1e-5
+    )

@@ -16,6 +16,7 @@ from loragraft.formats.split import SplitLimits
 from loragraft.inspect import Kind, TensorFact, inspect
 from loragraft.split import split
 from paths import data
+from peft_golden import adapter_folder
 
 
 @pytest.fixture
@@ -94,6 +95,20 @@ def test_every_kind_is_recognised(
     assert report.kind is kind
     assert len(report.tensors) == n_tensors
     assert fact in [(entry.key, entry.type, entry.value) for entry in report.metadata]
+
+
+def test_what_an_adapter_holds(tmp_path: Path) -> None:
+    def parts(case: str) -> dict[str, int]:
+        return dict(inspect(adapter_folder(case, tmp_path / case)).parts)
+
+    assert parts("qwen2+dora") == {"halves of LoRA pairs": 28, "DoRA magnitudes": 14}
+    assert parts("qwen2+lora-bias") == {"halves of LoRA pairs": 8, "biases of LoRA": 4}
+    assert parts("qwen2+resized-tokens") == {
+        "copies of the base's": 2,
+        "rows of tokens": 2,
+        "halves of LoRA pairs": 8,
+    }
+    assert parts("llama+saved")["whole tensors"] == 7
 
 
 def test_a_sharded_checkpoint_by_its_folder_or_its_index(tmp_path: Path) -> None:

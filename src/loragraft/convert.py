@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.adapters.gguf_adapter import ALPHA, gguf_shapes, write_gguf_adapter
-from loragraft.adapters.lora import Adapter
+from loragraft.adapters.lora import OUTPUT, Adapter
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.peft import CONFIG
@@ -92,6 +92,10 @@ def convert_adapter(
     loaded = load_adapter(path, model)
     _check_expressible(loaded)
     notes = list(loaded.notes)
+    if OUTPUT in loaded.pairs and OUTPUT not in model.tensors:
+        notes.append(
+            f"{path}: adapts an output that is tied to the embedding: llama.cpp does not load such adapters"
+        )
     if loaded.tokenizer:
         notes.append(f"{path}: its own tokenizer is left out: a GGUF adapter has no place for one")
     metadata: Metadata = general_metadata(

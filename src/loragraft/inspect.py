@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from loragraft.adapters.peft import part_of
 from loragraft.errors import FormatError
 from loragraft.formats import peft
 from loragraft.formats.checkpoint import Checkpoint
@@ -71,6 +73,8 @@ class Report:
     """All files that were read."""
     metadata: list[MetadataFact]
     tensors: list[TensorFact]
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """Of a PEFT adapter: how many tensors of which kind it holds."""
 
     @property
     def n_elements(self) -> int:
@@ -111,6 +115,7 @@ class Report:
                 }
                 for tensor in self.tensors
             ],
+            **({"parts": dict(self.parts)} if self.parts else {}),
             "elements": self.n_elements,
             "bytes": self.nbytes,
             "bits_per_element": round(self.bits_per_element, 4),
@@ -234,7 +239,9 @@ def _checkpoint(folder: Path) -> Report:
 def _peft(folder: Path) -> Report:
     adapter = peft.PeftFolder.open(folder)
     tensors = [_tensor_fact(tensor) for tensor in adapter.tensors.values()]
-    return Report(folder, Kind.PEFT_ADAPTER, [folder / peft.WEIGHTS], _json_facts(adapter.config), tensors)
+    parts = Counter(part_of(name) for name in adapter.tensors)
+    files = [folder / peft.WEIGHTS]
+    return Report(folder, Kind.PEFT_ADAPTER, files, _json_facts(adapter.config), tensors, parts)
 
 
 def _tensor_facts(files: Iterable[SafetensorsFile]) -> list[TensorFact]:

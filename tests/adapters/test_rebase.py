@@ -10,6 +10,7 @@ import pytest
 from loragraft.adapters.lora import Adapter, TokenRows
 from loragraft.adapters.rebase import UNTIED, rebase
 from loragraft.errors import AdapterError
+from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Stored, float_rows, in_memory
 from loragraft.quants import native, reference
@@ -135,6 +136,19 @@ def test_a_bias_where_the_base_has_none() -> None:
     base = model(x__weight=floats(4, 6))
     found = rebase(base, [(adapter(biases={"x.bias": np.ones(4, np.float32)}), 0.5)]).tensors["x.bias"]
     np.testing.assert_array_equal(values(found), np.full(4, 0.5, np.float32))
+    (note,) = rebase(base, [(adapter(biases={"x.bias": np.ones(4, np.float32)}), 1.0)]).notes
+    assert "biases are added that the base has not (1, such as x.bias)" in note
     for bias in ({"x.bias": np.ones(6, np.float32)}, {"y.bias": np.ones(4, np.float32)}):
         with pytest.raises(AdapterError, match="where the base has no such layer"):
             rebase(base, [(adapter(biases=bias), 1.0)])
+
+
+def test_the_last_of_several_tokenizers_is_used_and_said_to_be() -> None:
+    base, key = model(x__weight=floats(4, 6)), "tokenizer.ggml.eos_token_id"
+    base.metadata[key] = Value.u32(1)
+    one, two = (adapter(name, tokenizer={key: Value.u32(id_)}) for name, id_ in (("one", 2), ("two", 3)))
+    found = rebase(base, [(one, 1.0), (two, 1.0)])
+    assert found.metadata[key].data == 3
+    assert found.notes == ["two: its tokenizer is used, not the one beside one"]
+    assert rebase(base, [(one, 1.0), (adapter("three"), 1.0)]).notes == []
+    assert base.metadata[key].data == 1

@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.adapters.lora import Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
 from loragraft.formats.gguf.values import Metadata, ValueType
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
-from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.formats.source import ModelSource
 from loragraft.quants.reference import dequantize
 from loragraft.quants.types import F32
 
 ALPHA = "adapter.lora.alpha"
 _INVOCATION = "adapter.alora.invocation_tokens"
-_EMBEDDING = "token_embd.weight"
 
 
 def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
@@ -36,14 +35,16 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
             raise AdapterError(path, f"{ALPHA} is no number", found=repr(alpha))
         pairs = {}
         for target, (a, b) in _paired(file).items():
-            if target not in base.tensors:
+            tied = target == OUTPUT and EMBEDDING in base.tensors
+            if target not in base.tensors and not tied:
                 raise AdapterError(
                     path,
                     f"adapts {target}, which the base has not",
                     found=base.path.name,
                     expected=f"a {base.arch} with it",
                 )
-            pair = _pair(path, base.tensors[target], _values(path, a), _values(path, b), float(alpha))
+            like = base.tensors[target if target in base.tensors else EMBEDDING]
+            pair = _pair(path, target, like.shape, _values(path, a), _values(path, b), float(alpha))
             pairs[target] = pair
         return Adapter(path, pairs, base.arch, float(alpha) or None, n_tensors=2 * len(pairs))
 
@@ -67,7 +68,7 @@ def _arrays(adapter: Adapter, *, bake: bool) -> dict[str, Floats]:
     arrays: dict[str, Floats] = {}
     for target, pair in adapter.pairs.items():
         b = pair.b * np.float32(pair.scale) if bake else pair.b
-        first, second = (b, pair.a.T) if target == _EMBEDDING else (pair.a, b)
+        first, second = (b, pair.a.T) if target == EMBEDDING else (pair.a, b)
         arrays[f"{target}.lora_a"], arrays[f"{target}.lora_b"] = first, second
     return arrays
 
@@ -110,22 +111,22 @@ def _values(path: Path, tensor: GGUFTensor) -> Floats:
     return values.reshape(tensor.shape)
 
 
-def _pair(path: Path, base: TensorSource, a: Floats, b: Floats, alpha: float) -> LoraPair:
-    """The pair for `base`, from arrays whose leading axes of length 1 GGUF has dropped."""
-    *experts, out, columns = base.shape
+def _pair(path: Path, target: str, shape: tuple[int, ...], a: Floats, b: Floats, alpha: float) -> LoraPair:
+    """The pair for `target` of that shape, from arrays whose leading axes of length 1 GGUF has dropped."""
+    *experts, out, columns = shape
     count = prod(experts)
-    if base.name == _EMBEDDING:
+    if target == EMBEDDING:
         a, b = b.T, a
     rank = b.size // (count * out)
     shapes = (*experts, rank, columns), (*experts, out, rank)
     if rank == 0 or a.size != prod(shapes[0]) or b.size != prod(shapes[1]) or not _same_axes((a, b), shapes):
         raise AdapterError(
             path,
-            f"the shapes of its pair for {base.name} do not fit the base",
+            f"the shapes of its pair for {target} do not fit the base",
             found=f"{a.shape} and {b.shape}",
-            expected=f"(.., r, {columns}) and (.., {out}, r) for {base.shape}",
+            expected=f"(.., r, {columns}) and (.., {out}, r) for {shape}",
         )
-    return LoraPair(base.name, a.reshape(shapes[0]), b.reshape(shapes[1]), alpha / rank if alpha else 1.0)
+    return LoraPair(target, a.reshape(shapes[0]), b.reshape(shapes[1]), alpha / rank if alpha else 1.0)
 
 
 def _same_axes(arrays: tuple[Floats, Floats], shapes: Iterable[tuple[int, ...]]) -> bool:

@@ -65,6 +65,21 @@ class PeftTensors:
         return pairs + len(self.trained) + len(self.rows)
 
 
+def part_of(stored: str) -> str:
+    """What the tensor called `stored` is, in words."""
+    name = _plain_name(stored)
+    if match := _PART.fullmatch(name):
+        if match["kind"] == "lora_magnitude_vector":
+            return "DoRA magnitudes"
+        return "biases of LoRA" if match["part"] == "bias" else "halves of LoRA pairs"
+    if _ROWS.fullmatch(name):
+        return "rows of tokens"
+    match = _FROZEN.fullmatch(name) or _TRAINED.fullmatch(name)
+    if match is None:
+        return "not honoured"
+    return "copies of the base's" if match.re is _FROZEN and match["part"] == "weight" else "whole tensors"
+
+
 def read_tensors(folder: PeftFolder) -> PeftTensors:
     """All tensors of the folder. Raises AdapterError for one that is not understood, or a pair that is not whole."""
     file = folder.path / WEIGHTS

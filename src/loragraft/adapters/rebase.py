@@ -53,9 +53,18 @@ def rebase(base: ModelSource, adapters: Sequence[tuple[Adapter, float]]) -> Mode
                 tensors[name] = _with_rows(adapter, tensors, name, rows, strength)
         for name, delta in adapter.biases.items():
             tensors = _with_bias(adapter, tensors, name, np.float32(strength) * delta)
-    metadata = dict(base.metadata)
+    new = sorted({name for adapter, _ in adapters for name in adapter.biases} - base.tensors.keys())
+    if new:
+        notes.append(
+            f"biases are added that the base has not ({len(new)}, such as {new[0]}): few engines load them"
+        )
+    metadata, speaker = dict(base.metadata), None
     for adapter, _ in adapters:
+        differs = any(metadata.get(key) != value for key, value in adapter.tokenizer.items())
+        if speaker is not None and differs:
+            notes.append(f"{adapter.path}: its tokenizer is used, not the one beside {speaker}")
         metadata.update(adapter.tokenizer)
+        speaker = adapter.path if adapter.tokenizer else speaker
     _check_vocabulary(adapters, tensors)
     key = f"{base.arch}.vocab_size"
     if key in metadata and EMBEDDING in tensors:

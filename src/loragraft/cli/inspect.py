@@ -77,6 +77,8 @@ def _summary(report: Report) -> str:
         f"{count} {name} ({bytes_text(size)})" for name, (count, size) in report.types().items()
     )
     line = f"{plural(len(report.tensors), 'tensor')}: {parts}" if report.tensors else "no tensors"
+    if report.parts:
+        line += "\n" + ", ".join(f"{count} {part}" for part, count in report.parts.items())
     one = "weight" if report.kind is Kind.GGUF_MODEL else "element"
     density = f"{report.bits_per_element:.2f} bits per {one}"
     total = f"{plural(report.n_elements, one)}, {bytes_text(report.nbytes)}, {density}"
