@@ -54,6 +54,40 @@ def test_imports_only_from_below(path: Path) -> None:
     assert wrong == []
 
 
+def modules_of(path: Path) -> set[str]:
+    """The modules that one imports as it is imported itself: neither in functions nor for the type checker."""
+    tree = ast.parse(path.read_text())
+    at_start = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
+    names: set[str] = set()
+    for node in at_start:
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                part_of = f"{node.module}.{alias.name}"
+                names.add(part_of if part_of in NAMED else node.module)
+    return names & set(NAMED)
+
+
+def dotted(path: Path) -> str:
+    parts = ("loragraft", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMED = {dotted(path): path for path in MODULES}
+
+
+def test_no_two_modules_need_each_other() -> None:
+    """Also within a rung, where the ladder does not tell who stands on whom."""
+    needs = {name: modules_of(path) - {name, "loragraft"} for name, path in NAMED.items()}
+    assert needs["loragraft.merge"] >= {"loragraft.models", "loragraft.streaming.plan"}
+    while free := {name for name, others in needs.items() if not others}:
+        needs = {name: others - free for name, others in needs.items() if name not in free}
+    assert needs == {}, "each of these waits for another of them"
+
+
 def test_the_check_sees_imports() -> None:
     seen = {imported for path in MODULES for imported in imports(path)}
     assert "loragraft.errors.UnsupportedError" in seen

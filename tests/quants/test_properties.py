@@ -16,6 +16,50 @@ NAMES = list(reference.CODECS)
 scales = st.one_of(st.sampled_from(SPECIAL_SCALES), st.floats(-30, 30).map(lambda e: 10.0**e))
 
 
+#: type -> relative squared error on Gaussian weights, in units of 1e-6. What each type costs, to within 3 %.
+NOISE = {
+    "F32": 0.0,
+    "F16": 0.0428,
+    "BF16": 2.75,
+    "Q1_0": 360_000.0,
+    "Q2_0": 518_000.0,
+    "Q4_0": 7_440.0,
+    "Q4_1": 6_120.0,
+    "Q5_0": 1_830.0,
+    "Q5_1": 1_450.0,
+    "Q8_0": 28.8,
+    "Q2_K": 87_700.0,
+    "Q3_K": 22_900.0,
+    "Q4_K": 5_110.0,
+    "Q5_K": 1_320.0,
+    "Q6_K": 316.0,
+    "IQ1_S": 237_000.0,
+    "IQ1_M": 206_000.0,
+    "IQ2_XXS": 119_000.0,
+    "IQ2_XS": 90_600.0,
+    "IQ2_S": 70_700.0,
+    "IQ3_XXS": 45_600.0,
+    "IQ3_S": 27_600.0,
+    "IQ4_NL": 5_850.0,
+    "IQ4_XS": 5_930.0,
+    "TQ1_0": 654_000.0,
+    "TQ2_0": 654_000.0,
+    "MXFP4": 13_400.0,
+    "NVFP4": 8_990.0,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_type_costs_on_gaussian_weights(name: str) -> None:
+    """Where a codebook's bound on single weights says little, this still tells a right decoder from a wrong one."""
+    kind = BY_NAME[name]
+    x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    w = np.ones(1024, dtype=np.float32) if name in NEEDS_IMPORTANCE else None
+    back = reference.dequantize(native.quantize(x, kind, w), kind)
+    error = np.square(back.astype(np.float64) - x).sum() / np.square(x).sum()
+    assert error == pytest.approx(NOISE[name] * 1e-6, rel=0.03)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(
