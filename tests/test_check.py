@@ -12,7 +12,7 @@ import pytest
 from loragraft.check import PUBLISHED, RIGHT, WITHOUT, Conformance, check, save_picture
 from loragraft.errors import AdapterError, LoragraftError
 from loragraft.graph.misorder import Mistake
-from loragraft.llama_cpp import Outcome
+from loragraft.llama_cpp import COMMIT, Outcome
 from paths import data
 from peft_golden import adapter_folder, base_folder
 
@@ -153,7 +153,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0
     assert "GEMM, weight scale, bias" in shown.stdout
-    assert "llama.cpp: drops the scale on 6" in shown.stdout
+    assert f"llama.cpp {COMMIT}: drops the scale on 6" in shown.stdout
     assert "weight scale applied twice" in shown.stdout
     parsed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert parsed["runs"][0]["name"] == RIGHT

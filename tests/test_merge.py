@@ -302,6 +302,12 @@ def test_the_output_must_not_be_an_input(tmp_path: Path) -> None:
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_deltas_that_go_with_pruned_layers_are_counted(tmp_path: Path) -> None:
+    options = QuantizeOptions(prune_layers=[1])
+    report = merge(data("llama-kjv"), data("llama-kjv.shakespeare"), tmp_path / "out.gguf", options=options)
+    assert report.notes == ["7 of 28 adapted weights lie in pruned layers and go with them"]
+
+
 def test_keep_split_is_for_gguf(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="--keep-split is for GGUF models"):
         merge(data("llama-kjv"), [], tmp_path / "out.gguf", options=QuantizeOptions(keep_split=True))

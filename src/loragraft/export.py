@@ -76,8 +76,9 @@ def export(
 ) -> ExportReport:
     """Write the model at `source` (a GGUF or a Hugging Face folder), with `adapters`, to the new folder `output`.
 
-    Weights that are NVFP4 already keep their codes and scales bit for bit; all other linears are quantized, q/k/v and
-    gate/up under one scale each. Embeddings, output, norms, biases and routers stay in floating point. Scales of the
+    Weights that are NVFP4 already, and that no adapter changes, keep their codes and scales bit for bit; all other
+    linears are quantized, q/k/v and gate/up under one scale each, so that a change to one changes its fellows' codes.
+    Embeddings, output, norms, biases and routers stay in floating point. Scales of the
     activations are exported if the source has them for every linear; else the checkpoint is weight-only (W4A16_NVFP4).
     Weights beyond `max_shard_bytes` go to further files, found by an index.
 

@@ -1,6 +1,6 @@
 """What llama.cpp's published graph does with a linear's scale, adapter and bias: facts, as a table of rules.
 
-Source: llama.cpp at commit 0c1e57098 (2026-10-01); every rule names its lines. `loragraft check` reports them beside
+Source: llama.cpp at `COMMIT`; every rule names its lines. `loragraft check` reports them beside
 what loragraft does, which is the same for every linear: GEMM, weight scale, LoRA, bias.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+COMMIT = "0c1e57098 (2026-10-01)"
 
 
 class Outcome(StrEnum):

@@ -16,6 +16,7 @@ from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
+from loragraft.quants.roles import layer_of
 from loragraft.streaming.model_writer import AdapterUse, Report, dry_run, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.plan import plan_merge
@@ -55,6 +56,8 @@ def merge(
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
     plan = plan_merge(model, kind, options, deltas)
+    if lost := sum(layer_of(name) in options.prune_layers for name in deltas):
+        progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
     uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)
     if output is None:
         return replace(dry_run(plan), adapters=uses, notes=progress.notes)

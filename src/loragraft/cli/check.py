@@ -107,13 +107,18 @@ def _linears(report: Conformance) -> Table:
 
 
 def _summary(report: Conformance) -> str:
+    from loragraft.llama_cpp import COMMIT
+
     lines = [f"{plural(len(report.linears), 'linear')} of {report.arch}; here every one is right."]
     wrong: dict[tuple[str, str, str], int] = {}
     for linear in report.linears:
         if linear.llama_cpp != "right":
             key = linear.llama_cpp, linear.why, linear.source
             wrong[key] = wrong.get(key, 0) + 1
-    lines += [f"llama.cpp: {outcome} on {n} ({why}; {source})" for (outcome, why, source), n in wrong.items()]
+    lines += [
+        f"llama.cpp {COMMIT}: {outcome} on {n} ({why}; {source})"
+        for (outcome, why, source), n in wrong.items()
+    ]
     return "\n".join(lines)
 
 

@@ -51,8 +51,9 @@ def export(
 ) -> None:
     """Write a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.
 
-    Weights that are NVFP4 already keep their codes and scales bit for bit, the others are quantized; adapters are added
-    before. Without scales of the activations in the source the checkpoint is weight-only (W4A16).
+    Weights that are NVFP4 already keep their codes and scales bit for bit, unless they share a scale (q/k/v, gate/up)
+    with one that does not; the others are quantized; adapters are added before. Without scales of the activations in
+    the source the checkpoint is weight-only (W4A16).
     """
     from loragraft.export import MAX_SHARD_BYTES
 
