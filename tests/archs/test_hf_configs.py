@@ -263,3 +263,41 @@ def test_windows_that_no_configuration_has(tmp_path: Path) -> None:
         UnsupportedError, match=r"no model of transformers .* has these windows: found \[0, 8\]"
     ):
         config_of(metadata, {name: tensor.shape for name, tensor in model.tensors.items()}, None)
+
+
+def exported(tmp_path: Path, **keys: Value) -> dict[str, Any]:
+    """The config.json of the plain Llama with more keys (dots written as __)."""
+    tmp_path.mkdir(exist_ok=True)
+    lg.convert(write(tmp_path / "m", "llama"), tmp_path / "m.gguf", type="F16")
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    more = {f"llama.{key.replace('__', '.')}": value for key, value in keys.items()}
+    return config_of(model.metadata | more, {name: t.shape for name, t in model.tensors.items()}, None)
+
+
+def test_a_scaling_without_its_type_is_linear(tmp_path: Path) -> None:
+    """As every reader of GGUF takes it, under its old name too."""
+    said = {"rope_type": "linear", "factor": 4.0}
+    assert exported(tmp_path / "a", rope__scaling__factor=Value.f32(4.0))["rope_scaling"] == said
+    assert exported(tmp_path / "b", rope__scale_linear=Value.f32(4.0))["rope_scaling"] == said
+    assert "rope_scaling" not in exported(tmp_path / "c", rope__scaling__factor=Value.f32(1.0))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"rope__dimension_count": Value.u32(4)},
+            "llama.rope.dimension_count: cannot be exported: found 4, expected 8",
+        ),
+        (
+            {"rope__scaling__attn_factor": Value.f32(0.5)},
+            "llama.rope.scaling.attn_factor: cannot be exported .* YaRN",
+        ),
+        ({"logit_scale": Value.f32(0.5)}, "llama.logit_scale: no graph of llama computes this"),
+    ],
+)
+def test_what_no_configuration_says_is_not_exported(
+    tmp_path: Path, keys: dict[str, Value], message: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        exported(tmp_path, **keys)

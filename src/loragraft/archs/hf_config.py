@@ -13,6 +13,7 @@ from loragraft.archs import ARCHS
 from loragraft.archs.base import Arch, ModelType, biased_linears
 from loragraft.archs.gguf_keys import NORM_KEYS, SIZE_KEYS
 from loragraft.archs.hparams import read_hparams
+from loragraft.archs.metadata_keys import check_keys
 from loragraft.archs.names import TensorNames
 from loragraft.archs.rope_keys import rope_config, shortest
 from loragraft.archs.windows import Windows
@@ -40,13 +41,14 @@ def config_of(
     """config.json for a GGUF of this metadata, with `tensors` (shapes by name) and perhaps `rope_freqs.weight`.
 
     Raises UnsupportedError for an architecture that is not known, a RoPE scaling that cannot be told from the file, and
-    windows or biases that no configuration of transformers has.
+    keys, windows or biases that no configuration of transformers has.
     """
     name = str(metadata["general.architecture"].data)
     arch = ARCHS.by_name(name)
     values = {key.removeprefix(f"{name}."): value.data for key, value in metadata.items()}
-    windows = read_hparams(metadata).windows
-    model_type, windowed = _model_type(arch, bool(values.get("expert_count")), windows)
+    h = read_hparams(metadata)
+    check_keys(metadata, h)
+    model_type, windowed = _model_type(arch, h.experts > 0, h.windows)
     config: dict[str, Any] = {"architectures": [model_type.hf_class], "model_type": model_type.name}
     for suffix, keys in SIZE_KEYS:
         if suffix in values:

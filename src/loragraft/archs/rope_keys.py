@@ -150,37 +150,61 @@ def rope_config(
 ) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, as every version of transformers reads them, from GGUF's keys.
 
-    `config`: the rest of config.json; `freqs`: `rope_freqs.weight` [rotary/2]. Raises UnsupportedError for a scaling
-    that cannot be told from the file.
+    `config`: the rest of config.json; `values`: the keys without prefix, those that `read_hparams` reads valid;
+    `freqs`: `rope_freqs.weight` [rotary/2]. Raises UnsupportedError for what transformers' configuration cannot say.
     """
+    head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    rotary = values.get("rope.dimension_count", head_dim)
+    if rotary != head_dim:
+        raise UnsupportedError(
+            f"{arch.name}.rope.dimension_count", "cannot be exported", found=rotary, expected=head_dim
+        )
     found: dict[str, Any] = {"rope_theta": shortest(values.get("rope.freq_base", 10000.0))}
-    kind = values.get("rope.scaling.type")
-    if kind in ("linear", "yarn"):
-        factor = values.get("rope.scaling.factor", 1.0)
-        scaling: dict[str, Any] = {"rope_type": kind, "factor": shortest(factor)}
-        if kind == "yarn":
-            context = values.get("rope.scaling.original_context_length", config["max_position_embeddings"])
-            scaling["original_max_position_embeddings"] = int(context)
-            for key, names in _YARN:
-                if names[0] in _BETAS and key in values:
-                    scaling[names[0]] = shortest(values[key])
-            relative = values.get("rope.scaling.attn_factor", 1.0)
-            if relative != 1.0:
-                scaling["attention_factor"] = shortest(relative * standard_magnitude(factor))
-        found["rope_scaling"] = scaling
-    elif freqs is not None:
-        # The factors of Llama 3.1 and later; only `factor` differs between the published models.
-        scaling = {"rope_type": "llama3", "factor": shortest(float(freqs.max())), "low_freq_factor": 1.0}
-        scaling.update({"high_freq_factor": 4.0, "original_max_position_embeddings": 8192})
-        found["rope_scaling"] = scaling
-        again = arch.rope_freqs(Config(Path("config.json"), {**config, **found}))
-        if again is None or not np.array_equal(again, freqs):
+    scaling = _scaling(arch, values, config["max_position_embeddings"])
+    if freqs is not None:
+        if scaling:
             raise UnsupportedError(
-                "rope_freqs.weight", "are not those of Llama 3", hint="export from the Hugging Face folder"
+                "rope_freqs.weight", f"cannot be exported beside {scaling['rope_type']} scaling"
             )
-    elif kind not in (None, "none"):
+        scaling = _llama3(arch, {**config, **found}, freqs)
+    return {**found, "rope_scaling": scaling} if scaling else found
+
+
+def _scaling(arch: Arch, values: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """`rope_scaling` of the kinds that GGUF has keys for; empty without any."""
+    kind = values.get("rope.scaling.type", "linear")
+    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear", 1.0)) or 1.0
+    relative = values.get("rope.scaling.attn_factor", 1.0)
+    if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(f"{arch.name}.rope.scaling.type", "cannot be exported", found=repr(kind))
-    return found
+    if relative != 1.0 and kind != "yarn":
+        raise UnsupportedError(
+            f"{arch.name}.rope.scaling.attn_factor", "cannot be exported but with YaRN", found=relative
+        )
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return {}
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": shortest(factor)}
+    if kind == "yarn":
+        original = values.get("rope.scaling.original_context_length", context)
+        scaling["original_max_position_embeddings"] = int(original)
+        for key, names in _YARN:
+            if names[0] in _BETAS and key in values:
+                scaling[names[0]] = shortest(values[key])
+        if relative != 1.0:
+            scaling["attention_factor"] = shortest(relative * standard_magnitude(factor))
+    return scaling
+
+
+def _llama3(arch: Arch, config: Mapping[str, Any], freqs: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The scaling of Llama 3.1 and later; only `factor` differs between the published models."""
+    scaling = {"rope_type": "llama3", "factor": shortest(float(freqs.max())), "low_freq_factor": 1.0}
+    scaling.update({"high_freq_factor": 4.0, "original_max_position_embeddings": 8192})
+    again = arch.rope_freqs(Config(Path("config.json"), {**config, "rope_scaling": scaling}))
+    if again is None or not np.array_equal(again, freqs):
+        raise UnsupportedError(
+            "rope_freqs.weight", "are not those of Llama 3", hint="export from the Hugging Face folder"
+        )
+    return scaling
 
 
 def shortest(value: float) -> float:
