@@ -37,7 +37,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 def rope(kind: str, **keys: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **keys}}
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0} | keys}
 
 
 def without(*keys: str) -> Edit:
@@ -84,6 +84,19 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         rope("llama3", **{**YARN, "factor": 8.0}, low_freq_factor=1.0, high_freq_factor=4.0),
         None,
     ),
+    "llama-llama3-published": (
+        "Llama",
+        rope(
+            "llama3",
+            factor=8.0,
+            original_max_position_embeddings=8192,
+            rope_theta=500000.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+        )
+        | {"max_position_embeddings": 131072},
+        None,
+    ),
     "mistral": ("Mistral", {"sliding_window": None}, None),
     "mistral-window": ("Mistral", {"sliding_window": 8}, None),
     "mixtral": ("Mixtral", MIXTRAL, None),
@@ -100,6 +113,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     ),
     "qwen2-yarn": ("Qwen2", rope("yarn", **YARN), None),
     "qwen2moe": ("Qwen2Moe", SHARED, None),
+    "qwen2moe-no-bias": ("Qwen2Moe", {**SHARED, "qkv_bias": False}, None),
     "qwen2moe-window": ("Qwen2Moe", {**SHARED, **WINDOW}, None),
     "qwen3": ("Qwen3", {"head_dim": 16}, None),
     "qwen3-bias": ("Qwen3", {"head_dim": 16, "attention_bias": True}, None),
