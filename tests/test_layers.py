@@ -12,7 +12,7 @@ from paths import ROOT
 PACKAGE = ROOT / "src" / "loragraft"
 
 LADDER = [
-    {"errors", "progress", "interrupts", "_native"},
+    {"errors", "progress", "interrupts", "units", "_native"},
     {"formats", "quants"},
     {"adapters", "graph"},
     {"archs", "backends"},

@@ -15,7 +15,7 @@ from loragraft.backends.base import Floats, Options
 from loragraft.backends.reference import OPS, Array, ReferenceSession, dequantized
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter
-from loragraft.evaluate.perplexity import Meter, Window, count, log_softmax, losses, windows
+from loragraft.evaluate.perplexity import Meter, Window, check_windows, count, log_softmax, losses, windows
 from loragraft.evaluate.picture import picture
 from loragraft.formats.source import ModelSource
 from loragraft.graph.chains import Chain, Stage, find_chains
@@ -27,6 +27,7 @@ from loragraft.llama_cpp import Outcome
 from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.tokenizer import Tokenizer
+from loragraft.units import count_text, plural
 
 RIGHT = "right order"
 WITHOUT = "without the adapters"
@@ -62,7 +63,7 @@ class Run:
     same_top: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conformance:
     """`runs` and `local` are empty if no text was given. `local`: for every mistake, the relative error
     ||wrong - right|| / ||right|| of the output of each linear where it is possible, fed with right inputs."""
@@ -75,6 +76,11 @@ class Conformance:
     local: dict[str, dict[str, float]] = field(default_factory=dict)
     tokens: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        right = sum(linear.llama_cpp == "right" for linear in self.linears)
+        linears = plural(len(self.linears), "linear")
+        return f"<Conformance {self.path}: {linears}, llama.cpp right on {count_text(right)}>"
 
 
 def check(
@@ -110,6 +116,7 @@ def check(
         return Conformance(source.path, source.arch, names, linears, notes=notes)
     tokenizer = Tokenizer.from_metadata(source.metadata, source.path)
     ids = tokenizer.encode(text)
+    check_windows(ids, context, source.context_length, progress)
     bos = tokenizer.bos if tokenizer.add_bos else None
     weights = {name: dequantized(tensor) for name, tensor in source.tensors.items()} | extra
     graphs = _graphs(graph, linears)

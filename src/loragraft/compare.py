@@ -16,17 +16,18 @@ from typing import Any
 
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
-from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Doubles
+from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Doubles, check_windows
 from loragraft.evaluate.picture import picture
 from loragraft.evaluate.reading import Text, read_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
 from loragraft.load import BackendName, Model, load
 from loragraft.merge import merge
-from loragraft.models import AdapterArguments
+from loragraft.models import AdapterArguments, open_model
 from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import file_type
+from loragraft.tokenizer import Tokenizer
 
 MERGED, RUNTIME, BASE = "merged", "runtime", "base"
 KEEP = 0.99
@@ -56,6 +57,9 @@ class Comparison:
     types: list[TypeComparison]
     smallest: str | None
     verdict: str
+
+    def __str__(self) -> str:
+        return self.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -95,6 +99,9 @@ def compare(
         raise LoragraftError("types", "nothing to compare", expected="at least one type")
     # the base may be quantized already
     options = QuantizeOptions(allow_requantize=True, imatrix=None if imatrix is None else Path(imatrix))
+    unmerged = open_model(base)
+    tokenizer = Tokenizer.from_metadata(unmerged.metadata, unmerged.path)
+    check_windows(tokenizer.encode(text), context, unmerged.context_length, progress)
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
         bench = _Bench(base, adapters, options, Path(folder), backend, threads, progress)
         full = bench.made("full", adapters, "F16")

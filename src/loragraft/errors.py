@@ -8,6 +8,7 @@
     ├── AdapterError          an adapter that does not fit, or holds what is not honoured
     ├── UnsupportedError      well-formed, but outside what loragraft does (architecture, type, tokenizer)
     ├── QuantizeError         weights that cannot be quantized as asked (NaN, missing importance, ...)
+    ├── TextError             a text that cannot be measured on
     ├── GraphError            a graph that breaks the rules of graph/spec.py
     └── OutputError           the target cannot be written (no space, read-only, same as the input)
 
@@ -53,8 +54,12 @@ class LoragraftError(Exception):
 
     def within(self, place: str | PathLike[str]) -> Self:
         """The same error, naming the file that its subject lies in."""
+        return self.about(f"{place}: {self.subject}")
+
+    def about(self, subject: str | PathLike[str]) -> Self:
+        """The same error, of `subject`."""
         return type(self)(
-            f"{place}: {self.subject}",
+            subject,
             self.problem,
             found=self.found,
             expected=self.expected,
@@ -101,6 +106,10 @@ class UnsupportedError(LoragraftError):
 
 class QuantizeError(LoragraftError):
     """Weights that cannot be quantized as asked."""
+
+
+class TextError(LoragraftError):
+    """A text that cannot be measured on."""
 
 
 class GraphError(LoragraftError):

@@ -57,13 +57,14 @@ def read(session: Session, prompt: Ids) -> Floats:
 class Generation(Iterator[str]):
     """The text of a generation, piece by piece as it becomes certain.
 
-    `ids`: the tokens made so far; `limit`: how many there can be, with the room in the model's context; `seed`: what to
-    pass for the same text again.
+    `prompt_tokens`: how many were read; `ids`: the tokens made so far; `limit`: how many there can be, with the room in
+    the model's context; `seed`: what to pass for the same text again.
     """
 
     def __init__(
         self, session: Session, tokenizer: Tokenizer, prompt: Ids, sampler: Sampler, max_tokens: int
     ) -> None:
+        self.prompt_tokens = len(prompt)
         self.seed = sampler.seed
         self.limit = max_tokens
         self.ids: list[int] = []

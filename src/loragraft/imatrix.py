@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from loragraft.backends.native import NativeSession
 from loragraft.errors import LoragraftError
-from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, count, windows
+from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, check_windows, count, windows
 from loragraft.formats.imatrix import Imatrix
 from loragraft.load import load
 from loragraft.models import AdapterArguments
@@ -40,10 +40,12 @@ def imatrix(
 ) -> Imatrix:
     """The importance matrix of the model at `path` on `text`, in windows of `context` tokens, the first `limit`.
 
-    `process_output`: of the output layer too. `dataset`: what to call the text in the file. Raises LoragraftError for a
-    text shorter than two windows, or activations that are not finite.
+    `process_output`: of the output layer too. `dataset`: what to call the text in the file. Raises TextError for a
+    text shorter than two windows, LoragraftError for activations that are not finite.
     """
     model = load(path, adapters, threads=threads)
+    for note in model.notes:
+        progress.note(note)
     session = model.session
     assert isinstance(session, NativeSession)
     collector = Collector(
@@ -52,6 +54,7 @@ def imatrix(
     )
     session.observer = collector.observe
     ids = model.tokenize(text)
+    check_windows(ids, context, model.context_length, progress)
     progress.start("Collecting", count(ids, context, limit))
     for window in windows(ids, context, model.window_bos, limit=limit):
         session.reset()

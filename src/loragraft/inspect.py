@@ -23,6 +23,7 @@ from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.mapped import map_file
 from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
+from loragraft.units import bytes_text, plural
 
 
 class Kind(StrEnum):
@@ -63,7 +64,7 @@ class TensorFact:
         return prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `inspect` found."""
 
@@ -75,6 +76,10 @@ class Report:
     tensors: list[TensorFact]
     parts: Mapping[str, int] = field(default_factory=dict)
     """Of a PEFT adapter: how many tensors of which kind it holds."""
+
+    def __repr__(self) -> str:
+        tensors = f"{plural(len(self.tensors), 'tensor')}, {bytes_text(self.nbytes)}"
+        return f"<Report {self.path}: {self.kind}, {tensors}>"
 
     @property
     def n_elements(self) -> int:

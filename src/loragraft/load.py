@@ -14,7 +14,7 @@ import numpy.typing as npt
 from loragraft.archs.graphs import model_graph
 from loragraft.backends.base import Backend, Options, Session
 from loragraft.errors import LoragraftError
-from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, perplexity
+from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
 from loragraft.formats.source import ModelSource
 from loragraft.generate import BATCH, Generation, finite
 from loragraft.graph.lora import attach
@@ -55,8 +55,7 @@ class Model:
     @property
     def context_length(self) -> int | None:
         """The longest sequence that the model was trained for, if the file says."""
-        value = self.source.metadata.get(f"{self.source.arch}.context_length")
-        return None if value is None else int(value.data)
+        return self.source.context_length
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
         """`text` as ids, int32 [n]; see `Tokenizer.encode`. (`generate` reads its prompt with `parse_special`.)"""
@@ -118,8 +117,9 @@ class Model:
         progress: Progress = SILENT,
     ) -> Perplexity:
         """The perplexity on `text`, in windows of `context` tokens, the first `limit` of them; see
-        `loragraft.evaluate.perplexity`. Raises LoragraftError if the text is shorter than two windows."""
+        `loragraft.evaluate.perplexity`. Raises TextError if the text is shorter than two windows."""
         ids = self.tokenize(text)
+        check_windows(ids, context, self.context_length, progress)
         return perplexity(self, ids, context=context, bos=self.window_bos, limit=limit, progress=progress)
 
     @property

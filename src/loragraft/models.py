@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from numbers import Real
 from os import PathLike
@@ -64,6 +65,10 @@ def load_adapters(
         adapter = source if isinstance(source, Adapter) else load_adapter(source, base)
         if not (isinstance(scale, Real) and isfinite(scale)):
             raise AdapterError(adapter.path, "bad strength", found=scale, expected="a finite number")
+        if any(adapter.path.resolve() == other.path.resolve() for other, _ in loaded):
+            adapter = replace(
+                adapter, notes=[*adapter.notes, f"{adapter.path}: given twice, and added twice"]
+            )
         loaded.append((adapter, float(scale)))
     return rebase(base, loaded), loaded
 

@@ -325,7 +325,14 @@ def test_bad_texts(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
     refused(tmp_path, "perplexity", BASE, "-f", binary, says=("binary.txt: not UTF-8", "0xff at 3"))
-    refused(tmp_path, "perplexity", BASE, "-f", short, says=("too short", "found", "expected 1024 or more"))
+    refused(
+        tmp_path,
+        "perplexity",
+        BASE,
+        "-f",
+        short,
+        says=("short.txt: too short", "found", "expected 1,024 or more"),
+    )
     refused(tmp_path, "perplexity", BASE, "-f", tmp_path / "no.txt", says=("no.txt: no such file",))
 
 

@@ -57,7 +57,7 @@ def test_perplexity_written_out() -> None:
 
 
 def test_too_short_or_too_narrow() -> None:
-    with pytest.raises(LoragraftError, match="found 15 tokens, expected 16 or more, for windows of 8"):
+    with pytest.raises(LoragraftError, match="found 15 tokens, expected 16 or more, two windows of 8"):
         perplexity(Bigram(), np.zeros(15, np.int32), context=8, bos=None)
     with pytest.raises(LoragraftError, match="too small"):
         perplexity(Bigram(), np.zeros(15, np.int32), context=2, bos=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
-from loragraft.cli.options import JSON, LORA, MAX_CHARS, MODEL, context_option, plot_option, read_text
+from loragraft.cli.options import JSON, LORA, MAX_CHARS, MODEL, context_option, named, plot_option, read_text
 from loragraft.cli.progress import progress
-from loragraft.cli.units import count_text, plural
+from loragraft.units import count_text, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,7 @@ def check(
     if plot is not None:
         check_picture(plot)
     content = None if text is None else read_text(text, max_chars)
-    with progress() as bars:
+    with nullcontext() if text is None else named(text), progress() as bars:
         report = lg.check(model, lora, text=content, context=context, limit=windows, progress=bars)
     if plot is not None:
         save_picture(report, plot)

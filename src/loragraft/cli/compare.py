@@ -23,11 +23,12 @@ from loragraft.cli.options import (
     WORK_DIR,
     Parsed,
     context_option,
+    named,
     plot_option,
     read_text,
 )
 from loragraft.cli.progress import progress
-from loragraft.cli.units import plural
+from loragraft.units import bytes_text, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--keep",
-    type=Parsed("loragraft.cli.units:share"),
+    type=Parsed("loragraft.units:share"),
     default="99%",
     metavar="PERCENT",
     help="How much of the fine-tune is wanted.",
@@ -116,7 +117,7 @@ def compare(
     if plot is not None:
         check_picture(plot)
     words = read_text(text, max_chars)
-    with progress() as bars:
+    with named(text), progress() as bars:
         result = lg.compare(
             base,
             lora,
@@ -150,7 +151,7 @@ def table(result: Comparison) -> Table:
     first = result.full.perplexity
     scored = (
         f"{plural(first.tokens, 'prediction')} in the second halves of {plural(first.windows, 'window')} "
-        f"of {result.context} tokens"
+        f"of {plural(result.context, 'token')}"
     )
     grid = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, caption=scored, caption_justify="left", caption_style="dim"
@@ -169,6 +170,6 @@ def table(result: Comparison) -> Table:
             "" if row.divergence is None else f"{row.divergence.mean:.5f}",
             "" if row.divergence is None else f"{100 * row.divergence.same_top:.1f} %",
             "" if row.kept is None else percent_text(row.kept),
-            f"{row.size / 1e6:.1f} MB",
+            bytes_text(row.size),
         )
     return grid

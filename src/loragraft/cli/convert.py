@@ -14,7 +14,7 @@ from loragraft.cli.command import FILE, argument, command, flag, option
 from loragraft.cli.options import JSON, TARGET, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_report import report_as_json, show_result
-from loragraft.cli.units import plural
+from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.quants.filetypes import FileType

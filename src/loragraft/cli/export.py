@@ -13,7 +13,7 @@ from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
 from loragraft.cli.options import JSON, LORA, MODEL, THREADS, Parsed
 from loragraft.cli.progress import progress
-from loragraft.cli.units import bytes_text, plural
+from loragraft.units import bytes_text, plural
 
 
 @command(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, flag, option
 from loragraft.cli.options import (
+    JSON,
     LORA,
     MAX_CHARS,
     MODEL,
@@ -16,10 +18,11 @@ from loragraft.cli.options import (
     WINDOWS,
     context_option,
     files_of,
+    named,
     read_text,
 )
 from loragraft.cli.progress import progress
-from loragraft.cli.units import plural
+from loragraft.units import plural
 
 
 @command(
@@ -43,6 +46,7 @@ from loragraft.cli.units import plural
 @MAX_CHARS
 @flag("--process-output", help="Of the output layer too.")
 @THREADS
+@JSON
 def imatrix(
     model: Path,
     text: Path,
@@ -53,6 +57,7 @@ def imatrix(
     max_chars: int | None,
     process_output: bool,
     threads: int | None,
+    as_json: bool,
 ) -> None:
     """Collect an importance matrix on a text, for quantizing with --imatrix.
 
@@ -66,7 +71,7 @@ def imatrix(
     inputs = [text, *(file for path in (model, *(path for path, _ in lora)) for file in files_of(path))]
     OutputFile.probe(output, inputs)
 
-    with progress() as bars:
+    with named(text), progress() as bars:
         result = lg.imatrix(
             model,
             words,
@@ -79,7 +84,11 @@ def imatrix(
             progress=bars,
         )
     result.save_gguf(output, inputs=inputs)
+    if as_json:
+        facts = {"weights": len(result.sums), "windows": result.chunk_count, "context": result.chunk_size}
+        console.result(json.dumps({"path": str(output), **facts}))
+        return
     console.info(
         f"{output}: {plural(len(result.sums), 'weight')}, {plural(result.chunk_count, 'window')} "
-        f"of {result.chunk_size} tokens"
+        f"of {plural(result.chunk_size, 'token')}"
     )

@@ -10,7 +10,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
 from loragraft.cli.options import JSON
-from loragraft.cli.units import bytes_text, count_text, plural
+from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loragraft.cli.command import FILE, argument, flag, option
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, TextError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -91,10 +92,11 @@ BACKEND = option(
     default="native",
     help="native runs quantized weights as they are; reference is NumPy.",
 )
+THREAD_COUNT = click.IntRange(1, 1024)  # a slip of the hand beyond that: each takes memory for its buffers
 THREADS = option(
     "--threads",
     "-t",
-    type=click.IntRange(min=1),
+    type=THREAD_COUNT,
     metavar="N",
     default_text="all CPUs",
     help="Threads to use.",
@@ -144,6 +146,15 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
 def read_text(path: Path, max_chars: int | None = None) -> str:
     """The text in a file, whatever its line ends; the first `max_chars` characters of it."""
     return decoded(path.read_bytes(), str(path))[:max_chars]
+
+
+@contextmanager
+def named(text: Path) -> Iterator[None]:
+    """What a verb says about the text that was given to it, it says about the file."""
+    try:
+        yield
+    except TextError as error:
+        raise error.about(text) from None
 
 
 def decoded(data: bytes, subject: str) -> str:

@@ -20,10 +20,11 @@ from loragraft.cli.options import (
     THREADS,
     WINDOWS,
     context_option,
+    named,
     read_text,
 )
 from loragraft.cli.progress import progress
-from loragraft.cli.units import plural
+from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.load import BackendName
@@ -64,7 +65,7 @@ def perplexity(
     loaded = lg.load(model, lora, backend=backend, threads=threads)
     for note in loaded.notes:
         console.info(note)
-    with progress() as bars:
+    with named(text), progress() as bars:
         result = loaded.perplexity(words, context=context, limit=windows, progress=bars)
     if as_json:
         console.result(json.dumps({"model": str(model), "context": context, **asdict(result)}, indent=2))
@@ -72,5 +73,5 @@ def perplexity(
     console.result(f"perplexity {result.value:.4f} ± {result.error:.4f}")
     console.info(
         f"{plural(result.tokens, 'prediction')} in the second halves of {plural(result.windows, 'window')} "
-        f"of {context} tokens"
+        f"of {plural(context, 'token')}"
     )

@@ -11,7 +11,7 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
-from loragraft.cli.options import JSON, TARGET, THREADS
+from loragraft.cli.options import JSON, TARGET, THREAD_COUNT, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
@@ -61,8 +61,8 @@ def quantize(
         output, target, rest = Path(words[0]), TARGET(rest[0] if rest else words[0]), rest[1:]
     if len(rest) > 1 or (rest and not rest[0].isdecimal()):
         raise click.UsageError(f"unexpected {rest[-1]!r} after the type")
-    if rest and threads is None:
-        threads = int(rest[0]) or None
+    if rest and threads is None and int(rest[0]):
+        threads = THREAD_COUNT(rest[0])
     with progress() as bars:
         report = lg.quantize(
             model, None if dry_run else output, target, options=options, threads=threads, progress=bars

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from loragraft.cli import console
-from loragraft.cli.units import bytes_text, count_text, plural
+from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
     from loragraft.streaming.model_writer import Report
@@ -57,13 +57,8 @@ def show_result(report: Report) -> None:
             f"{use.path}: {use.tensors} of {plural(use.tensors, 'tensor')} used, on {plural(use.targets, 'weight')}"
             f" of the base, at scale {use.scale:g}"
         )
-    place = str(report.paths[0]) if len(report.paths) == 1 else f"{len(report.paths)} files"
     speed = report.weights / max(report.seconds, 1e-9) / 1e6
-    console.info(
-        f"{place}: {report.target}, {plural(len(report.tensors), 'tensor')}, {bytes_text(report.size)}, "
-        f"{report.bits_per_weight:.2f} bits per weight, in {report.seconds:.1f} s "
-        f"({count_text(round(speed))} M weights/s)"
-    )
+    console.info(f"{report}, in {report.seconds:.1f} s ({count_text(round(speed))} M weights/s)")
 
 
 def report_as_json(report: Report) -> dict[str, Any]:

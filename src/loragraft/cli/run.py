@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command, flag, option
-from loragraft.cli.options import BACKEND, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, prompt_of
+from loragraft.cli.options import BACKEND, JSON, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, prompt_of
+from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.load import BackendName
@@ -70,6 +72,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
 @flag("--echo/--no-echo", default=True, help="Print the prompt before its continuation.")
 @BACKEND
 @THREADS
+@JSON
 def run(
     model: Path,
     prompt: str | None,
@@ -84,11 +87,12 @@ def run(
     echo: bool,
     backend: BackendName,
     threads: int | None,
+    as_json: bool,
 ) -> None:
     """Continue a prompt, printing the text as it is made.
 
     The prompt is taken as it is: no chat template is applied. Texts of control tokens in it (<|eot_id|>) count as
-    these tokens.
+    these tokens. With --json one object is printed at the end: the text, counts of tokens, times and speeds.
     """
     text = prompt_of(prompt, file)
     loaded = lg.load(model, lora, backend=backend, threads=threads)
@@ -97,15 +101,46 @@ def run(
     stream = loaded.generate(
         text, max_tokens=predict, temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
-    if echo:
+    if echo and not as_json:
         console.write(text)
-    start = time.perf_counter()
+    start = first = time.perf_counter()
+    pieces: list[str] = []
     for piece in stream:
-        console.write(piece)
-    seconds = time.perf_counter() - start
+        if not pieces:
+            first = time.perf_counter()
+        pieces.append(piece)
+        if not as_json:
+            console.write(piece)
+    reading, making = first - start, time.perf_counter() - first
+    made = len(stream.ids)
+    full = made == stream.limit < predict
+    if as_json:
+        facts = {
+            "prompt": text,
+            "text": "".join(pieces),
+            "prompt_tokens": stream.prompt_tokens,
+            "tokens": made,
+            "stopped_by": "context" if full else "length" if made == stream.limit else "model",
+            "seed": stream.seed if temp > 0 else None,
+            "seconds": {"prompt": reading, "text": making},
+            "tokens_per_second": {
+                "prompt": _rate(stream.prompt_tokens, reading),
+                "text": _rate(made - 1, making),
+            },
+        }
+        console.result(json.dumps(facts, ensure_ascii=False))
+        return
     console.result()
-    if len(stream.ids) == stream.limit < predict:
+    if full:
         console.info(f"stopped: the model's context of {loaded.context_length} tokens is full")
     if temp > 0 and seed is None:
         console.info(f"seed {stream.seed}")
-    console.detail(f"{len(stream.ids)} tokens in {seconds:.2f} s, {len(stream.ids) / seconds:.1f} tokens/s")
+    console.detail(
+        f"prompt: {plural(stream.prompt_tokens, 'token')} in {reading:.2f} s; then {plural(made, 'token')} in "
+        f"{making:.2f} s, {_rate(made - 1, making) or 0:.1f} tokens/s"
+    )
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    """Tokens per second. (The first token of a text comes with the reading of the prompt.)"""
+    return tokens / seconds if tokens > 0 and seconds > 0 else None

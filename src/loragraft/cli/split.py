@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -9,9 +10,9 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag, option
-from loragraft.cli.options import Parsed
+from loragraft.cli.options import JSON, Parsed
 from loragraft.cli.progress import progress
-from loragraft.cli.units import bytes_text, plural
+from loragraft.units import bytes_text, plural
 
 
 @command(
@@ -37,6 +38,7 @@ from loragraft.cli.units import bytes_text, plural
 )
 @flag("--no-tensor-first-split", help="Only metadata in the first file.")
 @flag("--dry-run", help="Only say which files would be written.")
+@JSON
 def split(
     model: Path,
     output: Path,
@@ -44,6 +46,7 @@ def split(
     max_bytes: int | None,
     no_tensor_first_split: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Divide a GGUF model into several files, as llama-gguf-split does.
 
@@ -57,5 +60,9 @@ def split(
     limits = SplitLimits(max_tensors, max_bytes, no_tensor_first_split)
     with progress() as bars:
         shards = lg.split(model, output, limits, dry_run=dry_run, progress=bars)
+    if as_json:
+        facts = [{"path": str(one.path), "tensors": one.n_tensors, "bytes": one.size} for one in shards]
+        console.result(json.dumps({"files": facts}))
+        return
     for shard in shards:
         console.result(f"{shard.path}: {plural(shard.n_tensors, 'tensor')}, {bytes_text(shard.size)}")

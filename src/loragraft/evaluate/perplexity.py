@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, TextError
 from loragraft.progress import SILENT, Progress
+from loragraft.units import count_text, plural
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -53,19 +54,11 @@ class Perplexity:
 
 
 def windows(ids: Ids, context: int, bos: int | None, *, limit: int | None = None) -> Iterator[Window]:
-    """The windows of a text's tokens; `bos` None if the model wants none. Raises LoragraftError if the text is shorter
-    than two windows, `context` under 4 or `limit` under 1."""
-    if context < 4:
-        raise LoragraftError("context", "too small to score half of it", found=context, expected="4 or more")
+    """The windows of a text's tokens; `bos` None if the model wants none. Raises as `check_windows`, and LoragraftError
+    for a `limit` under 1."""
+    check_windows(ids, context)
     if limit is not None and limit < 1:
         raise LoragraftError("limit", "no window is left to measure", found=limit, expected="1 or more")
-    if len(ids) < 2 * context:
-        raise LoragraftError(
-            "text",
-            "too short to measure",
-            found=f"{len(ids)} tokens",
-            expected=f"{2 * context} or more, for windows of {context}",
-        )
     first = context // 2
     for start in range(0, count(ids, context, limit) * context, context):
         window = ids[start : start + context].copy()
@@ -73,6 +66,26 @@ def windows(ids: Ids, context: int, bos: int | None, *, limit: int | None = None
         if bos is not None:
             window[0] = bos
         yield Window(window, targets, slice(first, context - 1))
+
+
+def check_windows(ids: Ids, context: int, trained: int | None = None, progress: Progress = SILENT) -> None:
+    """Raises TextError if a text is shorter than two windows, LoragraftError if `context` is under 4. A note says so if
+    it is more than the model was `trained` for."""
+    if context < 4:
+        raise LoragraftError("context", "too small to score half of it", found=context, expected="4 or more")
+    if len(ids) < 2 * context:
+        raise TextError(
+            "text",
+            "too short to measure on",
+            found=plural(len(ids), "token"),
+            expected=f"{count_text(2 * context)} or more, two windows of {count_text(context)}",
+            hint="take a longer text or a smaller context",
+        )
+    if trained is not None and context > trained:
+        progress.note(
+            f"windows of {plural(context, 'token')} are longer than the {count_text(trained)} that the model was "
+            "trained for: expect it to do worse in them"
+        )
 
 
 def count(ids: Ids, context: int, limit: int | None = None) -> int:
@@ -123,7 +136,7 @@ def perplexity(
     limit: int | None = None,
     progress: Progress = SILENT,
 ) -> Perplexity:
-    """The perplexity of `model` on a text's tokens. Raises LoragraftError for a text that is too short."""
+    """The perplexity of `model` on a text's tokens. Raises TextError for a text that is too short."""
     meter = Meter()
     progress.start("Perplexity", count(ids, context, limit))
     for window in windows(ids, context, bos, limit=limit):

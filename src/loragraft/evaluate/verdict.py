@@ -12,6 +12,7 @@ from math import ceil, log10
 
 from loragraft.evaluate.perplexity import Doubles
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate, mean, share_kept
+from loragraft.units import bytes_text
 
 NOTHING = "The adapter changes nothing on this text, so there is nothing to lose."
 
@@ -57,7 +58,7 @@ class Candidate:
     kept: Estimate
 
     def __str__(self) -> str:
-        return f"{self.label} ({self.size / 1e6:.1f} MB, {percent_text(self.kept)})"
+        return f"{self.label} ({bytes_text(self.size)}, {percent_text(self.kept)})"
 
 
 def percent_text(share: Estimate) -> str:

@@ -37,12 +37,12 @@ _COUNTS_SUFFIX = ".counts"
 class Imatrix:
     """An importance matrix, by the names of the weights."""
 
-    sums: dict[str, Floats]
+    sums: dict[str, Floats] = field(repr=False)
     """Sums of squared activations: [n_expert or 1, columns].
 
     A legacy file does not say where one expert ends: there it is [1, n_expert * columns].
     """
-    counts: dict[str, Counts]
+    counts: dict[str, Counts] = field(repr=False)
     """Activations summed: [n_expert or 1]. (In a legacy file: chunks, and the sums are scaled accordingly.)"""
     datasets: list[str] = field(default_factory=list)
     """The texts that it was collected on."""

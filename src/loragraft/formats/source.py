@@ -68,3 +68,9 @@ class ModelSource:
     tensors: Mapping[str, TensorSource]
     notes: list[str] = field(default_factory=list)
     """What the reader wants the user to know (an ignored file, a guess made), one line each."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence that the model was trained for, if the file says."""
+        value = self.metadata.get(f"{self.arch}.context_length")
+        return None if value is None else int(value.data)

@@ -25,6 +25,7 @@ from loragraft.streaming.journal import Journal
 from loragraft.streaming.nvfp4_scales import measure_scales
 from loragraft.streaming.pipeline import OutputPart, Step, run_pass
 from loragraft.streaming.plan import Plan
+from loragraft.units import bytes_text, plural
 
 if TYPE_CHECKING:
     from loragraft.streaming.verify import TensorError
@@ -54,7 +55,7 @@ class AdapterUse:
     targets: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a run of `quantize` or `merge` wrote (or, for a dry run, would write)."""
 
@@ -70,6 +71,16 @@ class Report:
     """With `verify`: how far each tensor of the file is from what was to be stored."""
     notes: list[str] = field(default_factory=list)
     """What the user should know: what was left out, taken instead, or looks wrong."""
+
+    def __str__(self) -> str:
+        place = str(self.paths[0]) if len(self.paths) == 1 else f"{len(self.paths)} files"
+        return (
+            f"{place if self.paths else 'dry run'}: {self.target}, {plural(len(self.tensors), 'tensor')}, "
+            f"{bytes_text(self.size)}, {self.bits_per_weight:.2f} bits per weight"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Report {self}>"
 
     @property
     def source_size(self) -> int:
