@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loragraft.errors import LoragraftError as LoragraftError
     from loragraft.errors import OutputError as OutputError
     from loragraft.errors import QuantizeError as QuantizeError
+    from loragraft.errors import TextError as TextError
     from loragraft.errors import UnsupportedError as UnsupportedError
     from loragraft.export import export as export
     from loragraft.imatrix import imatrix as imatrix
@@ -59,6 +60,7 @@ _HOMES = {
     "LoragraftError": "loragraft.errors",
     "OutputError": "loragraft.errors",
     "QuantizeError": "loragraft.errors",
+    "TextError": "loragraft.errors",
     "UnsupportedError": "loragraft.errors",
     "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
@@ -90,6 +92,7 @@ __all__ = [
     "OutputError",
     "QuantizeError",
     "QuantizeOptions",
+    "TextError",
     "Tokenizer",
     "UnsupportedError",
     "__version__",
