@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,31 @@ class Model:
     def detokenize(self, ids: Sequence[int] | Ids, *, show_special: bool = False) -> str:
         """The text of `ids`; see `Tokenizer.decode`."""
         return self.tokenizer.decode(ids, show_special=show_special)
+
+    def chat_prompt(self, messages: str | Sequence[Mapping[str, Any]]) -> Ids:
+        """The prompt, int32 [n], that asks for the reply to `messages` (each with `role` and `content`; a lone string
+        is the user's) in the form that the model was trained on: its chat template.
+
+        Raises LoragraftError if the file has no template, or its template refuses the messages.
+        """
+        from loragraft.chat import render
+
+        template = self.source.metadata.get("tokenizer.chat_template")
+        if template is None:
+            raise LoragraftError(
+                self.path, "has no chat template", hint="pass the prompt as it is, without --chat"
+            )
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        own = self.tokenizer
+        bos, eos = (
+            "" if token is None else own.decode([token], show_special=True) for token in (own.bos, own.eos)
+        )
+        text = render(str(template.data), messages, bos=bos, eos=eos, subject=self.path)
+        ids = self.tokenize(text, add_special=False, parse_special=True)
+        # Most templates write BOS themselves. As in llama.cpp, it comes once if the model wants it.
+        missing = own.add_bos and (not len(ids) or ids[0] != own.bos)
+        return np.concatenate([[own.bos], ids]).astype(np.int32) if missing else ids
 
     def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False) -> Floats:
         """Logits float32 [n, vocab] for the sequence `ids` read from its start, or [1, vocab] for its last token.
