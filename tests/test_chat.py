@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import loragraft as lg
 from loragraft.chat import render
+from loragraft.cli import app
 from paths import data
 
 RECORDED = json.loads((Path(__file__).parent / "data/golden/chat-templates.json").read_text())
@@ -64,3 +66,18 @@ def test_the_prompt_has_bos_once_and_control_tokens_as_tokens(tmp_path: Path) ->
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
     with pytest.raises(lg.LoragraftError, match="has no chat template; pass the prompt as it is"):
         chatty(tmp_path, None, bos=True).chat_prompt("x")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    model = chatty(tmp_path, template, bos=False)
+    greedy = ["run", str(model.path), "-p", "Be not afraid", "-n", "5", "--temp", "0"]
+    runner = CliRunner()
+    plain = runner.invoke(app, greedy)
+    chat = runner.invoke(app, [*greedy, "--chat", "--system", "Speak low"])
+    messages = [{"role": "system", "content": "Speak low"}, {"role": "user", "content": "Be not afraid"}]
+    reply = "".join(model.generate(model.chat_prompt(messages), max_tokens=5, temperature=0))
+    assert plain.stdout.startswith("Be not afraid")
+    assert chat.stdout == f"{reply}\n"  # no echo
+    wrong = runner.invoke(app, [*greedy, "--system", "x"])
+    assert (wrong.exit_code, "--system needs --chat" in wrong.output) == (2, True)

@@ -25,11 +25,14 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
     'loragraft run model.gguf -p "Once upon a time"',
     'loragraft run model.gguf --lora adapter -p "ROMEO:" -n 200 --temp 0',
     'loragraft run ./hf-folder --lora a=0.5 --lora b=0.5 -p "Hello" --seed 7',
+    'loragraft run tuned.Q4_K_M.gguf --chat -p "What is a quantized model?"',
     "cat prompt.txt | loragraft run model.gguf -f -",
 )
 @MODEL
 @PROMPT
 @PROMPT_FILE
+@flag("--chat", "-c", help="The prompt is a user's message: put it in the model's chat template.")
+@option("--system", metavar="TEXT", help="With --chat: what the system says before.")
 @LORA
 @option(
     "--predict",
@@ -69,7 +72,12 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
     default_text="drawn",
     help="For the same text again.",
 )
-@flag("--echo/--no-echo", default=True, help="Print the prompt before its continuation.")
+@flag(
+    "--echo/--no-echo",
+    default=None,
+    default_text="yes, without --chat",
+    help="Print the prompt before its continuation.",
+)
 @BACKEND
 @THREADS
 @JSON
@@ -77,6 +85,8 @@ def run(
     model: Path,
     prompt: str | None,
     file: Path | None,
+    chat: bool,
+    system: str | None,
     lora: tuple[tuple[Path, float], ...],
     predict: int,
     temp: float,
@@ -84,24 +94,34 @@ def run(
     top_p: float,
     min_p: float,
     seed: int | None,
-    echo: bool,
+    echo: bool | None,
     backend: BackendName,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Continue a prompt, printing the text as it is made.
 
-    The prompt is taken as it is: no chat template is applied. Texts of control tokens in it (<|eot_id|>) count as
-    these tokens. With --json one object is printed at the end: the text, counts of tokens, times and speeds.
+    Without --chat the prompt is taken as it is. Texts of control tokens in it (<|eot_id|>) count as these tokens. With
+    --json one object is printed at the end: the text, counts of tokens, times and speeds.
     """
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat")
     text = prompt_of(prompt, file)
     loaded = lg.load(model, lora, backend=backend, threads=threads)
     for note in loaded.notes:
         console.info(note)
+    said = [("system", system), ("user", text)]
+    messages = [{"role": role, "content": content} for role, content in said if content is not None]
     stream = loaded.generate(
-        text, max_tokens=predict, temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        loaded.chat_prompt(messages) if chat else text,
+        max_tokens=predict,
+        temperature=temp,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
     )
-    if echo and not as_json:
+    if not as_json and (echo or (echo is None and not chat)):
         console.write(text)
     start = first = time.perf_counter()
     pieces: list[str] = []
