@@ -143,6 +143,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         (),
         "RoPE scaling linear without a factor",
     ),
+    "linear with a null factor": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": None}},
+        (),
+        "RoPE scaling linear without a factor",
+    ),
     "truncate": (
         "llama",
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
@@ -160,6 +166,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         (),
         "RoPE that differs between layers: found rope_parameters.full_attention",
+    ),
+    "layers": (
+        "llama",
+        {"num_hidden_layers": 2**31 - 1},
+        (),
+        "no model has so many layers: found 2147483647",
     ),
     "factor": ("llama", {"rope_scaling": {"type": "linear", "factor": -1}}, (), "bad factor: found -1"),
     "untied without an output": (

@@ -47,6 +47,9 @@ def test_equal_sizes_per_layer_are_one_size() -> None:
             Value.u32(0),
             "llama.block_count: bad metadata value: found 0, expected an integer >= 1",
         ),
+        ("block_count", Value.u32(2**31), "no model has so many layers: found 2147483648, expected <= 512"),
+        ("rope__scaling__factor", Value.f32(-1.0), "rope.scaling.factor: bad metadata value: found -1.0"),
+        ("rope__freq_base", Value.f32(0.0), "rope.freq_base: bad metadata value: found 0.0"),
         ("embedding_length", Value.string("x"), "llama.embedding_length: bad metadata value: found 'x'"),
         ("attention__layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon: the metadata lacks this key"),
         (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loragraft.archs.hparams import MAX_LAYERS
 from loragraft.errors import CheckpointError, UnsupportedError
 
 #: RoPE parameters that are numbers above 0.
@@ -94,7 +95,12 @@ class Config:
 
     @property
     def n_layers(self) -> int:
-        return self.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+        layers = self.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+        if layers > MAX_LAYERS:
+            raise CheckpointError(
+                self.path, "no model has so many layers", found=layers, expected=f"<= {MAX_LAYERS}"
+            )
+        return layers
 
     @property
     def rope(self) -> dict[str, Any]:

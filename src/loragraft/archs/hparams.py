@@ -11,6 +11,9 @@ import numpy as np
 from loragraft.errors import FormatError, UnsupportedError
 from loragraft.formats.gguf.values import Value
 
+MAX_LAYERS = 512
+"""As in llama.cpp; a file that says more is refused before anything is sized by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -119,6 +122,13 @@ def read_hparams(metadata: Mapping[str, Value]) -> Hparams:
     """The shape of the model described by GGUF metadata; raises FormatError naming the key that is missing or bad."""
     keys = _Keys(metadata)
     layers = keys.count("block_count")
+    if layers > MAX_LAYERS:
+        raise FormatError(
+            f"{keys.arch}.block_count",
+            "no model has so many layers",
+            found=layers,
+            expected=f"<= {MAX_LAYERS}",
+        )
     width = keys.count("embedding_length")
     heads = keys.count("attention.head_count")
     kv_heads = keys.count("attention.head_count_kv", heads)

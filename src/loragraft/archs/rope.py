@@ -21,14 +21,14 @@ def llama3_freq_factors(config: Config) -> npt.NDArray[np.float32] | None:
     if str(rope["rope_type"]).lower() != "llama3":
         return None
     dim = np.float32(config.head_dim)
-    base = float(rope.get("rope_theta", 10000.0))
+    base = float(rope.get("rope_theta") or 10000.0)
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / dim
     freqs = np.float32(1.0) / np.power(np.float32(base), exponents, dtype=np.float32)
 
-    factor = float(rope.get("factor", 8.0))
-    low = float(rope.get("low_freq_factor", 1.0))
-    high = float(rope.get("high_freq_factor", 4.0))
-    context = float(rope.get("original_max_position_embeddings", 8192))
+    factor = float(rope.get("factor") or 8.0)
+    low = float(rope.get("low_freq_factor") or 1.0)
+    high = float(rope.get("high_freq_factor") or 4.0)
+    context = float(rope.get("original_max_position_embeddings") or 8192)
     wavelengths = np.float32(2 * math.pi) / freqs
     with np.errstate(divide="ignore", invalid="ignore"):
         smooth = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)

@@ -120,7 +120,7 @@ def _kind(arch: Arch, config: Config, rope: Mapping[str, Any]) -> str:
 
 
 def _factor(config: Config, rope: Mapping[str, Any]) -> float:
-    if "factor" not in rope:
+    if "factor" not in rope or (rope["factor"] is None and rope["rope_type"] != "yarn"):
         raise CheckpointError(
             config.path, f"RoPE scaling {rope['rope_type']} without a factor", expected="a number > 0"
         )
@@ -130,7 +130,15 @@ def _factor(config: Config, rope: Mapping[str, Any]) -> float:
 
 
 def _original_context(config: Config, rope: Mapping[str, Any]) -> int:
-    return int(rope.get("original_max_position_embeddings") or config.integer("max_position_embeddings"))
+    """In tokens."""
+    given = rope.get("original_max_position_embeddings")
+    if given is None:
+        return config.integer("max_position_embeddings")
+    if given < 1:
+        raise CheckpointError(
+            config.path, "bad original_max_position_embeddings", found=given, expected="a number >= 1"
+        )
+    return int(given)
 
 
 def _magnitude(rope: Config, factor: float) -> float:
