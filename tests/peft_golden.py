@@ -19,11 +19,6 @@ def golden() -> Any:
     return arrays(NAME)
 
 
-def cases() -> list[str]:
-    """All adapters' names, `<base>+<what it holds>`."""
-    return sorted({key.partition("/")[0] for key in golden() if "+" in key})
-
-
 def base_folder(case: str, folder: Path) -> Path:
     """The base of `case`, written to `folder`."""
     path = _written(case.partition("+")[0], folder, "config.json", "model.safetensors")

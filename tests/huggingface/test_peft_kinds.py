@@ -79,6 +79,22 @@ def test_the_trained_fixture(backend: str, tmp_path: Path) -> None:
     assert nmse(model.logits(expected["ids"]), expected["llama+embed"]) < REFERENCE
 
 
+@pytest.mark.parametrize(
+    "turns", [("llama+dora-rslora", "llama+mica"), ("llama+mica", "llama+dora-rslora")], ids=["first", "last"]
+)
+def test_dora_beside_another_adapter(turns: tuple[str, str], tmp_path: Path) -> None:
+    """Which comes first makes a difference, as in PEFT."""
+    base, expected = base_folder("llama", tmp_path / "base"), golden()[f"{' then '.join(turns)}/logits"]
+    adapters = [adapter_folder(case, tmp_path / case) for case in turns]
+    other = golden()[f"{' then '.join(reversed(turns))}/logits"]
+    assert nmse(other, expected) > 1e-4
+    for backend in ("reference", "native"):
+        found = load(base, adapters, backend=backend).logits(golden()["ids"])  # type: ignore[arg-type]
+        assert nmse(found, expected) < REFERENCE
+    merge(base, adapters, tmp_path / "merged.gguf", type="F32")
+    assert nmse(load(tmp_path / "merged.gguf").logits(golden()["ids"]), expected) < REFERENCE
+
+
 def test_olora_needs_the_weights_that_it_started_from(tmp_path: Path) -> None:
     case = "llama+olora"
     base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")

@@ -116,6 +116,8 @@ def test_transformers_loads_an_export(ask: Ask, tmp_path: Path, base: str, adapt
     ("base", "adapter"),
     [
         ("llama-kjv", "llama-kjv.shakespeare"),
+        ("llama-kjv", "llama-kjv.dora"),
+        ("llama-kjv", "llama-kjv.embed"),
         ("qwen2-bias", "qwen2-bias.rslora"),
         ("starcoder2-bias", "starcoder2-bias.pattern"),
         ("qwen3moe-8x", "qwen3moe-8x.experts"),
@@ -132,7 +134,7 @@ def test_peft_merges_to_the_same_weights(ask: Ask, tmp_path: Path, base: str, ad
         expected = values(theirs.tensors[name])
         assert nmse(values(tensor), expected) < SUMS, name
         moved += not np.array_equal(expected, values(plain.tensors[name]))
-    assert moved > 10
+    assert moved >= 10
 
 
 @pytest.mark.parametrize(

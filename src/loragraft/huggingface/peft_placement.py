@@ -31,6 +31,8 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     settings = read_settings(folder / CONFIG, peft.config)
     tensors = read_tensors(peft)
     names = TensorNames(base.metadata)
+    if EMBEDDING not in base.tensors:
+        raise AdapterError(folder, f"needs a base with {EMBEDDING}", found=base.path.name)
     notes: list[str] = []
     whole = Replacements(folder, base, names, settings, notes)
     replaced = whole.tensors(tensors)

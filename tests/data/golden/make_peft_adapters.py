@@ -3,12 +3,14 @@
     python make_peft_adapters.py        (torch 2, transformers 5.17, peft 0.21.2; on the CPU, float32)
 
 Keys: `ids`; `<base>/config`, `<base>/<tensor>` of the bases `llama` (untied) and `qwen2` (tied, biases);
-`<case>/config`, `<case>/<tensor>`, `<case>/logits` of the adapters, `<case>` being `<base>+<what it holds>`. Configs
-are JSON in bytes. Every trainable number of an adapter is random; it is saved, loaded on a fresh base, and then run.
+`<case>/config`, `<case>/<tensor>`, `<case>/logits` of the adapters, `<case>` being `<base>+<what it holds>`; `<case>
+then <case>/logits` of two at once. Configs are JSON in bytes. Every trainable number of an adapter is random; it is
+saved, loaded on a fresh base, and then run.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -93,6 +96,10 @@ CASES: dict[str, tuple[dict[str, Any], int | None]] = {
 }
 
 
+#: Adapters that act one after the other.
+TURNS = [("llama+dora-rslora", "llama+mica"), ("llama+mica", "llama+dora-rslora")]
+
+
 def model(folder: Path, size: int | None) -> Any:
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if size is not None:
@@ -117,12 +124,36 @@ def record(folder: Path, settings: dict[str, Any], size: int | None, ids: torch.
     disturb(adapted)
     with tempfile.TemporaryDirectory() as out:
         adapted.save_pretrained(out)
-        found: dict[str, Any] = {"config": (Path(out) / "adapter_config.json").read_bytes()}
+        config = json.loads((Path(out) / "adapter_config.json").read_text())
+        config |= {"base_model_name_or_path": folder.name, "target_modules": sorted(config["target_modules"])}
+        found: dict[str, Any] = {"config": json.dumps(config).encode()}
         found |= load_file(Path(out) / "adapter_model.safetensors")
         fresh = PeftModel.from_pretrained(model(folder, size), out).eval()
         with torch.no_grad():
             found["logits"] = fresh(ids).logits[0]
     return found
+
+
+def in_turn(folder: Path, arrays: dict[str, Any], turns: tuple[str, ...], ids: torch.Tensor) -> torch.Tensor:
+    adapted = None
+    with tempfile.TemporaryDirectory() as out:
+        for case in turns:
+            saved = Path(out) / case
+            saved.mkdir()
+            tensors = {
+                key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{case}/")
+            }
+            del tensors["logits"]
+            (saved / "adapter_config.json").write_bytes(tensors.pop("config").tobytes())
+            save_file(tensors, saved / "adapter_model.safetensors")
+            name = case.replace("+", "_").replace("-", "_")
+            if adapted is None:
+                adapted = PeftModel.from_pretrained(model(folder, None), saved, adapter_name=name)
+            else:
+                adapted.load_adapter(saved, adapter_name=name)
+        adapted.base_model.set_adapter([case.replace("+", "_").replace("-", "_") for case in turns])
+        with torch.no_grad():
+            return adapted.eval()(ids).logits[0]
 
 
 def main() -> None:
@@ -158,6 +189,10 @@ def main() -> None:
             )
         for case, (settings, size) in CASES.items():
             add(case, record(Path(work) / case.split("+")[0], settings, size, ids))
+        for turns in TURNS:
+            arrays[f"{' then '.join(turns)}/logits"] = in_turn(
+                Path(work) / "llama", arrays, turns, ids
+            ).numpy()
     np.savez_compressed(here / "peft-adapters.npz", **arrays)
 
 
