@@ -114,7 +114,7 @@ def check(
     names = [str(adapter.path) for adapter, _ in loaded]
     if text is None:
         return Conformance(source.path, source.arch, names, linears, notes=notes)
-    tokenizer = Tokenizer.from_metadata(source.metadata, source.path)
+    tokenizer = Tokenizer(source.metadata, source.path)
     ids = tokenizer.encode(text)
     check_windows(ids, context, source.context_length, progress)
     bos = tokenizer.bos if tokenizer.add_bos else None

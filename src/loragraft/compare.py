@@ -100,7 +100,7 @@ def compare(
     # the base may be quantized already
     options = QuantizeOptions(allow_requantize=True, imatrix=None if imatrix is None else Path(imatrix))
     unmerged = open_model(base)
-    tokenizer = Tokenizer.from_metadata(unmerged.metadata, unmerged.path)
+    tokenizer = Tokenizer(unmerged.metadata, unmerged.path)
     check_windows(tokenizer.encode(text), context, unmerged.context_length, progress)
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
         bench = _Bench(base, adapters, options, Path(folder), backend, threads, progress)

@@ -50,7 +50,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_metadata(self.source.metadata, self.path)
+        return Tokenizer(self.source.metadata, self.path)
 
     @property
     def context_length(self) -> int | None:

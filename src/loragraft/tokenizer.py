@@ -49,7 +49,9 @@ class Tokenizer:
     """
 
     def __init__(self, metadata: Mapping[str, Value], subject: str | PathLike[str] = "tokenizer") -> None:
-        """Raises `UnsupportedError` for a kind of tokenizer, or a pre-tokenizer, that is not known."""
+        """The tokenizer that a GGUF's `metadata` describes; `subject` names the file in errors.
+
+        Raises `UnsupportedError` for a kind of tokenizer, or a pre-tokenizer, that is not known."""
         self._subject = subject
         self.kind = str(self._required(metadata, "tokenizer.ggml.model"))
         if self.kind not in ("gpt2", "llama"):
@@ -83,13 +85,6 @@ class Tokenizer:
         self.end_ids = frozenset([token for token in named if token is not None] + list(listed))
         self._space_prefix = self.kind == "llama" and self._flag(metadata, "add_space_prefix", default=True)
         self._bpe = self._build(metadata)
-
-    @classmethod
-    def from_metadata(
-        cls, metadata: Mapping[str, Value], subject: str | PathLike[str] = "tokenizer"
-    ) -> Tokenizer:
-        """The tokenizer that `metadata` describes; `subject` names the file in errors."""
-        return cls(metadata, subject)
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
         """`text` as ids, int32 [n].
