@@ -16,12 +16,7 @@ template <class P> void pack(const Linear& l, int64_t first, uint8_t* group) {
     constexpr int RUNS = T::BLOCK / 32; // of a block of the file
     std::memset(group, 0, size_t(group_bytes<P>(l.cols)));
     for (int64_t block = 0; block < l.cols / T::BLOCK; ++block) {
-        uint8_t code[RUNS][GROUP][32] = {};
-        for (int run = 0; run < RUNS; ++run) {
-            for (int r = 0; r < GROUP; ++r) {
-                std::fill_n(code[run][r], 32, P::code(0));
-            }
-        }
+        uint8_t code[RUNS][GROUP][32] = {}; // of rows past the last, whatever: their scales are 0
         for (int r = 0; r < GROUP && first + r < l.rows; ++r) {
             const uint8_t* b = l.weight + (first + r) * l.row_bytes + block * T::BYTES;
             alignas(32) i8x32 codes[RUNS];

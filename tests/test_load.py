@@ -45,6 +45,20 @@ def test_generation_streams_and_repeats(tuned: lg.Model) -> None:
     assert "".join(tuned.generate("ROMEO:", max_tokens=20, seed=drawn.seed)) == text
 
 
+def test_a_generation_is_not_continued_on_another_sequence(tuned: lg.Model) -> None:
+    """Its cache would be the other's: better no text than a wrong one."""
+    alone = list(tuned.generate("ROMEO:", max_tokens=4, temperature=0))
+    first = tuned.generate("ROMEO:", max_tokens=4, temperature=0)
+    second = tuned.generate("JULIET:", max_tokens=4, temperature=0)
+    assert next(first) == alone[0]
+    next(second)
+    with pytest.raises(LoragraftError, match="another sequence was begun on this model since"):
+        list(first)
+    unstarted = tuned.generate("ROMEO:", max_tokens=4, temperature=0)
+    tuned.logits([1, 2, 3])
+    assert list(unstarted) == alone
+
+
 def test_greedy_takes_the_likeliest(tuned: lg.Model) -> None:
     stream = tuned.generate("What say you,", max_tokens=5, temperature=0)
     list(stream)
@@ -90,9 +104,7 @@ def test_predictions_that_are_no_numbers_are_an_error(backend: lg.load.BackendNa
             lambda: list(broken.generate("x", max_tokens=2, temperature=0)),
             lambda: broken.perplexity("word " * 200, context=16),
         ):
-            with pytest.raises(
-                LoragraftError, match="predictions: are not finite: found nan; a weight holds"
-            ):
+            with pytest.raises(LoragraftError, match="predictions are not finite: found nan; a weight holds"):
                 use()
 
 

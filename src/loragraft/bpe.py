@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
+from loragraft.formats.gguf.schema import merge_pairs
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS
 
 SPACE = "\u2581"
@@ -19,8 +20,7 @@ SPACE = "\u2581"
 
 def byte_level(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
     """`merges`: "left right", best first; `pre`: a name in PRETOKENIZERS. Raises ValueError if they do not fit."""
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    bpe = _pipeline(models.BPE, tokens, pairs, ignore_merges=pre in IGNORE_MERGES)
+    bpe = _pipeline(models.BPE, tokens, merge_pairs(merges), ignore_merges=pre in IGNORE_MERGES)
     splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in PRETOKENIZERS[pre]]
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([*splits, spelling])
@@ -35,8 +35,8 @@ def sentencepiece(
     prefix: bool,
 ) -> tokenizers.Tokenizer:
     """`mergeable`: which tokens text may merge into; `prefix`: a space goes before a text. Raises ValueError."""
-    pairs = _merges(tokens, scores, mergeable)
-    bpe = _pipeline(models.BPE, tokens, pairs, byte_fallback=True, fuse_unk=True, unk_token=unknown)
+    merges = _merges(tokens, scores, mergeable)
+    bpe = _pipeline(models.BPE, tokens, merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
     steps: list[normalizers.Normalizer] = [normalizers.Prepend(SPACE)] if prefix else []
     bpe.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     return bpe

@@ -17,17 +17,22 @@ A message names the object, what was found, what was expected and what to do, in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from typing import Self
+
+#: Characters of each part of a message; longer ones are cut, for a file may hold a "name" of any length.
+_MAX_FACT, _MAX_SUBJECT = 500, 4200
 
 
 class LoragraftError(Exception):
     """Base of all errors a user can act on.
 
     `LoragraftError(subject, problem, found=, expected=, hint=)` renders as
-    ``subject: problem: found F, expected E; hint``. Line breaks in any part are made visible as ``\\n``.
+    ``subject: problem: found F, expected E; hint``. Facts are cut to a readable length, and what is not printable (line
+    breaks, a terminal's control sequences, bytes that are not UTF-8) is shown by its escape: both may be a stranger's.
     """
 
     def __init__(
@@ -69,15 +74,38 @@ class LoragraftError(Exception):
     def _render(self) -> str:
         facts = []
         if self.found is not None:
-            facts.append(f"found {self.found}")
+            facts.append(f"found {_brief(self.found)}")
         if self.expected is not None:
-            facts.append(f"expected {self.expected}")
-        text = f"{self.subject}: {self.problem}"
+            facts.append(f"expected {_brief(self.expected)}")
+        text = f"{_brief(self.subject, _MAX_SUBJECT)}: {_brief(self.problem)}"
         if facts:
             text += ": " + ", ".join(facts)
         if self.hint:
             text += f"; {self.hint}"
-        return text.replace("\r", "\\r").replace("\n", "\\n")
+        return printable(text)
+
+
+@contextmanager
+def naming(place: str | PathLike[str]) -> Iterator[None]:
+    """Errors raised inside name `place`, the file that the work is about, if they do not already."""
+    try:
+        yield
+    except LoragraftError as error:
+        if str(place) in error.subject:
+            raise
+        raise error.within(place) from None
+
+
+def printable(text: str) -> str:
+    """`text` in one line, whatever is not printable as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _brief(part: object, limit: int = _MAX_FACT) -> str:
+    text = str(part)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 class FormatError(LoragraftError):

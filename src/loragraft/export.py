@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from loragraft.archs import ARCHS
+from loragraft.archs.graphs import model_graph
 from loragraft.archs.hf_config import bias_flags, config_of
-from loragraft.errors import LoragraftError, OutputError
+from loragraft.errors import FormatError, LoragraftError, OutputError, naming
 from loragraft.exporting.contents import Contents
 from loragraft.exporting.layouts import LAYOUTS, Layout
 from loragraft.exporting.shards import INDEX, index_of, plan_shards, write_shards
@@ -90,17 +91,19 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(folder, "is there already", expected="a new or empty folder")
     model = source if isinstance(source, ModelSource) else open_model(source)
+    model_graph(model)  # raises for a model that is not whole
     model, loaded = load_adapters(adapters, model)
     model, deltas = collect_deltas(model, loaded)
     notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     threads = thread_count(threads)
-    contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16, threads=threads)
-    layout = LAYOUTS[format](contents)
-    shards = plan_shards(layout.tasks, max_shard_bytes)
     tokenizers = [adapter.path for adapter, _ in loaded if adapter.tokenizer]
-    files = _side_files(model, contents, layout, notes, tokenizers)
+    with naming(model.path):
+        contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16, threads=threads)
+        layout = LAYOUTS[format](contents)
+        shards = plan_shards(layout.tasks, max_shard_bytes)
+        files = _side_files(model, contents, layout, notes, tokenizers)
     if len(shards) > 1:
-        files[INDEX] = _json_bytes(index_of(shards))
+        files[INDEX] = _json_bytes(INDEX, index_of(shards))
     created = _make_folder(folder)
     try:
         write_shards(folder, shards, threads, progress)
@@ -162,9 +165,13 @@ def _side_files(
     config["quantization_config"] = layout.quantization_config()
     objects["config.json"] = config
     objects.update(layout.extra_files())
-    files.update({name: _json_bytes(value) for name, value in objects.items()})
+    files.update({name: _json_bytes(name, value) for name, value in objects.items()})
     return files
 
 
-def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode()
+def _json_bytes(name: str, value: Any) -> bytes:
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        text = problem.object[problem.start : problem.end]
+        raise FormatError(name, "a text for this file is not UTF-8", found=repr(text)) from None

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.backends.native import NativeSession
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, naming
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, check_windows, count, windows
 from loragraft.formats.imatrix import Imatrix
 from loragraft.load import load
@@ -57,11 +57,12 @@ def imatrix(
     check_windows(ids, context, model.context_length, progress)
     progress.start("Collecting", count(ids, context, limit))
     for window in windows(ids, context, model.window_bos, limit=limit):
-        session.reset()
-        if process_output:
-            session.forward(window.ids)
-        else:
-            session.feed(window.ids)
+        with naming(model.path):
+            session.reset()
+            if process_output:
+                session.forward(window.ids)
+            else:
+                session.feed(window.ids)
         progress.advance(1)
     return collector.result(dataset, count(ids, context, limit), context)
 

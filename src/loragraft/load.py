@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.archs.graphs import model_graph
+from loragraft.archs.hparams import MetadataKeys
 from loragraft.backends.base import Backend, Options, Session
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, naming
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
 from loragraft.formats.source import ModelSource
 from loragraft.generate import BATCH, Generation, finite
@@ -53,9 +54,9 @@ class Model:
         return Tokenizer(self.source.metadata, self.path)
 
     @property
-    def context_length(self) -> int | None:
-        """The longest sequence that the model was trained for, if the file says."""
-        return self.source.context_length
+    def context_length(self) -> int:
+        """The longest sequence that the model was trained for, in tokens."""
+        return MetadataKeys(self.source.metadata).count("context_length")
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
         """`text` as ids, int32 [n]; see `Tokenizer.encode`. (`generate` reads its prompt with `parse_special`.)"""
@@ -100,7 +101,7 @@ class Model:
         parts = []
         for start in range(0, len(sequence), BATCH):
             batch = sequence[start : start + BATCH]
-            parts.append(finite(self.session.forward(batch, last_only=last_only)))
+            parts.append(finite(self.session.forward(batch, last_only=last_only), self.path))
         return parts[-1] if last_only else np.concatenate(parts)
 
     def generate(
@@ -122,7 +123,7 @@ class Model:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, seed)
         ids = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else _checked(prompt)
-        room = max_tokens if self.context_length is None else self.context_length - len(ids)
+        room = self.context_length - len(ids)
         if room <= 0:
             raise LoragraftError(
                 "prompt",
@@ -130,8 +131,9 @@ class Model:
                 found=f"{len(ids)} tokens",
                 expected=f"fewer than {self.context_length}",
             )
-        self.session.reset()
-        return Generation(self.session, self.tokenizer, ids, Sampler(sampling), min(max_tokens, room))
+        return Generation(
+            self.session, self.tokenizer, ids, Sampler(sampling), min(max_tokens, room), self.path
+        )
 
     def perplexity(
         self,
@@ -195,7 +197,8 @@ def load(
     source, loaded = load_adapters(adapters, open_model(Path(path)))
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     options = Options(context=context, threads=thread_count(threads), activations=activations)
-    session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
+    with naming(source.path):
+        session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
     size = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())
     size += sum(array.nbytes for array in extra.values())
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from loragraft.adapters.delta import Delta, same_deltas
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
 from loragraft.adapters.rebase import UNTIED, untied
-from loragraft.errors import AdapterError
+from loragraft.errors import AdapterError, naming
 from loragraft.formats.source import ModelSource
 from loragraft.models import AdapterArguments, load_adapters, open_model
 from loragraft.options import QuantizeOptions
@@ -55,7 +55,8 @@ def merge(
     model, deltas = collect_deltas(model, loaded)
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
-    plan = plan_merge(model, kind, options, deltas)
+    with naming(model.path):
+        plan = plan_merge(model, kind, options, deltas)
     if lost := sum(layer_of(name) in options.prune_layers for name in deltas):
         progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
     uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from loragraft.errors import UnsupportedError
+from loragraft.errors import UnsupportedError, naming
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.options import QuantizeOptions
@@ -35,7 +35,8 @@ def quantize(
     progress = Noted(progress)
     kind = file_type(type)
     model = source if isinstance(source, ModelSource) else _open(Path(source))
-    plan = plan_quantize(model, kind, options)
+    with naming(model.path):
+        plan = plan_quantize(model, kind, options)
     if output is None:
         return dry_run(plan)
     report = write_model(

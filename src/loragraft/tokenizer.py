@@ -142,12 +142,12 @@ class Tokenizer:
             else:
                 merges = metadata["tokenizer.ggml.merges"].data if "tokenizer.ggml.merges" in metadata else []
                 pipeline = bpe.byte_level(self._tokens, merges, self._known_pre())
+            pipeline.add_special_tokens(self._added(TokenType.CONTROL))
+            pipeline.add_tokens(self._added(TokenType.USER_DEFINED))
         except ValueError as error:
             raise UnsupportedError(
                 self._subject, f"the tokenizer's merges do not fit its tokens ({error})"
             ) from error
-        pipeline.add_special_tokens(self._added(TokenType.CONTROL))
-        pipeline.add_tokens(self._added(TokenType.USER_DEFINED))
         return pipeline
 
     def _known_pre(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import cast
 
 import numpy as np
@@ -76,3 +78,36 @@ def test_misuse_is_refused(backend: Backend) -> None:
         open_small(backend, Options(context=7)).forward(IDS)
     with pytest.raises(GraphError, match="at least one"):
         open_small(backend).forward(IDS[:0])
+
+
+def test_one_thread_at_a_time(backend: Backend) -> None:
+    """A second thread is told so; what the first computes stays right."""
+    session = open_small(backend)
+    expected = open_small(backend).forward(np.tile(IDS, 60))
+    refused: list[str] = []
+
+    def disturb() -> None:
+        while not done.is_set():
+            try:
+                session.reset(0)
+            except GraphError as error:
+                refused.append(str(error))
+
+    done = threading.Event()
+    append = session._append
+
+    def slow(ids: np.ndarray, last_only: bool) -> np.ndarray:
+        other.start()
+        while not refused:
+            time.sleep(0.001)
+        return append(ids, last_only)
+
+    session._append = slow  # type: ignore[method-assign]
+    other = threading.Thread(target=disturb)
+    try:
+        logits = session.forward(np.tile(IDS, 60))
+    finally:
+        done.set()
+        other.join()
+    assert np.array_equal(logits, expected)
+    assert refused[0] == "session: is in use by another thread; load one model for each thread"

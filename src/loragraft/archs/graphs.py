@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from loragraft import _native
 from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
 from loragraft.archs.hparams import Hparams, read_hparams
 from loragraft.archs.metadata_keys import check_keys
-from loragraft.errors import FormatError, LoragraftError, UnsupportedError
+from loragraft.errors import FormatError, UnsupportedError, naming
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.graph.ops import Graph, TensorFact
@@ -54,16 +55,27 @@ def build_graph(metadata: Mapping[str, Value], tensors: Mapping[str, TensorFact]
 def model_graph(model: ModelSource) -> Graph:
     """The verified graph of `model`, without adapters.
 
-    Errors as of `build_graph`, `verify` and `check_keys`, naming the file; what the last notes is added to the model's
-    notes.
+    Errors as of `build_graph`, `verify` and `check_keys`, naming the file, and UnsupportedError for a tensor of a type
+    that no backend reads; what `check_keys` notes is added to the model's notes.
     """
-    try:
+    with naming(model.path):
         graph = build_graph(model.metadata, tensor_facts(model.tensors))
         notes = check_keys(model.metadata, read_hparams(model.metadata))
         model.notes.extend(note for note in notes if note not in model.notes)
         verify(graph)
-    except LoragraftError as error:
-        raise error.within(model.path) from None
+    tokens, rows = model.metadata.get("tokenizer.ggml.tokens"), model.tensors["token_embd.weight"].shape[0]
+    if tokens is not None and len(tokens.data) > rows:
+        raise FormatError(
+            model.path,
+            "the tokenizer has more tokens than the model embeds",
+            found=len(tokens.data),
+            expected=f"up to {rows}",
+        )
+    for name, tensor in model.tensors.items():
+        if not _native.supports(tensor.type.id):
+            raise UnsupportedError(
+                model.path, f"tensor {name!r} is of a type that holds no weights", found=tensor.type
+            )
     return graph
 
 
@@ -74,3 +86,19 @@ def _check_sizes(h: Hparams, tensors: Mapping[str, TensorFact]) -> None:
         raise FormatError(
             f"{h.arch}.embedding_length", "the weights are of another width", found=h.width, expected=width
         )
+    rows, output = tensors["token_embd.weight"].shape[0], tensors.get("output.weight")
+    if output is not None and output.shape[0] != rows:
+        raise FormatError(
+            "output.weight",
+            "predicts another number of tokens than are embedded",
+            found=output.shape[0],
+            expected=rows,
+        )
+    for name, fact in tensors.items():
+        if name.endswith((".ffn_gate_inp.weight", "_exps.weight")) and fact.shape[0] != h.experts:
+            raise FormatError(
+                f"{h.arch}.expert_count",
+                f"{name} is of another number of experts",
+                found=h.experts,
+                expected=fact.shape[0],
+            )

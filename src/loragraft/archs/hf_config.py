@@ -12,7 +12,7 @@ import numpy.typing as npt
 from loragraft.archs import ARCHS
 from loragraft.archs.base import Arch, ModelType, biased_linears
 from loragraft.archs.gguf_keys import NORM_KEYS, SIZE_KEYS
-from loragraft.archs.hparams import read_hparams
+from loragraft.archs.hparams import MetadataKeys, read_hparams
 from loragraft.archs.metadata_keys import check_keys
 from loragraft.archs.names import TensorNames
 from loragraft.archs.rope_keys import rope_config, shortest
@@ -41,28 +41,27 @@ def config_of(
     """config.json for a GGUF of this metadata, with `tensors` (shapes by name) and perhaps `rope_freqs.weight`.
 
     Raises UnsupportedError for an architecture that is not known, a RoPE scaling that cannot be told from the file, and
-    keys, windows or biases that no configuration of transformers has.
+    keys, windows or biases that no configuration of transformers has; FormatError for a value that makes no sense.
     """
-    name = str(metadata["general.architecture"].data)
-    arch = ARCHS.by_name(name)
-    values = {key.removeprefix(f"{name}."): value.data for key, value in metadata.items()}
+    keys = MetadataKeys(metadata)
+    arch = ARCHS.by_name(keys.arch)
     h = read_hparams(metadata)
     check_keys(metadata, h)
     model_type, windowed = _model_type(arch, h.experts > 0, h.windows)
     config: dict[str, Any] = {"architectures": [model_type.hf_class], "model_type": model_type.name}
-    for suffix, keys in SIZE_KEYS:
-        if suffix in values:
-            config[keys[0]] = int(values[suffix])
-    config["num_key_value_heads"] = int(values.get("attention.head_count_kv", config["num_attention_heads"]))
-    for suffix, keys in NORM_KEYS:
-        if suffix in values:
-            key = next((key for key in keys if key in model_type.defaults), keys[0])
-            config[key] = shortest(values[suffix])
-    for suffix, keys in _EXPERT_KEYS.items():
-        if suffix in values:
-            config.update(dict.fromkeys(keys, int(values[suffix])))
-    if "attention.key_length" in values:
-        config["head_dim"] = int(values["attention.key_length"])
+    for suffix, names in SIZE_KEYS:
+        if keys.has(suffix):
+            config[names[0]] = keys.count(suffix, least=0)
+    config["num_key_value_heads"] = keys.count("attention.head_count_kv", config["num_attention_heads"])
+    for suffix, names in NORM_KEYS:
+        if keys.has(suffix):
+            name = next((name for name in names if name in model_type.defaults), names[0])
+            config[name] = shortest(keys.number(suffix))
+    for suffix, names in _EXPERT_KEYS.items():
+        if keys.has(suffix):
+            config.update(dict.fromkeys(names, keys.count(suffix, least=0)))
+    if keys.has("attention.key_length"):
+        config["head_dim"] = keys.count("attention.key_length")
     config["vocab_size"] = tensors["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
     config.update({key: allowed[0] for key, allowed in model_type.requires.items()})
@@ -71,7 +70,7 @@ def config_of(
     for key, suffix in _SPECIAL.items():
         value = metadata.get(f"tokenizer.ggml.{suffix}")
         config[key] = None if value is None else int(value.data)
-    config.update(rope_config(arch, config, values, rope_freqs))
+    config.update(rope_config(arch, config, keys, rope_freqs))
     return config
 
 

@@ -45,8 +45,18 @@ class Hparams:
     experts_used: int
 
 
-class _Keys:
-    """Typed reads of `<arch>.<key>`."""
+#: No size is larger: as in llama.cpp, they are 32-bit numbers there.
+_MAX_COUNT = 2**31 - 1
+#: Float32's largest.
+_MAX_NUMBER = 3.4028234663852886e38
+#: More elements of a head than any model rotates; the frequencies are computed before a weight tells the true number.
+_MAX_ROTARY = 2**16
+#: More experts than any model has; tables of names are made for as many.
+_MAX_EXPERTS = 2**12
+
+
+class MetadataKeys:
+    """Typed reads of `<arch>.<key>`; FormatError for one that is missing, of another type or out of range."""
 
     def __init__(self, metadata: Mapping[str, Value]) -> None:
         self._metadata = metadata
@@ -60,75 +70,71 @@ class _Keys:
         value = self._metadata.get(f"{self.arch}.{key}")
         return None if value is None else value.data
 
-    def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A positive integer; an array (per layer) is accepted where all its items agree."""
+    def has(self, key: str) -> bool:
+        return self.get(key) is not None
+
+    def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MAX_COUNT) -> int:
+        """An integer in [least, most]; an array (per layer) is accepted where all its items agree."""
         data = self.get(key)
-        if isinstance(data, list | np.ndarray):
-            items = {int(item) for item in data}
-            if len(items) != 1:
+        if isinstance(data, np.ndarray) and len(data):
+            if (data != data[0]).any():
                 raise UnsupportedError(
                     f"{self.arch}.{key}",
                     "layers of different sizes",
-                    found=sorted(items),
+                    found=sorted(set(data.tolist())),
                     expected="one value",
                 )
-            data = items.pop()
+            data = data[0].item()
         if data is None:
             data = default
         if data is None:
             raise FormatError(f"{self.arch}.{key}", "the metadata lacks this key", expected="an integer")
-        if not isinstance(data, int) or isinstance(data, bool) or data < least:
+        if not isinstance(data, int) or isinstance(data, bool) or not least <= data <= most:
             raise FormatError(
                 f"{self.arch}.{key}",
                 "bad metadata value",
                 found=repr(data),
-                expected=f"an integer >= {least}",
+                expected=f"an integer from {least} to {most}",
             )
         return data
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None, *, least: float = -_MAX_NUMBER) -> float:
+        """A finite number >= `least`."""
         data = self.get(key)
         if data is None:
             data = default
         if data is None:
             raise FormatError(f"{self.arch}.{key}", "the metadata lacks this key", expected="a number")
-        if not isinstance(data, int | float) or isinstance(data, bool) or not np.isfinite(data):
+        if not isinstance(data, int | float) or isinstance(data, bool) or not least <= data <= _MAX_NUMBER:
+            from_ = "" if least == -_MAX_NUMBER else f" >= {least:g}"
             raise FormatError(
-                f"{self.arch}.{key}", "bad metadata value", found=repr(data), expected="a finite number"
+                f"{self.arch}.{key}",
+                "bad metadata value",
+                found=repr(data),
+                expected=f"a finite number{from_}",
             )
         return float(data)
 
-    def positive(self, key: str, default: float) -> float:
-        value = self.number(key, default)
-        if value <= 0:
-            raise FormatError(
-                f"{self.arch}.{key}", "bad metadata value", found=value, expected="a number > 0"
-            )
-        return value
-
     def text(self, key: str, default: str) -> str:
         data = self.get(key)
-        return data if isinstance(data, str) else default
+        if data is None:
+            return default
+        if not isinstance(data, str):
+            raise FormatError(
+                f"{self.arch}.{key}", "bad metadata value", found=repr(data), expected="a string"
+            )
+        return data
 
     def first_number(self, *keys: str) -> float:
-        """The first of the keys that is there."""
-        for key in keys:
-            if self.get(key) is not None:
-                return self.number(key)
-        return self.number(keys[0])
+        """The first of the keys that is there; not negative."""
+        present = [key for key in keys if self.has(key)]
+        return self.number((present or keys)[0], least=0.0)
 
 
 def read_hparams(metadata: Mapping[str, Value]) -> Hparams:
     """The shape of the model described by GGUF metadata; raises FormatError naming the key that is missing or bad."""
-    keys = _Keys(metadata)
-    layers = keys.count("block_count")
-    if layers > MAX_LAYERS:
-        raise FormatError(
-            f"{keys.arch}.block_count",
-            "no model has so many layers",
-            found=layers,
-            expected=f"<= {MAX_LAYERS}",
-        )
+    keys = MetadataKeys(metadata)
+    layers = keys.count("block_count", most=MAX_LAYERS)
     width = keys.count("embedding_length")
     heads = keys.count("attention.head_count")
     kv_heads = keys.count("attention.head_count_kv", heads)
@@ -147,7 +153,7 @@ def read_hparams(metadata: Mapping[str, Value]) -> Hparams:
             "query heads must be a multiple of key-value heads",
             found=f"{heads} and {kv_heads}",
         )
-    experts = keys.count("expert_count", 0, least=0)
+    experts = keys.count("expert_count", 0, least=0, most=_MAX_EXPERTS)
     return Hparams(
         arch=keys.arch,
         layers=layers,
@@ -165,7 +171,7 @@ def read_hparams(metadata: Mapping[str, Value]) -> Hparams:
     )
 
 
-def _windows(keys: _Keys, layers: int) -> tuple[int | None, ...]:
+def _windows(keys: MetadataKeys, layers: int) -> tuple[int | None, ...]:
     window = keys.count("attention.sliding_window", 0, least=0) or None
     pattern = keys.get("attention.sliding_window_pattern")
     if window is None or pattern is None:
@@ -180,24 +186,21 @@ def _windows(keys: _Keys, layers: int) -> tuple[int | None, ...]:
     return tuple(window if slides else None for slides in pattern)
 
 
-def _rope(keys: _Keys, rotary: int, head_dim: int) -> Rope:
-    if rotary % 2 or rotary > head_dim:
+def _rope(keys: MetadataKeys, rotary: int, head_dim: int) -> Rope:
+    most = min(head_dim, _MAX_ROTARY)
+    if rotary % 2 or rotary > most:
         raise FormatError(
             f"{keys.arch}.rope.dimension_count",
             "bad metadata value",
             found=rotary,
-            expected=f"an even number up to {head_dim}",
+            expected=f"an even number up to {most}",
         )
-    base = keys.positive("rope.freq_base", 10000.0)
+    base = keys.number("rope.freq_base", 10000.0, least=1.0)
     pairs = np.arange(0, rotary, 2, dtype=np.float64)
     plain = base ** (-pairs / rotary)
     kind = keys.text("rope.scaling.type", "linear")
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0), least=0.0) or 1.0
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
-    if factor < 0:
-        raise FormatError(
-            f"{keys.arch}.rope.scaling.factor", "bad metadata value", found=factor, expected="a number > 0"
-        )
     if kind == "none" or (kind in ("linear", "yarn") and factor == 1.0):
         frequencies = plain
     elif kind == "linear":
@@ -220,7 +223,7 @@ def standard_magnitude(factor: float) -> float:
     return 1.0 + 0.1 * log(max(factor, 1.0))
 
 
-def _yarn(keys: _Keys, plain: np.ndarray, base: float, rotary: int, factor: float) -> np.ndarray:
+def _yarn(keys: MetadataKeys, plain: np.ndarray, base: float, rotary: int, factor: float) -> np.ndarray:
     """Frequencies of YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2): slow pairs are interpolated, fast ones
     kept, with a linear ramp between the pairs that turn `beta_slow` and `beta_fast` times in the original context."""
     context = keys.count("rope.scaling.original_context_length", keys.count("context_length"))
@@ -230,7 +233,7 @@ def _yarn(keys: _Keys, plain: np.ndarray, base: float, rotary: int, factor: floa
 
     if base == 1.0:
         raise FormatError(f"{keys.arch}.rope.freq_base", "YaRN needs a base", found=base, expected="above 1")
-    low = max(0, floor(pair_turning(keys.positive("rope.scaling.yarn_beta_fast", 32.0))))
-    high = min(rotary - 1, ceil(pair_turning(keys.positive("rope.scaling.yarn_beta_slow", 1.0))))
+    low = max(0, floor(pair_turning(keys.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-3))))
+    high = min(rotary - 1, ceil(pair_turning(keys.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-3))))
     ramp = np.clip((np.arange(rotary // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
     return plain * ((1.0 - ramp) + ramp / factor)

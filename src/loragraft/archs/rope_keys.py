@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from loragraft.archs.base import Arch
 from loragraft.archs.config import Config
-from loragraft.archs.hparams import standard_magnitude
+from loragraft.archs.hparams import MetadataKeys, standard_magnitude
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value
 
@@ -154,21 +154,21 @@ def _magnitude(rope: Config, factor: float) -> float:
 
 
 def rope_config(
-    arch: Arch, config: Mapping[str, Any], values: Mapping[str, Any], freqs: npt.NDArray[np.float32] | None
+    arch: Arch, config: Mapping[str, Any], keys: MetadataKeys, freqs: npt.NDArray[np.float32] | None
 ) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, as every version of transformers reads them, from GGUF's keys.
 
-    `config`: the rest of config.json; `values`: the keys without prefix, those that `read_hparams` reads valid;
+    `config`: the rest of config.json; `keys`: the GGUF's;
     `freqs`: `rope_freqs.weight` [rotary/2]. Raises UnsupportedError for what transformers' configuration cannot say.
     """
     head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    rotary = values.get("rope.dimension_count", head_dim)
+    rotary = keys.count("rope.dimension_count", head_dim)
     if rotary != head_dim:
         raise UnsupportedError(
             f"{arch.name}.rope.dimension_count", "cannot be exported", found=rotary, expected=head_dim
         )
-    found: dict[str, Any] = {"rope_theta": shortest(values.get("rope.freq_base", 10000.0))}
-    scaling = _scaling(arch, values, config["max_position_embeddings"])
+    found: dict[str, Any] = {"rope_theta": shortest(keys.number("rope.freq_base", 10000.0))}
+    scaling = _scaling(arch, keys, config["max_position_embeddings"])
     if freqs is not None:
         if scaling:
             raise UnsupportedError(
@@ -178,11 +178,11 @@ def rope_config(
     return {**found, "rope_scaling": scaling} if scaling else found
 
 
-def _scaling(arch: Arch, values: Mapping[str, Any], context: int) -> dict[str, Any]:
+def _scaling(arch: Arch, keys: MetadataKeys, context: int) -> dict[str, Any]:
     """`rope_scaling` of the kinds that GGUF has keys for; empty without any."""
-    kind = values.get("rope.scaling.type", "linear")
-    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear", 1.0)) or 1.0
-    relative = values.get("rope.scaling.attn_factor", 1.0)
+    kind = keys.text("rope.scaling.type", "linear")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
+    relative = keys.number("rope.scaling.attn_factor", 1.0)
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(f"{arch.name}.rope.scaling.type", "cannot be exported", found=repr(kind))
     if relative != 1.0 and kind != "yarn":
@@ -193,11 +193,11 @@ def _scaling(arch: Arch, values: Mapping[str, Any], context: int) -> dict[str, A
         return {}
     scaling: dict[str, Any] = {"rope_type": kind, "factor": shortest(factor)}
     if kind == "yarn":
-        original = values.get("rope.scaling.original_context_length", context)
+        original = keys.count("rope.scaling.original_context_length", context)
         scaling["original_max_position_embeddings"] = int(original)
         for key, names in _YARN:
-            if names[0] in _BETAS and key in values:
-                scaling[names[0]] = shortest(values[key])
+            if names[0] in _BETAS and keys.has(key):
+                scaling[names[0]] = shortest(keys.number(key))
         if relative != 1.0:
             scaling["attention_factor"] = shortest(relative * standard_magnitude(factor))
     return scaling

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from loragraft import _native
-from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights
+from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights, vocabulary_of
 from loragraft.backends.fuse import GatedStep, GroupStep, LinearStep
 from loragraft.backends.native_model import Linear, Model, Product
 from loragraft.backends.native_ops import OPS, Array, Run
-from loragraft.errors import GraphError, UnsupportedError
-from loragraft.graph.ops import Graph, Op
+from loragraft.errors import UnsupportedError
+from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
 
 engine = _native.engine
@@ -49,71 +49,43 @@ class NativeBackend(Backend):
         return NativeSession(graph, model, pool, options)
 
 
-class NativeSession:
+class NativeSession(Session):
     """One sequence and its cache of keys and values (`backends.base.Session`)."""
 
     def __init__(self, graph: Graph, model: Model, pool: engine.ThreadPool, options: Options) -> None:
+        super().__init__(vocabulary_of(graph), options.context)
         self._model = model
-        self._context = options.context
         self._activations = "q8" if options.activations == "auto" else options.activations
         self._run = Run(model.floats, model.matrix, pool)
-        self._vocab = next(
-            graph.tensors[node.weights[0]].shape[0] for node in graph.nodes if node.op is Op.EMBED
-        )
         self._input_of: int | None = None
         self._input = engine.Input()
         self._xa: dict[int, Floats] = {}
-        self._n_past = 0
         self.observer: Observer | None = None
-
-    @property
-    def n_past(self) -> int:
-        return self._n_past
-
-    def reset(self, n_past: int = 0) -> None:
-        if not 0 <= n_past <= self._n_past:
-            raise GraphError("session", "cannot rewind", found=n_past, expected=f"0 to {self._n_past} tokens")
-        self._n_past = n_past
-
-    def forward(self, ids: Ids, *, last_only: bool = False) -> Floats:
-        logits = list(self._batches(ids, last_only=last_only))
-        return logits[-1] if last_only else np.concatenate(logits)
 
     def feed(self, ids: Ids) -> None:
         """As `forward`, without the output layer: for an `observer` that wants nothing of the predictions."""
-        for _ in self._batches(ids, predict=False):
-            pass
+        with self._mine():
+            for _ in self._batches(self._checked(ids), predict=False):
+                pass
+
+    def _append(self, ids: Ids, last_only: bool) -> Floats:
+        logits = list(self._batches(ids, last_only=last_only))
+        return logits[-1] if last_only else np.concatenate(logits)
 
     def _batches(self, ids: Ids, *, last_only: bool = False, predict: bool = True) -> Iterator[Floats]:
-        ids = np.ascontiguousarray(ids, np.int32)
-        self._check(ids)
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
             yield self._forward(batch, last_only, predict)
-            self._n_past += len(batch)
-
-    def _check(self, ids: Ids) -> None:
-        if ids.ndim != 1 or not len(ids):
-            raise GraphError("session", "tokens must be a list of at least one", found=f"shape {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self._vocab:
-            wrong = ids[(ids < 0) | (ids >= self._vocab)][0]
-            raise GraphError("session", "no such token", found=wrong, expected=f"0 to {self._vocab - 1}")
-        if self._context is not None and self._n_past + len(ids) > self._context:
-            raise GraphError(
-                "session",
-                "the context is full",
-                found=self._n_past + len(ids),
-                expected=f"up to {self._context} tokens",
-            )
+            self.n_past += len(batch)
 
     def _forward(self, ids: Ids, last_only: bool, predict: bool) -> Floats:
         model, run = self._model, self._run
-        run.begin(ids, self._n_past, last_only)
+        run.begin(ids, self.n_past, last_only)
         values: dict[int, Array] = {}
         self._input_of = None
         for step, released in zip(model.plan.steps, model.plan.released, strict=True):
             if not predict and model.plan.output in step.results:
-                return np.empty((0, self._vocab), np.float32)
+                return np.empty((0, self._vocabulary), np.float32)
             if self.observer is not None and isinstance(step, LinearStep | GroupStep):
                 self._observe(self.observer, step, values)
             if isinstance(step, LinearStep):

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.backends.activations import round_nvfp4, round_q8
-from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights
-from loragraft.errors import GraphError
+from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights, vocabulary_of
 from loragraft.formats.source import TensorSource
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.graph.spec import verify
@@ -42,18 +41,17 @@ class ReferenceBackend(Backend):
         return ReferenceSession(graph, weights, options)
 
 
-class ReferenceSession:
+class ReferenceSession(Session):
     """A sequence and its key-value cache, float32 [n_past, kv_heads, head_dim] per attention layer."""
 
     def __init__(self, graph: Graph, weights: Weights, options: Options) -> None:
+        super().__init__(vocabulary_of(graph), options.context)
         self._graph = graph
         self._source = weights
-        self._context = options.context
         self._activations = options.activations
         self._dense: dict[str, Floats] = {}
         self._keys: dict[int, Floats] = {}
         self._values: dict[int, Floats] = {}
-        self.n_past = 0
         self.last_only = False
         self.observer: Callable[[int, list[Array]], None] | None = None
         """Called after every node with its index and all values so far; `check` looks at linears with it."""
@@ -88,24 +86,11 @@ class ReferenceSession:
         self._keys[layer], self._values[layer] = keys, values
         return keys, values
 
-    def reset(self, n_past: int = 0) -> None:
-        if not 0 <= n_past <= self.n_past:
-            raise GraphError("session", "cannot rewind", found=n_past, expected=f"0 to {self.n_past} tokens")
-        self.n_past = n_past
+    def _rewind(self, n_past: int) -> None:
         self._keys = {layer: keys[:n_past] for layer, keys in self._keys.items()}
         self._values = {layer: values[:n_past] for layer, values in self._values.items()}
 
-    def forward(self, ids: Ids, *, last_only: bool = False) -> Floats:
-        ids = np.asarray(ids, dtype=np.int32)
-        if ids.ndim != 1 or not len(ids):
-            raise GraphError("session", "tokens must be a list of at least one", found=f"shape {ids.shape}")
-        if self._context is not None and self.n_past + len(ids) > self._context:
-            raise GraphError(
-                "session",
-                "the context is full",
-                found=self.n_past + len(ids),
-                expected=f"up to {self._context} tokens",
-            )
+    def _append(self, ids: Ids, last_only: bool) -> Floats:
         self.last_only = last_only
         values: list[Array] = []
         for node in self._graph.nodes:
@@ -119,11 +104,7 @@ class ReferenceSession:
 
 
 def _embed(s: ReferenceSession, node: Node, ids: Ids) -> Array:
-    table = s.weight(node.weights[0])
-    if ids.min() < 0 or ids.max() >= len(table):
-        bad = ids[(ids < 0) | (ids >= len(table))][0]
-        raise GraphError("session", "no such token", found=bad, expected=f"0 to {len(table) - 1}")
-    return table[ids]
+    return s.weight(node.weights[0])[ids]
 
 
 def _embed_lora(s: ReferenceSession, node: Node, x: Floats, ids: Ids) -> Array:

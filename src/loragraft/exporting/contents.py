@@ -11,10 +11,10 @@ from loragraft.adapters.delta import Delta
 from loragraft.archs.hf_config import CheckpointNames
 from loragraft.archs.rope import rope_row_order
 from loragraft.errors import UnsupportedError
-from loragraft.exporting.matrix import GROUP, Matrix, shared_scale
+from loragraft.exporting.matrix import GROUP, Matrix, dequantize_rows, shared_scale
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.formats.views import float_rows, in_memory
+from loragraft.formats.views import in_memory
 from loragraft.streaming.nvfp4_scales import group_of
 
 _EMBEDDING = "token_embd.weight"
@@ -102,14 +102,14 @@ class Contents:
         tensor = self.model.tensors.get(name or "")
         if tensor is None:
             return None
-        values = float_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)
+        values = dequantize_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)
         return float(values[expert if len(values) > 1 else 0])
 
     @staticmethod
     def _reordered_vector(tensor: TensorSource, heads: int | None) -> TensorSource:
         if heads is None:
             return tensor
-        values = float_rows(tensor.rows(0, 1), tensor.type).reshape(-1)
+        values = dequantize_rows(tensor.rows(0, 1), tensor.type).reshape(-1)
         return in_memory(tensor.name, values[np.argsort(rope_row_order(len(values), heads))])
 
     def unquantized_modules(self) -> list[str]:

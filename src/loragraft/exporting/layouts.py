@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from loragraft.errors import naming
 from loragraft.exporting.contents import Contents
-from loragraft.exporting.matrix import GROUP, Matrix
+from loragraft.exporting.matrix import GROUP, Matrix, check_finite, dequantize_rows
 from loragraft.formats.safetensors import SafetensorsSpec
 from loragraft.formats.source import Bytes
 from loragraft.formats.views import float_rows
@@ -48,9 +49,9 @@ class Layout(ABC):
         self.contents = contents
         self.tasks: list[Task] = []
         for name, vector in contents.vectors.items():
-            self._add_vector(
-                name, float_rows(vector.rows(0, vector.n_rows), vector.type).reshape(vector.shape)
-            )
+            values = dequantize_rows(vector.rows(0, vector.n_rows), vector.type)
+            check_finite(vector.name, values)
+            self._add_vector(name, values.reshape(vector.shape))
         for name, matrix in contents.floats.items():
             spec = SafetensorsSpec(name, contents.dtype, matrix.shape)
             self.tasks.append(
@@ -72,7 +73,12 @@ class Layout(ABC):
         return {}
 
     def _float_rows(self, matrix: Matrix, start: int, stop: int) -> tuple[Bytes, ...]:
-        return (_encode(matrix.floats(start, stop), self.contents.dtype),)
+        with naming(self.contents.model.path):
+            return (_encode(matrix.floats(start, stop), self.contents.dtype),)
+
+    def _code_rows(self, matrix: Matrix, scale: float | None, start: int, stop: int) -> tuple[Bytes, ...]:
+        with naming(self.contents.model.path):
+            return matrix.codes(start, stop, scale)
 
     def _add_vector(self, name: str, values: np.ndarray) -> None:
         """In the checkpoint's dtype if that keeps every value, else as F32."""
@@ -95,9 +101,7 @@ class Layout(ABC):
             SafetensorsSpec(f"{matrix.module}.{name}", "U8", (rows, columns // 2)),
             SafetensorsSpec(f"{matrix.module}.weight_scale", "F8_E4M3", (rows, columns // GROUP)),
         )
-        self.tasks.append(
-            Task(specs, rows, matrix.chunks(), lambda start, stop: matrix.codes(start, stop, scale))
-        )
+        self.tasks.append(Task(specs, rows, matrix.chunks(), partial(self._code_rows, matrix, scale)))
 
 
 class ModelOpt(Layout):

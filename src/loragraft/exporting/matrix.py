@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from loragraft.adapters.delta import Delta, add_deltas
 from loragraft.adapters.lora import Floats
+from loragraft.errors import QuantizeError
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import float_rows
 from loragraft.quants import native, reference
@@ -62,13 +63,14 @@ class Matrix:
 
     def floats(self, start: int, stop: int) -> Floats:
         """Rows as float32: dequantized, scaled, adapters added, in this order."""
-        values = _dequantize(self.stored(start, stop), self.source.type)
+        values = dequantize_rows(self.stored(start, stop), self.source.type)
         if self.scale != 1.0:
             values = values * np.float32(self.scale)
-        if not self.deltas:
-            return values
-        own = self.rows_of[start:stop] - self.expert * self.source.shape[-2]
-        return add_deltas(values, [delta.rows(self.expert, own) for delta in self.deltas])
+        if self.deltas:
+            own = self.rows_of[start:stop] - self.expert * self.source.shape[-2]
+            values = add_deltas(values, [delta.rows(self.expert, own) for delta in self.deltas])
+        check_finite(self.source.name, values)
+        return values
 
     def magnitude(self) -> float:
         """The largest absolute value."""
@@ -86,12 +88,23 @@ class Matrix:
         return codes[:, : columns // 2], scales[:, : columns // GROUP]
 
 
+def check_finite(name: str, values: Floats) -> None:
+    """Raises QuantizeError if a value of tensor `name` is not finite, which no engine could run."""
+    if not np.isfinite(values).all():
+        raise QuantizeError(
+            f"tensor {name!r}",
+            "holds a value that is not finite",
+            hint="the file is damaged or its training diverged: get it anew, or use an earlier checkpoint",
+        )
+
+
 def shared_scale(matrices: Sequence[Matrix]) -> float:
     """The per-tensor scale of matrices that are multiplied with the same input (ModelOpt's rule: amax / 2688)."""
     return tensor_scale(max(matrix.magnitude() for matrix in matrices))
 
 
-def _dequantize(data: Bytes, kind: QuantType) -> Floats:
+def dequantize_rows(data: Bytes, kind: QuantType) -> Floats:
+    """uint8 [n, row_bytes] of any type as float32 [n, columns]."""
     if kind.is_float:
         return float_rows(data, kind)
     values: Floats = (native if native.supports(kind) else reference).dequantize(data, kind)

@@ -36,6 +36,10 @@ def parse_json(text: bytes, path: Path, what: str, error: type[FormatError]) -> 
 
     try:
         value = json.loads(text.decode(), object_pairs_hook=unique)
+        if b"\\ud" in text.lower():  # half of a pair of surrogates is no text
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise error(path, f"{what} holds half of a surrogate pair, which is no character") from None
     except UnicodeDecodeError as problem:
         raise error(path, f"{what} is not UTF-8", found=f"a wrong byte at offset {problem.start}") from None
     except RecursionError:

@@ -73,4 +73,4 @@ class ModelSource:
     def context_length(self) -> int | None:
         """The longest sequence that the model was trained for, if the file says."""
         value = self.metadata.get(f"{self.arch}.context_length")
-        return None if value is None else int(value.data)
+        return value.data if value is not None and isinstance(value.data, int) else None

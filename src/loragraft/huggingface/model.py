@@ -19,7 +19,7 @@ from loragraft.archs.gguf_keys import check_expressible, hyperparameters
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.names import Place, TensorNames
 from loragraft.archs.rope import rope_row_order
-from loragraft.errors import CheckpointError, UnsupportedError
+from loragraft.errors import CheckpointError, UnsupportedError, naming
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource, TensorSource
@@ -44,7 +44,8 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     notes = check_expressible(arch, model_type, config)
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
     sizes = hyperparameters(arch, model_type, config, 0)
-    names = TensorNames({"general.architecture": Value.string(arch.name), **sizes})
+    with naming(path):
+        names = TensorNames({"general.architecture": Value.string(arch.name), **sizes})
     placement = _Placement(checkpoint.path, names)
     tensors = placement.place(weights)
     freqs = arch.rope_freqs(config)

@@ -60,6 +60,8 @@ class TokenizerFile:
             raise CheckpointError(self.path, "model.vocab has ids that are not numbers")
         self.vocab: dict[str, int] = vocab
         self.added: list[dict[str, Any]] = self.json.get("added_tokens") or []
+        if not isinstance(self.added, list):
+            raise CheckpointError(self.path, "added_tokens is no list", found=repr(self.added))
         for token in self.added:
             fields = token if isinstance(token, dict) else {}
             if type(fields.get("id")) is not int or not isinstance(fields.get("content"), str):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loragraft.archs.hparams import MetadataKeys
+from loragraft.errors import FormatError
+from loragraft.formats.gguf.schema import merge_pairs
 from loragraft.formats.gguf.values import Metadata, TokenType
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS
 from loragraft.huggingface.tokenizer_file import SPACE
@@ -26,7 +29,7 @@ def tokenizer_files(metadata: Metadata, notes: list[str]) -> dict[str, dict[str,
         kind is not None
         and kind.data == "gpt2"
         and name in PRETOKENIZERS
-        and "tokenizer.ggml.merges" in metadata
+        and {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"} <= metadata.keys()
     ):
         parts = _byte_level(metadata, name, template)
     elif kind is not None and kind.data == "llama" and "tokenizer.ggml.scores" in metadata:
@@ -68,14 +71,18 @@ def tokenizer_files(metadata: Metadata, notes: list[str]) -> dict[str, dict[str,
         **_special_texts(metadata, tokens),
         **_chat_template(metadata),
     }
-    context = metadata.get(f"{metadata['general.architecture'].data}.context_length")
-    if context is not None:
-        config["model_max_length"] = int(context.data)
+    keys = MetadataKeys(metadata)
+    if keys.has("context_length"):
+        config["model_max_length"] = keys.count("context_length")
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
 
 
 def _byte_level(metadata: Metadata, name: str, template: dict[str, Any] | None) -> dict[str, Any]:
-    """The parts of a byte-level BPE with GGUF's pre-tokenizer `name`."""
+    """The parts of a byte-level BPE with GGUF's pre-tokenizer `name`. Raises FormatError for a merge that is none."""
+    try:
+        merges = merge_pairs(metadata["tokenizer.ggml.merges"].data)
+    except ValueError as problem:
+        raise FormatError("tokenizer.ggml.merges", str(problem)) from None
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     steps = [
         {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
@@ -91,7 +98,7 @@ def _byte_level(metadata: Metadata, name: str, template: dict[str, Any] | None) 
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": name in IGNORE_MERGES,
-            "merges": [merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"].data],
+            "merges": merges,
         },
     }
 

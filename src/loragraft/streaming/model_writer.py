@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragraft import __version__, _native
-from loragraft.errors import OutputError, UnsupportedError
+from loragraft.errors import OutputError, UnsupportedError, naming
 from loragraft.formats.gguf.model import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.values import Metadata, Value
@@ -139,7 +139,7 @@ def write_model(
         for kind in () if step.copies else (step.source.type, step.type):
             if not _native.supports(kind.id):
                 raise UnsupportedError(
-                    kind.name, f"there is no conversion of this type (tensor {step.name!r})"
+                    model.path, f"tensor {step.name!r} is of a type that cannot be converted", found=kind
                 )
     if plan.fallbacks:
         name, wanted, chosen = plan.fallbacks[0]
@@ -148,7 +148,8 @@ def write_model(
             f"they get another, such as {name}: {chosen} for {wanted}"
         )
     began = time.monotonic()
-    measure_scales(plan.steps, threads, progress)
+    with naming(model.path):
+        measure_scales(plan.steps, threads, progress)
     read = [*_files_of(model), *inputs]
     files = _files(model, plan, output, options)
     digest = _digest(files, read)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loragraft import _native
-from loragraft.errors import QuantizeError
+from loragraft.errors import QuantizeError, naming
 from loragraft.formats.layout import TensorWriter
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.interrupts import held
@@ -197,7 +197,8 @@ class _Queue:
 def _run_chunk(part: OutputPart, chunk: Chunk, buffer: Bytes, subject: Path | str) -> Bytes:
     """Write one chunk; returns the buffer, grown if it had to be."""
     step, source = chunk.step, chunk.step.source
-    rows = source.rows(chunk.start, chunk.stop)
+    with naming(subject):
+        rows = source.rows(chunk.start, chunk.stop)
     if step.copies:
         _compute(subject, chunk, rows, None)
         data = rows

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
+from loragraft.formats.gguf.schema import check_metadata
 from loragraft.formats.gguf.values import Metadata, ValueType
 from loragraft.formats.source import ModelSource
 
@@ -31,6 +32,7 @@ def open_gguf(path: Path | str) -> ModelSource:
         raise GGUFError(
             first.path, "the metadata do not name an architecture", expected="general.architecture"
         )
+    check_metadata(first.path, first.metadata)
     metadata = {key: value for key, value in first.metadata.items() if key not in SPLIT_KEYS}
     return ModelSource(first.path, arch.data, metadata, joined_tensors(files))
 

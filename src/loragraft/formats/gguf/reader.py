@@ -20,7 +20,15 @@ import numpy as np
 
 from loragraft.errors import GGUFError
 from loragraft.formats import mapped
-from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, NUMPY_TYPES, Metadata, Value, ValueType
+from loragraft.formats.gguf.values import (
+    DEFAULT_ALIGNMENT,
+    MAX_DIMS,
+    MAX_NAME,
+    NUMPY_TYPES,
+    Metadata,
+    Value,
+    ValueType,
+)
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 
@@ -300,6 +308,8 @@ class _HeaderParser:
         """Name, shape (NumPy's order), type, and offset from the beginning of the data."""
         name = self.string(f"the name of tensor {index}")
         subject = f"tensor {name!r}"
+        if not 0 < len(name.encode("utf-8", "surrogateescape")) <= MAX_NAME:
+            raise self.fail(f"{subject} has a name too long or empty", expected=f"1 to {MAX_NAME} bytes")
         n_dims = self.number(_U32, f"the number of axes of {subject}")
         if n_dims > MAX_DIMS:
             raise self.fail(f"{subject} has too many axes", found=n_dims, expected=f"at most {MAX_DIMS}")

@@ -43,6 +43,8 @@ class TokenType(IntEnum):
 QUANTIZATION_VERSION = 2
 #: ggml allows no more axes than this.
 MAX_DIMS = 4
+#: Bytes of a tensor's name: ggml's GGML_MAX_NAME less its terminator; llama.cpp refuses a file with a longer one.
+MAX_NAME = 63
 #: Of tensor data, in bytes, where the metadata does not say another in `general.alignment`.
 DEFAULT_ALIGNMENT = 32
 

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from loragraft.errors import GGUFError
-from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, NUMPY_TYPES, Value, ValueType
+from loragraft.formats.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, MAX_NAME, NUMPY_TYPES, Value, ValueType
 from loragraft.formats.layout import FileLayout, TensorWriter
 from loragraft.quants.types import QuantType
 
 VERSION = 3
-#: ggml's GGML_MAX_NAME less its terminator: llama.cpp refuses a file with a longer name.
-MAX_NAME = 63
 
 
 @dataclass(frozen=True, slots=True)
