@@ -268,6 +268,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             r"output_norm\.weight does not fit the base: found \(128,\), expected \(256,\)",
         ),
         (
+            lambda c, t: t.update({"base_model.model.model.norm.weight": np.full(256, np.inf, np.float32)}),
+            r"output_norm\.weight holds NaN or infinity",
+        ),
+        (
             lambda c, t: t.update({"base_model.model.score.weight": np.ones((2, 256), np.float32)}),
             r"holds score\.weight, which the base has not",
         ),

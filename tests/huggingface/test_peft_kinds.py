@@ -10,6 +10,7 @@ from loragraft.errors import AdapterError
 from loragraft.load import load
 from loragraft.merge import merge
 from loragraft.models import open_model
+from loragraft.options import QuantizeOptions
 from loragraft.quantize import quantize
 from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, golden
@@ -64,6 +65,19 @@ def test_logits_of_peft(case: str, tmp_path: Path) -> None:
     quantize(halves, steps, "Q8_0")
     merge(base, [adapter], one, type="Q8_0")
     assert rows_of(one) == rows_of(steps)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "olora" not in case])
+def test_on_a_quantized_base(case: str, tmp_path: Path) -> None:
+    """A GGUF in Q8_0, whose rounding is all that is different."""
+    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
+    merge(base, [], tmp_path / "base.gguf", type="Q8_0")
+    expected, ids = golden()[f"{case}/logits"], golden()["ids"]
+    found = load(tmp_path / "base.gguf", [adapter], backend="reference").logits(ids)
+    assert nmse(found, expected) < 5e-3
+    options = QuantizeOptions(allow_requantize=True)
+    merge(tmp_path / "base.gguf", [adapter], tmp_path / "merged.gguf", type="F32", options=options)
+    assert nmse(load(tmp_path / "merged.gguf", backend="reference").logits(ids), found) < REFERENCE
 
 
 def rows_of(path: Path) -> dict[str, bytes]:

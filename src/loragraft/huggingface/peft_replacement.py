@@ -24,6 +24,7 @@ from loragraft.quants.types import BY_NAME
 _FLOATS = ("F32", "F16", "BF16")
 #: How many rows of a frozen copy are compared with the base.
 _COMPARED_ROWS = 256
+_CHUNK_WEIGHTS = 1 << 20
 
 
 class Replacements:
@@ -69,6 +70,7 @@ class Replacements:
         placed = place_weights(self._path, self._names, weights)
         for name, source in placed.items():
             self._check_shape(name, source.shape)
+            self._check_finite(name, source)
         return placed
 
     def rows(self, found: Mapping[str, Floats], vocabulary: int) -> dict[str, TokenRows]:
@@ -135,6 +137,15 @@ class Replacements:
             return True
         self._notes.append(f"{self._path}: its own copy of {name} replaces the base's, which is another")
         return False
+
+    def _check_finite(self, name: str, source: TensorSource) -> None:
+        step = max(1, _CHUNK_WEIGHTS // source.columns)
+        for start in range(0, source.n_rows, step):
+            rows = float_rows(source.rows(start, min(start + step, source.n_rows)), source.type)
+            if not np.isfinite(rows).all():
+                raise AdapterError(
+                    self._path, f"its {name} holds NaN or infinity", hint="its training diverged"
+                )
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         base = self._base.tensors.get(name)
