@@ -195,6 +195,9 @@ def test_the_command(tmp_path: Path) -> None:
         data("llama-kjv-nvfp4") / "tokenizer.json"
     ).read_bytes()
     assert CliRunner().invoke(app, arguments).exit_code == 1
+    sharded = [*arguments[:3], str(tmp_path / "sharded"), "--json", "--max-shard-size", "2M"]
+    assert json.loads(CliRunner().invoke(app, sharded).output)["files"] == 3
+    assert CliRunner().invoke(app, [*sharded, "--max-shard-size", "2"]).exit_code == 2
 
 
 def test_shards_hold_what_one_file_does(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Weight:
     scale: float | None = None
     input_scale: float | None = None
     wide_activations: bool = False
-    """Quantized for products with 16-bit activations (W4A16_NVFP4)."""
+    """Quantized for products with activations of 8 or 16 bits (W4A8_NVFP4_FP8, W4A16_NVFP4)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
