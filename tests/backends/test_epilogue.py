@@ -31,7 +31,7 @@ CELLS = [
     )
     for model in LAYERS
     for base, adapters, bias, scale in product(linears(model), KINDS, (False, True), (False, True))
-    if not ((bias or "D" in adapters) and base == "token_embd")
+    if not ((bias or "D" in adapters) and base == "token_embd") and (len(adapters) < 4 or (bias and scale))
 ]
 
 
