@@ -110,6 +110,21 @@ def test_what_says_nothing_new_is_read_over(key: str, value: Value) -> None:
     assert notes("llama", **{key: value}) == []
 
 
+@pytest.mark.parametrize(
+    "value",
+    [Value.string("x"), Value.strings(["a"]), Value.numbers(ValueType.INT32, [1, 0]), Value.f32(np.nan)],
+)
+def test_values_of_another_kind_are_refused(value: Value) -> None:
+    for key in (
+        "logit_scale",
+        "attention__causal",
+        "attention__scale",
+        "expert_group_count",
+    ):
+        with pytest.raises(UnsupportedError, match=key.replace("__", ".")):
+            notes("qwen3moe", **{key: value})
+
+
 def test_keys_of_nobodys_are_noted() -> None:
     assert notes("llama", my__key=Value.u32(1)) == ["llama.my.key: not a key that GGUF defines, and not read"]
 

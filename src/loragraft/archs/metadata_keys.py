@@ -11,7 +11,7 @@ from math import isclose
 
 import numpy as np
 
-from loragraft.archs.hparams import Hparams, standard_magnitude
+from loragraft.archs.hparams import Hparams, MetadataKeys, standard_magnitude
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
 
@@ -101,10 +101,10 @@ def check_keys(metadata: Mapping[str, Value], h: Hparams) -> list[str]:
 
 def _is_usual(key: str, value: Value, h: Hparams) -> bool:
     data = value.data
-    if key == "expert_weights_norm":
-        return not h.experts or bool(data) == (h.arch != "qwen2moe")
     if isinstance(data, str | list | np.ndarray):
         return not len(data) or (isinstance(data, np.ndarray) and not data.any())
+    if key == "expert_weights_norm":
+        return not h.experts or bool(data) == (h.arch != "qwen2moe")
     if key == "attention.scale" and isclose(data, h.head_dim**-0.5, rel_tol=1e-5):
         return True
     if key == "embedding_length_out" and data == h.width:
@@ -118,13 +118,15 @@ def _shown(value: Value) -> str:
 
 def _magnitude_note(metadata: Mapping[str, Value], h: Hparams) -> list[str]:
     """The reference converter writes YaRN's attention_factor where neither llama.cpp nor we read it."""
-    keys = [f"{h.arch}.rope.scaling.{key}" for key in ("yarn_attn_factor", "attn_factor", "factor")]
-    given, own, factor = (metadata.get(key) for key in keys)
-    if given is None or own is not None or factor is None:
+    keys, key = MetadataKeys(metadata), "rope.scaling.yarn_attn_factor"
+    if keys.text("rope.scaling.type", "linear") != "yarn" or not keys.has(key):
         return []
-    if isclose(float(given.data), standard_magnitude(float(factor.data)), rel_tol=1e-5):
+    if keys.has("rope.scaling.attn_factor"):
+        return []
+    given, factor = keys.number(key), keys.number("rope.scaling.factor", 1.0)
+    if isclose(given, standard_magnitude(factor), rel_tol=1e-5):
         return []
     return [
-        f"{keys[0]} = {float(given.data):g} is not read, as llama.cpp does not: if that is the attention_factor of the "
+        f"{h.arch}.{key} = {given:g} is not read, as llama.cpp does not: if that is the attention_factor of the "
         "model's config.json, convert it again with loragraft"
     ]
