@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loragraft.budget import budget as budget
     from loragraft.check import check as check
     from loragraft.compare import compare as compare
     from loragraft.convert import convert as convert
@@ -64,6 +65,7 @@ _HOMES = {
     "UnsupportedError": "loragraft.errors",
     "Model": "loragraft.load",
     "Tokenizer": "loragraft.tokenizer",
+    "budget": "loragraft.budget",
     "check": "loragraft.check",
     "compare": "loragraft.compare",
     "convert": "loragraft.convert",
@@ -96,6 +98,7 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "__version__",
+    "budget",
     "check",
     "compare",
     "convert",

@@ -18,7 +18,7 @@ from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Doubles, check_windows
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import Text, read_beside
+from loragraft.evaluate.reading import Text, check_vocabulary, read_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
 from loragraft.load import BackendName, Model, load
@@ -107,7 +107,7 @@ def compare(
         full = bench.made("full", adapters, "F16")
         words = Text(full.tokenize(text), context, full.window_bos, limit)
         base_model = load(base, backend=backend, threads=threads)
-        _check_vocabulary(base_model, full)
+        check_vocabulary(base_model, full)
         progress.start("Comparing the base", 2 * words.windows)
         perplexity, readings = read_beside(full, {BASE: base_model}, words, progress)
         whole = readings[BASE]
@@ -118,18 +118,6 @@ def compare(
             Deployment.of("base alone", base_model.size, whole),
             keep,
             context,
-        )
-
-
-def _check_vocabulary(base: Model, tuned: Model) -> None:
-    sizes = [model.source.tensors["token_embd.weight"].shape[0] for model in (base, tuned)]
-    if sizes[0] != sizes[1]:
-        raise LoragraftError(
-            "adapters",
-            "change the vocabulary, so that the base cannot read what they read",
-            found=f"{sizes[1]} tokens",
-            expected=f"the {sizes[0]} of {base.path.name}",
-            hint="merge, and measure the merged files with `loragraft perplexity`",
         )
 
 

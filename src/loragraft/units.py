@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def bytes_text(size: int) -> str:
     """`999 B`, `1.5 kB`, `12.3 MB`, `4.1 GB`: decimal units, as disks are sold and llama.cpp counts."""
@@ -30,6 +32,18 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise ValueError(f"{text!r} is not a share, expected a percentage between 0% and 100%")
     return value
+
+
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def byte_count(text: str) -> int:
+    """The bytes of `3.2MB`, `4 GiB` or `1200000`. Raises `ValueError`."""
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if found is None or (found[2] or "B").lower() not in units or float(found[1]) <= 0:
+        raise ValueError(f"{text!r} is no size, expected a number with one of {', '.join(_UNITS)}")
+    return int(float(found[1]) * units[(found[2] or "B").lower()])
 
 
 def plural(count: int, noun: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter, kl
 from loragraft.evaluate.perplexity import Meter, count, log_softmax, losses, perplexity, windows
+from loragraft.evaluate.reading import Text, read_beside
 
 
 class Bigram:
@@ -101,3 +102,11 @@ def test_divergence_meter() -> None:
     meter = DivergenceMeter()
     meter.add(a, a)
     assert (meter.result().mean, meter.result().same_top) == (0, 1)
+
+
+def test_reading_beside_the_fine_tune() -> None:
+    text = Text(np.arange(32, dtype=np.int32) % 11, 8, None)
+    perplexity, readings = read_beside(Bigram(), {"same": Bigram(), "other": Bigram(seed=4)}, text)
+    assert (readings["same"].divergence.mean, readings["same"].perplexity) == (0, perplexity)
+    assert readings["other"].divergence.mean == readings["other"].kl.mean() > 0.1
+    assert readings["other"].kl.shape == (4, 3)

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from loragraft.evaluate.deployment import Deployment
+from loragraft.evaluate.perplexity import Perplexity
 from loragraft.evaluate.uncertainty import Estimate, mean, share_kept
-from loragraft.evaluate.verdict import Candidate, percent_text, recommendation, smallest, verdict
+from loragraft.evaluate.verdict import (
+    Candidate,
+    budget_verdict,
+    percent_text,
+    recommendation,
+    smallest,
+    verdict,
+)
 
 RNG = np.random.default_rng(0)
 #: Divergences [windows, tokens] whose windows differ among themselves, and those of a base that goes with them.
@@ -110,3 +119,51 @@ def test_of_equals_the_first() -> None:
 def test_decimals_follow_the_error() -> None:
     texts = [percent_text(Estimate(0.99411, error)) for error in (0.02, 0.0003, 0.000004, 0.0)]
     assert texts == ["99.4 ± 2.0 %", "99.41 ± 0.03 %", "99.4110 ± 0.0004 %", "99.4 ± 0.0 %"]
+
+
+def deployment(label: str, size: int, kept: Estimate | None = None) -> Deployment:
+    return Deployment(label, size, Perplexity(60, 1, 1000, 10), None, kept)
+
+
+SPREAD = (NOISE - NOISE.mean()) / 4
+CHOSEN = deployment("chosen", 2_620_000, Estimate(0.98, 0.001))
+MIX, LARGER = deployment("Q4_K_M", 2_621_000, Estimate(0.96, 0.001)), deployment("Q5_K_S", 2_882_000)
+
+
+@pytest.mark.parametrize(
+    ("mix", "larger", "says"),
+    [
+        (
+            0.04 - 4 * SPREAD,
+            0.02 + SPREAD[::-1],
+            "The chosen types lose 50.0 ± 0.6 % less than Q4_K_M (2.62 MB against 2.62 MB): mean KL 0.02 against 0.04, "
+            "98.0 ± 0.1 % of the fine-tune kept against 96.0 ± 0.1 %. They are as good as Q5_K_S, which is 10 % larger "
+            "(mean KL 0.02).",
+        ),
+        (
+            0.04 - 4 * SPREAD,
+            0.03 + SPREAD,
+            "They are better than Q5_K_S, which is 10 % larger (mean KL 0.03).",
+        ),
+        (
+            0.04 - 4 * SPREAD,
+            0.01 + SPREAD,
+            "They are not as good as Q5_K_S, which is 10 % larger (mean KL 0.01).",
+        ),
+        (
+            0.02 + SPREAD[::-1],
+            0.01 + SPREAD,
+            "The chosen types are no better than Q4_K_M on this text: mean KL 0.02 against 0.02, 98.0 ± 0.1 % of the "
+            "fine-tune kept against 96.0 ± 0.1 %, no more apart than chance. Take Q4_K_M.",
+        ),
+        (
+            0.01 + SPREAD,
+            0.01 + SPREAD,
+            "The chosen types are worse than Q4_K_M on this text: mean KL 0.02 against 0.01, 98.0 ± 0.1 % of the "
+            "fine-tune kept against 96.0 ± 0.1 %. Take Q4_K_M.",
+        ),
+    ],
+)
+def test_chosen_types_against_mixes(mix: np.ndarray, larger: np.ndarray, says: str) -> None:
+    sentence = budget_verdict(CHOSEN, 0.02 + SPREAD, [(MIX, mix), (LARGER, larger)])
+    assert sentence == says or (says.startswith("They") and sentence.endswith(says))

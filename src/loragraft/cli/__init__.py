@@ -30,6 +30,7 @@ PANELS: dict[str, dict[str, str]] = {
     "Measure": {
         "compare": "Measure which deployment keeps more of a fine-tune: merged then quantized, or the adapter at run "
         "time.",
+        "budget": "Choose the type of every tensor so that a model of a given size keeps the most of a fine-tune.",
         "check": "Report how every linear is computed, and measure what each wrong order would cost.",
         "perplexity": "Print a model's perplexity on a text, computed as llama-perplexity does.",
     },

@@ -11,6 +11,7 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
+from loragraft.cli.deployments import deployments_table
 from loragraft.cli.options import (
     BACKEND,
     JSON,
@@ -28,12 +29,8 @@ from loragraft.cli.options import (
     read_text,
 )
 from loragraft.cli.progress import progress
-from loragraft.units import bytes_text, plural
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from loragraft.compare import Comparison
     from loragraft.load import BackendName
     from loragraft.quants.filetypes import FileType
 
@@ -138,38 +135,6 @@ def compare(
     if as_json:
         console.result(json.dumps(result.as_dict(), indent=2))
         return
-    console.show(table(result))
+    ways = [row for one in result.types for row in (one.merged, one.runtime)]
+    console.show(deployments_table([*ways, result.full, result.base], context))
     console.result(result.verdict)
-
-
-def table(result: Comparison) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    from loragraft.evaluate.verdict import percent_text
-
-    first = result.full.perplexity
-    scored = (
-        f"{plural(first.tokens, 'prediction')} in the second halves of {plural(first.windows, 'window')} "
-        f"of {plural(result.context, 'token')}"
-    )
-    grid = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=scored, caption_justify="left", caption_style="dim"
-    )
-    grid.add_column("deployment")
-    for heading in ("perplexity", "mean KL", "same top-1", "kept", "size"):
-        grid.add_column(heading, justify="right")
-    for row in [
-        *(row for one in result.types for row in (one.merged, one.runtime)),
-        result.full,
-        result.base,
-    ]:
-        grid.add_row(
-            row.label,
-            f"{row.perplexity.value:.2f} ± {row.perplexity.error:.2f}",
-            "" if row.divergence is None else f"{row.divergence.mean:.5f}",
-            "" if row.divergence is None else f"{100 * row.divergence.same_top:.1f} %",
-            "" if row.kept is None else percent_text(row.kept),
-            bytes_text(row.size),
-        )
-    return grid

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import Divergence, DivergenceMeter
 from loragraft.evaluate.perplexity import (
     Doubles,
@@ -17,6 +18,7 @@ from loragraft.evaluate.perplexity import (
     losses,
     windows,
 )
+from loragraft.load import Model
 from loragraft.progress import SILENT, Progress
 
 
@@ -70,3 +72,16 @@ def read_beside(
         for name in others
     }
     return own.result(), readings
+
+
+def check_vocabulary(base: Model, tuned: Model) -> None:
+    """Raises LoragraftError if the adapters of `tuned` gave it another vocabulary than `base` has."""
+    sizes = [model.source.tensors["token_embd.weight"].shape[0] for model in (base, tuned)]
+    if sizes[0] != sizes[1]:
+        raise LoragraftError(
+            "adapters",
+            "change the vocabulary, so that the base cannot read what they read",
+            found=f"{sizes[1]} tokens",
+            expected=f"the {sizes[0]} of {base.path.name}",
+            hint="merge, and measure the merged files with `loragraft perplexity`",
+        )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log10
 
+from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.perplexity import Doubles
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate, mean, share_kept
 from loragraft.units import bytes_text
@@ -33,7 +34,7 @@ def verdict(merged: Doubles, runtime: Doubles, base: Doubles) -> str:
             f"{runtime.mean():.4g} at run time) than the adapter does ({base.mean():.4g}); take a larger type."
         )
     measured = f"mean KL {merged.mean():.4g} merged against {runtime.mean():.4g} at run time"
-    if abs(difference.value) <= SIGNIFICANT * difference.error:
+    if not _certain(difference):
         return (
             f"Both keep the fine-tune equally well on this text ({percent['merged']} merged, {percent['runtime']} at "
             f"run time; {measured}, no more apart than chance): merge, it is one file and faster."
@@ -63,7 +64,7 @@ class Candidate:
 
 def percent_text(share: Estimate) -> str:
     """`99.41 ± 0.03 %`: as many decimals as the error makes sense of, from one to four."""
-    decimals = 1 if share.error <= 0 else min(max(1, ceil(-log10(100 * share.error))), 4)
+    decimals = 1 if share.error < 1e-9 else min(max(1, ceil(-log10(100 * share.error))), 4)
     return f"{100 * share.value:.{decimals}f} ± {100 * share.error:.{decimals}f} %"
 
 
@@ -94,3 +95,41 @@ def recommendation(candidates: Sequence[Candidate], keep: float) -> str:
         return f"None surely keeps {wanted}.{perhaps}"
     best = max(candidates, key=lambda one: one.kept.value)
     return f"None keeps {wanted}; {best} comes closest. Take a larger type."
+
+
+def budget_verdict(
+    chosen: Deployment, chosen_kl: Doubles, mixes: Sequence[tuple[Deployment, Doubles]]
+) -> str:
+    """Whether types chosen tensor by tensor beat the mix of their size, and how they stand to the next larger one: each
+    with its divergences [windows, tokens] of the same tokens. The first of `mixes` is that of the size."""
+
+    def beside(mix: Deployment, kl: Doubles) -> str:
+        kept = ""
+        if chosen.kept is not None and mix.kept is not None:
+            kept = f", {percent_text(chosen.kept)} of the fine-tune kept against {percent_text(mix.kept)}"
+        return f"mean KL {chosen_kl.mean():.3g} against {kl.mean():.3g}{kept}"
+
+    (mix, mix_kl), *larger = mixes
+    better = _certain(mean(mix_kl - chosen_kl))
+    name, sizes = mix.label, f"{chosen.size / 1e6:.2f} MB against {mix.size / 1e6:.2f} MB"
+    if better < 0:
+        return f"The chosen types are worse than {name} on this text: {beside(mix, mix_kl)}. Take {name}."
+    if better == 0:
+        return (
+            f"The chosen types are no better than {name} on this text: {beside(mix, mix_kl)}, no more apart than "
+            f"chance. Take {name}."
+        )
+    saved = percent_text(share_kept(chosen_kl, mix_kl))
+    text = f"The chosen types lose {saved} less than {name} ({sizes}): {beside(mix, mix_kl)}."
+    for other, kl in larger:
+        relation = {1: "better than", 0: "as good as", -1: "not as good as"}[_certain(mean(kl - chosen_kl))]
+        more = 100 * (other.size / chosen.size - 1)
+        text += f" They are {relation} {other.label}, which is {more:.0f} % larger (mean KL {kl.mean():.3g})."
+    return text
+
+
+def _certain(difference: Estimate) -> int:
+    """The sign of a difference, 0 if it may be chance."""
+    if abs(difference.value) <= SIGNIFICANT * difference.error:
+        return 0
+    return 1 if difference.value > 0 else -1

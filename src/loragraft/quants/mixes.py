@@ -112,7 +112,8 @@ def fitting(wanted: QuantType, columns: int) -> QuantType:
 _NEEDS_IMPORTANCE = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 
 
-def _needs_importance(name: str, chosen: QuantType, file_type: FileType) -> bool:
+def needs_importance(name: str, chosen: QuantType, file_type: FileType) -> bool:
+    """Whether llama-quantize refuses to make tensor `name` of this type without an importance matrix."""
     if category(name) in (Category.TOKEN_EMBD, Category.OUTPUT):
         return False
     return chosen.name in _NEEDS_IMPORTANCE or (chosen.name == "Q2_K" and file_type.name == "Q2_K_S")
@@ -182,7 +183,7 @@ class _Rules:
             return TensorChoice(name, now)
         wanted = self._wanted(name, shape)
         chosen = fitting(wanted, shape[-1])
-        needs = _needs_importance(name, chosen, options.file_type)
+        needs = needs_importance(name, chosen, options.file_type)
         return TensorChoice(name, chosen, needs, wanted if chosen is not wanted else None)
 
     def _wanted(self, name: str, shape: Sequence[int]) -> QuantType:

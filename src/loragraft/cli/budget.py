@@ -1,0 +1,203 @@
+"""`loragraft budget`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import loragraft as lg
+from loragraft.cli import console
+from loragraft.cli.command import FILE, argument, command, option
+from loragraft.cli.deployments import deployments_table
+from loragraft.cli.options import (
+    JSON,
+    LORA,
+    TARGET,
+    TEXT,
+    THREADS,
+    WORK_DIR,
+    Parsed,
+    context_option,
+    files_of,
+    named,
+    plot_option,
+    read_text,
+)
+from loragraft.cli.progress import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loragraft.budget import Budget
+    from loragraft.quants.filetypes import FileType
+
+
+@command(
+    "loragraft budget ./hf-folder --lora adapter --text train.txt --valid valid.txt -o types.txt",
+    "loragraft budget base.gguf --lora adapter --text train.txt --keep 99%",
+    "loragraft budget base.gguf --lora adapter --text train.txt --size 3.2GB --imatrix tuned.imatrix -o types.txt",
+    "loragraft merge base.gguf --lora adapter -o tuned.gguf --type Q4_K_M --tensor-type-file types.txt",
+)
+@argument("base", metavar="BASE", type=FILE, help="A GGUF file or a Hugging Face folder.")
+@LORA
+@TEXT
+@option(
+    "--valid",
+    type=FILE,
+    metavar="FILE",
+    default_text="the rest of --text",
+    help="Another text, to judge the result on.",
+)
+@option(
+    "--size",
+    type=Parsed("loragraft.units:byte_count"),
+    metavar="SIZE",
+    help="Bytes for all tensors, such as 3.2GB.",
+)
+@option("--bpw", type=click.FloatRange(min=0, min_open=True), metavar="BITS", help="Or bits per weight.")
+@option(
+    "--keep",
+    type=Parsed("loragraft.units:share"),
+    metavar="PERCENT",
+    help="Or as little as keeps this much of the fine-tune.",
+)
+@option("--like", "mix", type=TARGET, metavar="MIX", default="Q4_K_M", help="Or as much as this mix takes.")
+@option(
+    "--types",
+    metavar="TYPE,...",
+    default_text="Q2_K,Q3_K,IQ4_XS,Q4_K,Q5_K,Q6_K,Q8_0",
+    help="The types to choose from.",
+)
+@option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
+@option("--output", "-o", type=FILE, metavar="FILE", help="Write the types, for --tensor-type-file.")
+@context_option(256)
+@option(
+    "--windows",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Measure every tensor on N windows of --text.",
+)
+@option(
+    "--valid-windows", type=click.IntRange(min=2), default=32, metavar="N", help="Judge on N windows at most."
+)
+@THREADS
+@WORK_DIR
+@plot_option("where the bits go")
+@JSON
+def budget(
+    base: Path,
+    lora: tuple[tuple[Path, float], ...],
+    text: Path,
+    valid: Path | None,
+    size: int | None,
+    bpw: float | None,
+    keep: float | None,
+    mix: FileType,
+    types: str | None,
+    imatrix: Path | None,
+    output: Path | None,
+    context: int,
+    windows: int,
+    valid_windows: int,
+    threads: int | None,
+    work_dir: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Choose the type of every tensor so that a model of a given size keeps the most of a fine-tune.
+
+    Each tensor alone is rounded, and the KL divergence measured that this causes on --text, from the merged model at
+    full precision: one reading of --windows windows per tensor. The types are chosen so that the divergences add up to
+    the least that the size allows. The model that they give is then measured on another text (--valid, or what is left
+    of --text), beside the mix of its size and the next larger one; if it is no better, that is said.
+
+    -o writes the types for `merge` and `quantize`, ours or llama-quantize's. docs/bits.md shows what is gained.
+    """
+    if sum(wanted is not None for wanted in (size, bpw, keep)) > 1:
+        raise click.UsageError("give one of --size, --bpw and --keep")
+    if keep is not None and not lora:
+        raise click.UsageError("--keep needs --lora: it is the fine-tune that is to be kept")
+    from loragraft.budget import TYPES, save_picture
+    from loragraft.evaluate.picture import check_picture
+    from loragraft.formats.output import OutputFile
+
+    inputs = [text, *filter(None, [valid, imatrix])]
+    inputs += [file for path in (base, *(path for path, _ in lora)) for file in files_of(path)]
+    if plot is not None:
+        check_picture(plot)
+    if output is not None:
+        OutputFile.probe(output, inputs)
+    words, held_out = read_text(text), None if valid is None else read_text(valid)
+    with named(text), progress() as bars:
+        result = lg.budget(
+            base,
+            lora,
+            words,
+            size=size,
+            bits_per_weight=bpw,
+            keep=keep,
+            like=mix.name,
+            types=TYPES if types is None else [name.strip() for name in types.split(",")],
+            valid=held_out,
+            imatrix=imatrix,
+            context=context,
+            limit=windows,
+            valid_limit=valid_windows,
+            threads=threads,
+            work_dir=work_dir,
+            progress=bars,
+        )
+    if plot is not None:
+        save_picture(result, plot)
+        console.info(f"wrote {plot}")
+    if as_json:
+        console.result(json.dumps(result.as_dict(), indent=1))
+    else:
+        console.show(_tensors(result))
+        console.show(deployments_table([result.chosen, *result.mixes], context))
+        console.result(f"Expected of the chosen types: mean KL {result.expected:.5f}. {result.verdict}")
+    if output is not None:
+        lines = result.tensor_types().encode()
+        with OutputFile(output, len(lines), inputs=inputs) as file:
+            file.write_at(0, lines)
+        console.info(f"wrote {output}; to use it: {_merge_command(result, base, lora, imatrix, output)}")
+
+
+def _merge_command(
+    result: Budget,
+    base: Path,
+    lora: tuple[tuple[Path, float], ...],
+    imatrix: Path | None,
+    types: Path,
+) -> str:
+    words: list[object] = ["loragraft", "merge", base]
+    for path, scale in lora:
+        words += ["--lora", path if scale == 1 else f"{path}={scale:g}"]
+    words += ["-o", "OUT.gguf", "--type", result.mix, "--tensor-type-file", types]
+    words += [] if imatrix is None else ["--imatrix", imatrix]
+    return shlex.join(map(str, words))
+
+
+def _tensors(result: Budget) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("tensor", "type", ">bits", f"in {result.mix}", "measured as", ">KL", ">KL expected"):
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    for row in result.tensors:
+        table.add_row(
+            Text(row.name),
+            row.type,
+            f"{row.bits_per_weight:.2f}",
+            "same" if row.mix_type == row.type else row.mix_type,
+            row.probe_type,
+            f"{row.probe.value:.6f}",
+            f"{row.cost:.6f}",
+        )
+    return table

@@ -1,0 +1,43 @@
+"""What rounding one tensor alone costs: the divergence that it causes, on a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from loragraft.backends.base import Options
+from loragraft.evaluate.divergence import kl
+from loragraft.evaluate.perplexity import log_softmax, windows
+from loragraft.evaluate.reading import Text
+from loragraft.evaluate.uncertainty import Estimate, mean
+from loragraft.formats.source import TensorSource
+from loragraft.load import Model, backend_named
+from loragraft.progress import SILENT, Progress
+
+
+def sensitivities(
+    full: Model,
+    rough: Mapping[str, TensorSource],
+    text: Text,
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Estimate]:
+    """For every tensor of `rough`, the mean KL divergence from `full` of that model with this one tensor in place of
+    its own. One reading of the text per tensor, on the native backend.
+
+    All read one window before the next is read, so that only one window's logits are kept. Activations are not rounded:
+    that is the cost of running quantized weights, the same for all types, and would hide what a tensor itself costs.
+    """
+    backend, options = backend_named("native"), Options(threads=threads, activations="f32")
+    values: dict[str, list[np.ndarray]] = {name: [] for name in rough}
+    progress.start("Measuring tensors", text.windows * (len(rough) + 1))
+    for window in windows(text.ids, text.context, text.bos, limit=text.limit):
+        reference = log_softmax(full.logits(window.ids)[window.scored])
+        progress.advance(1)
+        for name, tensor in rough.items():
+            session = backend.open(full.graph, {**full.source.tensors, name: tensor}, options)
+            values[name].append(kl(reference, log_softmax(session.forward(window.ids)[window.scored])))
+            progress.advance(1)
+    return {name: mean(np.stack(own)) for name, own in values.items()}

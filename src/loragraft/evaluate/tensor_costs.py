@@ -1,0 +1,107 @@
+"""What each tensor would cost as each of several types: measured as one rough type, scaled for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loragraft.errors import QuantizeError
+from loragraft.evaluate.reading import Text
+from loragraft.evaluate.sensitivity import sensitivities
+from loragraft.evaluate.uncertainty import Estimate
+from loragraft.formats.source import TensorSource
+from loragraft.load import Model, load
+from loragraft.options import QuantizeOptions
+from loragraft.progress import SILENT, Progress
+from loragraft.quantize import quantize
+from loragraft.quants.allocation import Choice
+from loragraft.quants.filetypes import file_type
+from loragraft.quants.mixes import fitting, needs_importance
+from loragraft.quants.types import QuantType
+from loragraft.streaming.pipeline import Step
+from loragraft.streaming.rounding import rounding_errors
+
+#: As which a tensor is measured (or as what stands in for it): rough enough for its cost to stand out.
+PROBE = file_type("Q3_K_S")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCost:
+    """`probe`: the KL divergence, in nats, that the tensor was measured to cause as `probe_type`; `choices`: what it
+    can become, each with the divergence that is to be expected."""
+
+    probe_type: QuantType
+    probe: Estimate
+    choices: list[Choice]
+
+
+def possible_types(steps: Sequence[Step], kinds: Sequence[QuantType]) -> dict[str, list[QuantType]]:
+    """What each tensor can become: those of `kinds` that fit its rows (or what stands in for them) and can be made with
+    the importance that there is. Raises `QuantizeError` if there is none."""
+    plain = file_type("Q4_K_M")
+    types = {}
+    for step in steps:
+        fits = dict.fromkeys(fitting(kind, step.source.columns) for kind in kinds)
+        types[step.name] = [
+            kind
+            for kind in fits
+            if not kind.is_float
+            and (step.importance is not None or not needs_importance(step.name, kind, plain))
+        ]
+        if not types[step.name]:
+            raise QuantizeError(
+                step.name,
+                "none of the types can be had for this tensor",
+                found=", ".join(kind.name for kind in kinds),
+                hint="allow one that needs no importance matrix, such as Q4_K",
+            )
+    return types
+
+
+def size_as(step: Step, kind: QuantType) -> int:
+    """Bytes."""
+    return step.source.n_rows * kind.row_bytes(step.source.columns)
+
+
+def tensor_costs(
+    full: Model,
+    steps: Sequence[Step],
+    types: Mapping[str, Sequence[QuantType]],
+    text: Text,
+    *,
+    options: QuantizeOptions,
+    folder: Path,
+    threads: int,
+    progress: Progress = SILENT,
+) -> dict[str, TensorCost]:
+    """By name, for the tensors of `steps` (of a plan to quantize `full`) as each of their `types`.
+
+    A tensor's cost is taken to be proportional to its squared rounding error. A file that has to be made is made in
+    `folder` and removed.
+    """
+    rough = _rough(full, options, folder, threads, progress)
+    probes = sensitivities(
+        full, {step.name: rough[step.name] for step in steps}, text, threads=threads, progress=progress
+    )
+    measured = {step.name: {*types[step.name], rough[step.name].type} for step in steps}
+    errors = rounding_errors(steps, measured, threads=threads, progress=progress)
+    costs = {}
+    for step in steps:
+        name, probe = step.name, probes[step.name]
+        unit = errors[name, rough[name].type]
+        scale = probe.value / unit if unit > 0 else 0.0
+        choices = [Choice(kind, size_as(step, kind), scale * errors[name, kind]) for kind in types[step.name]]
+        costs[name] = TensorCost(rough[name].type, probe, choices)
+    return costs
+
+
+def _rough(
+    full: Model, options: QuantizeOptions, folder: Path, threads: int, progress: Progress
+) -> Mapping[str, TensorSource]:
+    """The tensors of `full` as `PROBE`, mapped from a file that is removed already."""
+    path, pure = folder / "rough.gguf", replace(options, pure=True)
+    quantize(full.source, path, PROBE, options=pure, threads=threads, progress=progress)
+    tensors = load(path, threads=threads).source.tensors
+    path.unlink()
+    return tensors
