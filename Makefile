@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow test-oracles test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-slow test-oracles test-sanitized test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 $(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
@@ -52,6 +52,24 @@ build/neon/quantize_rows: $(VENV)/pip-tools $(NATIVE) tests/native/quantize_rows
 	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/neon -j 2 -- --quiet
 	touch $@
+
+# The native core under AddressSanitizer and UndefinedBehaviorSanitizer (g++), in an environment of its own.
+SANITIZED := build/sanitized
+SANITIZE  := -O1 -g1 -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS -fsanitize=address,undefined,float-cast-overflow \
+  -fno-sanitize-recover=all
+$(SANITIZED)/installed: $(NATIVE)
+	$(PY) -m venv $(SANITIZED)/venv
+	$(SANITIZED)/venv/bin/pip install -q --disable-pip-version-check "scikit-build-core>=0.11" "nanobind>=2.4" ninja
+	PATH="$(abspath $(SANITIZED)/venv/bin):$$PATH" $(SANITIZED)/venv/bin/pip install -q --disable-pip-version-check --no-build-isolation \
+	  -C build-dir=$(SANITIZED)/objects -C cmake.build-type=None "-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZE)" -e ".[test]"
+	touch $@
+
+# Without the test of peak memory, of which the sanitizers need more.
+test-sanitized: $(SANITIZED)/installed
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" OPENBLAS_NUM_THREADS=1 \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/quants tests/backends tests/formats \
+	  tests/streaming tests/adapters --deselect tests/streaming/test_pipeline.py::test_memory_does_not_grow_with_the_model
 
 test-neon: $(VENV)/tested build/neon/quantize_rows
 	LORAGRAFT_EMULATED="qemu-aarch64 build/neon/quantize_rows" $(BIN)/python -m pytest -q tests/quants/test_emulated.py

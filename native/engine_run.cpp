@@ -68,13 +68,18 @@ LayerCache::LayerCache(int kv_heads, int head_dim)
 void LayerCache::append(ThreadPool& pool, const float* k, const float* v, int64_t past, int64_t tokens) {
     positions_ = past + tokens;
     const int64_t hd = head_dim_, width = hd * kv_heads_;
+    // Here, not in the pool: a thread of the pool could not report that there is no memory.
     const size_t room = size_t((positions_ + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK * hd);
+    for (size_t head = 0; head < k_.size(); ++head) {
+        if (k_[head].size() < room) {
+            k_[head].resize(room);
+        }
+        if (v_[head].size() < room) {
+            v_[head].resize(room);
+        }
+    }
     const auto copy = [&](int64_t head, int) {
         std::vector<float>&keys = k_[size_t(head)], &values = v_[size_t(head)];
-        if (keys.size() < room) {
-            keys.resize(room);
-            values.resize(room);
-        }
         for (int64_t t = 0; t < tokens; ++t) {
             const int64_t at = past + t;
             const float* from = k + t * width + head * hd;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <pthread.h>
+
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -25,6 +27,15 @@ inline void relax() {
 // microseconds before it sleeps; longer would take the processor from others.
 constexpr int SPINS = 2000;
 
+// A fork copies the caller's thread alone: in the child, every pool that was made before has lost its threads.
+std::atomic<unsigned> forks{0};
+
+unsigned count_forks() {
+    static std::once_flag once;
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); }); });
+    return forks.load();
+}
+
 } // namespace
 
 int available_processors() {
@@ -37,14 +48,22 @@ int available_processors() {
     return std::max(1, int(std::thread::hardware_concurrency()));
 }
 
-ThreadPool::ThreadPool(int n) {
+ThreadPool::ThreadPool(int n) : forks_(count_forks()) {
     const int total = n > 0 ? n : available_processors();
     for (int i = 1; i < total; ++i) {
         workers_.emplace_back([this, i] { work(i); });
     }
 }
 
+bool ThreadPool::forked() const { return forks_ != forks.load(std::memory_order_relaxed); }
+
 ThreadPool::~ThreadPool() {
+    if (forked()) {
+        for (std::thread& t : workers_) {
+            t.detach(); // there is nothing to join
+        }
+        return;
+    }
     stop_.store(true);
     round_.fetch_add(1);
     round_.notify_all();
@@ -90,7 +109,7 @@ void ThreadPool::run(int64_t chunks, const std::function<void(int64_t, int)>& bo
     if (chunks <= 0) {
         return;
     }
-    if (workers_.empty() || chunks == 1) {
+    if (workers_.empty() || chunks == 1 || forked()) {
         for (int64_t i = 0; i < chunks; ++i) {
             body(i, 0);
         }

@@ -22,14 +22,17 @@ class ThreadPool {
 
     // Calls body(chunk, thread) once for each chunk in [0, chunks), in any order, and returns when all are done. What a
     // chunk computes must not depend on the thread that runs it, so that results do not depend on the pool's size.
-    // `body` must not throw.
+    // `body` must not throw. In a forked child, whose copy of the pool has no threads, the caller does all the work.
     void run(int64_t chunks, const std::function<void(int64_t chunk, int thread)>& body);
 
   private:
     void work(int thread);
     void drain(int thread);
 
+    bool forked() const;
+
     std::vector<std::thread> workers_;
+    const unsigned forks_; // how often this process had been forked when the threads were started
     std::mutex one_loop_; // callers from several Python threads take turns
     const std::function<void(int64_t, int)>* body_ = nullptr;
     int64_t chunks_ = 0;

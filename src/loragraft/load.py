@@ -33,7 +33,7 @@ Activations = Literal["auto", "f32", "q8", "nvfp4"]
 
 
 class Model:
-    """A model ready to run. One sequence at a time, not for use from two threads at once.
+    """A model ready to run. One sequence at a time, for one thread at a time: a second one is refused.
 
     `source`: the file's metadata and tensors; `graph`: what runs, adapters included; `size`: bytes of the weights and
     of the adapters' as float32; `notes`: what the readers of the files want the user to know.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from typing import cast
@@ -111,3 +113,22 @@ def test_one_thread_at_a_time(backend: Backend) -> None:
         other.join()
     assert np.array_equal(logits, expected)
     assert refused[0] == "session: is in use by another thread; load one model for each thread"
+
+
+def test_a_forked_child_computes_the_same(backend: Backend) -> None:
+    """A fork copies no thread but the caller's: a pool made before must not wait for the others."""
+    session = open_small(backend, Options(threads=3))
+    expected = session.forward(np.tile(IDS, 8))
+    child = os.fork()
+    if child == 0:
+        session.reset()
+        same = np.array_equal(session.forward(np.tile(IDS, 8)), expected)
+        del session
+        os._exit(0 if same else 1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)

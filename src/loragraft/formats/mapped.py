@@ -5,8 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import weakref
 from pathlib import Path
 
+import numpy as np
+
+from loragraft import _native, interrupts
 from loragraft.errors import FormatError
 
 
@@ -26,7 +30,7 @@ def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
         try:
             if os.fstat(descriptor).st_size == 0:
                 raise error(path, "the file is empty")
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            return _watched(path, mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
         finally:
             os.close(descriptor)
     except FileNotFoundError:
@@ -34,6 +38,30 @@ def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
     except (OSError, ValueError) as problem:  # ValueError: a path with a NUL in it
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise error(path, f"cannot be read: {reason}") from None
+
+
+_paths: dict[int, Path] = {}
+
+
+def _watched(path: Path, mapping: mmap.mmap) -> mmap.mmap:
+    """`mapping`, guarded against a file that becomes shorter, where the process's signals are ours."""
+    if interrupts.installed():
+        _native.guard_mappings()
+        slot = _native.watch_mapping(np.frombuffer(mapping, np.uint8))
+        if slot >= 0:
+            _paths[slot] = path
+            weakref.finalize(mapping, _native.forget_mapping, slot).atexit = False
+    return mapping
+
+
+def check_intact() -> None:
+    """Raises `FormatError` if a part of a guarded file could not be read when it was wanted, and zeros were read
+    instead: to be asked before anything is made of what was read."""
+    slot = _native.damaged_mapping()
+    if slot >= 0:
+        raise FormatError(
+            _paths[slot], "became shorter, or could not be read, while it was in use", hint="get it anew"
+        )
 
 
 def prefetch(mapping: mmap.mmap, start: int, stop: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from loragraft import _native
 from loragraft.errors import OutputError
+from loragraft.formats.mapped import check_intact
 from loragraft.interrupts import held
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -88,6 +89,7 @@ class OutputFile:
     def seal(self) -> None:
         """Flush to the disk and close; nothing more is written. For several files that are to appear together."""
         if self._fd >= 0:
+            check_intact()
             with self._explained():
                 os.fsync(self._fd)
             self._close()
