@@ -7,6 +7,14 @@
 
 namespace lg::LG_ISA {
 
+// Asks for the rows of B that finish16 will want for rows [row, row + 16): the products before it are one stream that
+// the processor reads ahead by itself, B is another of which each piece would be waited for.
+inline void prefetch_epilogue(const Linear& l, int64_t row) {
+    for (int r = 0; r < l.end.rank; ++r) {
+        __builtin_prefetch(l.end.b + row * l.end.rank + r * 16);
+    }
+}
+
 // Sixteen rows of one column: rows [row, row + 16), of which those below `l.rows` exist.
 inline void finish16(const Linear& l, int64_t t, int64_t row, const float* product) {
     constexpr int N = 16 / LANES;

@@ -77,6 +77,7 @@ template <int C> void few(const Linear& l, int64_t first, int64_t last, int64_t 
         x[c] = l.x.x + x_row(l, t + c) * l.cols;
     }
     for (int64_t row = first; row < last; row += 16) {
+        prefetch_epilogue(l, row);
         float product[C][16] = {};
         for (int64_t r = 0; r < 16 && row + r < last; ++r) {
             vf acc[C][CHAINS] = {};

@@ -104,6 +104,7 @@ template <class P, int C> inline void group_product(const Linear& l, const uint8
 
 template <class P, int C> void few(const Linear& l, int64_t first, int64_t last, int64_t t) {
     for (int64_t row = first; row < last; row += GROUP) {
+        prefetch_epilogue(l, row);
         float y[C][GROUP];
         group_product<P, C>(l, l.packed + row / GROUP * group_bytes<P>(l.cols), t, y);
         for (int c = 0; c < C; ++c) {

@@ -114,6 +114,7 @@ template <class T, int C> void few(const Linear& l, int64_t first, int64_t last,
         x_rows[c] = x_row(l, t + c);
     }
     for (int64_t row = first; row < last; row += 16) {
+        prefetch_epilogue(l, row);
         float product[C][16] = {};
         for (int64_t r = 0; r < 16 && row + r < last; ++r) {
             float y[C];

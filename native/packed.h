@@ -143,18 +143,14 @@ template <class Type, class Store_, class Scales_, int32_t Offset> struct Packed
 template <class Type, class Scales_, const int8_t (&Values)[16], int32_t Offset>
 struct PackedTable : Packed<Type, Nibbles, Scales_, Offset> {
     static constexpr bool SIGNED = Offset == 0;
-    static uint8_t code(int8_t c) {
-        uint8_t index = 0;
-        while (Values[index] != c) {
-            ++index;
-        }
-        return index;
-    }
+    static uint8_t code(int8_t c) { return TABLE.index[uint8_t(c)]; }
     struct Table {
         int8_t of[16];
-        constexpr Table() : of() {
-            for (int i = 0; i < 16; ++i) {
+        uint8_t index[256]; // of a value; the lower of two for the same (E2M1's zeros)
+        constexpr Table() : of(), index() {
+            for (int i = 15; i >= 0; --i) {
                 of[i] = int8_t(uint8_t(Values[i] + Offset));
+                index[uint8_t(Values[i])] = uint8_t(i);
             }
         }
     };

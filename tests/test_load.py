@@ -31,6 +31,10 @@ def test_long_sequences_go_in_batches(tuned: lg.Model) -> None:
     whole = tuned.logits(ids)
     assert whole.shape == (700, 2048)
     np.testing.assert_allclose(whole[:100], tuned.logits(ids[:100]), rtol=0, atol=1e-4)
+    for first in (1, 350, 600, 699):
+        np.testing.assert_allclose(tuned.logits(ids, first=first), whole[first:], rtol=0, atol=1e-4)
+    with pytest.raises(LoragraftError, match="outside of the sequence"):
+        tuned.logits(ids, first=700)
 
 
 def test_generation_streams_and_repeats(tuned: lg.Model) -> None:

@@ -17,7 +17,7 @@ from loragraft.backends.base import Backend, Options, Session
 from loragraft.errors import LoragraftError, naming
 from loragraft.evaluate.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
 from loragraft.formats.source import ModelSource
-from loragraft.generate import BATCH, Generation, finite
+from loragraft.generate import BATCH, Generation, finite, read
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
 from loragraft.models import AdapterArguments, load_adapters, open_model
@@ -91,15 +91,22 @@ class Model:
         missing = own.add_bos and (not len(ids) or ids[0] != own.bos)
         return np.concatenate([[own.bos], ids]).astype(np.int32) if missing else ids
 
-    def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False) -> Floats:
-        """Logits float32 [n, vocab] for the sequence `ids` read from its start, or [1, vocab] for its last token.
+    def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False, first: int = 0) -> Floats:
+        """Logits float32 [n - first, vocab] of the tokens from `first` on of the sequence `ids`, read from its start,
+        or [1, vocab] for its last token.
 
         Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
         """
         sequence = _checked(ids)
         self.session.reset()
+        if not 0 <= first < len(sequence):
+            raise LoragraftError(
+                "first", "is outside of the sequence", found=first, expected=f"0 to {len(sequence) - 1}"
+            )
+        if first:
+            read(self.session, sequence[:first])
         parts = []
-        for start in range(0, len(sequence), BATCH):
+        for start in range(first, len(sequence), BATCH):
             batch = sequence[start : start + BATCH]
             parts.append(finite(self.session.forward(batch, last_only=last_only), self.path))
         return parts[-1] if last_only else np.concatenate(parts)

@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from loragraft.evaluate.perplexity import Doubles
+from loragraft.evaluate.perplexity import Doubles, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,15 @@ class Divergence:
 
 def kl(reference: Doubles, other: Doubles) -> Doubles:
     """KL(reference || other) [n] of log-probabilities [n, vocab]."""
-    with np.errstate(invalid="ignore"):  # 0 * (-inf - x): a token the reference excludes costs nothing
-        terms = np.exp(reference) * (reference - other)
-    return np.asarray(np.where(np.isneginf(reference), 0.0, terms).sum(axis=-1))
+    result = np.empty(len(reference))
+    for rows in blocks(*reference.shape):
+        block = reference[rows]
+        with np.errstate(invalid="ignore"):  # 0 * (-inf - x): a token the reference excludes costs nothing
+            terms = np.exp(block)
+            terms *= block - other[rows]
+        terms[np.isneginf(block)] = 0.0
+        result[rows] = terms.sum(axis=-1)
+    return result
 
 
 class DivergenceMeter:

@@ -30,8 +30,8 @@ DEFAULT_CONTEXT = 512
 class Scorer(Protocol):
     """Anything that gives logits for a fresh sequence (`loragraft.load.Model`)."""
 
-    def logits(self, ids: Ids) -> Floats:
-        """float32 [len(ids), vocab]."""
+    def logits(self, ids: Ids, *, first: int = 0) -> Floats:
+        """float32 [len(ids) - first, vocab]: of the tokens from `first` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,10 @@ class Window:
     ids: Ids
     targets: Ids
     scored: slice
+
+    def read_by(self, model: Scorer) -> Floats:
+        """The logits [n, vocab] that predict the targets [n]."""
+        return model.logits(self.ids, first=self.scored.start)[: len(self.targets)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +98,21 @@ def count(ids: Ids, context: int, limit: int | None = None) -> int:
     return whole if limit is None else min(whole, limit)
 
 
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Runs of rows of a [rows, columns] array whose float64 temporaries stay in the processor's caches."""
+    step = max(1, (1 << 17) // max(columns, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def log_softmax(logits: Floats) -> Doubles:
-    """Natural logarithms of the probabilities, float64, over the last axis."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+    """Natural logarithms of the probabilities, float64 [n, vocab], of logits [n, vocab]."""
+    result = np.empty(logits.shape, np.float64)
+    for rows in blocks(*logits.shape):
+        block = result[rows]
+        np.subtract(logits[rows], logits[rows].max(axis=-1, keepdims=True), out=block, dtype=np.float64)
+        block -= np.log(np.exp(block).sum(axis=-1, keepdims=True))
+    return result
 
 
 def losses(log_probabilities: Doubles, targets: Ids) -> Doubles:
@@ -140,6 +153,8 @@ def perplexity(
     meter = Meter()
     progress.start("Perplexity", count(ids, context, limit))
     for window in windows(ids, context, bos, limit=limit):
-        meter.add(losses(log_softmax(model.logits(window.ids)[window.scored]), window.targets))
+        logits = window.read_by(model)
+        parts = [losses(log_softmax(logits[rows]), window.targets[rows]) for rows in blocks(*logits.shape)]
+        meter.add(np.concatenate(parts))
         progress.advance(1)
     return meter.result()

@@ -59,11 +59,11 @@ def read_beside(
     perplexities = {name: Meter() for name in others}
     divergences = {name: DivergenceMeter() for name in others}
     for window in windows(text.ids, text.context, text.bos, limit=text.limit):
-        reference = log_softmax(full.logits(window.ids)[window.scored])
+        reference = log_softmax(window.read_by(full))
         own.add(losses(reference, window.targets))
         progress.advance(1)
         for name, model in others.items():
-            predicted = log_softmax(model.logits(window.ids)[window.scored])
+            predicted = log_softmax(window.read_by(model))
             perplexities[name].add(losses(predicted, window.targets))
             divergences[name].add(reference, predicted)
             progress.advance(1)
