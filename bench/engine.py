@@ -1,9 +1,9 @@
-"""The native engine's speed: products by type, and a whole model of the Llama-3.2-1B shape with random weights.
+"""The speed of the native engine's products by type; bench/running.py has whole models.
 
-    python bench/engine.py [--types Q4_K,Q8_0] [--threads N] [--layers N] [--lora R] [--no-model]
+    python bench/engine.py [--types Q4_K,Q8_0] [--threads N]
 
 Prints, for each type, what one token reads (GB/s, beside the machine's own read bandwidth) and how many
-multiply-adds a second many tokens get; then tokens a second of prompt and of generation. Best of several runs.
+multiply-adds a second some tokens get. Best of several runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
-from loragraft.adapters.lora import Adapter, LoraPair
-from loragraft.archs.graphs import build_graph, tensor_facts
-from loragraft.backends.base import Options
-from loragraft.backends.native import NativeBackend
-from loragraft.formats.gguf.values import Value
-from loragraft.formats.source import TensorSource
-from loragraft.graph.lora import attach
 from loragraft.quants import native, reference
 from loragraft.quants.types import BY_NAME, QuantType
 
@@ -77,89 +70,10 @@ def bench_product(kind: QuantType, threads: int) -> None:
     print(" ".join(cells), "G mul-add/s at 1, 4, 32, 256 tokens", flush=True)
 
 
-class RandomTensor(TensorSource):
-    def __init__(self, name: str, shape: tuple[int, ...], kind: QuantType) -> None:
-        self.name, self.shape, self.type = name, shape, kind
-        self._rows = random_rows(kind, self.n_rows, self.columns)
-
-    def rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        return self._rows[start:stop]
-
-
-def bench_model(kind: QuantType, threads: int, layers: int, rank: int) -> None:
-    width, ff, vocab, heads, kv_heads = 2048, 8192, 32000, 32, 8
-    keys = {
-        "block_count": Value.u32(layers),
-        "context_length": Value.u32(4096),
-        "embedding_length": Value.u32(width),
-        "feed_forward_length": Value.u32(ff),
-        "attention.head_count": Value.u32(heads),
-        "attention.head_count_kv": Value.u32(kv_heads),
-        "attention.layer_norm_rms_epsilon": Value.f32(1e-5),
-        "rope.freq_base": Value.f32(500000.0),
-    }
-    metadata = {"general.architecture": Value.string("llama")} | {f"llama.{k}": v for k, v in keys.items()}
-    kv = width // heads * kv_heads
-    linears: dict[str, tuple[int, int]] = {"output": (vocab, width), "token_embd": (vocab, width)}
-    tensors: dict[str, TensorSource] = {}
-    norms = ["output_norm"]
-    for i in range(layers):
-        norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
-        linears |= {
-            f"blk.{i}.attn_q": (width, width),
-            f"blk.{i}.attn_k": (kv, width),
-            f"blk.{i}.attn_v": (kv, width),
-            f"blk.{i}.attn_output": (width, width),
-            f"blk.{i}.ffn_gate": (ff, width),
-            f"blk.{i}.ffn_up": (ff, width),
-            f"blk.{i}.ffn_down": (width, ff),
-        }
-    for base, shape in linears.items():
-        tensors[f"{base}.weight"] = RandomTensor(f"{base}.weight", shape, kind)
-    for base in norms:
-        tensors[f"{base}.weight"] = RandomTensor(f"{base}.weight", (width,), BY_NAME["F32"])
-    graph = build_graph(metadata, tensor_facts(tensors))
-    weights: dict[str, object] = dict(tensors)
-    if rank:
-        pairs = {}
-        for base, (out, columns) in linears.items():
-            if base.startswith("blk"):
-                a = RNG.standard_normal((rank, columns), dtype=np.float32)
-                b = RNG.standard_normal((out, rank), dtype=np.float32)
-                pairs[f"{base}.weight"] = LoraPair(f"{base}.weight", a, b, 1e-3)
-        graph, extra = attach(graph, [(Adapter("random", pairs, n_tensors=2 * len(pairs)), 1.0)])
-        weights |= extra
-    start = time.perf_counter()
-    session = NativeBackend().open(graph, weights, Options(threads=threads))
-    opened = time.perf_counter() - start
-    prompt = RNG.integers(0, vocab, 512).astype(np.int32)
-
-    def prefill() -> None:
-        session.reset()
-        session.forward(prompt, last_only=True)
-
-    def decode() -> None:
-        session.forward(prompt[:1])
-
-    prefill_seconds = best(prefill, 1.0)
-    decode_seconds = best(decode, 2.0)
-    read = sum(t.row_bytes * t.n_rows for name, t in tensors.items() if name != "token_embd.weight")
-    print(
-        f"{kind.name}, {layers} layers, {threads} threads, LoRA r={rank}: opened in {opened:.2f} s, "
-        f"prompt {512 / prefill_seconds:.1f} t/s, generation {1 / decode_seconds:.1f} t/s "
-        f"({read / decode_seconds / 1e9:.1f} GB/s)",
-        flush=True,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--types", default="F16,Q8_0,Q4_0,Q4_K,Q5_K,Q6_K,NVFP4")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--lora", type=int, default=0, metavar="RANK")
-    parser.add_argument("--no-model", action="store_true")
-    parser.add_argument("--no-products", action="store_true")
     args = parser.parse_args()
     threads = engine.ThreadPool(args.threads).size
     print(
@@ -167,11 +81,7 @@ def main() -> None:
     )
     kinds = [BY_NAME[name] for name in args.types.split(",")]
     for kind in kinds:
-        if not args.no_products:
-            bench_product(kind, threads)
-    for kind in kinds:
-        if not args.no_model:
-            bench_model(kind, threads, args.layers, args.lora)
+        bench_product(kind, threads)
 
 
 if __name__ == "__main__":
