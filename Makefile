@@ -36,8 +36,8 @@ test: $(VENV)/tested
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
 
-# Live against torch, transformers, peft and compressed-tensors, which get an environment of their own. Where pip knows
-# no wheel of torch for the CPU alone, ORACLE_PIP="--extra-index-url https://download.pytorch.org/whl/cpu" names one.
+# Live against torch, transformers, peft and compressed-tensors, which get an environment of their own. ORACLE_PIP takes
+# options for pip, such as an index that has a torch for the CPU alone.
 .venv-oracle/installed: tests/oracles/requirements.txt
 	$(PY) -m venv .venv-oracle
 	.venv-oracle/bin/pip install -q --disable-pip-version-check $(ORACLE_PIP) -r $<
