@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 
 def bytes_text(size: int) -> str:
@@ -18,6 +19,22 @@ def bytes_text(size: int) -> str:
 def count_text(count: int) -> str:
     """`1,234,567`."""
     return f"{count:,}"
+
+
+def digits_text(number: float, digits: int) -> str:
+    """The number rounded to so many digits: `854.9`, `420`, `0.00832`, `inf`."""
+    return f"{float(f'{number:.{digits}g}'):.12g}"
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """`0-3,5` for 0, 1, 2, 3, 5."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def share(text: str) -> float:

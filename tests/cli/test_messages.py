@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import loragraft as lg
 from loragraft.cli import app
+from loragraft.units import digits_text, ranges_text
 from paths import data
 
 BASE, ADAPTER, TEXT = data("llama-kjv"), data("llama-kjv.shakespeare"), data("shakespeare-valid.txt")
@@ -100,3 +101,24 @@ def test_reports_print_as_a_line(tmp_path: Path) -> None:
     assert str(report) == f"{out}: Q8_0, 39 tensors, 4.5 MB, 8.51 bits per weight"
     assert repr(lg.inspect(out)) == f"<Report {out}: GGUF model, 39 tensors, 4.5 MB>"
     assert repr(lg.check(out)) == f"<Conformance {out}: 30 linears, llama.cpp right on 30>"
+
+
+def test_blocks_that_are_alike_share_a_line() -> None:
+    model = data("starcoder2-bias-nvfp4")
+    lines = [line.split()[0] for line in run("check", model).splitlines()[1:9]]
+    names = [
+        f"blk.0-2.{name}" for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+    ]
+    assert lines == ["token_embd", *names, "output"]
+    every = [line.split()[0] for line in run("check", model, "-v").splitlines()[1:21]]
+    assert every[:2] + every[18:] == ["token_embd", "blk.0.attn_q", "blk.2.ffn_down", "output"]
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert ranges_text([3, 0, 1, 5]) == "0-1,3,5"
+    assert [digits_text(number, 2) for number in (421.3, 0.0083, 1.5e9)] == ["420", "0.0083", "1500000000"]
+
+
+def test_a_mistyped_command() -> None:
+    said = "loragraft: error: no such command 'mrege'. Did you mean 'merge'? See loragraft --help\n"
+    assert run("mrege", code=2) == said

@@ -160,7 +160,7 @@ def budget(
     else:
         console.show(_tensors(result))
         console.show(deployments_table([result.chosen, *result.mixes], context))
-        console.result(f"Expected of the chosen types: mean KL {result.expected:.5f}. {result.verdict}")
+        console.sentences(f"Expected of the chosen types: mean KL {result.expected:.5f}. {result.verdict}")
     if output is not None:
         lines = result.tensor_types().encode()
         with OutputFile(output, len(lines), inputs=inputs) as file:
@@ -184,12 +184,10 @@ def _merge_command(
 
 
 def _tensors(result: Budget) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("tensor", "type", ">bits", f"in {result.mix}", "measured as", ">KL", ">KL expected"):
-        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    in_mix = f"in {result.mix}"
+    table = console.table("tensor", "type", ">bits", in_mix, "measured as", ">KL", ">KL expected")
     for row in result.tensors:
         table.add_row(
             Text(row.name),

@@ -137,4 +137,4 @@ def compare(
         return
     ways = [row for one in result.types for row in (one.merged, one.runtime)]
     console.show(deployments_table([*ways, result.full, result.base], context))
-    console.result(result.verdict)
+    console.sentences(result.verdict)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 _quiet = False
 _verbose = False
@@ -55,6 +58,29 @@ def write(text: str) -> None:
     """A part of a line of the result, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def sentences(text: str) -> None:
+    """Sentences of the result; on a terminal their lines end between words."""
+    if not sys.stdout.isatty():
+        result(text)
+        return
+    width = shutil.get_terminal_size().columns
+    for line in text.split("\n"):
+        result(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False))
+
+
+def table(*headings: str, names: bool = True) -> Table:
+    """An empty table without lines. A heading with `>` before it is that of numbers, which stand to the right. If there
+    are `names` in the first column, they stay whole as long as they can."""
+    from rich.table import Table
+
+    empty = Table(box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        side: Literal["left", "right"] = "right" if heading.startswith(">") else "left"
+        whole = names and not index
+        empty.add_column(heading.lstrip(">"), justify=side, overflow="fold", no_wrap=whole)
+    return empty
 
 
 def show(what: RenderableType) -> None:

@@ -26,11 +26,16 @@ def deployments_table(rows: Iterable[Deployment], context: int) -> Table:
         f"of {plural(context, 'token')}"
     )
     grid = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=scored, caption_justify="left", caption_style="dim"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        caption=scored,
+        caption_justify="left",
+        caption_style="dim",
     )
-    grid.add_column("deployment")
+    grid.add_column("deployment", overflow="fold")
     for heading in ("perplexity", "mean KL", "same top-1", "kept", "size"):
-        grid.add_column(heading, justify="right")
+        grid.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         grid.add_row(
             row.label,

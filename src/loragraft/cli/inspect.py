@@ -54,7 +54,7 @@ def inspect(file: Path, tensors: bool, full: bool, as_json: bool) -> None:
 
 
 def _metadata_table(report: Report, full: bool) -> Table:
-    table = _table("metadata", "type", "value")
+    table = console.table("metadata", "type", "value")
     for fact in report.metadata:
         if fact.value is None and not full:  # a PEFT configuration is full of them
             continue
@@ -63,7 +63,7 @@ def _metadata_table(report: Report, full: bool) -> Table:
 
 
 def _tensor_table(report: Report) -> Table:
-    table = _table("tensor", "shape", "type", ">size")
+    table = console.table("tensor", "shape", "type", ">size")
     for tensor in report.tensors:
         shape = " x ".join(str(length) for length in tensor.shape) or "scalar"
         table.add_row(_text(tensor.name), shape, tensor.type, bytes_text(tensor.nbytes))
@@ -84,18 +84,6 @@ def _summary(report: Report) -> str:
     total = f"{plural(report.n_elements, one)}, {bytes_text(report.nbytes)}, {density}"
     files = f", in {len(report.files)} files" if len(report.files) > 1 else ""
     return f"{line}\n{total}{files}"
-
-
-def _table(*headings: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, heading in enumerate(headings):
-        right = heading.startswith(">")
-        table.add_column(
-            heading.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=not index
-        )
-    return table
 
 
 def _text(content: str) -> Any:

@@ -14,12 +14,9 @@ if TYPE_CHECKING:
 
 def show_dry_run(report: Report) -> None:
     """The table of `--dry-run`."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("tensor", "shape", "from", "to", ">size", ">bits per weight"):
-        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    table = console.table("tensor", "shape", "from", "to", ">size", ">bits per weight")
     for tensor in report.tensors:
         shape = " x ".join(map(str, tensor.shape))
         bits = f"{8 * tensor.size / tensor.weights:.2f}"
@@ -42,13 +39,9 @@ def show_dry_run(report: Report) -> None:
 def show_result(report: Report) -> None:
     """What was written, and with `--verify` how well."""
     if report.errors:
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("tensor")
-        table.add_column("type")
-        table.add_column("relative error", justify="right")
+        table = console.table("tensor", "type", ">relative error")
         for error in report.errors:
             table.add_row(Text(error.name), error.type, f"{error.relative:.5f}")
         console.show(table)
