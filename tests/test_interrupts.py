@@ -75,3 +75,13 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, work: str
     )
     assert done.returncode == 1
     assert os.listdir(tmp_path) == ["model.gguf"]
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_gives_no_traceback() -> None:
+    code = (
+        "import os, signal, sys, types; click = types.ModuleType('click');"
+        "click.__getattr__ = lambda name: os.kill(os.getpid(), signal.SIGINT);"
+        "sys.modules['click'] = click; from loragraft.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

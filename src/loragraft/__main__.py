@@ -1,6 +1,19 @@
-"""`python -m loragraft` is the command line."""
+"""The command `loragraft`, also as `python -m loragraft`."""
 
-from loragraft.cli import main
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """Load the command line, and run it."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # no traceback for Ctrl-C before `cli.main` has its own handler
+    from loragraft.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()
