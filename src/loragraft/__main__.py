@@ -7,9 +7,8 @@ import signal
 
 def main() -> None:
     """Load the command line, and run it."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # no traceback for Ctrl-C before `cli.main` has its own handler
+    # No traceback for Ctrl-C before `cli.main` has its own handler.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from loragraft.cli import main as run
 
     run()
