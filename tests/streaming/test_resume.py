@@ -187,3 +187,17 @@ def test_a_line_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
     assert third.done == {"a": [(0, 8)], "c": [(0, 1)]}
     third.close()
     assert Journal(path, "another plan", resume=True).done == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["5", "{}", "[1, 2, 3]", '["a", "0", 8]', '["a", 8, 0]', '["a", -8, 0]', '["a", 0, 8, 9]', "[" * 100_000],
+)
+def test_a_line_that_nobody_wrote_counts_for_nothing(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal"
+    Journal(path, "plan", resume=False).close()
+    with path.open("a") as file:
+        file.write(f'{line}\n["b", 0, 1]\n')
+    journal = Journal(path, "plan", resume=True)
+    assert journal.done == {"b": [(0, 1)]}
+    journal.close()

@@ -70,8 +70,10 @@ def _read(path: Path, head: str) -> dict[str, list[Span]]:
     done: dict[str, list[Span]] = {}
     for line in lines[1:-1]:  # what follows the last line break was cut off
         try:
-            name, start, stop = json.loads(line)
-        except ValueError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # a line cut off by the kill, with another appended to it by the next run
-        done.setdefault(name, []).append((start, stop))
+        match entry:
+            case [str() as name, int() as start, int() as stop] if 0 <= start < stop:
+                done.setdefault(name, []).append((start, stop))
     return done
