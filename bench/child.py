@@ -26,6 +26,10 @@ class Run:
     output: str
 
 
+#: An installed package has its byte code compiled; one in a checkout compiles it at the first start, if it may.
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(command: Sequence[object], env: Mapping[str, str] | None = None) -> Run:
     """Run `command` to its end, keeping its output; raises SystemExit with the output's end if it fails.
 
@@ -35,7 +39,7 @@ def run(command: Sequence[object], env: Mapping[str, str] | None = None) -> Run:
     words = [str(word) for word in command]
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+        process = subprocess.Popen(words, stdout=log, stderr=log, env={**_ENVIRONMENT, **(env or {})})
         peaks: dict[str, int] = {}
         watcher = threading.Thread(target=_watch, args=(process.pid, peaks))
         watcher.start()

@@ -28,10 +28,11 @@ say "4. Did the fine-tune survive? Measured on Shakespeare that neither has seen
 run compare --base $base --lora $adapter --text $text --context 256
 
 say "Next"
-next() { printf '  loragraft %-68s %s%s%s\n' "$1" "$dim" "$2" "$off"; }
+next() { printf '  %s# %s%s\n  loragraft %s\n' "$dim" "$2" "$off" "$1"; }
 next "merge YOUR-MODEL --lora YOUR-ADAPTER -o out.gguf --type Q4_K_M" "your own: a Hugging Face folder or a GGUF"
 next "run $out/tuned.Q4_K_M.gguf -p ROMEO:" "talk to the tuned model"
 next "run $base --lora $adapter=0.5 -p ROMEO:" "half the adapter, at run time"
+next "budget $base --lora $adapter --text $text" "the types of one size that keep the most of it"
 next "inspect $out/tuned.Q4_K_M.gguf" "what is in the file"
 next "check $base --lora $adapter" "how every layer is computed"
 next "--help" "everything else"
