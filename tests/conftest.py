@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 SUMMARY = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure() -> None:
+    # A suite that a shell started in the background is deaf to Ctrl-C, and so would be the processes that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
