@@ -24,17 +24,7 @@ inline u8x32 load_u8(const uint8_t* p) {
 
 // LANES bytes -> integers. (GCC 12 makes scalar code of a __builtin_convertvector from bytes.)
 inline vi widen(const uint8_t* p) {
-#if LG_ISA_avx512
-    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-#elif LG_ISA_avx2
-    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-#else
-    vi v;
-    for (int i = 0; i < LANES; ++i) {
-        v[i] = p[i];
-    }
-    return v;
-#endif
+    return load_bytes(p);
 }
 inline vi widen(const int8_t* p) {
 #if LG_ISA_avx512

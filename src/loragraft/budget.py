@@ -132,7 +132,7 @@ def budget(
             "keep", "not a share of a fine-tune", found=keep, expected="between 0 and 1, and an adapter"
         )
     kinds = [_candidate(name) for name in types]
-    options = QuantizeOptions(allow_requantize=True, imatrix=None if imatrix is None else Path(imatrix))
+    options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
     threads = thread_count(threads)
     unmerged = open_model(base)
     tokenizer = Tokenizer(unmerged.metadata, unmerged.path)

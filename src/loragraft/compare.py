@@ -98,7 +98,7 @@ def compare(
     if not kinds:
         raise LoragraftError("types", "nothing to compare", expected="at least one type")
     # the base may be quantized already
-    options = QuantizeOptions(allow_requantize=True, imatrix=None if imatrix is None else Path(imatrix))
+    options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
     unmerged = open_model(base)
     tokenizer = Tokenizer(unmerged.metadata, unmerged.path)
     check_windows(tokenizer.encode(text), context, unmerged.context_length, progress)
