@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
+#include "engine/engine.h"
 
 namespace lg {
 
@@ -30,7 +30,7 @@ struct TypeKernels {
     int bytes = 0; // bytes per block
 };
 
-// What a pass over float rows needs beside conversions: native/delta.cpp.
+// What a pass over float rows needs beside conversions: native/quant/delta.cpp.
 struct DeltaKernels {
     // y [rows, cols] += scale * b a; a [rank, cols], b [rows, rank].
     void (*add)(float* y, const float* a, const float* b, int64_t rows, int64_t cols, int64_t rank, float scale) = nullptr;

@@ -1,4 +1,4 @@
-"""The arithmetic of adapter deltas, bit for bit: what `native/delta.cpp` computes, in NumPy.
+"""The arithmetic of adapter deltas, bit for bit: what `native/quant/delta.cpp` computes, in NumPy.
 
 Source: Hu et al. 2021 (arXiv 2106.09685), W' = W + s B A. The sum over the rank runs in order, every operation is
 rounded to float32 and none are fused, so that the result depends neither on chunks nor on threads nor on the machine.

@@ -1,5 +1,5 @@
 """The grids of the IQ types: which combinations of small numbers a code may stand for. Facts, and no dependency: the
-native core's build reads them from here too (native/make_iq_grids.py).
+native core's build reads them from here too (native/quant/make_iq_grids.py).
 
 A point is a group of 8 digits 0..2 (of 4 digits 0..7 for IQ3), the first digit least significant. A grid is a set of
 points, numbered in ascending order; here as one bit for every combination, compressed. Source: kgrid_* in

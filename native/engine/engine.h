@@ -1,0 +1,107 @@
+// What the engine's kernels take and give: plain structs, one function pointer per operation, filled once per
+// instruction set. What each operation means is defined by src/loragraft/backends/reference.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lg {
+
+// Rows of activations: float, and, after quantize_activations, 8-bit codes with a scale per 32.
+struct Activations {
+    int64_t rows = 0, cols = 0;
+    const float* x = nullptr;      // [rows][cols]
+    const int8_t* codes = nullptr; // [rows][cols], never -128
+    const float* d = nullptr;      // [rows][cols / 32]; x is about d * code
+    // Sums of the codes of each 16 or 32, as integers and times d.
+    const int32_t* sum16 = nullptr;
+    const int32_t* sum32 = nullptr;
+    const float* dsum16 = nullptr;
+    const float* dsum32 = nullptr;
+};
+
+// y[:, out] = arch_scale * (dora_scale * (scale * (W x) + B xa) + bias), applied in exactly this order.
+struct Epilogue {
+    float scale = 1.0f;        // the weight's own
+    int rank = 0;              // columns of B, over all adapters
+    const float* b = nullptr;  // [ceil(rows / 16)][rank][16], the adapters' scales in it
+    const float* dora_scale = nullptr; // [rows]
+    const float* bias = nullptr; // [rows]
+    float arch_scale = 1.0f;
+};
+
+// One product of a weight with some columns (tokens, or tokens of one expert).
+struct Linear {
+    const uint8_t* weight = nullptr; // rows of row_bytes
+    int type = 0;
+    int64_t rows = 0, cols = 0, row_bytes = 0;
+    const uint8_t* packed = nullptr; // the same weight in the engine's own layout, or null
+    Activations x;
+    int64_t columns = 0;
+    const int32_t* x_row = nullptr; // which row of x column t reads; null: row t
+    const int32_t* y_row = nullptr; // which row of y (and of xa) column t writes; null: row t
+    float* y = nullptr;             // [..][rows]
+    const float* xa = nullptr;      // [..][xa_stride]: x A^T
+    int64_t xa_stride = 0;
+    Epilogue end;
+};
+
+inline int64_t x_row(const Linear& l, int64_t t) { return l.x_row ? l.x_row[t] : t; }
+inline int64_t y_row(const Linear& l, int64_t t) { return l.y_row ? l.y_row[t] : t; }
+
+// A thread computes rows [first, last) of a product, for all columns; first is a multiple of LINEAR_ROWS.
+using LinearKernel = void (*)(const Linear&, int64_t first, int64_t last);
+constexpr int64_t LINEAR_ROWS = 32;
+
+// The engine's own layout of a type (native/engine/packed.h): groups of PACKED_ROWS rows.
+constexpr int64_t PACKED_ROWS = 16;
+struct PackedKernels {
+    int64_t (*group_bytes)(int64_t cols) = nullptr;
+    // Rows [first, min(first + PACKED_ROWS, rows)) of a weight -> one group.
+    void (*pack)(const Linear& weight, int64_t first, uint8_t* group) = nullptr;
+    LinearKernel linear = nullptr; // 8-bit activations; reads `packed`
+};
+
+// How attention's keys and values lie. Keys: blocks of 16 positions, transposed, so that a block's scores need no
+// horizontal sum. One head each.
+constexpr int64_t KEY_BLOCK = 16;
+struct HeadCache {
+    const float* k; // [ceil(positions / 16)][head_dim][16]
+    const float* v; // [positions][head_dim]
+};
+
+struct AttentionTask {
+    const float* q = nullptr; // [tokens][heads * head_dim]
+    float* y = nullptr;       // [tokens][heads * head_dim]
+    int64_t tokens = 0, past = 0;
+    int heads = 0, kv_heads = 0, head_dim = 0;
+    float scale = 1.0f;
+    int64_t window = 0; // 0: none
+};
+
+struct EngineKernels {
+    void (*quantize_activations)(const float* x, int64_t cols, int8_t* codes, float* d, int32_t* sum16, int32_t* sum32,
+                                 float* dsum16, float* dsum32) = nullptr; // one row
+    void (*round_nvfp4)(const float* x, float* y, int64_t n, float scale) = nullptr;
+    void (*to_floats)(int type, const uint8_t* row, float* y, int64_t n) = nullptr; // a row of any type
+    LinearKernel linear_f32 = nullptr;       // any type, float activations
+    LinearKernel linear_q8[64] = {};         // by type; null where a type has no integer kernel
+    PackedKernels packed[64];                // by type
+
+    void (*rms_norm)(const float* x, const float* w, float* y, int64_t n, float eps) = nullptr; // one group
+    void (*layer_norm)(const float* x, const float* w, const float* b, float* y, int64_t n, float eps) = nullptr;
+    void (*silu)(const float* x, float* y, int64_t n) = nullptr;
+    void (*silu_mul)(const float* gate, const float* up, float* y, int64_t n) = nullptr;
+    void (*sigmoid)(const float* x, float* y, int64_t n) = nullptr;
+    void (*gelu_tanh)(const float* x, float* y, int64_t n) = nullptr;
+    void (*gelu_erf)(const float* x, float* y, int64_t n) = nullptr;
+    void (*add)(const float* a, const float* b, float* y, int64_t n) = nullptr;
+    void (*mul)(const float* a, const float* b, float* y, int64_t n) = nullptr;
+    // One head: turns the first `rotary` elements by the angles whose cosines and sines are given.
+    void (*rope)(const float* x, float* y, int head_dim, int rotary, bool adjacent, const float* cosines,
+                 const float* sines) = nullptr;
+    // Query rows [first, last) of kv head `head`, row = token * (heads / kv_heads) + head in its group.
+    void (*attend)(const AttentionTask&, const HeadCache&, int head, int64_t first, int64_t last) = nullptr;
+};
+
+} // namespace lg

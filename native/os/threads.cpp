@@ -1,0 +1,138 @@
+#include "os/threads.h"
+
+#include <algorithm>
+
+#include <pthread.h>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lg {
+
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Loops of one token follow each other within microseconds, so a worker looks for the next one for some tens of
+// microseconds before it sleeps; longer would take the processor from others.
+constexpr int SPINS = 2000;
+
+// A fork copies the caller's thread alone: in the child, every pool that was made before has lost its threads.
+std::atomic<unsigned> forks{0};
+
+unsigned count_forks() {
+    static std::once_flag once;
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); }); });
+    return forks.load();
+}
+
+} // namespace
+
+int available_processors() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        return std::max(1, CPU_COUNT(&set));
+    }
+#endif
+    return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+ThreadPool::ThreadPool(int n) : forks_(count_forks()) {
+    const int total = n > 0 ? n : available_processors();
+    for (int i = 1; i < total; ++i) {
+        workers_.emplace_back([this, i] { work(i); });
+    }
+}
+
+bool ThreadPool::forked() const { return forks_ != forks.load(std::memory_order_relaxed); }
+
+ThreadPool::~ThreadPool() {
+    if (forked()) {
+        for (std::thread& t : workers_) {
+            t.detach(); // there is nothing to join
+        }
+        return;
+    }
+    stop_.store(true);
+    round_.fetch_add(1);
+    round_.notify_all();
+    for (std::thread& t : workers_) {
+        t.join();
+    }
+}
+
+void ThreadPool::drain(int thread) {
+    for (;;) {
+        const int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
+        if (chunk >= chunks_) {
+            return;
+        }
+        (*body_)(chunk, thread);
+    }
+}
+
+void ThreadPool::work(int thread) {
+    uint32_t seen = 0;
+    for (;;) {
+        uint32_t now = round_.load(std::memory_order_acquire);
+        for (int spin = 0; now == seen && spin < SPINS; ++spin) {
+            relax();
+            now = round_.load(std::memory_order_acquire);
+        }
+        while (now == seen) {
+            round_.wait(seen, std::memory_order_acquire);
+            now = round_.load(std::memory_order_acquire);
+        }
+        if (stop_.load()) {
+            return;
+        }
+        seen = now;
+        drain(thread);
+        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+            busy_.notify_one();
+        }
+    }
+}
+
+void ThreadPool::run(int64_t chunks, const std::function<void(int64_t, int)>& body) {
+    if (chunks <= 0) {
+        return;
+    }
+    if (workers_.empty() || chunks == 1 || forked()) {
+        for (int64_t i = 0; i < chunks; ++i) {
+            body(i, 0);
+        }
+        return;
+    }
+    std::lock_guard<std::mutex> lock(one_loop_);
+    body_ = &body;
+    chunks_ = chunks;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(int(workers_.size()), std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
+    drain(0);
+    // Every worker must have left the loop before the next one may change it.
+    int left = busy_.load(std::memory_order_acquire);
+    for (int spin = 0; left != 0 && spin < SPINS; ++spin) {
+        relax();
+        left = busy_.load(std::memory_order_acquire);
+    }
+    while (left != 0) {
+        busy_.wait(left, std::memory_order_acquire);
+        left = busy_.load(std::memory_order_acquire);
+    }
+}
+
+} // namespace lg
