@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 import loragraft as lg
-from loragraft.budget import CONTEXT, TYPES, WINDOWS
 from loragraft.evaluate.reading import Text
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.tensor_costs import PROBE
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.evaluate.verdict import percent_text
 from loragraft.formats.gguf.model import open_gguf
-from loragraft.options import QuantizeOptions
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.types import BY_NAME
+from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
 from loragraft.streaming.rounding import rounding_errors
+from loragraft.verbs.budget import CONTEXT, TYPES, WINDOWS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from paths import data

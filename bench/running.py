@@ -25,7 +25,7 @@ import numpy as np
 import child
 import loragraft as lg
 from engine import read_bandwidth
-from loragraft.models import open_model
+from loragraft.opening import open_model
 from merge_memory import EXAMPLE, make_adapter, make_base
 
 TYPES = "Q4_0,Q4_K_M,Q6_K,Q8_0,IQ4_XS,NVFP4,F16"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gguf_files import write_gguf
-from loragraft.bpe import BYTE_OF
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.safetensors import SafetensorsSpec, SafetensorsWriter
+from loragraft.inference.bpe import BYTE_OF
 from small_models import SmallModel, random_adapter, small_model
 
 #: The vocabulary: control tokens, one token for each byte, two merges.

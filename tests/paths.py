@@ -43,8 +43,8 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 def _made(name: str) -> Path:
     """Make the file `name` by our own conversion and merge, which give llama.cpp's bytes."""
     from loragraft.formats.gguf.values import Value
-    from loragraft.merge import merge
-    from loragraft.models import open_model
+    from loragraft.opening import open_model
+    from loragraft.verbs.merge import merge
 
     base, adapter, title = _MADE[name]
     model = open_model(data(base))

@@ -15,16 +15,9 @@ costs nothing.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loragraft.budget import budget as budget
-    from loragraft.check import check as check
-    from loragraft.compare import compare as compare
-    from loragraft.convert import convert as convert
-    from loragraft.convert import convert_adapter as convert_adapter
     from loragraft.errors import AdapterError as AdapterError
     from loragraft.errors import CheckpointError as CheckpointError
     from loragraft.errors import FormatError as FormatError
@@ -36,17 +29,22 @@ if TYPE_CHECKING:
     from loragraft.errors import QuantizeError as QuantizeError
     from loragraft.errors import TextError as TextError
     from loragraft.errors import UnsupportedError as UnsupportedError
-    from loragraft.export import export as export
-    from loragraft.imatrix import imatrix as imatrix
-    from loragraft.inspect import inspect as inspect
-    from loragraft.load import Model as Model
-    from loragraft.load import load as load
-    from loragraft.merge import merge as merge
-    from loragraft.options import QuantizeOptions as QuantizeOptions
-    from loragraft.quantize import quantize as quantize
-    from loragraft.split import join as join
-    from loragraft.split import split as split
-    from loragraft.tokenizer import Tokenizer as Tokenizer
+    from loragraft.inference.model import Model as Model
+    from loragraft.inference.model import load as load
+    from loragraft.inference.tokenizer import Tokenizer as Tokenizer
+    from loragraft.streaming.options import QuantizeOptions as QuantizeOptions
+    from loragraft.verbs.budget import budget as budget
+    from loragraft.verbs.check import check as check
+    from loragraft.verbs.compare import compare as compare
+    from loragraft.verbs.convert import convert as convert
+    from loragraft.verbs.convert import convert_adapter as convert_adapter
+    from loragraft.verbs.export import export as export
+    from loragraft.verbs.imatrix import imatrix as imatrix
+    from loragraft.verbs.inspect import inspect as inspect
+    from loragraft.verbs.merge import merge as merge
+    from loragraft.verbs.quantize import quantize as quantize
+    from loragraft.verbs.split import join as join
+    from loragraft.verbs.split import split as split
 
 __version__ = "0.1.0"
 
@@ -63,22 +61,22 @@ _HOMES = {
     "QuantizeError": "loragraft.errors",
     "TextError": "loragraft.errors",
     "UnsupportedError": "loragraft.errors",
-    "Model": "loragraft.load",
-    "Tokenizer": "loragraft.tokenizer",
-    "budget": "loragraft.budget",
-    "check": "loragraft.check",
-    "compare": "loragraft.compare",
-    "convert": "loragraft.convert",
-    "convert_adapter": "loragraft.convert",
-    "export": "loragraft.export",
-    "imatrix": "loragraft.imatrix",
-    "load": "loragraft.load",
-    "inspect": "loragraft.inspect",
-    "join": "loragraft.split",
-    "merge": "loragraft.merge",
-    "QuantizeOptions": "loragraft.options",
-    "quantize": "loragraft.quantize",
-    "split": "loragraft.split",
+    "Model": "loragraft.inference.model",
+    "Tokenizer": "loragraft.inference.tokenizer",
+    "budget": "loragraft.verbs.budget",
+    "check": "loragraft.verbs.check",
+    "compare": "loragraft.verbs.compare",
+    "convert": "loragraft.verbs.convert",
+    "convert_adapter": "loragraft.verbs.convert",
+    "export": "loragraft.verbs.export",
+    "imatrix": "loragraft.verbs.imatrix",
+    "load": "loragraft.inference.model",
+    "inspect": "loragraft.verbs.inspect",
+    "join": "loragraft.verbs.split",
+    "merge": "loragraft.verbs.merge",
+    "QuantizeOptions": "loragraft.streaming.options",
+    "quantize": "loragraft.verbs.quantize",
+    "split": "loragraft.verbs.split",
 }
 
 
@@ -122,15 +120,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
-
-
-class _Package(ModuleType):
-    """A verb and the module that defines it share a name: `loragraft.merge` is the function. The import system would
-    bind the module there as soon as anything imports it; this declines."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,7 +7,7 @@ import pytest
 from loragraft.adapters.kinship import doubt
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource
-from loragraft.models import load_adapter, open_model
+from loragraft.opening import load_adapter, open_model
 from paths import data
 
 

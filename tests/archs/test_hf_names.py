@@ -16,7 +16,7 @@ from loragraft.archs.rope import rope_row_order
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.views import float_rows
-from loragraft.models import open_model
+from loragraft.opening import open_model
 from paths import arrays
 from tolerances import REFERENCE, nmse
 

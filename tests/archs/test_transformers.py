@@ -11,7 +11,7 @@ import pytest
 
 from loragraft.archs.graphs import build_graph
 from loragraft.backends.base import Backend
-from loragraft.backends.native import NativeBackend
+from loragraft.backends.cpu.session import NativeBackend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.gguf.values import Value
 from loragraft.graph.ops import TensorFact

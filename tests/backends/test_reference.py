@@ -9,7 +9,7 @@ from golden_logits import FLOAT_CASES, NVFP4_CASES
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
-from loragraft.models import load_adapter, open_model
+from loragraft.opening import load_adapter, open_model
 from paths import arrays, data
 from tolerances import REFERENCE, REFERENCE_F16_MERGE, nmse
 

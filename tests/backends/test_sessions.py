@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from loragraft.backends.base import Backend, Options, Session
-from loragraft.backends.native import NativeBackend
+from loragraft.backends.cpu.session import NativeBackend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import GraphError
 from small_models import small_model

@@ -9,8 +9,8 @@ import pytest
 
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter, kl
-from loragraft.evaluate.perplexity import Meter, count, log_softmax, losses, perplexity, windows
 from loragraft.evaluate.reading import Text, read_beside
+from loragraft.inference.perplexity import Meter, count, log_softmax, losses, perplexity, windows
 
 
 class Bigram:

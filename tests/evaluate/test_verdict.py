@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from loragraft.evaluate.deployment import Deployment
-from loragraft.evaluate.perplexity import Perplexity
 from loragraft.evaluate.uncertainty import Estimate, mean, share_kept
 from loragraft.evaluate.verdict import (
     Candidate,
@@ -16,6 +15,7 @@ from loragraft.evaluate.verdict import (
     smallest,
     verdict,
 )
+from loragraft.inference.perplexity import Perplexity
 
 RNG = np.random.default_rng(0)
 #: Divergences [windows, tokens] whose windows differ among themselves, and those of a base that goes with them.

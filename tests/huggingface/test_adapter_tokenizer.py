@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from loragraft.errors import AdapterError, CheckpointError
-from loragraft.load import load
-from loragraft.merge import merge
-from loragraft.models import load_adapter, open_model
+from loragraft.inference.model import load
+from loragraft.opening import load_adapter, open_model
+from loragraft.verbs.merge import merge
 from peft_golden import adapter_folder, base_folder, write_tokenizer
 
 

@@ -17,7 +17,7 @@ from loragraft.errors import CheckpointError, FormatError, GraphError, Loragraft
 from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows
-from loragraft.models import open_model
+from loragraft.opening import open_model
 from paths import data
 
 

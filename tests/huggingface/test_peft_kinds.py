@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from loragraft.errors import AdapterError
-from loragraft.load import load
-from loragraft.merge import merge
-from loragraft.models import open_model
-from loragraft.options import QuantizeOptions
-from loragraft.quantize import quantize
+from loragraft.inference.model import load
+from loragraft.opening import open_model
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.verbs.merge import merge
+from loragraft.verbs.quantize import quantize
 from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, golden
 from tolerances import NATIVE_F32, REFERENCE, REFERENCE_F16_MERGE, nmse

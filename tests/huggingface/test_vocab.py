@@ -14,7 +14,7 @@ from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.pretokenizers import PRETOKENIZERS
 from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.huggingface.vocab import tokenizer_metadata
-from loragraft.tokenizer import Tokenizer
+from loragraft.inference.tokenizer import Tokenizer
 from paths import data
 
 

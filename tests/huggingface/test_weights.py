@@ -17,7 +17,7 @@ from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.views import float_rows
 from loragraft.huggingface.quantization_config import read_quantization_config
-from loragraft.models import open_model
+from loragraft.opening import open_model
 from loragraft.quants import e4m3
 from loragraft.quants.nvfp4 import dequantize_nvfp4
 from paths import data

@@ -13,7 +13,7 @@ from checkpoints import nvfp4_formula, raw_tensors
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import float_rows
 from loragraft.huggingface.tokenizer_file import SPACE
-from loragraft.models import open_model
+from loragraft.opening import open_model
 from loragraft.quants.nvfp4 import dequantize_nvfp4
 from loragraft.quants.types import BY_NAME
 from oracles.conftest import Ask

@@ -13,15 +13,15 @@ from loragraft.errors import QuantizeError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.split import SplitLimits
-from loragraft.merge import merge
-from loragraft.models import load_adapter, open_model
-from loragraft.options import QuantizeOptions, tensor_type
-from loragraft.quantize import quantize
+from loragraft.opening import load_adapter, open_model
 from loragraft.quants import reference
 from loragraft.quants.nvfp4 import NVFP4, dequantize_nvfp4, quantize_nvfp4, tensor_scale
 from loragraft.quants.types import BY_NAME, F16
-from loragraft.split import split
 from loragraft.streaming.nvfp4_scales import group_of
+from loragraft.streaming.options import QuantizeOptions, tensor_type
+from loragraft.verbs.merge import merge
+from loragraft.verbs.quantize import quantize
+from loragraft.verbs.split import split
 from paths import data
 
 

@@ -16,11 +16,11 @@ import pytest
 
 from gguf_files import write_gguf
 from loragraft.formats.gguf.values import Value
-from loragraft.options import QuantizeOptions
 from loragraft.progress import Silent
-from loragraft.quantize import quantize
 from loragraft.streaming import journal, pipeline
 from loragraft.streaming.journal import Journal
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.verbs.quantize import quantize
 
 #: Of the moments at which runs are killed.
 SEED = 1
@@ -95,7 +95,7 @@ DOOMED = """
 import os, signal, sys
 from loragraft.streaming import pipeline
 from loragraft.streaming.journal import Journal
-from loragraft.quantize import quantize
+from loragraft.verbs.quantize import quantize
 
 source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])
 pipeline.CHUNK_WEIGHTS = 64 * 1024

@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from loragraft import __version__, interrupts
+from loragraft import __version__
 from loragraft.cli import console
 from loragraft.cli.command import Command, help_if_bare, section
 from loragraft.cli.exits import reported
+from loragraft.system import interrupts
 
 #: Every command under its panel of `loragraft --help`: its name, which is its module's and function's too, and what it
 #: is for, which is the first paragraph of its help.

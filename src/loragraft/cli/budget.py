@@ -32,8 +32,8 @@ from loragraft.cli.progress import progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loragraft.budget import Budget
     from loragraft.quants.filetypes import FileType
+    from loragraft.verbs.budget import Budget
 
 
 @command(
@@ -122,9 +122,9 @@ def budget(
         raise click.UsageError("give one of --size, --bpw and --keep")
     if keep is not None and not lora:
         raise click.UsageError("--keep needs --lora: it is the fine-tune that is to be kept")
-    from loragraft.budget import TYPES, save_picture
     from loragraft.evaluate.picture import check_picture
     from loragraft.formats.output import OutputFile
+    from loragraft.verbs.budget import TYPES, save_picture
 
     inputs = [text, *filter(None, [valid, imatrix])]
     inputs += [file for path in (base, *(path for path, _ in lora)) for file in files_of(path)]

@@ -22,7 +22,7 @@ from loragraft.units import count_text, digits_text, plural, ranges_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loragraft.check import Conformance, LinearReport
+    from loragraft.verbs.check import Conformance, LinearReport
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
@@ -66,8 +66,8 @@ def check(
     """
     if plot is not None and text is None:
         raise click.UsageError("--plot needs --text: the errors are measured on it")
-    from loragraft.check import save_picture
     from loragraft.evaluate.picture import check_picture
+    from loragraft.verbs.check import save_picture
 
     if plot is not None:
         check_picture(plot)
@@ -114,7 +114,7 @@ def _span(numbers: list[float]) -> str:
 
 
 def _summary(report: Conformance) -> str:
-    from loragraft.llama_cpp import COMMIT
+    from loragraft.graph.llama_cpp import COMMIT
 
     lines = [f"{plural(len(report.linears), 'linear')} of {report.arch}; here every one is right."]
     wrong: dict[tuple[str, str, str], int] = {}
@@ -143,7 +143,7 @@ def _runs(report: Conformance) -> Table:
 
 
 def _reading(report: Conformance) -> str:
-    from loragraft.check import PUBLISHED, RIGHT
+    from loragraft.verbs.check import PUBLISHED, RIGHT
 
     mistakes = [run for run in report.runs if run.linears and run.name != PUBLISHED]
     if not mistakes:

@@ -31,7 +31,7 @@ from loragraft.cli.options import (
 from loragraft.cli.progress import progress
 
 if TYPE_CHECKING:
-    from loragraft.load import BackendName
+    from loragraft.inference.model import BackendName
     from loragraft.quants.filetypes import FileType
 
 
@@ -108,8 +108,8 @@ def compare(
     """
     if not lora:
         raise click.UsageError("give at least one adapter with --lora")
-    from loragraft.compare import save_picture
     from loragraft.evaluate.picture import check_picture
+    from loragraft.verbs.compare import save_picture
 
     if plot is not None:
         check_picture(plot)

@@ -60,7 +60,7 @@ def convert(
     NVFP4 weights of ModelOpt and compressed-tensors checkpoints are repacked without loss, FP8 weights become the type
     that is asked for. An adapter keeps its exact scale, also of rsLoRA and alpha_pattern.
     """
-    from loragraft.convert import is_adapter
+    from loragraft.verbs.convert import is_adapter
 
     if is_adapter(source):
         if base is None:

@@ -55,7 +55,7 @@ def export(
     with one that does not; the others are quantized; adapters are added before. Without scales of the activations in
     the source the checkpoint is weight-only (W4A16).
     """
-    from loragraft.export import MAX_SHARD_BYTES
+    from loragraft.verbs.export import MAX_SHARD_BYTES
 
     with progress() as bars:
         report = lg.export(

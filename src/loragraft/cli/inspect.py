@@ -15,7 +15,7 @@ from loragraft.units import bytes_text, count_text, plural
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loragraft.inspect import Report
+    from loragraft.verbs.inspect import Report
 
 _MAX_VALUE = 100  # characters of a metadata value
 _MAX_ITEMS = 5  # elements of an array
@@ -71,7 +71,7 @@ def _tensor_table(report: Report) -> Table:
 
 
 def _summary(report: Report) -> str:
-    from loragraft.inspect import Kind
+    from loragraft.verbs.inspect import Kind
 
     parts = ", ".join(
         f"{count} {name} ({bytes_text(size)})" for name, (count, size) in report.types().items()

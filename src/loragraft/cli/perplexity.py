@@ -27,7 +27,7 @@ from loragraft.cli.progress import progress
 from loragraft.units import plural
 
 if TYPE_CHECKING:
-    from loragraft.load import BackendName
+    from loragraft.inference.model import BackendName
 
 
 @command(

@@ -17,7 +17,7 @@ from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
 
 if TYPE_CHECKING:
-    from loragraft.options import QuantizeOptions
+    from loragraft.streaming.options import QuantizeOptions
 
 
 @command(

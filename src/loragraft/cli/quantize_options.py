@@ -13,11 +13,11 @@ from loragraft.cli.command import FILE, option
 from loragraft.cli.options import Parsed
 
 if TYPE_CHECKING:
-    from loragraft.options import QuantizeOptions
+    from loragraft.streaming.options import QuantizeOptions
 
 _what = functools.partial(option, panel="Quantization")
 _where = functools.partial(option, panel="Output")
-_WEIGHT_TYPE = Parsed("loragraft.options:weight_type")
+_WEIGHT_TYPE = Parsed("loragraft.streaming.options:weight_type")
 _POSITIVE = click.IntRange(min=1)
 
 _OPTIONS = (
@@ -36,7 +36,7 @@ _OPTIONS = (
     _what(
         "--tensor-type",
         multiple=True,
-        type=Parsed("loragraft.options:tensor_type"),
+        type=Parsed("loragraft.streaming.options:tensor_type"),
         metavar="REGEX=TYPE",
         help="The type of tensors whose name matches; the first match counts.",
     ),
@@ -48,14 +48,14 @@ _OPTIONS = (
     ),
     _where(
         "--prune-layers",
-        type=Parsed("loragraft.options:layers"),
+        type=Parsed("loragraft.streaming.options:layers"),
         metavar="L0,L1,...",
         help="Leave out these blocks.",
     ),
     _where(
         "--override-kv",
         multiple=True,
-        type=Parsed("loragraft.options:override"),
+        type=Parsed("loragraft.streaming.options:override"),
         metavar="KEY=TYPE:VALUE",
         help="Set metadata; TYPE is int, float, bool or str.",
     ),
@@ -107,8 +107,8 @@ def _build(
     **same: Any,
 ) -> QuantizeOptions:
     """Options that `QuantizeOptions` has by the same name and in the same form are in `same`."""
-    from loragraft import options
     from loragraft.formats.split import SplitLimits
+    from loragraft.streaming import options
 
     if same["include_weights"] and same["exclude_weights"]:
         raise click.UsageError("give either --include-weights or --exclude-weights")

@@ -16,7 +16,7 @@ from loragraft.cli.options import BACKEND, JSON, LORA, MODEL, PROMPT, PROMPT_FIL
 from loragraft.units import plural
 
 if TYPE_CHECKING:
-    from loragraft.load import BackendName
+    from loragraft.inference.model import BackendName
 
 _PROBABILITY = click.FloatRange(min=0, max=1)
 

@@ -32,8 +32,8 @@ def tokenize(
     """Print the tokens of a text, one per line: id and text."""
     text = prompt_of(prompt, file)
 
-    from loragraft.models import open_model
-    from loragraft.tokenizer import Tokenizer
+    from loragraft.inference.tokenizer import Tokenizer
+    from loragraft.opening import open_model
 
     tokenizer = Tokenizer(open_model(model).metadata, model)
     ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special).tolist()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loragraft.evaluate.divergence import Divergence
-from loragraft.evaluate.perplexity import Doubles, Perplexity
 from loragraft.evaluate.reading import Reading
 from loragraft.evaluate.uncertainty import Estimate, share_kept
+from loragraft.inference.perplexity import Doubles, Perplexity
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from loragraft.evaluate.perplexity import Doubles, blocks
+from loragraft.inference.perplexity import Doubles, blocks
 
 
 @dataclass(frozen=True, slots=True)

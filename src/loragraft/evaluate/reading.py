@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import Divergence, DivergenceMeter
-from loragraft.evaluate.perplexity import (
+from loragraft.inference.model import Model
+from loragraft.inference.perplexity import (
     Doubles,
     Ids,
     Meter,
@@ -18,14 +19,13 @@ from loragraft.evaluate.perplexity import (
     losses,
     windows,
 )
-from loragraft.load import Model
 from loragraft.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
     """Tokens int32 [n] and how they are read: in windows of `context`, each starting with `bos` if that is not None,
-    the first `limit` of them (`loragraft.evaluate.perplexity`)."""
+    the first `limit` of them (`loragraft.inference.perplexity`)."""
 
     ids: Ids
     context: int

@@ -8,11 +8,11 @@ import numpy as np
 
 from loragraft.backends.base import Options
 from loragraft.evaluate.divergence import kl
-from loragraft.evaluate.perplexity import log_softmax, windows
 from loragraft.evaluate.reading import Text
 from loragraft.evaluate.uncertainty import Estimate, mean
 from loragraft.formats.source import TensorSource
-from loragraft.load import Model, backend_named
+from loragraft.inference.model import Model, backend_named
+from loragraft.inference.perplexity import log_softmax, windows
 from loragraft.progress import SILENT, Progress
 
 

@@ -11,16 +11,16 @@ from loragraft.evaluate.reading import Text
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.formats.source import TensorSource
-from loragraft.load import Model, load
-from loragraft.options import QuantizeOptions
+from loragraft.inference.model import Model, load
 from loragraft.progress import SILENT, Progress
-from loragraft.quantize import quantize
 from loragraft.quants.allocation import Choice
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.mixes import fitting, needs_importance
 from loragraft.quants.types import QuantType
+from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.pipeline import Step
 from loragraft.streaming.rounding import rounding_errors
+from loragraft.verbs.quantize import quantize
 
 #: As which a tensor is measured (or as what stands in for it): rough enough for its cost to stand out.
 PROBE = file_type("Q3_K_S")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft import _native, interrupts
+from loragraft import _native
 from loragraft.errors import FormatError
+from loragraft.system import interrupts
 
 
 def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:

@@ -20,7 +20,7 @@ from typing import Any, Self
 from loragraft import _native
 from loragraft.errors import OutputError
 from loragraft.formats.mapped import check_intact
-from loragraft.interrupts import held
+from loragraft.system.interrupts import held
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

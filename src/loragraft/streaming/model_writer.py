@@ -18,11 +18,11 @@ from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
 from loragraft.formats.source import ModelSource
 from loragraft.formats.split import plan_shards, shard_metadata, shard_paths
-from loragraft.options import QuantizeOptions
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import FileType
 from loragraft.streaming.journal import Journal
 from loragraft.streaming.nvfp4_scales import measure_scales
+from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.pipeline import OutputPart, Step, run_pass
 from loragraft.streaming.plan import Plan
 from loragraft.units import bytes_text, plural

@@ -22,10 +22,10 @@ from loragraft import _native
 from loragraft.errors import QuantizeError, naming
 from loragraft.formats.layout import TensorWriter
 from loragraft.formats.source import Bytes, TensorSource
-from loragraft.interrupts import held
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.types import F32, QuantType
 from loragraft.streaming.journal import Journal, Span
+from loragraft.system.interrupts import held
 
 if TYPE_CHECKING:
     from loragraft.adapters.delta import Delta

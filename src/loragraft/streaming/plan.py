@@ -19,12 +19,12 @@ from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
 from loragraft.quants.roles import Category, category, layer_of, may_quantize, output_order
 from loragraft.quants.types import F16, QuantType
 from loragraft.streaming.nvfp4_scales import NVFP4, add_scales
+from loragraft.streaming.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.streaming.pipeline import Step
 
 if TYPE_CHECKING:

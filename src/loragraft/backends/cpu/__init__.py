@@ -1,0 +1,1 @@
+"""The backend that runs graphs on the native core's kernels."""

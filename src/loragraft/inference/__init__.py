@@ -1,0 +1,1 @@
+"""Models that run: loading, tokens, sampling, generation, perplexity."""

@@ -1,0 +1,225 @@
+"""`load`: a model to talk to, from a GGUF or a Hugging Face folder, with or without adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.archs.graphs import model_graph
+from loragraft.archs.hparams import MetadataKeys
+from loragraft.backends.base import Backend, Options, Session
+from loragraft.errors import LoragraftError, naming
+from loragraft.formats.source import ModelSource
+from loragraft.graph.lora import attach
+from loragraft.graph.ops import Graph
+from loragraft.inference.generate import BATCH, Generation, finite, read
+from loragraft.inference.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
+from loragraft.inference.sampling import Sampler, Sampling
+from loragraft.inference.tokenizer import Tokenizer
+from loragraft.opening import AdapterArguments, load_adapters, open_model
+from loragraft.progress import SILENT, Progress
+from loragraft.system.threads import thread_count
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+BackendName = Literal["native", "reference"]
+Activations = Literal["auto", "f32", "q8", "nvfp4"]
+
+
+class Model:
+    """A model ready to run. One sequence at a time, for one thread at a time: a second one is refused.
+
+    `source`: the file's metadata and tensors; `graph`: what runs, adapters included; `size`: bytes of the weights and
+    of the adapters' as float32; `notes`: what the readers of the files want the user to know.
+    """
+
+    def __init__(
+        self, source: ModelSource, graph: Graph, session: Session, *, size: int, notes: Sequence[str] = ()
+    ) -> None:
+        self.source = source
+        self.path = source.path
+        self.graph = graph
+        self.size = size
+        self.notes = list(notes)
+        self.session = session
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.source.metadata, self.path)
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence that the model was trained for, in tokens."""
+        return MetadataKeys(self.source.metadata).count("context_length")
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
+        """`text` as ids, int32 [n]; see `Tokenizer.encode`. (`generate` reads its prompt with `parse_special`.)"""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int] | Ids, *, show_special: bool = False) -> str:
+        """The text of `ids`; see `Tokenizer.decode`."""
+        return self.tokenizer.decode(ids, show_special=show_special)
+
+    def chat_prompt(self, messages: str | Sequence[Mapping[str, Any]]) -> Ids:
+        """The prompt, int32 [n], that asks for the reply to `messages` (each with `role` and `content`; a lone string
+        is the user's) in the form that the model was trained on: its chat template.
+
+        Raises LoragraftError if the file has no template, or its template refuses the messages.
+        """
+        from loragraft.inference.chat import render
+
+        template = self.source.metadata.get("tokenizer.chat_template")
+        if template is None:
+            raise LoragraftError(
+                self.path, "has no chat template", hint="pass the prompt as it is, without --chat"
+            )
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        own = self.tokenizer
+        bos, eos = (
+            "" if token is None else own.decode([token], show_special=True) for token in (own.bos, own.eos)
+        )
+        text = render(str(template.data), messages, bos=bos, eos=eos, subject=self.path)
+        ids = self.tokenize(text, add_special=False, parse_special=True)
+        # Most templates write BOS themselves. As in llama.cpp, it comes once if the model wants it.
+        missing = own.add_bos and (not len(ids) or ids[0] != own.bos)
+        return np.concatenate([[own.bos], ids]).astype(np.int32) if missing else ids
+
+    def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False, first: int = 0) -> Floats:
+        """Logits float32 [n - first, vocab] of the tokens from `first` on of the sequence `ids`, read from its start,
+        or [1, vocab] for its last token.
+
+        Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
+        """
+        sequence = _checked(ids)
+        self.session.reset()
+        if not 0 <= first < len(sequence):
+            raise LoragraftError(
+                "first", "is outside of the sequence", found=first, expected=f"0 to {len(sequence) - 1}"
+            )
+        if first:
+            read(self.session, sequence[:first])
+        parts = []
+        for start in range(first, len(sequence), BATCH):
+            batch = sequence[start : start + BATCH]
+            parts.append(finite(self.session.forward(batch, last_only=last_only), self.path))
+        return parts[-1] if last_only else np.concatenate(parts)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Ids,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        seed: int | None = None,
+    ) -> Generation:
+        """Continues `prompt`: an iterator over text as it becomes certain, until the model ends it or
+        `max_tokens` are made.
+
+        Temperature 0 is greedy. Raises LoragraftError, at the call, for settings out of range or a prompt that leaves
+        no room in the model's context.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+        ids = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else _checked(prompt)
+        room = self.context_length - len(ids)
+        if room <= 0:
+            raise LoragraftError(
+                "prompt",
+                "longer than the model's context",
+                found=f"{len(ids)} tokens",
+                expected=f"fewer than {self.context_length}",
+            )
+        return Generation(
+            self.session, self.tokenizer, ids, Sampler(sampling), min(max_tokens, room), self.path
+        )
+
+    def perplexity(
+        self,
+        text: str,
+        *,
+        context: int = DEFAULT_CONTEXT,
+        limit: int | None = None,
+        progress: Progress = SILENT,
+    ) -> Perplexity:
+        """The perplexity on `text`, in windows of `context` tokens, the first `limit` of them; see
+        `loragraft.inference.perplexity`. Raises TextError if the text is shorter than two windows."""
+        ids = self.tokenize(text)
+        check_windows(ids, context, self.context_length, progress)
+        return perplexity(self, ids, context=context, bos=self.window_bos, limit=limit, progress=progress)
+
+    @property
+    def window_bos(self) -> int | None:
+        """What each window of a perplexity starts with, if the model wants BOS."""
+        return self.tokenizer.bos if self.tokenizer.add_bos else None
+
+
+def _checked(ids: Sequence[int] | Ids) -> Ids:
+    """Token ids as int32 [n], n >= 1."""
+    given = np.asarray(ids)
+    if given.ndim != 1 or not len(given):
+        raise LoragraftError(
+            "ids", "not a list of tokens", found=f"shape {given.shape}", expected="at least one"
+        )
+    if given.dtype.kind not in "iu":
+        raise LoragraftError("ids", "not a list of tokens", found=given.dtype, expected="integers")
+    if given.max() > np.iinfo(np.int32).max:  # too large to be told by the vocabulary's bound after the cast
+        raise LoragraftError("ids", "no such token", found=given.max())
+    return given.astype(np.int32)
+
+
+def load(
+    path: str | PathLike[str],
+    adapters: AdapterArguments = (),
+    *,
+    backend: BackendName = "native",
+    threads: int | None = None,
+    context: int | None = None,
+    activations: Activations = "auto",
+) -> Model:
+    """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
+    active at run time.
+
+    `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `context`: positions to
+    make room for (default: as many as come). `activations`: what they are rounded to before a product with a
+    quantized weight (default: the backend's choice).
+
+    Raises LoragraftError for files that are malformed, do not belong together or are not supported.
+    """
+    if activations not in get_args(Activations):
+        raise LoragraftError(
+            "activations",
+            "no such kind",
+            found=activations,
+            expected="one of " + ", ".join(get_args(Activations)),
+        )
+    source, loaded = load_adapters(adapters, open_model(Path(path)))
+    graph, extra = attach(model_graph(source), loaded, source.tensors)
+    options = Options(context=context, threads=thread_count(threads), activations=activations)
+    with naming(source.path):
+        session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
+    size = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())
+    size += sum(array.nbytes for array in extra.values())
+    notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+    return Model(source, graph, session, size=size, notes=notes)
+
+
+def backend_named(name: BackendName) -> Backend:
+    """The backend called `name`."""
+    if name == "native":
+        from loragraft.backends.cpu.session import NativeBackend
+
+        return NativeBackend()
+    if name == "reference":
+        from loragraft.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    raise LoragraftError("backend", "no such backend", found=name, expected="native or reference")

@@ -1,0 +1,119 @@
+"""A model's tensors under their Hugging Face names, sorted by what becomes of them in a quantized checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from loragraft.adapters.delta import Delta
+from loragraft.archs.hf_config import CheckpointNames
+from loragraft.archs.rope import rope_row_order
+from loragraft.errors import UnsupportedError
+from loragraft.formats.gguf.scales import companion, scale_of
+from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.formats.views import in_memory
+from loragraft.streaming.checkpoint.matrix import GROUP, Matrix, dequantize_rows, shared_scale
+from loragraft.streaming.nvfp4_scales import group_of
+
+_EMBEDDING = "token_embd.weight"
+#: Matrices that stay in floating point, as ModelOpt's default leaves them.
+_NOT_LINEAR = (_EMBEDDING, "output.weight")
+_ROUTERS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")
+
+
+class Contents:
+    """A model's tensors under their Hugging Face names."""
+
+    def __init__(
+        self,
+        model: ModelSource,
+        deltas: Mapping[str, tuple[Delta, ...]],
+        notes: list[str],
+        *,
+        keep_f16: bool,
+        threads: int = 1,
+    ) -> None:
+        self.model, self._deltas = model, deltas
+        self._names = CheckpointNames(model.metadata)
+        if _EMBEDDING not in model.tensors:
+            raise UnsupportedError(model.path, f"has no {_EMBEDDING}", expected="a whole language model")
+        self.dtype = "F16" if keep_f16 and model.tensors[_EMBEDDING].type.name == "F16" else "BF16"
+        """Of everything that stays in floating point."""
+        self.linears: dict[str, tuple[Matrix, float | None]] = {}
+        """Matrices to export as NVFP4; the scale to quantize under, or None to carry the codes over."""
+        self.floats: dict[str, Matrix] = {}
+        self.vectors: dict[str, TensorSource] = {}
+        fused: dict[tuple[tuple[str, ...], int], list[Matrix]] = {}
+        for name, tensor in model.tensors.items():
+            if name.endswith((".scale", ".input_scale")) or name == "rope_freqs.weight":
+                continue
+            self._sort(name, tensor, fused)
+        groups = list(fused.values())
+        requantized = [group for group in groups if not all(matrix.is_carried_over for matrix in group)]
+        with ThreadPoolExecutor(threads) as pool:
+            scales = dict(zip(map(id, requantized), pool.map(shared_scale, requantized), strict=True))
+        for group in groups:
+            self.linears.update({matrix.name: (matrix, scales.get(id(group))) for matrix in group})
+        known = [matrix.input_scale is not None for matrix, _ in self.linears.values()]
+        self.algorithm = "NVFP4" if known and all(known) else "W4A16_NVFP4"
+        if any(known) and not all(known):
+            notes.append(
+                f"{known.count(False)} linears have no input_scale: all are left out, the export is weight-only"
+            )
+
+    def _sort(
+        self, name: str, tensor: TensorSource, fused: dict[tuple[tuple[str, ...], int], list[Matrix]]
+    ) -> None:
+        origins = self._names.origins(name)
+        if not origins:
+            raise UnsupportedError(
+                self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
+            )
+        if len(tensor.shape) == 1 and not name.endswith(_ROUTERS):
+            self.vectors[origins[0].name] = self._reordered_vector(tensor, origins[0].heads)
+            return
+        rows = (
+            tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        )  # GGUF drops the axis of a router with one row
+        for expert, origin in enumerate(origins):
+            order = (
+                np.arange(rows) if origin.heads is None else np.argsort(rope_row_order(rows, origin.heads))
+            )
+            matrix = Matrix(
+                origin.name,
+                tensor,
+                order + expert * rows,
+                expert,
+                self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
+                self._factor(companion(name, "input_scale"), expert),
+                self._deltas.get(name, ()),
+            )
+            is_linear = (
+                name not in _NOT_LINEAR and not name.endswith(_ROUTERS) and tensor.columns % GROUP == 0
+            )
+            if is_linear:
+                fused.setdefault((group_of(name), expert), []).append(matrix)
+            else:
+                self.floats[origin.name] = matrix
+
+    def _factor(self, name: str | None, expert: int) -> float | None:
+        tensor = self.model.tensors.get(name or "")
+        if tensor is None:
+            return None
+        values = dequantize_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)
+        return float(values[expert if len(values) > 1 else 0])
+
+    @staticmethod
+    def _reordered_vector(tensor: TensorSource, heads: int | None) -> TensorSource:
+        if heads is None:
+            return tensor
+        values = dequantize_rows(tensor.rows(0, 1), tensor.type).reshape(-1)
+        return in_memory(tensor.name, values[np.argsort(rope_row_order(len(values), heads))])
+
+    def unquantized_modules(self) -> list[str]:
+        """The linears that stay in floating point, as `ignore` and `exclude_modules` name them."""
+        return sorted(matrix.module for matrix in self.floats.values()) + (
+            ["lm_head"] if "lm_head.weight" not in self.floats else []
+        )

@@ -1,0 +1,234 @@
+"""`compare`: which way of deploying an adapter keeps more of the fine-tune, and the smallest that keeps enough.
+
+For every type two deployments are measured on a text: the adapter merged into the weights, then quantized; and the
+adapter at run time on the quantized base. Beside them, once, the base without the adapter. The yardstick is the merged
+model at full precision: the fine-tune as trained.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from loragraft.errors import LoragraftError
+from loragraft.evaluate.deployment import Deployment
+from loragraft.evaluate.picture import picture
+from loragraft.evaluate.reading import Text, check_vocabulary, read_beside
+from loragraft.evaluate.uncertainty import SIGNIFICANT
+from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
+from loragraft.inference.model import BackendName, Model, load
+from loragraft.inference.perplexity import DEFAULT_CONTEXT, Doubles, check_windows
+from loragraft.inference.tokenizer import Tokenizer
+from loragraft.opening import AdapterArguments, open_model
+from loragraft.progress import SILENT, Progress
+from loragraft.quants.filetypes import file_type
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.verbs.merge import merge
+
+MERGED, RUNTIME, BASE = "merged", "runtime", "base"
+KEEP = 0.99
+"""Of the fine-tune. A KL divergence is quadratic in what moves a model, so losing 1 % is as if the adapter had been
+applied at a strength of 0.9: docs/decisions/0003-compare.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeComparison:
+    """The two deployments of one type, and which of them keeps more, in a sentence."""
+
+    type: str
+    merged: Deployment
+    runtime: Deployment
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All deployments. `smallest`: the label of the smallest that surely keeps the share `keep` of the fine-tune, if
+    one does; `verdict`: what to take, in a sentence or two."""
+
+    context: int
+    keep: float
+    full: Deployment
+    base: Deployment
+    types: list[TypeComparison]
+    smallest: str | None
+    verdict: str
+
+    def __str__(self) -> str:
+        return self.verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self)
+
+
+def compare(
+    base: str | PathLike[str],
+    adapters: AdapterArguments,
+    text: str,
+    *,
+    types: Sequence[str] = ("Q4_K_M",),
+    keep: float = KEEP,
+    imatrix: str | PathLike[str] | None = None,
+    context: int = DEFAULT_CONTEXT,
+    limit: int | None = None,
+    backend: BackendName = "native",
+    threads: int | None = None,
+    work_dir: str | PathLike[str] | None = None,
+    progress: Progress = SILENT,
+) -> Comparison:
+    """Measure the deployments of `adapters` (paths, or pairs of path and strength) on `base`, on `text`.
+
+    `types`: how to quantize; `imatrix`: an importance matrix for that; `keep`: how much of the fine-tune is wanted, a
+    share between 0 and 1.
+
+    Perplexity is computed as llama-perplexity does (`loragraft.inference.perplexity`), in windows of `context` tokens,
+    the first `limit` of them. The files that have to be made go to a temporary folder in `work_dir`: one F16 model, and
+    the two quantized ones of one type at a time. They are removed, whatever happens. Raises LoragraftError.
+    """
+    if not adapters:
+        raise LoragraftError("adapters", "nothing to compare", expected="at least one adapter")
+    if not 0 < keep < 1:
+        raise LoragraftError("keep", "not a share of the fine-tune", found=keep, expected="between 0 and 1")
+    kinds = list(dict.fromkeys(file_type(name).name for name in types))
+    if not kinds:
+        raise LoragraftError("types", "nothing to compare", expected="at least one type")
+    # the base may be quantized already
+    options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
+    unmerged = open_model(base)
+    tokenizer = Tokenizer(unmerged.metadata, unmerged.path)
+    check_windows(tokenizer.encode(text), context, unmerged.context_length, progress)
+    with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
+        bench = _Bench(base, adapters, options, Path(folder), backend, threads, progress)
+        full = bench.made("full", adapters, "F16")
+        words = Text(full.tokenize(text), context, full.window_bos, limit)
+        base_model = load(base, backend=backend, threads=threads)
+        check_vocabulary(base_model, full)
+        progress.start("Comparing the base", 2 * words.windows)
+        perplexity, readings = read_beside(full, {BASE: base_model}, words, progress)
+        whole = readings[BASE]
+        measured = [_of_type(bench, kind, full, words, whole.kl) for kind in kinds]
+        return _comparison(
+            measured,
+            Deployment("merged, F16", full.size, perplexity),
+            Deployment.of("base alone", base_model.size, whole),
+            keep,
+            context,
+        )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Makes the models to measure."""
+
+    base: str | PathLike[str]
+    adapters: AdapterArguments
+    options: QuantizeOptions
+    folder: Path
+    backend: BackendName
+    threads: int | None
+    progress: Progress
+
+    def made(
+        self,
+        name: str,
+        merged: AdapterArguments,
+        kind: str,
+        attached: AdapterArguments = (),
+    ) -> Model:
+        """The base with `merged` in its weights, as `kind`, and `attached` at run time."""
+        path = self.folder / f"{name}.gguf"
+        merge(
+            self.base,
+            merged,
+            path,
+            type=kind,
+            options=self.options,
+            threads=self.threads,
+            progress=self.progress,
+        )
+        return load(path, attached, backend=self.backend, threads=self.threads)
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            (self.folder / f"{name}.gguf").unlink()
+
+
+def _of_type(bench: _Bench, kind: str, full: Model, text: Text, base: Doubles) -> TypeComparison:
+    """Make, read and remove the two deployments of a type. (Their space on disk is free when the models, which are
+    mapped, are gone: at the return.)"""
+    models = {
+        MERGED: bench.made(MERGED, bench.adapters, kind),
+        RUNTIME: bench.made(RUNTIME, (), kind, bench.adapters),
+    }
+    bench.progress.start(f"Comparing {kind}", 3 * text.windows)
+    _, readings = read_beside(full, models, text, bench.progress)
+    bench.remove(MERGED, RUNTIME)
+    labels = {MERGED: f"merged, {kind}", RUNTIME: f"{kind} + adapter"}
+    merged, runtime = (
+        Deployment.of(labels[name], models[name].size, readings[name], base) for name in (MERGED, RUNTIME)
+    )
+    return TypeComparison(kind, merged, runtime, verdict(readings[MERGED].kl, readings[RUNTIME].kl, base))
+
+
+def _comparison(
+    types: list[TypeComparison], full: Deployment, base: Deployment, keep: float, context: int
+) -> Comparison:
+    candidates = [
+        Candidate(row.label, row.size, row.kept)
+        for one in types
+        for row in (one.merged, one.runtime)
+        if row.kept is not None
+    ]
+    chosen = smallest(candidates, keep)
+    if not candidates:
+        sentences = [NOTHING]
+    elif len(types) == 1 and chosen is not None:
+        sentences = [types[0].verdict]
+    elif len(types) == 1:
+        sentences = [types[0].verdict, recommendation(candidates, keep)]
+    else:
+        sentences = [recommendation(candidates, keep)]
+    label = None if chosen is None else chosen.label
+    return Comparison(context, keep, full, base, types, label, " ".join(sentences))
+
+
+_NOTHING_LOST = 1e-6
+"""Where `--type F16` stands on a logarithmic axis."""
+
+
+def save_picture(result: Comparison, path: Path) -> None:
+    """The share kept against the size, a curve for merged and one for run time, as PNG or SVG. Needs matplotlib.
+
+    What is lost is drawn on a logarithmic axis: from 99 % to 99.9 % is as far as from 90 % to 99 %.
+    """
+    if any(row.kept is None for one in result.types for row in (one.merged, one.runtime)):
+        raise LoragraftError(path, "nothing to draw", found="an adapter that changes nothing on this text")
+    with picture(path, 7.0, 4.8) as axes:
+        ways = (("merged", MERGED, "o"), ("adapter at run time", RUNTIME, "s"))
+        for label, attribute, marker in ways:
+            rows = sorted(((getattr(one, attribute), one.type) for one in result.types), key=_size)
+            lost = [max(1 - row.kept.value, _NOTHING_LOST) for row, _ in rows]
+            errors = [SIGNIFICANT * row.kept.error for row, _ in rows]
+            sizes = [row.size / 1e6 for row, _ in rows]
+            axes.errorbar(sizes, lost, errors, marker=marker, markersize=4, linewidth=1, label=label)
+            if attribute == MERGED:
+                for (_, kind), x, y in zip(rows, sizes, lost, strict=True):
+                    axes.annotate(kind, (x, y), (-5, 4), textcoords="offset points", fontsize=7, ha="right")
+        axes.axhline(1 - result.keep, color="grey", linewidth=0.7, linestyle="--")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda lost, _: f"{100 * (1 - lost):.5g} %")
+        axes.yaxis.set_minor_formatter(lambda lost, _: "")
+        axes.invert_yaxis()
+        axes.set_xlabel("size, MB")
+        axes.set_ylabel("of the fine-tune kept")
+        axes.legend(fontsize=8, loc="lower right")
+        axes.grid(alpha=0.3)
+
+
+def _size(row: tuple[Deployment, str]) -> int:
+    return row[0].size

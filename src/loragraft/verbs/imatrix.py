@@ -1,0 +1,118 @@
+"""`imatrix`: collect an importance matrix, with adapters active if there are any.
+
+For every linear layer the mean square of what meets each column of its weight, as llama-imatrix collects it
+(tools/imatrix/imatrix.cpp of llama.cpp): the text is cut into windows, each read on its own with its first token
+replaced by BOS; all tokens count; what is left over is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.backends.cpu.session import NativeSession
+from loragraft.errors import LoragraftError, naming
+from loragraft.formats.imatrix import Imatrix
+from loragraft.inference.model import load
+from loragraft.inference.perplexity import DEFAULT_CONTEXT, check_windows, count, windows
+from loragraft.opening import AdapterArguments
+from loragraft.progress import SILENT, Progress
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+OUTPUT = "output.weight"
+
+
+def imatrix(
+    path: str | PathLike[str],
+    text: str,
+    *,
+    adapters: AdapterArguments = (),
+    context: int = DEFAULT_CONTEXT,
+    limit: int | None = None,
+    process_output: bool = False,
+    dataset: str = "",
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Imatrix:
+    """The importance matrix of the model at `path` on `text`, in windows of `context` tokens, the first `limit`.
+
+    `process_output`: of the output layer too. `dataset`: what to call the text in the file. Raises TextError for a
+    text shorter than two windows, LoragraftError for activations that are not finite.
+    """
+    model = load(path, adapters, threads=threads)
+    for note in model.notes:
+        progress.note(note)
+    session = model.session
+    assert isinstance(session, NativeSession)
+    collector = Collector(
+        {name: tensor.shape[0] for name, tensor in model.graph.tensors.items() if len(tensor.shape) == 3},
+        process_output,
+    )
+    session.observer = collector.observe
+    ids = model.tokenize(text)
+    check_windows(ids, context, model.context_length, progress)
+    progress.start("Collecting", count(ids, context, limit))
+    for window in windows(ids, context, model.window_bos, limit=limit):
+        with naming(model.path):
+            session.reset()
+            if process_output:
+                session.forward(window.ids)
+            else:
+                session.feed(window.ids)
+        progress.advance(1)
+    return collector.result(dataset, count(ids, context, limit), context)
+
+
+class Collector:
+    """Sums squares of the inputs of linear layers; `observe` is called before every product (`native.Observer`).
+
+    `experts`: how many there are of each weight that has some.
+    """
+
+    def __init__(self, experts: Mapping[str, int], process_output: bool) -> None:
+        self._experts = experts
+        self._process_output = process_output
+        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._counts: dict[str, npt.NDArray[np.int64]] = {}
+
+    def observe(self, weights: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+        wanted = [n for n in weights if n.startswith("blk.") or (self._process_output and n == OUTPUT)]
+        if not wanted:
+            return
+        if ids is None:
+            sums, counts = _squares(x)[np.newaxis], np.array([len(x)])
+        else:
+            sums, counts = _of_experts(x, ids, self._experts[wanted[0]])
+        if not np.isfinite(sums).all():
+            raise LoragraftError(
+                wanted[0], "activations that are not finite reach it", hint="is the model intact?"
+            )
+        for name in wanted:  # float32 within a batch, float64 across batches
+            if name in self._sums:
+                self._sums[name] += sums
+                self._counts[name] += counts
+            else:
+                self._sums[name], self._counts[name] = sums.astype(np.float64), counts.copy()
+
+    def result(self, dataset: str, chunks: int, chunk_size: int) -> Imatrix:
+        sums = {name: values.astype(np.float32) for name, values in self._sums.items()}
+        return Imatrix(sums, self._counts, [dataset] if dataset else [], chunks, chunk_size)
+
+
+def _squares(x: Floats) -> Floats:
+    """The sum of squares of each column [in] of x [n, in]."""
+    return np.asarray(np.einsum("ij,ij->j", x, x))
+
+
+def _of_experts(x: Floats, ids: Ids, experts: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Sums [experts, in] and counts [experts]. x: [T, in], the same for all experts of a token, or [T, k, in];
+    ids: [T, k]."""
+    sums = np.zeros((experts, x.shape[-1]), np.float32)
+    for expert in np.unique(ids):
+        token, place = np.nonzero(ids == expert)
+        sums[expert] = _squares(x[token, place] if x.ndim == 3 else x[token])
+    return sums, np.bincount(ids.ravel(), minlength=experts)

@@ -1,0 +1,125 @@
+"""Merge LoRA adapters into a model and quantize the sum, in one pass over the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from loragraft.adapters.delta import Delta, same_deltas
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
+from loragraft.adapters.rebase import UNTIED, untied
+from loragraft.errors import AdapterError, naming
+from loragraft.formats.source import ModelSource
+from loragraft.opening import AdapterArguments, load_adapters, open_model
+from loragraft.progress import SILENT, Noted, Progress
+from loragraft.quants.filetypes import FileType, file_type
+from loragraft.quants.roles import layer_of
+from loragraft.streaming.model_writer import AdapterUse, Report, dry_run, write_model
+from loragraft.streaming.nvfp4_scales import NVFP4
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.streaming.plan import plan_merge
+from loragraft.system.threads import thread_count
+
+
+def merge(
+    base: str | PathLike[str] | ModelSource,
+    adapters: AdapterArguments,
+    output: str | PathLike[str] | None,
+    *,
+    type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
+    options: QuantizeOptions | None = None,
+    dequantize: bool = False,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Write `base` (a GGUF file or a Hugging Face folder) with `adapters` (paths, or pairs of path and strength) as
+    `type`: F16 if None, or NVFP4 for a base in NVFP4.
+
+    The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
+    adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
+    `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
+    cannot carry (AWQ's, for one) are merged as floats, not refused. `threads`: all CPUs, if None.
+
+    Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
+    `QuantizeError`, `OutputError`, `UnsupportedError`.
+    """
+    options = options or QuantizeOptions()
+    progress = Noted(progress)
+    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=dequantize)
+    if type is None:
+        type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
+    kind = file_type(type)
+    model, loaded = load_adapters(adapters, model)
+    model, deltas = collect_deltas(model, loaded)
+    for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
+        progress.note(note)
+    with naming(model.path):
+        plan = plan_merge(model, kind, options, deltas)
+    if lost := sum(layer_of(name) in options.prune_layers for name in deltas):
+        progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
+    uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)
+    if output is None:
+        return replace(dry_run(plan), adapters=uses, notes=progress.notes)
+    report = write_model(
+        model,
+        plan,
+        Path(output),
+        options,
+        inputs=[*(path for a, _ in loaded for path in _files(a.path)), *options.files],
+        threads=thread_count(threads),
+        progress=progress,
+        label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
+    )
+    return replace(report, adapters=uses, notes=progress.notes)
+
+
+def collect_deltas(
+    model: ModelSource, adapters: Sequence[tuple[Adapter, float]]
+) -> tuple[ModelSource, Mapping[str, tuple[Delta, ...]]]:
+    """The deltas of every adapted tensor, in the order of `adapters`, and the model that they are for: `model`, but
+    where adapters change a tied weight in one of its uses only, as PEFT lets them, with a tensor for each use.
+
+    Raises `AdapterError` for a pair without a tensor, or with one of another shape.
+    """
+    deltas: dict[str, tuple[Delta, ...]] = {}
+    for adapter, scale in adapters:
+        for name, pair in adapter.pairs.items():
+            plain = pair.magnitude is None
+            delta = Delta(
+                pair.a, pair.b, pair.scale * (scale if plain else 1), pair.magnitude, 1 if plain else scale
+            )
+            deltas[name] = (*deltas.get(name, ()), delta)
+    if OUTPUT not in model.tensors and EMBEDDING in model.tensors:
+        own = deltas.pop(OUTPUT, ())
+        if not same_deltas(own, deltas.get(EMBEDDING, ())):
+            deltas[OUTPUT] = own
+            model = replace(model, tensors=untied(dict(model.tensors)), notes=[*model.notes, UNTIED])
+    for adapter, _ in adapters:
+        unused = [name for name in adapter.pairs if name not in model.tensors and name != OUTPUT]
+        if unused:
+            raise AdapterError(
+                adapter.path,
+                f"{len(unused)} of its {len(adapter.pairs)} targets are not in the base",
+                found=", ".join(unused[:3]) + (", ..." if len(unused) > 3 else ""),
+                expected=f"tensors of {model.path}",
+            )
+        for name, pair in adapter.pairs.items():
+            _check_shape(adapter, pair, model.tensors[name if name in model.tensors else EMBEDDING].shape)
+    return model, {name: own for name, own in deltas.items() if own}
+
+
+def _check_shape(adapter: Adapter, pair: LoraPair, shape: tuple[int, ...]) -> None:
+    expected = (*shape[:-2], pair.rank, shape[-1]), (*shape[:-1], pair.rank)
+    if len(shape) < 2 or (pair.a.shape, pair.b.shape) != expected:
+        raise AdapterError(
+            adapter.path,
+            f"does not fit tensor {pair.target!r} of shape {list(shape)}",
+            found=f"A {list(pair.a.shape)} and B {list(pair.b.shape)}",
+            expected=f"A {list(expected[0])} and B {list(expected[1])}",
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

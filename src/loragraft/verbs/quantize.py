@@ -1,0 +1,64 @@
+"""Quantize a GGUF model: the bytes of llama-quantize, in a fraction of its time and memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from loragraft.errors import UnsupportedError, naming
+from loragraft.formats.gguf.model import open_gguf
+from loragraft.formats.source import ModelSource
+from loragraft.progress import SILENT, Noted, Progress
+from loragraft.quants.filetypes import FileType, file_type
+from loragraft.streaming.model_writer import Report, dry_run, write_model
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.streaming.plan import plan_quantize
+from loragraft.system.threads import thread_count
+
+
+def quantize(
+    source: str | PathLike[str] | ModelSource,
+    output: str | PathLike[str] | None,
+    type: str | int | FileType,  # noqa: A002 (the word that everyone uses for it)
+    *,
+    options: QuantizeOptions | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Write the model at `source` to `output` as `type`: a name, alias or number that llama-quantize knows.
+
+    Without `output` nothing is written: the report says what would be (a dry run). `threads`: all CPUs, if None.
+    Raises `FormatError`, `QuantizeError`, `OutputError`, `UnsupportedError`.
+    """
+    options = options or QuantizeOptions()
+    progress = Noted(progress)
+    kind = file_type(type)
+    model = source if isinstance(source, ModelSource) else _open(Path(source))
+    with naming(model.path):
+        plan = plan_quantize(model, kind, options)
+    if output is None:
+        return dry_run(plan)
+    report = write_model(
+        model,
+        plan,
+        Path(output),
+        options,
+        inputs=options.files,
+        threads=thread_count(threads),
+        progress=progress,
+        label=f"Quantizing to {kind}",
+    )
+    return replace(report, notes=progress.notes)
+
+
+def _open(path: Path) -> ModelSource:
+    if path.is_dir():
+        raise UnsupportedError(path, "is no GGUF file", hint="`loragraft merge` takes Hugging Face folders")
+    model = open_gguf(path)
+    kind = model.metadata.get("general.type")
+    if kind is not None and kind.data == "adapter":
+        raise UnsupportedError(
+            path, "is an adapter, not a model", hint="`loragraft merge` takes it with --lora"
+        )
+    return model
