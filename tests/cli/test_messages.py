@@ -99,7 +99,7 @@ def test_reports_print_as_a_line(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     report = lg.convert(BASE, out, type="Q8_0")
     assert str(report) == f"{out}: Q8_0, 39 tensors, 4.5 MB, 8.51 bits per weight"
-    assert repr(lg.inspect(out)) == f"<Report {out}: GGUF model, 39 tensors, 4.5 MB>"
+    assert repr(lg.inspect(out)) == f"<FileReport {out}: GGUF model, 39 tensors, 4.5 MB>"
     assert repr(lg.check(out)) == f"<Conformance {out}: 30 linears, llama.cpp right on 30>"
 
 

@@ -14,7 +14,7 @@ from literal_files import GGUF as WHOLE
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value, ValueType
-from loragraft.formats.gguf.writer import GGUFWriter, Layout, TensorSpec
+from loragraft.formats.gguf.writer import GGUFLayout, GGUFWriter, TensorSpec
 from loragraft.quants.types import BY_NAME, F16, F32
 
 U8, U32, F32_VALUE, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
@@ -317,7 +317,7 @@ def test_leading_axes_of_one_are_not_stored() -> None:
         ((), (1,)),
         ((1, 1), (1,)),
     ]:
-        layout = Layout.plan({}, [TensorSpec("w", shape or (1,), F32)])
+        layout = GGUFLayout.plan({}, [TensorSpec("w", shape or (1,), F32)])
         expected = gguf(tensor(dims=tuple(reversed(stored))), tensors=1)
         assert layout.header == expected
 
@@ -334,7 +334,7 @@ def test_leading_axes_of_one_are_not_stored() -> None:
 )
 def test_tensors_that_no_file_can_hold(specs: list[TensorSpec], problem: str) -> None:
     with pytest.raises(GGUFError, match=problem):
-        Layout.plan({}, specs)
+        GGUFLayout.plan({}, specs)
 
 
 @pytest.mark.parametrize(
@@ -348,10 +348,10 @@ def test_tensors_that_no_file_can_hold(specs: list[TensorSpec], problem: str) ->
 )
 def test_values_that_no_file_can_hold(value: Value, problem: str) -> None:
     with pytest.raises(GGUFError, match=problem):
-        Layout.plan({"k": value}, [])
+        GGUFLayout.plan({"k": value}, [])
 
 
 def test_wrong_alignments() -> None:
     for value in (Value.u32(0), Value.u32(48), Value.i32(32)):
         with pytest.raises(GGUFError, match=r"general\.alignment"):
-            Layout.plan({"general.alignment": value}, [])
+            GGUFLayout.plan({"general.alignment": value}, [])

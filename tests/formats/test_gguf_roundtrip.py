@@ -13,7 +13,7 @@ import pytest
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, TokenType, ValueType
-from loragraft.formats.gguf.writer import GGUFWriter, Layout, TensorSpec
+from loragraft.formats.gguf.writer import GGUFLayout, GGUFWriter, TensorSpec
 from paths import data
 
 
@@ -45,7 +45,7 @@ def test_rewriting_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
 
 def test_layout_is_the_files_own() -> None:
     with GGUFFile.open(data("gguf/llama-kjv.merged-f16.gguf")) as file:
-        layout = Layout.plan(file.metadata, specs(file))
+        layout = GGUFLayout.plan(file.metadata, specs(file))
         assert layout.offsets == {tensor.name: tensor.offset for tensor in file.tensors.values()}
         assert len(layout.header) == file.data_start
         assert layout.size == file.path.stat().st_size

@@ -5,46 +5,55 @@ from __future__ import annotations
 import pytest
 
 import tolerances
-from loragraft.graph.llama_cpp import RULES, Linear, Outcome, published
+from loragraft.graph.llama_cpp import RULES, LinearFacts, Outcome, published
 from paths import ROOT
 
 
 @pytest.mark.parametrize(
     ("linear", "outcome"),
     [
-        (Linear("llama", "ffn_up", "Q4_K", adapted=True), Outcome.RIGHT),
-        (Linear("llama", "ffn_up", "NVFP4", "blk.0.ffn_up.scale"), Outcome.RIGHT),
-        (Linear("llama", "ffn_up", "NVFP4", "blk.0.ffn_up.scale", adapted=True), Outcome.ABORTS),
-        (Linear("llama", "ffn_up", "NVFP4", "blk.0.ffn_up.scale", biased=True), Outcome.ABORTS),
-        (Linear("llama", "ffn_up", "F16", "blk.0.ffn_up.scale", adapted=True), Outcome.MISORDERS),
-        (Linear("llama", "attn_q", "NVFP4", "blk.0.attn_q.scale", adapted=True, biased=True), Outcome.RIGHT),
-        (Linear("llama", "attn_output", "NVFP4", "blk.0.attn_output.scale", biased=True), Outcome.RIGHT),
-        (Linear("qwen2", "attn_output", "NVFP4", "blk.0.attn_output.scale", biased=True), Outcome.REFUSES),
-        (Linear("qwen2", "ffn_up", "NVFP4", "blk.0.ffn_up.scale"), Outcome.DROPS),
+        (LinearFacts("llama", "ffn_up", "Q4_K", adapted=True), Outcome.RIGHT),
+        (LinearFacts("llama", "ffn_up", "NVFP4", "blk.0.ffn_up.scale"), Outcome.RIGHT),
+        (LinearFacts("llama", "ffn_up", "NVFP4", "blk.0.ffn_up.scale", adapted=True), Outcome.ABORTS),
+        (LinearFacts("llama", "ffn_up", "NVFP4", "blk.0.ffn_up.scale", biased=True), Outcome.ABORTS),
+        (LinearFacts("llama", "ffn_up", "F16", "blk.0.ffn_up.scale", adapted=True), Outcome.MISORDERS),
         (
-            Linear("starcoder2", "ffn_up", "NVFP4", "blk.0.ffn_up.scale", adapted=True, biased=True),
+            LinearFacts("llama", "attn_q", "NVFP4", "blk.0.attn_q.scale", adapted=True, biased=True),
+            Outcome.RIGHT,
+        ),
+        (LinearFacts("llama", "attn_output", "NVFP4", "blk.0.attn_output.scale", biased=True), Outcome.RIGHT),
+        (
+            LinearFacts("qwen2", "attn_output", "NVFP4", "blk.0.attn_output.scale", biased=True),
+            Outcome.REFUSES,
+        ),
+        (LinearFacts("qwen2", "ffn_up", "NVFP4", "blk.0.ffn_up.scale"), Outcome.DROPS),
+        (
+            LinearFacts("starcoder2", "ffn_up", "NVFP4", "blk.0.ffn_up.scale", adapted=True, biased=True),
             Outcome.DROPS,
         ),
-        (Linear("starcoder2", "ffn_down", "Q8_0", adapted=True, biased=True), Outcome.RIGHT),
-        (Linear("qwen3moe", "ffn_up_exps", "NVFP4", "blk.0.ffn_up_exps.scale", adapted=True), Outcome.RIGHT),
-        (Linear("qwen2moe", "ffn_up_exps", "NVFP4", "blk.0.ffn_up_exps.scale"), Outcome.DROPS),
+        (LinearFacts("starcoder2", "ffn_down", "Q8_0", adapted=True, biased=True), Outcome.RIGHT),
         (
-            Linear("qwen2moe", "ffn_up_shexp", "NVFP4", "blk.0.ffn_up_shexp.scale", adapted=True),
+            LinearFacts("qwen3moe", "ffn_up_exps", "NVFP4", "blk.0.ffn_up_exps.scale", adapted=True),
+            Outcome.RIGHT,
+        ),
+        (LinearFacts("qwen2moe", "ffn_up_exps", "NVFP4", "blk.0.ffn_up_exps.scale"), Outcome.DROPS),
+        (
+            LinearFacts("qwen2moe", "ffn_up_shexp", "NVFP4", "blk.0.ffn_up_shexp.scale", adapted=True),
             Outcome.DROPS,
         ),
-        (Linear("qwen3moe", "ffn_gate_up_exps", "NVFP4"), Outcome.REFUSES),
-        (Linear("llama", "ffn_gate_inp", "NVFP4", "blk.0.ffn_gate_inp.scale"), Outcome.REFUSES),
-        (Linear("llama", "output", "NVFP4", "output.scale", adapted=True), Outcome.RIGHT),
-        (Linear("llama", "output", "Q8_0", "output.scale"), Outcome.REFUSES),
-        (Linear("qwen2", "output", "NVFP4", "output.scale", tied=True), Outcome.ABORTS),
-        (Linear("qwen2", "output", "NVFP4", "token_embd.scale", tied=True), Outcome.REFUSES),
-        (Linear("qwen2", "output", "F16", adapted=True, tied=True), Outcome.REFUSES),
-        (Linear("qwen2", "token_embd", "F16", adapted=True, tied=True), Outcome.ABORTS),
-        (Linear("llama", "token_embd", "F16", adapted=True), Outcome.RIGHT),
-        (Linear("llama", "attn_q", "F16", adapted=True, decomposed=True), Outcome.REFUSES),
+        (LinearFacts("qwen3moe", "ffn_gate_up_exps", "NVFP4"), Outcome.REFUSES),
+        (LinearFacts("llama", "ffn_gate_inp", "NVFP4", "blk.0.ffn_gate_inp.scale"), Outcome.REFUSES),
+        (LinearFacts("llama", "output", "NVFP4", "output.scale", adapted=True), Outcome.RIGHT),
+        (LinearFacts("llama", "output", "Q8_0", "output.scale"), Outcome.REFUSES),
+        (LinearFacts("qwen2", "output", "NVFP4", "output.scale", tied=True), Outcome.ABORTS),
+        (LinearFacts("qwen2", "output", "NVFP4", "token_embd.scale", tied=True), Outcome.REFUSES),
+        (LinearFacts("qwen2", "output", "F16", adapted=True, tied=True), Outcome.REFUSES),
+        (LinearFacts("qwen2", "token_embd", "F16", adapted=True, tied=True), Outcome.ABORTS),
+        (LinearFacts("llama", "token_embd", "F16", adapted=True), Outcome.RIGHT),
+        (LinearFacts("llama", "attn_q", "F16", adapted=True, decomposed=True), Outcome.REFUSES),
     ],
 )
-def test_rules(linear: Linear, outcome: Outcome) -> None:
+def test_rules(linear: LinearFacts, outcome: Outcome) -> None:
     assert published(linear).outcome is outcome
 
 

@@ -18,7 +18,7 @@ from gguf_files import write_gguf
 from loragraft.errors import OutputError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
-from loragraft.formats.gguf.writer import GGUFWriter, Layout, TensorSpec
+from loragraft.formats.gguf.writer import GGUFLayout, GGUFWriter, TensorSpec
 from loragraft.formats.views import in_memory
 from loragraft.progress import Silent
 from loragraft.quants.types import BY_NAME, F16, F32
@@ -108,7 +108,7 @@ def peak_of_quantizing(folder: Path, layers: int) -> int:
     source, out = folder / f"{layers}.gguf", folder / "out.gguf"
     metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(layers)}
     specs = [TensorSpec(f"blk.{i}.ffn_up.weight", (8192, 2048), F16) for i in range(layers)]
-    layout = Layout.plan(metadata, specs)
+    layout = GGUFLayout.plan(metadata, specs)
     with source.open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.size)  # the rest is a hole

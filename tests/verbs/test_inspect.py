@@ -13,7 +13,7 @@ from gguf_files import write_gguf
 from loragraft.errors import FormatError
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.split import SplitLimits
-from loragraft.verbs.inspect import Kind, TensorFact, inspect
+from loragraft.verbs.inspect import Kind, TensorEntry, inspect
 from loragraft.verbs.split import split
 from paths import data
 from peft_golden import adapter_folder
@@ -46,7 +46,7 @@ def test_a_gguf_model(model: Path) -> None:
         ("flags", "arr[bool]", [True, False]),
         ("nested", "arr[arr]", [[1, -2]]),
     ]
-    assert report.tensors[0] == TensorFact("a.weight", (2, 3), "F32", 24, model)
+    assert report.tensors[0] == TensorEntry("a.weight", (2, 3), "F32", 24, model)
     assert (report.n_elements, report.nbytes, report.bits_per_element) == (14, 56, 32.0)
     assert report.types() == {"F32": (3, 56)}
 
@@ -119,8 +119,8 @@ def test_a_sharded_checkpoint_by_its_folder_or_its_index(tmp_path: Path) -> None
     index.write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
     report = inspect(tmp_path)
     assert report.tensors == [
-        TensorFact("a", (2,), "F16", 4, tmp_path / "model-1.safetensors"),
-        TensorFact("b", (), "F64", 8, tmp_path / "model-2.safetensors"),
+        TensorEntry("a", (2,), "F16", 4, tmp_path / "model-1.safetensors"),
+        TensorEntry("b", (), "F64", 8, tmp_path / "model-2.safetensors"),
     ]
     assert inspect(index).tensors == report.tensors
 

@@ -13,7 +13,7 @@ from loragraft.errors import GGUFError, OutputError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.split import SplitLimits, parse_size
-from loragraft.verbs.split import Shard, join, split
+from loragraft.verbs.split import SplitFile, join, split
 
 
 def small_model(folder: Path) -> Path:
@@ -110,7 +110,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     plan = split(model, tmp_path / "o", SplitLimits(max_tensors=3), dry_run=True)
     assert list(tmp_path.iterdir()) == [model]
     assert plan == split(model, tmp_path / "o", SplitLimits(max_tensors=3))
-    assert plan[0] == Shard(tmp_path / "o-00001-of-00004.gguf", 3, plan[0].path.stat().st_size)
+    assert plan[0] == SplitFile(tmp_path / "o-00001-of-00004.gguf", 3, plan[0].path.stat().st_size)
 
 
 def test_a_failure_leaves_no_file_of_the_set(tmp_path: Path) -> None:

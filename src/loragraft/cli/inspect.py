@@ -15,7 +15,7 @@ from loragraft.units import bytes_text, count_text, plural
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loragraft.verbs.inspect import Report
+    from loragraft.verbs.inspect import FileReport
 
 _MAX_VALUE = 100  # characters of a metadata value
 _MAX_ITEMS = 5  # elements of an array
@@ -53,7 +53,7 @@ def inspect(file: Path, tensors: bool, full: bool, as_json: bool) -> None:
     console.result(_summary(report))
 
 
-def _metadata_table(report: Report, full: bool) -> Table:
+def _metadata_table(report: FileReport, full: bool) -> Table:
     table = console.table("metadata", "type", "value")
     for fact in report.metadata:
         if fact.value is None and not full:  # a PEFT configuration is full of them
@@ -62,7 +62,7 @@ def _metadata_table(report: Report, full: bool) -> Table:
     return table
 
 
-def _tensor_table(report: Report) -> Table:
+def _tensor_table(report: FileReport) -> Table:
     table = console.table("tensor", "shape", "type", ">size")
     for tensor in report.tensors:
         shape = " x ".join(str(length) for length in tensor.shape) or "scalar"
@@ -70,7 +70,7 @@ def _tensor_table(report: Report) -> Table:
     return table
 
 
-def _summary(report: Report) -> str:
+def _summary(report: FileReport) -> str:
     from loragraft.verbs.inspect import Kind
 
     parts = ", ".join(

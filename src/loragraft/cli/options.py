@@ -36,7 +36,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(problem), param, ctx)
 
 
-class Adapter(click.ParamType):  # type: ignore[type-arg]
+class AdapterParam(click.ParamType):  # type: ignore[type-arg]
     """ADAPTER[=SCALE] as (path, scale). A path that exists is taken as it is, so a name that contains `=` works."""
 
     name = "adapter"
@@ -67,7 +67,7 @@ MODEL = argument("model", metavar="MODEL", type=FILE, help="A GGUF file or a Hug
 LORA = option(
     "--lora",
     multiple=True,
-    type=Adapter(),
+    type=AdapterParam(),
     metavar="ADAPTER[=SCALE]",
     help="A PEFT folder or GGUF adapter, with its strength (1 if left out). May be given several times.",
 )

@@ -9,10 +9,10 @@ from loragraft.cli import console
 from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
-    from loragraft.streaming.model_writer import Report
+    from loragraft.streaming.model_writer import WriteReport
 
 
-def show_dry_run(report: Report) -> None:
+def show_dry_run(report: WriteReport) -> None:
     """The table of `--dry-run`."""
     from rich.text import Text
 
@@ -36,7 +36,7 @@ def show_dry_run(report: Report) -> None:
         )
 
 
-def show_result(report: Report) -> None:
+def show_result(report: WriteReport) -> None:
     """What was written, and with `--verify` how well."""
     if report.errors:
         from rich.text import Text
@@ -54,7 +54,7 @@ def show_result(report: Report) -> None:
     console.info(f"{report}, in {report.seconds:.1f} s ({count_text(round(speed))} M weights/s)")
 
 
-def report_as_json(report: Report) -> dict[str, Any]:
+def report_as_json(report: WriteReport) -> dict[str, Any]:
     """The report as JSON."""
     return {
         "type": report.target.name,

@@ -40,7 +40,7 @@ _STAGE_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class LinearKind:
     """The ops of one kind of linear layer, by stage."""
 
     name: str
@@ -56,7 +56,7 @@ class Family:
         return next((stage for stage, own in self.ops.items() if own is op), None)
 
 
-DENSE = Family(
+DENSE = LinearKind(
     "linear",
     {
         Stage.PRODUCT: Op.MATMUL,
@@ -67,7 +67,7 @@ DENSE = Family(
         Stage.ARCH_SCALE: Op.ARCH_SCALE,
     },
 )
-EXPERTS = Family(
+EXPERTS = LinearKind(
     "experts",
     {
         Stage.PRODUCT: Op.EXPERTS_MATMUL,
@@ -78,7 +78,7 @@ EXPERTS = Family(
         Stage.ARCH_SCALE: Op.ARCH_SCALE,
     },
 )
-EMBEDDING = Family(
+EMBEDDING = LinearKind(
     "embedding",
     {
         Stage.PRODUCT: Op.EMBED,
@@ -95,7 +95,7 @@ FAMILIES = {family.ops[Stage.PRODUCT]: family for family in (DENSE, EXPERTS, EMB
 class Chain:
     """A product and the epilogue nodes after it, in order of execution. Indices point into the graph's nodes."""
 
-    family: Family
+    family: LinearKind
     nodes: tuple[int, ...]
     stages: tuple[Stage, ...]
     base: str
@@ -134,7 +134,7 @@ def find_chains(graph: Graph) -> list[Chain]:
     ]
 
 
-def _follow(graph: Graph, product: int, family: Family, uses: Mapping[int, list[int]]) -> Chain:
+def _follow(graph: Graph, product: int, family: LinearKind, uses: Mapping[int, list[int]]) -> Chain:
     nodes, stages = [product], [Stage.PRODUCT]
     while len(users := uses.get(nodes[-1], [])) == 1:
         node: Node = graph.nodes[users[0]]

@@ -22,7 +22,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class LinearFacts:
     """What the rules look at. `role` is the last part of the GGUF name: `ffn_up`."""
 
     arch: str
@@ -50,7 +50,7 @@ class Rule:
     why: str
     source: str
     """File and lines in llama.cpp's `src/`."""
-    holds: Callable[[Linear], bool]
+    holds: Callable[[LinearFacts], bool]
 
 
 _DENSE_FFN = {"ffn_gate", "ffn_up", "ffn_down"}
@@ -66,11 +66,11 @@ _LOADED_BIASES = {
 }
 
 
-def _bias_is_unknown(x: Linear) -> bool:
+def _bias_is_unknown(x: LinearFacts) -> bool:
     return x.biased and x.role not in _ATTENTION_IN | _LOADED_BIASES.get(x.arch, set())
 
 
-def _scale_is_unknown(x: Linear) -> bool:
+def _scale_is_unknown(x: LinearFacts) -> bool:
     never = x.role in ("token_embd", "ffn_gate_inp", "ffn_gate_inp_shexp")
     return x.scaled and (never or (x.role == "output" and (x.tied or x.type != "NVFP4")))
 
@@ -171,6 +171,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def published(linear: Linear) -> Rule:
+def published(linear: LinearFacts) -> Rule:
     """What llama.cpp's published graph does with the linear."""
     return next(rule for rule in RULES if rule.holds(linear))

@@ -105,9 +105,9 @@ class Tokenizer:
         text = "".join([decoder.push(token) for token in ids]) + decoder.finish()
         return text.removeprefix(" ") if self._space_prefix else text
 
-    def decoder(self, *, show_special: bool = False) -> Decoder:
+    def decoder(self, *, show_special: bool = False) -> TextDecoder:
         """A decoder to feed token by token. (The space that SentencePiece puts before a text stays.)"""
-        return Decoder(self, show_special)
+        return TextDecoder(self, show_special)
 
     def piece(self, token: int, *, show_special: bool = False) -> bytes:
         """The bytes of one token; they need not be whole UTF-8 characters."""
@@ -197,7 +197,7 @@ class Tokenizer:
         return default if value is None else bool(value.data)
 
 
-class Decoder:
+class TextDecoder:
     """Turns a stream of tokens into text; a character whose bytes come in several tokens waits for the last."""
 
     def __init__(self, tokenizer: Tokenizer, show_special: bool) -> None:

@@ -24,7 +24,7 @@ from loragraft.streaming.journal import Journal
 from loragraft.streaming.nvfp4_scales import measure_scales
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.pipeline import OutputPart, Step, run_pass
-from loragraft.streaming.plan import Plan
+from loragraft.streaming.plan import WritePlan
 from loragraft.units import bytes_text, plural
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class AdapterUse:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class WriteReport:
     """What a run of `quantize` or `merge` wrote (or, for a dry run, would write)."""
 
     target: FileType
@@ -80,7 +80,7 @@ class Report:
         )
 
     def __repr__(self) -> str:
-        return f"<Report {self}>"
+        return f"<WriteReport {self}>"
 
     @property
     def source_size(self) -> int:
@@ -111,17 +111,17 @@ class _File:
         return [TensorSpec(step.name, step.source.shape, step.type) for step in self.steps]
 
 
-def dry_run(plan: Plan) -> Report:
+def dry_run(plan: WritePlan) -> WriteReport:
     """What carrying out `plan` would write."""
     lacking = [(name, kind.name) for name, kind in plan.lacking_importance]
-    return Report(
+    return WriteReport(
         plan.target, [], _tensor_reports(plan), fallbacks=len(plan.fallbacks), lacking_importance=lacking
     )
 
 
 def write_model(
     model: ModelSource,
-    plan: Plan,
+    plan: WritePlan,
     output: Path,
     options: QuantizeOptions,
     *,
@@ -129,7 +129,7 @@ def write_model(
     threads: int,
     progress: Progress = SILENT,
     label: str = "Writing",
-) -> Report:
+) -> WriteReport:
     """Write the model that `plan` describes to `output`, or to `output`-00001-of-0000N.gguf and so on.
 
     `inputs`: files that the run reads, beside those of `model`. Raises `QuantizeError`, `OutputError`.
@@ -178,10 +178,10 @@ def write_model(
     seconds = time.monotonic() - began
     errors = _verified(plan, files, progress) if options.verify else []
     paths = [file.path for file in files]
-    return Report(plan.target, paths, _tensor_reports(plan), seconds, len(plan.fallbacks), errors=errors)
+    return WriteReport(plan.target, paths, _tensor_reports(plan), seconds, len(plan.fallbacks), errors=errors)
 
 
-def _verified(plan: Plan, files: Sequence[_File], progress: Progress) -> list[TensorError]:
+def _verified(plan: WritePlan, files: Sequence[_File], progress: Progress) -> list[TensorError]:
     from loragraft.streaming.verify import (
         measure_errors,  # and with it every type's reference: slow to import
     )
@@ -203,7 +203,7 @@ def _resume_note(parts: Sequence[OutputPart]) -> str:
     return f"continuing: {100 * done / total:.0f} % of the rows are written already"
 
 
-def _tensor_reports(plan: Plan) -> list[TensorReport]:
+def _tensor_reports(plan: WritePlan) -> list[TensorReport]:
     return [
         TensorReport(
             step.name,
@@ -232,7 +232,7 @@ def _check_size(part: OutputPart) -> None:
 # ---- how the output is divided over files ----
 
 
-def _files(model: ModelSource, plan: Plan, output: Path, options: QuantizeOptions) -> list[_File]:
+def _files(model: ModelSource, plan: WritePlan, output: Path, options: QuantizeOptions) -> list[_File]:
     if options.keep_split:
         groups = _groups_of_input(model, plan.steps)
     elif options.split is not None:

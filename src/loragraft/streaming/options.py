@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.values import Value
@@ -21,91 +21,30 @@ if TYPE_CHECKING:
 WEIGHT_TYPES = tuple(name for name in BY_NAME if name not in ("I8", "I16", "I32", "I64", "F64"))
 
 
-@dataclass(frozen=True, init=False)
-class QuantizeOptions:
-    """What to do beside the plain target; every default is "as usual".
+GivenType = str | QuantType
+"""A tensor type, or ggml's name for it in any case."""
+GivenValue = Value | str | bool | int | float
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
-    Types may be given by name, paths as strings, overrides as plain values: the fields hold what was meant. Raises
-    LoragraftError for a value that means nothing.
-    """
 
-    allow_requantize: bool
-    """Let tensors that are already quantized be quantized to another type."""
-    keep_quantized: bool
-    """Copy tensors that are already quantized, where no adapter changes them, whatever the target."""
-    leave_output_tensor: bool
-    """Keep output.weight as it is."""
-    pure: bool
-    """Every tensor in the target's default type, no mix."""
-    imatrix: Path | Imatrix | None
-    """An importance matrix: GGUF or legacy .dat, or what `imatrix` has collected."""
-    include_weights: tuple[str, ...]
-    """Use only the entries of the importance matrix whose names contain one of these."""
-    exclude_weights: tuple[str, ...]
-    """Leave out the entries whose names contain one of these."""
-    output_tensor_type: QuantType | None
-    token_embedding_type: QuantType | None
-    tensor_types: tuple[tuple[str, QuantType], ...]
-    """(regular expression, type): the first that matches a tensor's name decides. Given as such or as `REGEX=TYPE`."""
-    nvfp4_naive: bool
-    """Quantize to NVFP4 as ggml does: no scale per tensor, no search for the block scales."""
-    prune_layers: frozenset[int]
-    """Blocks to leave out; those after them are renumbered."""
-    override_kv: Mapping[str, Value]
-    """Metadata to set in the output, and to use in choosing the types."""
-    keep_split: bool
-    """Write as many files as the input has, each with the same tensors."""
-    split: SplitLimits | None
-    """Write several files, each within these limits."""
-    max_memory: int | None
-    """Bytes that the threads' buffers may take together."""
-    resume: bool
-    """Continue a run that was killed."""
-    verify: bool
-    """Read the output back and measure each tensor's error."""
+class Given(Generic[_In, _Out]):
+    """A field of a dataclass that may be given in several forms: `convert` makes the one that is kept."""
 
-    def __init__(
-        self,
-        *,
-        allow_requantize: bool = False,
-        keep_quantized: bool = False,
-        leave_output_tensor: bool = False,
-        pure: bool = False,
-        imatrix: str | PathLike[str] | Imatrix | None = None,
-        include_weights: Iterable[str] = (),
-        exclude_weights: Iterable[str] = (),
-        output_tensor_type: str | QuantType | None = None,
-        token_embedding_type: str | QuantType | None = None,
-        tensor_types: Iterable[str | tuple[str, str | QuantType]] = (),
-        nvfp4_naive: bool = False,
-        prune_layers: Iterable[int] = (),
-        override_kv: Mapping[str, Value | str | bool | int | float] | None = None,
-        keep_split: bool = False,
-        split: SplitLimits | None = None,
-        max_memory: int | None = None,
-        resume: bool = False,
-        verify: bool = False,
-    ) -> None:
-        given = {name: value for name, value in locals().items() if name != "self"}
-        if isinstance(imatrix, str | PathLike):
-            given["imatrix"] = Path(imatrix)
-        given["include_weights"] = _words(include_weights)
-        given["exclude_weights"] = _words(exclude_weights)
-        given["output_tensor_type"] = _type(output_tensor_type)
-        given["token_embedding_type"] = _type(token_embedding_type)
-        rules = [tensor_types] if isinstance(tensor_types, str) else tensor_types
-        given["tensor_types"] = tuple(
-            tensor_type(rule) if isinstance(rule, str) else _rule(*rule) for rule in rules
-        )
-        given["prune_layers"] = frozenset(prune_layers)
-        given["override_kv"] = {key: _value(key, value) for key, value in (override_kv or {}).items()}
-        for name, value in given.items():
-            object.__setattr__(self, name, value)
+    def __init__(self, convert: Callable[[_In], _Out], default: _In) -> None:
+        self._convert, self._default = convert, default
 
-    @property
-    def files(self) -> list[Path]:
-        """The files that they name."""
-        return [self.imatrix] if isinstance(self.imatrix, Path) else []
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._place = f"_{name}"
+
+    def __get__(self, instance: object, owner: type) -> _Out:
+        if instance is None:
+            return self._default  # type: ignore[return-value]  # a dataclass asks its class for the default
+        kept: _Out = getattr(instance, self._place)
+        return kept
+
+    def __set__(self, instance: object, given: _In) -> None:
+        object.__setattr__(instance, self._place, self._convert(given))  # the dataclass is frozen
 
 
 def _words(given: Iterable[str]) -> tuple[str, ...]:
@@ -113,15 +52,28 @@ def _words(given: Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _type(given: str | QuantType | None) -> QuantType | None:
+def _matrix(given: str | PathLike[str] | Imatrix | None) -> Path | Imatrix | None:
+    return Path(given) if isinstance(given, str | PathLike) else given
+
+
+def _type(given: GivenType | None) -> QuantType | None:
     return weight_type(given) if isinstance(given, str) else given
 
 
-def _rule(pattern: str, kind: str | QuantType) -> tuple[str, QuantType]:
+def _rules(given: Iterable[str | tuple[str, GivenType]]) -> tuple[tuple[str, QuantType], ...]:
+    listed = [given] if isinstance(given, str) else given
+    return tuple(tensor_type(rule) if isinstance(rule, str) else _rule(*rule) for rule in listed)
+
+
+def _rule(pattern: str, kind: GivenType) -> tuple[str, QuantType]:
     return tensor_type(f"{pattern}={kind if isinstance(kind, str) else kind.name}")
 
 
-def _value(key: str, given: Value | str | bool | int | float) -> Value:
+def _values(given: Mapping[str, GivenValue] | None) -> Mapping[str, Value]:
+    return {key: _value(key, value) for key, value in (given or {}).items()}
+
+
+def _value(key: str, given: GivenValue) -> Value:
     """A plain value as `override` would write it."""
     if isinstance(given, Value):
         return given
@@ -136,6 +88,57 @@ def _value(key: str, given: Value | str | bool | int | float) -> Value:
     raise LoragraftError(
         key, "not a value for metadata", found=repr(given), expected="a string, a truth value or a number"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """What to do beside the plain target; every default is "as usual".
+
+    Types may be given by name, paths as strings, overrides as plain values: the fields hold what was meant. Raises
+    LoragraftError for a value that means nothing.
+    """
+
+    allow_requantize: bool = False
+    """Let tensors that are already quantized be quantized to another type."""
+    keep_quantized: bool = False
+    """Copy tensors that are already quantized, where no adapter changes them, whatever the target."""
+    leave_output_tensor: bool = False
+    """Keep output.weight as it is."""
+    pure: bool = False
+    """Every tensor in the target's default type, no mix."""
+    imatrix: Given[str | PathLike[str] | Imatrix | None, Path | Imatrix | None] = Given(_matrix, None)
+    """An importance matrix: GGUF or legacy .dat, or what `imatrix` has collected."""
+    include_weights: Given[Iterable[str], tuple[str, ...]] = Given(_words, ())
+    """Use only the entries of the importance matrix whose names contain one of these."""
+    exclude_weights: Given[Iterable[str], tuple[str, ...]] = Given(_words, ())
+    """Leave out the entries whose names contain one of these."""
+    output_tensor_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
+    token_embedding_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
+    tensor_types: Given[Iterable[str | tuple[str, GivenType]], tuple[tuple[str, QuantType], ...]] = Given(
+        _rules, ()
+    )
+    """(regular expression, type): the first that matches a tensor's name decides. Given as such or as `REGEX=TYPE`."""
+    nvfp4_naive: bool = False
+    """Quantize to NVFP4 as ggml does: no scale per tensor, no search for the block scales."""
+    prune_layers: Given[Iterable[int], frozenset[int]] = Given(frozenset, ())
+    """Blocks to leave out; those after them are renumbered."""
+    override_kv: Given[Mapping[str, GivenValue] | None, Mapping[str, Value]] = Given(_values, None)
+    """Metadata to set in the output, and to use in choosing the types."""
+    keep_split: bool = False
+    """Write as many files as the input has, each with the same tensors."""
+    split: SplitLimits | None = None
+    """Write several files, each within these limits."""
+    max_memory: int | None = None
+    """Bytes that the threads' buffers may take together."""
+    resume: bool = False
+    """Continue a run that was killed."""
+    verify: bool = False
+    """Read the output back and measure each tensor's error."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that they name."""
+        return [self.imatrix] if isinstance(self.imatrix, Path) else []
 
 
 def weight_type(text: str) -> QuantType:

@@ -40,7 +40,7 @@ _FILE_TYPE_KEY = "general.file_type"
 
 
 @dataclass
-class Plan:
+class WritePlan:
     """The output of a run. `fallbacks`: tensors whose rows do not fit the wanted type, as (name, wanted, chosen)."""
 
     target: FileType
@@ -69,7 +69,7 @@ class _Input:
     deltas: tuple[Delta, ...] = ()
 
 
-def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions) -> Plan:
+def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions) -> WritePlan:
     """`model` as llama-quantize writes it. Raises `QuantizeError`, `ImatrixError`."""
     names = _file_order(model) if options.keep_split else output_order(model.tensors)
     inputs = [_Input(model.tensors[name], model.tensors[name].type) for name in names]
@@ -79,7 +79,7 @@ def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions
 
 def plan_merge(
     model: ModelSource, target: FileType, options: QuantizeOptions, deltas: Mapping[str, tuple[Delta, ...]]
-) -> Plan:
+) -> WritePlan:
     """`model` plus `deltas` (by tensor name) as `target`. Raises `QuantizeError`, `ImatrixError`.
 
     A merge to a float type keeps the model's order of tensors, as llama-export-lora does.
@@ -120,7 +120,7 @@ class _Planner:
         self.renamed, self.layers_left = _pruned(model, options.prune_layers)
         self.facts = ModelFacts.of({**model.metadata, **options.override_kv})
 
-    def plan(self, inputs: Sequence[_Input], metadata: Metadata) -> Plan:
+    def plan(self, inputs: Sequence[_Input], metadata: Metadata) -> WritePlan:
         kept = {
             self.renamed[tensor.source.name]: tensor
             for tensor in inputs
@@ -139,7 +139,7 @@ class _Planner:
                 has_imatrix=self.imatrix is not None,
             ),
         )
-        plan = Plan(self.target, metadata, [])
+        plan = WritePlan(self.target, metadata, [])
         for chosen, tensor in zip(choices, kept.values(), strict=True):
             stays = self.options.keep_quantized and not tensor.source.type.is_float and not tensor.deltas
             choice = replace(chosen, type=tensor.source.type, unfit=None) if stays else chosen

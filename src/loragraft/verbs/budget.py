@@ -38,7 +38,7 @@ from loragraft.quants.roles import layer_of
 from loragraft.quants.types import BY_NAME, QuantType
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.pipeline import Step
-from loragraft.streaming.plan import Plan, plan_quantize
+from loragraft.streaming.plan import WritePlan, plan_quantize
 from loragraft.system.threads import thread_count
 from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize
@@ -228,7 +228,7 @@ class _Found:
     def expected(self) -> float:
         return sum(choice.cost for choice in self.types.values())
 
-    def rows(self, mix: Plan) -> list[TensorBudget]:
+    def rows(self, mix: WritePlan) -> list[TensorBudget]:
         return [
             TensorBudget(
                 name=step.name,
@@ -257,7 +257,7 @@ class _Bench:
     threads: int
     progress: Progress
 
-    def plan(self, mix: str) -> Plan:
+    def plan(self, mix: str) -> WritePlan:
         return plan_quantize(self.full.source, file_type(mix), self.options)
 
     def mix_sizes(self) -> dict[str, int]:

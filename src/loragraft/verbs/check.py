@@ -51,7 +51,7 @@ class LinearReport:
 
 
 @dataclass(frozen=True)
-class Run:
+class OrderRun:
     """One way to compute the model, on the text: divergences are from the right order, in nats."""
 
     name: str
@@ -72,7 +72,7 @@ class Conformance:
     arch: str
     adapters: list[str]
     linears: list[LinearReport]
-    runs: list[Run] = field(default_factory=list)
+    runs: list[OrderRun] = field(default_factory=list)
     local: dict[str, dict[str, float]] = field(default_factory=dict)
     tokens: int = 0
     notes: list[str] = field(default_factory=list)
@@ -181,7 +181,7 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
     ranks = [graph.tensors[graph.nodes[index].weights[0]].shape[-2] for index in chain.at(Stage.LORA)]
     type_ = graph.tensors[chain.weight].type
     rule = llama_cpp.published(
-        llama_cpp.Linear(
+        llama_cpp.LinearFacts(
             arch=graph.arch,
             role=chain.base.rpartition(".")[2],
             type=type_,
@@ -233,14 +233,14 @@ class _Bench:
                 self._divergence[name].add(expected, scores)
             progress.advance(1)
 
-    def runs(self) -> tuple[list[Run], int]:
+    def runs(self) -> tuple[list[OrderRun], int]:
         """The figures of every graph, and how many tokens they are of."""
         runs, tokens = [], 0
         for name, wrong in self._wrong.items():
             perplexity, divergence = self._losses[name].result(), self._divergence[name].result()
             tokens = perplexity.tokens
             figures = perplexity.value, perplexity.error, divergence.mean, divergence.same_top
-            runs.append(Run(name, wrong, *figures))
+            runs.append(OrderRun(name, wrong, *figures))
         return runs, tokens
 
     def _observe(self, index: int, values: list[Array]) -> None:

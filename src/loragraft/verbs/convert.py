@@ -18,7 +18,7 @@ from loragraft.opening import load_adapter, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 from loragraft.quants.filetypes import FileType, file_type
-from loragraft.streaming.model_writer import Report
+from loragraft.streaming.model_writer import WriteReport
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.verbs.merge import merge
 
@@ -49,7 +49,7 @@ def convert(
     options: QuantizeOptions | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> WriteReport:
     """Write the model at `source` (a Hugging Face folder, or a GGUF) to `output`.
 
     `type`: any of `quantize`'s, for the weights that `source` holds as floats or in FP8. Those that it holds quantized

@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class MetadataFact:
+class MetadataEntry:
     """One entry of the metadata: `value` is made of what JSON knows."""
 
     key: str
@@ -50,7 +50,7 @@ class MetadataFact:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFact:
+class TensorEntry:
     """One tensor: `shape` in NumPy's order; `type` as the file's format names it."""
 
     name: str
@@ -65,21 +65,21 @@ class TensorFact:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class FileReport:
     """What `inspect` found."""
 
     path: Path
     kind: Kind
     files: list[Path]
     """All files that were read."""
-    metadata: list[MetadataFact]
-    tensors: list[TensorFact]
+    metadata: list[MetadataEntry]
+    tensors: list[TensorEntry]
     parts: Mapping[str, int] = field(default_factory=dict)
     """Of a PEFT adapter: how many tensors of which kind it holds."""
 
     def __repr__(self) -> str:
         tensors = f"{plural(len(self.tensors), 'tensor')}, {bytes_text(self.nbytes)}"
-        return f"<Report {self.path}: {self.kind}, {tensors}>"
+        return f"<FileReport {self.path}: {self.kind}, {tensors}>"
 
     @property
     def n_elements(self) -> int:
@@ -127,7 +127,7 @@ class Report:
         }
 
 
-def inspect(path: Path | str) -> Report:
+def inspect(path: Path | str) -> FileReport:
     """Read the headers of the file or folder `path`, whatever it is; no weight is read.
 
     Raises `FormatError` if it is nothing that loragraft knows, or malformed.
@@ -151,7 +151,7 @@ def inspect(path: Path | str) -> Report:
         return _gguf(path)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         file = SafetensorsFile.open(path)
-        return Report(path, Kind.SAFETENSORS, [path], _json_facts(file.metadata), _tensor_facts([file]))
+        return FileReport(path, Kind.SAFETENSORS, [path], _json_facts(file.metadata), _tensor_facts([file]))
     if path.suffix == ".dat":
         return _legacy_imatrix(path)
     raise FormatError(
@@ -162,16 +162,16 @@ def inspect(path: Path | str) -> Report:
     )
 
 
-def _gguf(path: Path) -> Report:
+def _gguf(path: Path) -> FileReport:
     files = open_shards(path)
     facts = [
-        TensorFact(tensor.name, tensor.shape, tensor.type.name, tensor.nbytes, tensor.file)
+        TensorEntry(tensor.name, tensor.shape, tensor.type.name, tensor.nbytes, tensor.file)
         for tensor in joined_tensors(files).values()
     ]
     metadata = [
-        MetadataFact(key, _type_name(value), _plain(value)) for key, value in files[0].metadata.items()
+        MetadataEntry(key, _type_name(value), _plain(value)) for key, value in files[0].metadata.items()
     ]
-    return Report(path, _gguf_kind(files[0]), [file.path for file in files], metadata, facts)
+    return FileReport(path, _gguf_kind(files[0]), [file.path for file in files], metadata, facts)
 
 
 def _gguf_kind(file: GGUFFile) -> Kind:
@@ -230,9 +230,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _checkpoint(folder: Path) -> Report:
+def _checkpoint(folder: Path) -> FileReport:
     checkpoint = Checkpoint.open(folder)
-    return Report(
+    return FileReport(
         folder,
         Kind.CHECKPOINT,
         [file.path for file in checkpoint.files],
@@ -241,20 +241,20 @@ def _checkpoint(folder: Path) -> Report:
     )
 
 
-def _peft(folder: Path) -> Report:
+def _peft(folder: Path) -> FileReport:
     adapter = peft.PeftFolder.open(folder)
     tensors = [_tensor_fact(tensor) for tensor in adapter.tensors.values()]
     parts = Counter(part_of(name) for name in adapter.tensors)
     files = [folder / peft.WEIGHTS]
-    return Report(folder, Kind.PEFT_ADAPTER, files, _json_facts(adapter.config), tensors, parts)
+    return FileReport(folder, Kind.PEFT_ADAPTER, files, _json_facts(adapter.config), tensors, parts)
 
 
-def _tensor_facts(files: Iterable[SafetensorsFile]) -> list[TensorFact]:
+def _tensor_facts(files: Iterable[SafetensorsFile]) -> list[TensorEntry]:
     return [_tensor_fact(tensor) for file in files for tensor in file.tensors.values()]
 
 
-def _tensor_fact(tensor: CheckpointTensor) -> TensorFact:
-    return TensorFact(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, tensor.file)
+def _tensor_fact(tensor: CheckpointTensor) -> TensorEntry:
+    return TensorEntry(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, tensor.file)
 
 
 _JSON_TYPES = {
@@ -268,15 +268,15 @@ _JSON_TYPES = {
 }
 
 
-def _json_facts(config: Mapping[str, Any]) -> list[MetadataFact]:
-    return [MetadataFact(key, _JSON_TYPES[type(value)], _finite(value)) for key, value in config.items()]
+def _json_facts(config: Mapping[str, Any]) -> list[MetadataEntry]:
+    return [MetadataEntry(key, _JSON_TYPES[type(value)], _finite(value)) for key, value in config.items()]
 
 
-def _legacy_imatrix(path: Path) -> Report:
+def _legacy_imatrix(path: Path) -> FileReport:
     imatrix = Imatrix.load(path)
     metadata = [
-        MetadataFact("datasets", "arr[str]", imatrix.datasets),
-        MetadataFact("chunk_count", "i32", imatrix.chunk_count),
+        MetadataEntry("datasets", "arr[str]", imatrix.datasets),
+        MetadataEntry("chunk_count", "i32", imatrix.chunk_count),
     ]
-    tensors = [TensorFact(name, sums.shape, "F32", sums.nbytes, path) for name, sums in imatrix.sums.items()]
-    return Report(path, Kind.LEGACY_IMATRIX, [path], metadata, tensors)
+    tensors = [TensorEntry(name, sums.shape, "F32", sums.nbytes, path) for name, sums in imatrix.sums.items()]
+    return FileReport(path, Kind.LEGACY_IMATRIX, [path], metadata, tensors)

@@ -16,7 +16,7 @@ from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.quants.roles import layer_of
-from loragraft.streaming.model_writer import AdapterUse, Report, dry_run, write_model
+from loragraft.streaming.model_writer import AdapterUse, WriteReport, dry_run, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_merge
@@ -33,7 +33,7 @@ def merge(
     dequantize: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> WriteReport:
     """Write `base` (a GGUF file or a Hugging Face folder) with `adapters` (paths, or pairs of path and strength) as
     `type`: F16 if None, or NVFP4 for a base in NVFP4.
 

@@ -11,7 +11,7 @@ from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
-from loragraft.streaming.model_writer import Report, dry_run, write_model
+from loragraft.streaming.model_writer import WriteReport, dry_run, write_model
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
 from loragraft.system.threads import thread_count
@@ -25,7 +25,7 @@ def quantize(
     options: QuantizeOptions | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> WriteReport:
     """Write the model at `source` to `output` as `type`: a name, alias or number that llama-quantize knows.
 
     Without `output` nothing is written: the report says what would be (a dry run). `threads`: all CPUs, if None.

@@ -9,7 +9,7 @@ from pathlib import Path
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.model import SPLIT_COUNT, joined_tensors, open_shards
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
-from loragraft.formats.gguf.writer import GGUFWriter, Layout, TensorSpec
+from loragraft.formats.gguf.writer import GGUFLayout, GGUFWriter, TensorSpec
 from loragraft.formats.split import SplitLimits, joined_metadata, plan_shards, shard_metadata, shard_paths
 from loragraft.progress import SILENT, Progress
 
@@ -17,7 +17,7 @@ _COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class SplitFile:
     """One file of a split model."""
 
     path: Path
@@ -33,7 +33,7 @@ def split(
     *,
     dry_run: bool = False,
     progress: Progress = SILENT,
-) -> list[Shard]:
+) -> list[SplitFile]:
     """Divide the GGUF file `model` into `output`-00001-of-0000N.gguf and so on, or, with `dry_run`, only say how.
 
     All files appear together, when the last is written. Without `limits` a file holds 128 tensors. A model that is
@@ -55,7 +55,9 @@ def split(
                 writer = stack.enter_context(GGUFWriter(path, metadata, specs, inputs=_paths(files)))
                 _copy(tensors, specs, writer, progress)
                 writer.seal()
-    return [Shard(path, len(specs), Layout.plan(metadata, specs).size) for path, metadata, specs in plans]
+    return [
+        SplitFile(path, len(specs), GGUFLayout.plan(metadata, specs).size) for path, metadata, specs in plans
+    ]
 
 
 def join(model: Path | str, output: Path | str, *, progress: Progress = SILENT) -> Path:

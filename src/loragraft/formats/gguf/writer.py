@@ -38,11 +38,11 @@ class TensorSpec:
         return prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
 
 
-class Layout(FileLayout):
+class GGUFLayout(FileLayout):
     """Where everything lies in a GGUF file that is to be written."""
 
     @staticmethod
-    def plan(metadata: Mapping[str, Value], specs: Sequence[TensorSpec]) -> Layout:
+    def plan(metadata: Mapping[str, Value], specs: Sequence[TensorSpec]) -> GGUFLayout:
         """Lay out a file with `metadata` and the tensors `specs`, in the given orders.
 
         The alignment is that of `general.alignment` in the metadata, or 32. Raises `GGUFError` for what no GGUF file
@@ -67,7 +67,7 @@ class Layout(FileLayout):
         header = b"".join(parts)
         header = header.ljust(_padded(len(header), alignment), b"\0")
         offsets = {name: len(header) + offset for name, offset in relative.items()}
-        return Layout(header, offsets, sizes, len(header) + end)
+        return GGUFLayout(header, offsets, sizes, len(header) + end)
 
 
 class GGUFWriter(TensorWriter):
@@ -82,7 +82,7 @@ class GGUFWriter(TensorWriter):
         inputs: Iterable[Path | str] = (),
         resume: bool = False,
     ) -> None:
-        super().__init__(path, Layout.plan(metadata, specs), inputs=inputs, resume=resume)
+        super().__init__(path, GGUFLayout.plan(metadata, specs), inputs=inputs, resume=resume)
 
 
 def _padded(size: int, alignment: int) -> int:
