@@ -187,6 +187,26 @@ def test_a_message_is_short_and_printable(tmp_path: Path) -> None:
     assert len(message) < 1000
 
 
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [("([a-z_.0-9]+)+X", None), ("(?i)Q_PROJ", "(?i) is not supported"), ("(", "missing")],
+)
+def test_a_strangers_expression(tmp_path: Path, key: str, expression: str, says: str | None) -> None:
+    jsons = hostile.checkpoint_jsons()
+    jsons["adapter_config.json"][key] = {expression: 3}
+    base, adapter = hostile.checkpoint(tmp_path, jsons)
+    message = refusal(lambda: lg.merge(base, [adapter], tmp_path / "out.gguf", threads=1), adapter)
+    assert message is None if says is None else says in str(message), message
+
+
+def test_a_version_of_many_digits(tmp_path: Path) -> None:
+    jsons = hostile.checkpoint_jsons()
+    jsons["adapter_config.json"]["peft_version"] = "9" * 5000 + ".1"
+    base, adapter = hostile.checkpoint(tmp_path, jsons)
+    refusal(lambda: lg.merge(base, [adapter], tmp_path / "out.gguf", threads=1), adapter)
+
+
 # ---- anything, anywhere ----
 
 INTEGERS = [0, 1, 2, 3, 7, 8, 255, 4095, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loragraft.errors import AdapterError
+from loragraft.formats.patterns import PatternError, SuffixTable
 
 _HONOURED = {
     "peft_type",
@@ -85,8 +86,8 @@ class LoraSettings:
     rank: int
     alpha: float
     rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: SuffixTable = field(default_factory=SuffixTable)
+    alpha_pattern: SuffixTable = field(default_factory=SuffixTable)
     parameters: tuple[str, ...] = ()
     """target_parameters: the ends of the names of parameters that are adapted without being a module's weight."""
     swapped_experts: bool = False
@@ -102,10 +103,10 @@ class LoraSettings:
     """Whether it was trained beside a base without its initialisation (`adapters.olora`)."""
 
     def rank_of(self, name: str) -> int:
-        return int(_first_match(self.rank_pattern, name, self.rank))
+        return int(self.rank_pattern.find(name, self.rank))
 
     def alpha_of(self, name: str) -> float:
-        return float(_first_match(self.alpha_pattern, name, self.alpha))
+        return float(self.alpha_pattern.find(name, self.alpha))
 
     def scale_of(self, name: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
@@ -215,27 +216,21 @@ def _token_ids(path: Path, value: Any) -> dict[str, list[int]]:
     return tables
 
 
-def _pattern(path: Path, key: str, config: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
+def _pattern(path: Path, key: str, config: Mapping[str, Any], *, whole: bool = False) -> SuffixTable:
     table = config.get(key) or {}
     if not isinstance(table, dict):
         raise AdapterError(path, f"bad {key}", found=repr(table)[:80], expected="an object")
     for expression, value in table.items():
         _number(path, f"{key}[{expression!r}]", value, whole=whole)
-        try:
-            re.compile(expression)
-        except re.error as problem:
-            raise AdapterError(
-                path, f"{key} has a bad expression ({problem})", found=repr(expression)[:80]
-            ) from None
-    return table
-
-
-def _first_match(table: Mapping[str, Any], name: str, default: Any) -> Any:
-    """PEFT's `get_pattern_key` (utils/other.py)."""
-    return next((value for key, value in table.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    try:
+        return SuffixTable(table)
+    except PatternError as problem:
+        raise AdapterError(
+            path, f"{key} has a bad expression: {problem}", hint="name the modules in full instead"
+        ) from None
 
 
 def _version(text: Any) -> tuple[int, ...]:
     """`0.21.2` as (0, 21, 2); an adapter that names none is older than the field."""
-    numbers = re.match(r"(\d+)\.(\d+)", str(text))
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", str(text))
     return tuple(map(int, numbers.groups())) if numbers else (0, 0)

@@ -8,14 +8,14 @@ kind, and at a few facts of the model. They are order-dependent: tensors must co
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from loragraft.errors import QuantizeError
 from loragraft.formats.gguf.values import Metadata
+from loragraft.formats.patterns import PatternError, searcher
 from loragraft.quants.filetypes import FileType
 from loragraft.quants.roles import VALUES, Category, category, layer_of, may_quantize
 from loragraft.quants.types import BY_NAME, F16, QuantType
@@ -189,7 +189,7 @@ class _Rules:
     def _wanted(self, name: str, shape: Sequence[int]) -> QuantType:
         """What the options, then the mix want, whatever the row length."""
         options, role = self.options, category(name)
-        manual = next((wanted for pattern, wanted in self.patterns if pattern.search(name)), None)
+        manual = next((wanted for pattern, wanted in self.patterns if pattern(name)), None)
         # The per-layer embedding is a large table of its own, so a pattern may name it.
         named = manual is not None and name == "per_layer_token_embd.weight"
         if options.token_embedding_type is not None and role is Category.TOKEN_EMBD and not named:
@@ -353,10 +353,10 @@ class _Rules:
         return "IQ3_XXS" if self.mix == "IQ3_XS" and n // 8 <= i < 7 * n // 8 else None
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> Callable[[str], bool]:
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        return searcher(pattern)
+    except PatternError as error:
         raise QuantizeError(
             pattern, f"not a regular expression ({error})", hint="check --tensor-type"
         ) from None

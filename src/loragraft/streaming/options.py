@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.values import Value
+from loragraft.formats.patterns import PatternError, searcher
 from loragraft.formats.split import SplitLimits
 from loragraft.quants.types import BY_NAME, QuantType, by_name
 
@@ -155,8 +156,8 @@ def tensor_type(text: str) -> tuple[str, QuantType]:
     if not sign or not pattern or not kind:
         raise LoragraftError(text, "not a tensor type", expected="REGEX=TYPE, for example attn_v=q8_0")
     try:
-        re.compile(pattern.lower())
-    except re.error as problem:
+        searcher(pattern.lower())
+    except PatternError as problem:
         raise LoragraftError(text, f"{pattern!r} is no regular expression: {problem}") from None
     return pattern.lower(), weight_type(kind)
 
