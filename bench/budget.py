@@ -78,7 +78,7 @@ def agreement(base: Path, adapter: Path) -> None:
         full = lg.load(path)
         text = Text(full.tokenize(text_of("shakespeare-train.txt")), CONTEXT, full.window_bos, WINDOWS)
         steps = plan_quantize(full.source, file_type("Q4_K_M"), QuantizeOptions()).steps
-        steps = [step for step in steps if not step.type.is_float]
+        steps = [step for step in steps if step.type.is_quantized]
         kinds = [BY_NAME[name] for name in TYPES]
         errors = rounding_errors(steps, {step.name: set(kinds) for step in steps}, threads=2)
 

@@ -13,8 +13,9 @@ PACKAGE = ROOT / "src" / "loragraft"
 
 #: Low to high. Modules of one rung may import one another, but not in a circle.
 LADDER = [
-    {"errors", "progress", "units", "system", "_native", "__version__"},
-    {"formats", "quants"},
+    {"errors", "patterns", "progress", "units", "system", "_native", "__version__"},
+    {"quants"},
+    {"formats"},
     {"adapters", "graph"},
     {"archs", "backends"},
     {"huggingface"},

@@ -13,6 +13,12 @@ NATIVE = [name for name in reference.CODECS if native.supports(BY_NAME[name])]
 RNG = np.random.default_rng(5)
 
 
+def test_every_type_that_holds_weights_is_implemented_twice() -> None:
+    wanted = {name for name, kind in BY_NAME.items() if kind.holds_weights}
+    assert set(reference.CODECS) == wanted
+    assert {name for name, kind in BY_NAME.items() if native.supports(kind)} == wanted
+
+
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_equals_reference_on_plain_weights(name: str) -> None:
     kind = BY_NAME[name]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import golden
 from loragraft.errors import QuantizeError, UnsupportedError
-from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.quants.filetypes import BY_NUMBER, file_type
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, fitting, plan_types
 from loragraft.quants.roles import may_quantize, output_order
@@ -188,15 +188,15 @@ def test_a_slip_of_the_pen_is_named() -> None:
 
 
 def test_facts_from_metadata() -> None:
-    metadata = {
-        "general.architecture": Value.string("qwen3moe"),
-        "qwen3moe.block_count": Value.u32(80),
-        "qwen3moe.attention.head_count": Value.u32(32),
-        "qwen3moe.attention.head_count_kv": Value.numbers(ValueType.INT32, [4, 8]),
+    metadata: dict[str, object] = {
+        "general.architecture": "qwen3moe",
+        "qwen3moe.block_count": 80,
+        "qwen3moe.attention.head_count": 32,
+        "qwen3moe.attention.head_count_kv": np.array([4, 8], np.int32),
     }
     facts = ModelFacts.of(metadata)
     assert (facts.layers, facts.experts, facts.group) == (80, 0, 8)
-    metadata["qwen3moe.block_count"] = Value.string("many")
+    metadata["qwen3moe.block_count"] = "many"
     with pytest.raises(QuantizeError, match="must be a whole number: found 'many'"):
         ModelFacts.of(metadata)
 

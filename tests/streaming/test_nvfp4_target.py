@@ -16,8 +16,8 @@ from loragraft.formats.split import SplitLimits
 from loragraft.opening import load_adapter, open_model
 from loragraft.quants import reference
 from loragraft.quants.nvfp4 import NVFP4, dequantize_nvfp4, quantize_nvfp4, tensor_scale
+from loragraft.quants.roles import scale_group
 from loragraft.quants.types import BY_NAME, F16
-from loragraft.streaming.nvfp4_scales import group_of
 from loragraft.streaming.options import QuantizeOptions, tensor_type
 from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize
@@ -115,7 +115,7 @@ def test_merging_into_an_nvfp4_base(name: str, tmp_path: Path) -> None:
         weight = reference.dequantize(base[target], NVFP4) * np.float32(old)
         sums[target] = rounded(add_deltas(weight, [Delta(pair.a, pair.b, pair.scale)]))
     for target, total in sums.items():
-        together = [group_of(other) == group_of(target) for other in sums]
+        together = [scale_group(other) == scale_group(target) for other in sums]
         amax = max(float(np.abs(x).max()) for x, same in zip(sums.values(), together, strict=True) if same)
         scale = tensor_scale(amax)
         assert found[target.replace(".weight", ".scale")].view(np.float32)[0, 0] == np.float32(scale)

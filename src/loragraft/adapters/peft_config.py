@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loragraft.errors import AdapterError
-from loragraft.formats.patterns import PatternError, SuffixTable
+from loragraft.patterns import PatternError, SuffixTable
 
 _HONOURED = {
     "peft_type",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from loragraft import _native
 from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
 from loragraft.archs.hparams import Hparams, read_hparams
 from loragraft.archs.metadata_keys import check_keys
@@ -72,7 +71,7 @@ def model_graph(model: ModelSource) -> Graph:
             expected=f"up to {rows}",
         )
     for name, tensor in model.tensors.items():
-        if not _native.supports(tensor.type.id):
+        if not tensor.type.holds_weights:
             raise UnsupportedError(
                 model.path, f"tensor {name!r} is of a type that holds no weights", found=tensor.type
             )

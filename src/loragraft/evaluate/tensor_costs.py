@@ -46,7 +46,7 @@ def possible_types(steps: Sequence[Step], kinds: Sequence[QuantType]) -> dict[st
         types[step.name] = [
             kind
             for kind in fits
-            if not kind.is_float
+            if kind.is_quantized
             and (step.importance is not None or not needs_importance(step.name, kind, plain))
         ]
         if not types[step.name]:

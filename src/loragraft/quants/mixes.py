@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from loragraft.errors import QuantizeError
-from loragraft.formats.gguf.values import Metadata
-from loragraft.formats.patterns import PatternError, searcher
+from loragraft.patterns import PatternError, searcher
 from loragraft.quants.filetypes import FileType
 from loragraft.quants.roles import VALUES, Category, category, layer_of, may_quantize
 from loragraft.quants.types import BY_NAME, F16, QuantType
@@ -47,20 +47,20 @@ class ModelFacts:
         return self.layers == {"deci": 80, "qwen2": 80, "olmo": 80, "jais2": 68}.get(self.arch)
 
     @classmethod
-    def of(cls, metadata: Metadata) -> ModelFacts:
-        """Read from a model's metadata; absent counts are 0, of a number per layer the first layer's counts."""
+    def of(cls, metadata: Mapping[str, Any]) -> ModelFacts:
+        """From a model's metadata, as plain values. Absent counts are 0; of a number per layer the first layer's
+        counts."""
 
         def count(key: str, default: int = 0) -> int:
             value = metadata.get(f"{arch}.{key}")
             if value is None:
                 return default
-            numbers = np.atleast_1d(np.asarray(value.data))
+            numbers = np.atleast_1d(np.asarray(value))
             if not numbers.size or numbers.dtype.kind not in "iu":
-                raise QuantizeError(f"{arch}.{key}", "must be a whole number", found=repr(value.data)[:60])
+                raise QuantizeError(f"{arch}.{key}", "must be a whole number", found=repr(value)[:60])
             return int(numbers.flat[0])
 
-        name = metadata.get("general.architecture")
-        arch = str(name.data) if name is not None else ""
+        arch = str(metadata.get("general.architecture", ""))
         heads = count("attention.head_count")
         heads_kv = count("attention.head_count_kv", heads)
         return cls(arch, count("block_count"), count("expert_count"), heads, heads_kv)

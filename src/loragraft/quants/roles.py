@@ -116,3 +116,19 @@ def layer_of(name: str) -> int:
 def output_order(names: Iterable[str]) -> list[str]:
     """llama-quantize's order of tensors: by block, then by the name's bytes (llama-model-loader.h)."""
     return sorted(names, key=lambda name: (layer_of(name), name.encode("utf-8", "surrogateescape")))
+
+
+#: Tensors that are multiplied with the same input, under the name of what they would be in one.
+_FUSED = (
+    (re.compile(r"(blk\.\d+\.)attn_[qkv]\.weight"), "attn_qkv"),
+    (re.compile(r"(blk\.\d+\.)ffn_(?:gate|up)(_exps|_shexp)?\.weight"), "ffn_gate_up"),
+)
+
+
+def scale_group(name: str) -> tuple[str, ...]:
+    """What the tensors that share a per-tensor scale have in common: fused GEMMs want one for all that they multiply
+    with the same input (ModelOpt's `preprocess_linear_fusion`)."""
+    for pattern, fused in _FUSED:
+        if found := pattern.fullmatch(name):
+            return (fused, *(part or "" for part in found.groups()))
+    return (name,)

@@ -20,6 +20,8 @@ class Family(StrEnum):
     IQ = "iq"
     TERNARY = "ternary"
     FP4 = "fp4"
+    DATA = "data"
+    """No weights, and no kernels: integers, and F64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,14 @@ class QuantType:
     @property
     def is_float(self) -> bool:
         return self.family is Family.FLOAT
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.holds_weights and not self.is_float
+
+    @property
+    def holds_weights(self) -> bool:
+        return self.family is not Family.DATA
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of `columns` weights, which must be a multiple of the block."""
@@ -84,11 +94,11 @@ _ROWS = (
     QuantType("TQ2_0", 35, 256, 66, Family.TERNARY),
     QuantType("MXFP4", 39, 32, 17, Family.FP4),
     QuantType("NVFP4", 40, 64, 36, Family.FP4),
-    QuantType("I8", 24, 1, 1, Family.FLOAT),
-    QuantType("I16", 25, 1, 2, Family.FLOAT),
-    QuantType("I32", 26, 1, 4, Family.FLOAT),
-    QuantType("I64", 27, 1, 8, Family.FLOAT),
-    QuantType("F64", 28, 1, 8, Family.FLOAT),
+    QuantType("I8", 24, 1, 1, Family.DATA),
+    QuantType("I16", 25, 1, 2, Family.DATA),
+    QuantType("I32", 26, 1, 4, Family.DATA),
+    QuantType("I64", 27, 1, 8, Family.DATA),
+    QuantType("F64", 28, 1, 8, Family.DATA),
 )
 
 BY_NAME: dict[str, QuantType] = {row.name: row for row in _ROWS}

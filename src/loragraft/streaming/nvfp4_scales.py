@@ -8,7 +8,6 @@ or [experts]; so a pass over the weights precedes the one that writes them.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,24 +19,11 @@ from loragraft.formats.gguf.scales import companion
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed
 from loragraft.progress import Progress
-from loragraft.quants.roles import Category, category
+from loragraft.quants.roles import Category, category, scale_group
 from loragraft.quants.types import BY_NAME, F32
 from loragraft.streaming.pipeline import Step, chunks, floats_of
 
 NVFP4 = BY_NAME["NVFP4"]
-
-_FUSED = (
-    (re.compile(r"(blk\.\d+\.)attn_[qkv]\.weight"), "attn_qkv"),
-    (re.compile(r"(blk\.\d+\.)ffn_(?:gate|up)(_exps|_shexp)?\.weight"), "ffn_gate_up"),
-)
-
-
-def group_of(name: str) -> tuple[str, ...]:
-    """What tensors with one scale have in common."""
-    for pattern, fused in _FUSED:
-        if found := pattern.fullmatch(name):
-            return (fused, *(part or "" for part in found.groups()))
-    return (name,)
 
 
 def _span(rows: Bytes, start: int, stop: int) -> Bytes:
@@ -84,7 +70,7 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
     progress.start("Measuring NVFP4 scales", sum(step.weights for step in scaled))
     amax: dict[tuple[str, ...], list[float]] = {}
     for step in scaled:
-        amax.setdefault(group_of(step.name), [0.0] * (step.source.n_rows // step.matrix_rows))
+        amax.setdefault(scale_group(step.name), [0.0] * (step.source.n_rows // step.matrix_rows))
     lock = threading.Lock()
 
     def measure(step: Step) -> None:
@@ -93,7 +79,7 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
             largest = max(float(values.max()), -float(values.min()))
             step.source.release(chunk.start, chunk.stop)
             with lock:
-                known = amax[group_of(step.name)]
+                known = amax[scale_group(step.name)]
                 matrix = chunk.start // step.matrix_rows
                 known[matrix] = max(known[matrix], largest)
             progress.advance(values.size)
@@ -103,4 +89,4 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
             done.result()
     for step in scaled:
         if step.scales is not None:
-            step.scales[:] = [tensor_scale(largest) for largest in amax[group_of(step.name)]]
+            step.scales[:] = [tensor_scale(largest) for largest in amax[scale_group(step.name)]]

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.values import Value
-from loragraft.formats.patterns import PatternError, searcher
 from loragraft.formats.split import SplitLimits
+from loragraft.patterns import PatternError, searcher
 from loragraft.quants.types import BY_NAME, QuantType, by_name
 
 if TYPE_CHECKING:
     from loragraft.formats.imatrix import Imatrix
 
 #: Types that hold weights; the integers and F64 of the table do not.
-WEIGHT_TYPES = tuple(name for name in BY_NAME if name not in ("I8", "I16", "I32", "I64", "F64"))
+WEIGHT_TYPES = tuple(name for name, kind in BY_NAME.items() if kind.holds_weights)
 
 
 GivenType = str | QuantType

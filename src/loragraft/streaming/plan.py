@@ -92,9 +92,7 @@ def plan_merge(
     for name in names:
         tensor, own = model.tensors[name], deltas.get(name, ())
         imagined = not target.is_float and may_quantize(name, tensor.shape, model.arch)
-        now = (
-            F16 if (imagined and tensor.type.is_float) or (own and not tensor.type.is_float) else tensor.type
-        )
+        now = F16 if (own if tensor.type.is_quantized else imagined) else tensor.type
         inputs.append(_Input(tensor, now, own))
     planner = _Planner(model, target, options, merging=True)
     if target.is_float:
@@ -118,7 +116,8 @@ class _Planner:
         self.model, self.target, self.options, self.merging = model, target, options, merging
         self.imatrix = _load_imatrix(options)
         self.renamed, self.layers_left = _pruned(model, options.prune_layers)
-        self.facts = ModelFacts.of({**model.metadata, **options.override_kv})
+        metadata = {**model.metadata, **options.override_kv}
+        self.facts = ModelFacts.of({key: value.data for key, value in metadata.items()})
 
     def plan(self, inputs: Sequence[_Input], metadata: Metadata) -> WritePlan:
         kept = {
@@ -141,7 +140,7 @@ class _Planner:
         )
         plan = WritePlan(self.target, metadata, [])
         for chosen, tensor in zip(choices, kept.values(), strict=True):
-            stays = self.options.keep_quantized and not tensor.source.type.is_float and not tensor.deltas
+            stays = self.options.keep_quantized and tensor.source.type.is_quantized and not tensor.deltas
             choice = replace(chosen, type=tensor.source.type, unfit=None) if stays else chosen
             step = self._step(choice, tensor)
             plan.steps.append(step)
@@ -188,7 +187,7 @@ class _Planner:
     def _check_requantizing(self, choice: TensorChoice, source: TensorSource) -> None:
         # An NVFP4 checkpoint is what its adapter was trained on; the merged weights get scales of their own.
         merged = self.merging and (choice.type.is_float or source.type == choice.type == NVFP4)
-        if not source.type.is_float and not (merged or self.options.allow_requantize):
+        if source.type.is_quantized and not (merged or self.options.allow_requantize):
             raise QuantizeError(
                 self.model.path,
                 f"tensor {source.name!r} is already quantized; doing it twice costs quality",

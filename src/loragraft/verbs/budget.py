@@ -178,8 +178,8 @@ def budget(
 
 def _candidate(name: str) -> QuantType:
     kind = BY_NAME.get(name.upper())
-    if kind is None or kind.is_float or kind.name == "NVFP4":
-        fits = ", ".join(kind.name for kind in BY_NAME.values() if not kind.is_float and kind.name != "NVFP4")
+    if kind is None or not kind.is_quantized or kind.name == "NVFP4":
+        fits = ", ".join(kind.name for kind in BY_NAME.values() if kind.is_quantized and kind.name != "NVFP4")
         raise LoragraftError(name, "no type to choose from", expected=f"some of {fits}")
     return kind
 
@@ -273,7 +273,7 @@ class _Bench:
         """Raises `QuantizeError` if it lacks importance, or quantizes nothing."""
         plan = self.plan(mix)
         plan.require_importance(subject)
-        if all(step.type.is_float for step in plan.steps):
+        if not any(step.type.is_quantized for step in plan.steps):
             raise QuantizeError(mix, "quantizes no tensor of this model", hint="take a mix such as Q4_K_M")
         return sum(step.nbytes for step in plan.steps)
 
@@ -321,8 +321,8 @@ class _Bench:
     def _steps(self) -> tuple[list[Step], int]:
         """The tensors that are quantized, and the bytes of the others: the same for all mixes."""
         steps = self.plan("Q4_K_M").steps
-        return [step for step in steps if not step.type.is_float], sum(
-            step.nbytes for step in steps if step.type.is_float
+        return [step for step in steps if step.type.is_quantized], sum(
+            step.nbytes for step in steps if not step.type.is_quantized
         )
 
     def _costs(

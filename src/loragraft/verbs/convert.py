@@ -60,7 +60,7 @@ def convert(
     Raises `FormatError`, `UnsupportedError`, `QuantizeError`, `OutputError`.
     """
     model = open_model(source, dequantize=dequantize)
-    quantized = [name for name, tensor in model.tensors.items() if not tensor.type.is_float]
+    quantized = [name for name, tensor in model.tensors.items() if tensor.type.is_quantized]
     options = options or QuantizeOptions()
     if type is None:
         kind = file_type("COPY" if quantized and not _has_computed_floats(model) else "F16")

@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from loragraft.adapters.collect import collect_deltas
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.hf_config import bias_flags, config_of
@@ -27,7 +28,6 @@ from loragraft.streaming.checkpoint.contents import Contents
 from loragraft.streaming.checkpoint.layouts import LAYOUTS, Layout
 from loragraft.streaming.checkpoint.shards import INDEX, index_of, plan_shards, write_shards
 from loragraft.system.threads import thread_count
-from loragraft.verbs.merge import collect_deltas
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Of weights in one file: huggingface_hub's own limit."""

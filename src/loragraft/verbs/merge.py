@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from loragraft.adapters.delta import Delta, same_deltas
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
-from loragraft.adapters.rebase import UNTIED, untied
-from loragraft.errors import AdapterError, naming
+from loragraft.adapters.collect import collect_deltas
+from loragraft.errors import naming
 from loragraft.formats.source import ModelSource
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Noted, Progress
@@ -73,52 +70,6 @@ def merge(
         label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
     )
     return replace(report, adapters=uses, notes=progress.notes)
-
-
-def collect_deltas(
-    model: ModelSource, adapters: Sequence[tuple[Adapter, float]]
-) -> tuple[ModelSource, Mapping[str, tuple[Delta, ...]]]:
-    """The deltas of every adapted tensor, in the order of `adapters`, and the model that they are for: `model`, but
-    where adapters change a tied weight in one of its uses only, as PEFT lets them, with a tensor for each use.
-
-    Raises `AdapterError` for a pair without a tensor, or with one of another shape.
-    """
-    deltas: dict[str, tuple[Delta, ...]] = {}
-    for adapter, scale in adapters:
-        for name, pair in adapter.pairs.items():
-            plain = pair.magnitude is None
-            delta = Delta(
-                pair.a, pair.b, pair.scale * (scale if plain else 1), pair.magnitude, 1 if plain else scale
-            )
-            deltas[name] = (*deltas.get(name, ()), delta)
-    if OUTPUT not in model.tensors and EMBEDDING in model.tensors:
-        own = deltas.pop(OUTPUT, ())
-        if not same_deltas(own, deltas.get(EMBEDDING, ())):
-            deltas[OUTPUT] = own
-            model = replace(model, tensors=untied(dict(model.tensors)), notes=[*model.notes, UNTIED])
-    for adapter, _ in adapters:
-        unused = [name for name in adapter.pairs if name not in model.tensors and name != OUTPUT]
-        if unused:
-            raise AdapterError(
-                adapter.path,
-                f"{len(unused)} of its {len(adapter.pairs)} targets are not in the base",
-                found=", ".join(unused[:3]) + (", ..." if len(unused) > 3 else ""),
-                expected=f"tensors of {model.path}",
-            )
-        for name, pair in adapter.pairs.items():
-            _check_shape(adapter, pair, model.tensors[name if name in model.tensors else EMBEDDING].shape)
-    return model, {name: own for name, own in deltas.items() if own}
-
-
-def _check_shape(adapter: Adapter, pair: LoraPair, shape: tuple[int, ...]) -> None:
-    expected = (*shape[:-2], pair.rank, shape[-1]), (*shape[:-1], pair.rank)
-    if len(shape) < 2 or (pair.a.shape, pair.b.shape) != expected:
-        raise AdapterError(
-            adapter.path,
-            f"does not fit tensor {pair.target!r} of shape {list(shape)}",
-            found=f"A {list(pair.a.shape)} and B {list(pair.b.shape)}",
-            expected=f"A {list(expected[0])} and B {list(expected[1])}",
-        )
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,8 +14,8 @@ from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import in_memory
+from loragraft.quants.roles import scale_group
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix, dequantize_rows, shared_scale
-from loragraft.streaming.nvfp4_scales import group_of
 
 _EMBEDDING = "token_embd.weight"
 #: Matrices that stay in floating point, as ModelOpt's default leaves them.
@@ -94,7 +94,7 @@ class Contents:
                 name not in _NOT_LINEAR and not name.endswith(_ROUTERS) and tensor.columns % GROUP == 0
             )
             if is_linear:
-                fused.setdefault((group_of(name), expert), []).append(matrix)
+                fused.setdefault((scale_group(name), expert), []).append(matrix)
             else:
                 self.floats[origin.name] = matrix
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from loragraft.formats.patterns import MAX_EXPRESSIONS, PatternError, SuffixTable, searcher
+from loragraft.patterns import MAX_EXPRESSIONS, PatternError, SuffixTable, searcher
 
 NAMES = [
     f"model.layers.{layer}.{part}"
