@@ -147,15 +147,18 @@ class LinearEnd {
     int64_t rows() const { return rows_; }
     int64_t rank() const { return rank_; }
 
-    Epilogue of(int64_t expert) const {
-        Epilogue e;
-        e.scale = scale_.empty() ? 1.0f : scale_[size_t(expert)];
-        e.rank = int(rank_);
-        e.b = b_.empty() ? nullptr : b_.data() + expert * b_stride_;
-        e.dora_scale = dora_scale_.empty() ? nullptr : dora_scale_.data() + expert * rows_;
-        e.bias = bias_.empty() ? nullptr : bias_.data() + expert * rows_;
-        e.arch_scale = arch_scale_;
-        return e;
+    // The weight's own part.
+    void attach(Linear& l, int64_t expert) const {
+        l.scale = scale_.empty() ? 1.0f : scale_[size_t(expert)];
+        l.bias = bias_.empty() ? nullptr : bias_.data() + expert * rows_;
+        l.arch_scale = arch_scale_;
+    }
+    bool has_adapters() const { return rank_ || !dora_scale_.empty(); }
+    LoraTerm term(int64_t expert, const float* xa) const {
+        return {b_.empty() ? nullptr : b_.data() + expert * b_stride_, xa, int(rank_)};
+    }
+    const float* dora_scale(int64_t expert) const {
+        return dora_scale_.empty() ? nullptr : dora_scale_.data() + expert * rows_;
     }
 
   private:
@@ -192,20 +195,41 @@ class Input {
     QuantizedRows quantized_;
 };
 
-void attach(Linear& l, const LinearEnd& end, int64_t expert, const std::optional<Matrix>& xa, int64_t xa_first,
-            int64_t y_rows) {
-    l.end = end.of(expert);
-    if (l.end.rank) {
-        require(xa && int64_t(xa->shape(0)) == y_rows && xa_first >= 0
-                    && xa_first + l.end.rank <= int64_t(xa->shape(1)),
-                "linear: x A^T is missing or of the wrong shape");
-        l.xa = xa->data() + xa_first;
-        l.xa_stride = int64_t(xa->shape(1));
+// The adapters' part of the epilogue for every row of y.
+class RowEnds {
+  public:
+    RowEnds(const LinearEnd& end, const std::optional<Matrix>& xa, int64_t xa_first, int64_t rows)
+        : end_(end), first_(xa_first), terms_(size_t(rows)), ends_(size_t(rows)) {
+        if (end.rank()) {
+            require(xa && int64_t(xa->shape(0)) == rows && xa_first >= 0
+                        && xa_first + end.rank() <= int64_t(xa->shape(1)),
+                    "linear: x A^T is missing or of the wrong shape");
+            xa_ = xa->data();
+            stride_ = int64_t(xa->shape(1));
+        }
     }
-}
+    void set(int64_t row, int64_t expert) {
+        const size_t i = size_t(row);
+        terms_[i] = end_.term(expert, xa_ ? xa_ + row * stride_ + first_ : nullptr);
+        ends_[i] = {&terms_[i], end_.rank() ? 1 : 0, end_.dora_scale(expert)};
+    }
+    const RowEnd* data() const { return end_.has_adapters() ? ends_.data() : nullptr; }
 
-Linear dense_task(ThreadPool& pool, const Weight& w, Input& x, const OutMatrix& y, const LinearEnd& end,
-                  const std::optional<Matrix>& xa, int64_t xa_first, bool q8) {
+  private:
+    const LinearEnd& end_;
+    const float* xa_ = nullptr;
+    int64_t first_, stride_ = 0;
+    std::vector<LoraTerm> terms_;
+    std::vector<RowEnd> ends_;
+};
+
+struct DenseTask {
+    Linear linear;
+    RowEnds ends;
+};
+
+DenseTask dense_task(ThreadPool& pool, const Weight& w, Input& x, const OutMatrix& y, const LinearEnd& end,
+                     const std::optional<Matrix>& xa, int64_t xa_first, bool q8) {
     q8 = q8 && w.has_q8();
     if (q8) {
         x.quantize(pool);
@@ -217,25 +241,32 @@ Linear dense_task(ThreadPool& pool, const Weight& w, Input& x, const OutMatrix& 
     require(w.experts() == 1 && l.x.cols == w.cols(), "linear: x does not fit the weight");
     require(int64_t(y.shape(0)) == l.x.rows && int64_t(y.shape(1)) == w.rows(), "linear: wrong shape of y");
     require(end.experts() == 1 && end.rows() == w.rows(), "linear: the epilogue is another weight's");
-    attach(l, end, 0, xa, xa_first, l.columns);
-    return l;
+    end.attach(l, 0);
+    RowEnds ends(end, xa, xa_first, l.columns);
+    for (int64_t row = 0; row < l.columns; ++row) {
+        ends.set(row, 0);
+    }
+    l.row_end = ends.data(); // stays where it is when the vector is moved
+    return {l, std::move(ends)};
 }
 
 void linear(ThreadPool& pool, const Weight& w, Input& x, OutMatrix y, const LinearEnd& end, std::optional<Matrix> xa,
             int64_t xa_first, bool q8) {
-    const Linear task = dense_task(pool, w, x, y, end, xa, xa_first, q8);
+    const DenseTask task = dense_task(pool, w, x, y, end, xa, xa_first, q8);
     nb::gil_scoped_release release;
-    run_linear(pool, task);
+    run_linear(pool, task.linear);
 }
 
 // Several weights times the same x in one parallel loop: (weight, y, end, xa_first) of each.
 void linears(ThreadPool& pool, Input& x,
              const std::vector<std::tuple<const Weight*, OutMatrix, const LinearEnd*, int64_t>>& products,
              std::optional<Matrix> xa, bool q8) {
+    std::vector<DenseTask> dense;
     std::vector<Linear> tasks;
     for (const auto& [w, y, end, xa_first] : products) {
         require(w && end, "linears: a weight or epilogue is missing");
-        tasks.push_back(dense_task(pool, *w, x, y, *end, xa, xa_first, q8));
+        dense.push_back(dense_task(pool, *w, x, y, *end, xa, xa_first, q8));
+        tasks.push_back(dense.back().linear);
     }
     nb::gil_scoped_release release;
     run_linears(pool, tasks);
@@ -261,6 +292,10 @@ void experts_linear(ThreadPool& pool, const Weight& w, Input& x, Ids ids, OutMat
         x_rows[size_t(e)].push_back(int32_t(p / used));
         y_rows[size_t(e)].push_back(int32_t(p));
     }
+    RowEnds ends(end, xa, 0, pairs);
+    for (int64_t p = 0; p < pairs; ++p) {
+        ends.set(p, ids.data()[p]);
+    }
     std::vector<Linear> tasks;
     for (int64_t e = 0; e < w.experts(); ++e) {
         if (x_rows[size_t(e)].empty()) {
@@ -272,7 +307,8 @@ void experts_linear(ThreadPool& pool, const Weight& w, Input& x, Ids ids, OutMat
         l.x_row = x_rows[size_t(e)].data();
         l.y_row = y_rows[size_t(e)].data();
         l.y = y.data();
-        attach(l, end, e, xa, 0, pairs);
+        end.attach(l, e);
+        l.row_end = ends.data();
         tasks.push_back(l);
     }
     nb::gil_scoped_release release;

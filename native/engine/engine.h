@@ -20,14 +20,17 @@ struct Activations {
     const float* dsum32 = nullptr;
 };
 
-// y[:, out] = arch_scale * (dora_scale * (scale * (W x) + B xa) + bias), applied in exactly this order.
-struct Epilogue {
-    float scale = 1.0f;        // the weight's own
-    int rank = 0;              // columns of B, over all adapters
-    const float* b = nullptr;  // [ceil(rows / 16)][rank][16], the adapters' scales in it
-    const float* dora_scale = nullptr; // [rows]
-    const float* bias = nullptr; // [rows]
-    float arch_scale = 1.0f;
+// What adapters do to one row of a product's y: y = arch_scale * (dora_scale * (scale * (W x) + sum of B xa) + bias), applied
+// in exactly this order.
+struct LoraTerm {
+    const float* b = nullptr;  // [ceil(rows / 16)][rank][16]
+    const float* xa = nullptr; // [rank]: this row's A x, times the adapter's scale and strength
+    int rank = 0;
+};
+struct RowEnd {
+    const LoraTerm* terms = nullptr; // added in order
+    int n_terms = 0;
+    const float* dora_scale = nullptr; // [rows], or null
 };
 
 // One product of a weight with some columns (tokens, or tokens of one expert).
@@ -39,11 +42,12 @@ struct Linear {
     Activations x;
     int64_t columns = 0;
     const int32_t* x_row = nullptr; // which row of x column t reads; null: row t
-    const int32_t* y_row = nullptr; // which row of y (and of xa) column t writes; null: row t
+    const int32_t* y_row = nullptr; // which row of y column t writes; null: row t
     float* y = nullptr;             // [..][rows]
-    const float* xa = nullptr;      // [..][xa_stride]: x A^T
-    int64_t xa_stride = 0;
-    Epilogue end;
+    float scale = 1.0f;             // the weight's own
+    const float* bias = nullptr;    // [rows], or null
+    float arch_scale = 1.0f;
+    const RowEnd* row_end = nullptr; // of each row of y; null: no adapters
 };
 
 inline int64_t x_row(const Linear& l, int64_t t) { return l.x_row ? l.x_row[t] : t; }

@@ -8,10 +8,21 @@
 namespace lg::LG_ISA {
 
 // Asks for the rows of B that finish16 will want for rows [row, row + 16): the products before it are one stream that
-// the processor reads ahead by itself, B is another of which each piece would be waited for.
+// the processor reads ahead by itself, each B is another of which each piece would be waited for.
 inline void prefetch_epilogue(const Linear& l, int64_t row) {
-    for (int r = 0; r < l.end.rank; ++r) {
-        __builtin_prefetch(l.end.b + row * l.end.rank + r * 16);
+    const float* asked = nullptr;
+    for (int64_t t = 0; l.row_end && t < l.columns; ++t) {
+        const RowEnd& end = l.row_end[y_row(l, t)];
+        for (int i = 0; i < end.n_terms; ++i) {
+            const LoraTerm& term = end.terms[i];
+            if (term.b == asked) {
+                continue; // as the column before
+            }
+            asked = term.b;
+            for (int r = 0; r < term.rank; ++r) {
+                __builtin_prefetch(term.b + row * term.rank + r * 16);
+            }
+        }
     }
 }
 
@@ -22,26 +33,32 @@ inline void finish16(const Linear& l, int64_t t, int64_t row, const float* produ
     float* y = l.y + out * l.rows + row;
     vf v[N];
     for (int i = 0; i < N; ++i) {
-        v[i] = load(product + i * LANES) * l.end.scale;
+        v[i] = load(product + i * LANES) * l.scale;
     }
-    if (l.end.rank) {
-        const float* b = l.end.b + row * l.end.rank;
-        const float* xa = l.xa + out * l.xa_stride;
-        for (int r = 0; r < l.end.rank; ++r) {
-            for (int i = 0; i < N; ++i) {
-                v[i] = fma(load(b + r * 16 + i * LANES), splat(xa[r]), v[i]);
+    const float* dora_scale = nullptr;
+    if (l.row_end) {
+        const RowEnd& end = l.row_end[out];
+        dora_scale = end.dora_scale;
+        for (int term = 0; term < end.n_terms; ++term) {
+            const int rank = end.terms[term].rank;
+            const float* b = end.terms[term].b + row * rank;
+            const float* xa = end.terms[term].xa;
+            for (int r = 0; r < rank; ++r) {
+                for (int i = 0; i < N; ++i) {
+                    v[i] = fma(load(b + r * 16 + i * LANES), splat(xa[r]), v[i]);
+                }
             }
         }
     }
     if (row + 16 <= l.rows) {
         for (int i = 0; i < N; ++i) {
-            if (l.end.dora_scale) {
-                v[i] *= load(l.end.dora_scale + row + i * LANES);
+            if (dora_scale) {
+                v[i] *= load(dora_scale + row + i * LANES);
             }
-            if (l.end.bias) {
-                v[i] += load(l.end.bias + row + i * LANES);
+            if (l.bias) {
+                v[i] += load(l.bias + row + i * LANES);
             }
-            store(y + i * LANES, v[i] * l.end.arch_scale);
+            store(y + i * LANES, v[i] * l.arch_scale);
         }
         return;
     }
@@ -50,8 +67,8 @@ inline void finish16(const Linear& l, int64_t t, int64_t row, const float* produ
         store(part + i * LANES, v[i]);
     }
     for (int64_t i = 0; row + i < l.rows; ++i) {
-        const float adapted = l.end.dora_scale ? part[i] * l.end.dora_scale[row + i] : part[i];
-        y[i] = (adapted + (l.end.bias ? l.end.bias[row + i] : 0.0f)) * l.end.arch_scale;
+        const float adapted = dora_scale ? part[i] * dora_scale[row + i] : part[i];
+        y[i] = (adapted + (l.bias ? l.bias[row + i] : 0.0f)) * l.arch_scale;
     }
 }
 
