@@ -80,6 +80,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         console.configure(quiet=ctx.params.pop("quiet"), verbose=ctx.params.pop("verbose"))
+        console.silence_libraries()
         super().invoke(ctx)
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -21,6 +21,16 @@ def configure(*, quiet: bool, verbose: bool) -> None:
     _quiet, _verbose = quiet, verbose and not quiet
 
 
+def silence_libraries() -> None:
+    """What libraries log and warn of is not for the user: what is, a command says itself."""
+    import logging
+    import warnings
+
+    logging.getLogger().addHandler(logging.NullHandler())  # without any, Python prints warnings to stderr
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
 def is_quiet() -> bool:
     return _quiet
 

@@ -14,6 +14,7 @@ import click
 
 from loragraft.cli.command import FILE, argument, flag, option
 from loragraft.errors import LoragraftError, TextError
+from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -139,13 +140,22 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
         return prompt
     assert file is not None
     if str(file) == "-":
-        return decoded(sys.stdin.buffer.read(), "stdin")
+        return decoded(_read_stdin(), "stdin")
     return read_text(file)
 
 
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise LoragraftError("stdin", "is closed")
+    data: bytes = sys.stdin.buffer.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise LoragraftError("stdin", "the text is too large", expected=f"at most {MAX_TEXT} bytes")
+    return data
+
+
 def read_text(path: Path, max_chars: int | None = None) -> str:
-    """The text in a file, whatever its line ends; the first `max_chars` characters of it."""
-    return decoded(path.read_bytes(), str(path))[:max_chars]
+    """The text in a regular file, whatever its line ends; the first `max_chars` characters of it."""
+    return decoded(read_file(path, MAX_TEXT), path)[:max_chars]
 
 
 @contextmanager
@@ -155,12 +165,3 @@ def named(text: Path) -> Iterator[None]:
         yield
     except TextError as error:
         raise error.about(text) from None
-
-
-def decoded(data: bytes, subject: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LoragraftError(
-            subject, "not UTF-8 text", found=f"byte {data[error.start]:#04x} at {error.start}"
-        ) from None

@@ -14,6 +14,7 @@ from typing import Any
 from loragraft.errors import CheckpointError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
+from loragraft.formats.textfile import MAX_SMALL, decoded, read_file
 from loragraft.huggingface.tokenizer_file import TokenizerFile, flat
 
 #: Kinds of special token in the order in which their keys are written.
@@ -174,7 +175,4 @@ def _named_templates(templates: Sequence[Any]) -> Metadata:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise CheckpointError(path, f"cannot be read: {problem}") from None
+    return decoded(read_file(path, MAX_SMALL, CheckpointError), path, CheckpointError)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.split import SplitLimits
+from loragraft.formats.textfile import decoded, read_file
 from loragraft.patterns import PatternError, searcher
 from loragraft.quants.types import BY_NAME, QuantType, by_name
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Types that hold weights; the integers and F64 of the table do not.
 WEIGHT_TYPES = tuple(name for name, kind in BY_NAME.items() if kind.holds_weights)
+#: Bytes of a file of rules, each of which is tried on each tensor.
+MAX_RULES = 1 << 18
 
 
 GivenType = str | QuantType
@@ -164,12 +167,7 @@ def tensor_type(text: str) -> tuple[str, QuantType]:
 
 def tensor_type_file(path: Path) -> list[tuple[str, QuantType]]:
     """A file of `REGEX=TYPE`, separated by spaces or newlines."""
-    try:
-        words = path.read_text("utf-8").split()
-    except OSError as problem:
-        raise LoragraftError(path, f"cannot be read: {problem.strerror}") from None
-    except UnicodeDecodeError:
-        raise LoragraftError(path, "is not a text file", expected="REGEX=TYPE, one a line") from None
+    words = decoded(read_file(path, MAX_RULES), path).split()
     return [tensor_type(word) for word in words]
 
 

@@ -17,10 +17,12 @@ from loragraft.adapters.collect import collect_deltas
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.hf_config import bias_flags, config_of
-from loragraft.errors import FormatError, LoragraftError, OutputError, naming
+from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
 from loragraft.formats.checkpoint import Checkpoint
+from loragraft.formats.jsonfile import MAX_BYTES
 from loragraft.formats.output import OutputFile
 from loragraft.formats.source import ModelSource
+from loragraft.formats.textfile import read_file
 from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
@@ -153,7 +155,7 @@ def _side_files(
         for folder in (model.path, *tokenizers):
             for name in _COPIED:
                 if (folder / name).is_file():
-                    files[name] = (folder / name).read_bytes()
+                    files[name] = read_file(folder / name, MAX_BYTES, CheckpointError)
     else:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         freqs = model.tensors.get("rope_freqs.weight")
