@@ -50,8 +50,13 @@ int available_processors() {
 
 ThreadPool::ThreadPool(int n) : forks_(count_forks()) {
     const int total = n > 0 ? n : available_processors();
-    for (int i = 1; i < total; ++i) {
-        workers_.emplace_back([this, i] { work(i); });
+    try {
+        for (int i = 1; i < total; ++i) {
+            workers_.emplace_back([this, i] { work(i); });
+        }
+    } catch (...) {
+        stop(); // those that did start: a joinable thread that is destroyed ends the process
+        throw;
     }
 }
 
@@ -64,6 +69,10 @@ ThreadPool::~ThreadPool() {
         }
         return;
     }
+    stop();
+}
+
+void ThreadPool::stop() {
     stop_.store(true);
     round_.fetch_add(1);
     round_.notify_all();

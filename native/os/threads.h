@@ -12,7 +12,8 @@ namespace lg {
 
 class ThreadPool {
   public:
-    // `n` threads in all, the calling one included; 0 asks for as many as the process may run on.
+    // `n` threads in all, the calling one included; 0 asks for as many as the process may run on. Throws
+    // std::system_error if the system will not start so many; none is left then.
     explicit ThreadPool(int n);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -28,6 +29,7 @@ class ThreadPool {
   private:
     void work(int thread);
     void drain(int thread);
+    void stop();
 
     bool forked() const;
 

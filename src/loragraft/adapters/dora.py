@@ -8,14 +8,13 @@ the norm is that of the base with this adapter alone, whatever other adapters th
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from loragraft import _native
 from loragraft.adapters.lora import Floats, LoraPair
 from loragraft.formats.source import TensorSource
 from loragraft.quants.types import F32
+from loragraft.system.threads import thread_count, thread_pool
 
 _CHUNK_WEIGHTS = 1 << 19
 
@@ -48,7 +47,7 @@ def weight_factors(weight: TensorSource, scales: Floats | None, pair: LoraPair) 
         factors[first:last] = length_factors(magnitude[first:last], adapted)
 
     step = max(1, _CHUNK_WEIGHTS // weight.columns)
-    with ThreadPoolExecutor() as pool:
+    with thread_pool(thread_count(None)) as pool:
         done = [
             pool.submit(measure, matrix, start, min(start + step, rows))
             for matrix in range(weight.n_rows // rows)

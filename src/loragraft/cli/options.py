@@ -15,6 +15,7 @@ import click
 from loragraft.cli.command import FILE, argument, flag, option
 from loragraft.errors import LoragraftError, TextError
 from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
+from loragraft.system.threads import MAX_THREADS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -93,7 +94,7 @@ BACKEND = option(
     default="native",
     help="native runs quantized weights as they are; reference is NumPy.",
 )
-THREAD_COUNT = click.IntRange(1, 1024)  # a slip of the hand beyond that: each takes memory for its buffers
+THREAD_COUNT = click.IntRange(1, MAX_THREADS)
 THREADS = option(
     "--threads",
     "-t",

@@ -22,6 +22,7 @@ from loragraft.progress import Progress
 from loragraft.quants.roles import Category, category, scale_group
 from loragraft.quants.types import BY_NAME, F32
 from loragraft.streaming.pipeline import Step, chunks, floats_of
+from loragraft.system.threads import thread_pool
 
 NVFP4 = BY_NAME["NVFP4"]
 
@@ -63,8 +64,6 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
     scaled = [step for step in steps if step.scales is not None]
     if not scaled:
         return
-    from concurrent.futures import ThreadPoolExecutor
-
     from loragraft.quants.nvfp4 import tensor_scale  # and with it every NumPy quantizer: slow to import
 
     progress.start("Measuring NVFP4 scales", sum(step.weights for step in scaled))
@@ -84,7 +83,7 @@ def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> N
                 known[matrix] = max(known[matrix], largest)
             progress.advance(values.size)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
+    with thread_pool(threads) as pool:
         for done in [pool.submit(measure, step) for step in scaled]:
             done.result()
     for step in scaled:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +25,7 @@ from loragraft.progress import SILENT, Progress
 from loragraft.quants.types import F32, QuantType
 from loragraft.streaming.journal import Journal, Span
 from loragraft.system.interrupts import held
+from loragraft.system.threads import thread_pool
 
 if TYPE_CHECKING:
     from loragraft.adapters.delta import Delta
@@ -153,10 +153,10 @@ def run_pass(
             queue.stop()
             raise
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
-        with held():  # the pool waits at its end for the threads that it knows
-            futures = [pool.submit(work) for _ in range(threads)]
+    with thread_pool(threads) as pool:
         try:
+            with held():  # the pool waits at its end for the threads that it knows
+                futures = [pool.submit(work) for _ in range(threads)]
             for future in futures:
                 future.result()
         except BaseException:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
 from loragraft.quants.types import QuantType
 from loragraft.streaming.pipeline import Chunk, Step, chunks, floats_of
+from loragraft.system.threads import thread_pool
 
 
 def rounding_errors(
@@ -45,7 +45,7 @@ def rounding_errors(
                 errors[step.name, kind] += error
         step.source.release(chunk.start, chunk.stop)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
+    with thread_pool(threads) as pool:
         for _ in pool.map(measure, (chunk for step in steps for chunk in chunks(step))):
             pass
     return errors

@@ -19,6 +19,7 @@ from loragraft.backends.cpu.weights import Linear, Model, Product
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
+from loragraft.system.threads import starting
 
 engine = _native.engine
 
@@ -44,7 +45,8 @@ class NativeBackend(Backend):
                 hint="use backend reference",
             )
         verify(graph)
-        pool = engine.ThreadPool(options.threads or 0)
+        with starting(options.threads or 0):
+            pool = engine.ThreadPool(options.threads or 0)
         model = Model(graph, weights, pool, pack=options.activations in ("auto", "q8"))
         return NativeSession(graph, model, pool, options)
 

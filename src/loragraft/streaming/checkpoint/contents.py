@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import in_memory
 from loragraft.quants.roles import scale_group
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix, dequantize_rows, shared_scale
+from loragraft.system.threads import thread_pool
 
 _EMBEDDING = "token_embd.weight"
 #: Matrices that stay in floating point, as ModelOpt's default leaves them.
@@ -52,7 +52,7 @@ class Contents:
             self._sort(name, tensor, fused)
         groups = list(fused.values())
         requantized = [group for group in groups if not all(matrix.is_carried_over for matrix in group)]
-        with ThreadPoolExecutor(threads) as pool:
+        with thread_pool(threads) as pool:
             scales = dict(zip(map(id, requantized), pool.map(shared_scale, requantized), strict=True))
         for group in groups:
             self.linears.update({matrix.name: (matrix, scales.get(id(group))) for matrix in group})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from loragraft.errors import OutputError
 from loragraft.formats.safetensors import SafetensorsWriter
 from loragraft.progress import Progress
 from loragraft.streaming.checkpoint.layouts import Task
+from loragraft.system.threads import thread_pool
 
 INDEX = "model.safetensors.index.json"
 _METADATA = {"format": "pt"}
@@ -65,7 +65,7 @@ def write_shards(folder: Path, shards: Sequence[Shard], threads: int, progress: 
             folder, "not enough space on the disk", found=f"{free} bytes free", expected=f"{total}"
         )
     progress.start("Exporting", total)
-    with ExitStack() as files, ThreadPoolExecutor(threads) as pool:
+    with ExitStack() as files, thread_pool(threads) as pool:
 
         def write(writer: SafetensorsWriter, task: Task, start: int, stop: int) -> None:
             for spec, data in zip(task.specs, task.compute(start, stop), strict=True):
