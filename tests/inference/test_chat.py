@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,71 @@ def test_the_command(tmp_path: Path) -> None:
     assert chat.stdout == f"{reply}\n"  # no echo
     wrong = runner.invoke(app, [*greedy, "--system", "x"])
     assert (wrong.exit_code, "--system needs --chat" in wrong.output) == (2, True)
+
+
+#: What a stranger's template may do to those who only wanted to chat.
+HOSTILE = {
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a long text": "{{ 'a' * 10**10 }}",
+    "a long number": "{{ 10 ** (10**9) }}",
+    "doubling": "{% set ns = namespace(x='a') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "a list of itself": "{% set a = namespace(x=[1]) %}{% for _ in range(64) %}{% set a.x = [a.x, a.x] %}{% endfor %}"
+    "{{ a.x }}",
+    "equal lists": "{% set a = namespace(x=[1]) %}{% set b = namespace(x=[1]) %}{% for _ in range(64) %}"
+    "{% set a.x = [a.x, a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}{{ a.x == b.x }}",
+    "a wide format": "{{ '%1000000000d' % 1 }}",
+    "a wide center": "{{ 'a'|center(10**10) }}",
+    "replacing": "{{ ('a' * 100000)|replace('a', 'b' * 100000) }}",
+    "much output": "{% for a in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+    "no length": "{{ 'abc'|truncate(0) }}",
+    "no attributes": "{{ [1,2]|xmlattr }}",
+    "nothing to cycle": "{{ cycler().next() }}",
+    "blocks in blocks": "{% if 1 %}" * 120 + "{% endif %}" * 120,
+    "21 loops": "{% for a in messages %}" * 21 + "{% endfor %}" * 21,
+    "brackets": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
+    "a macro of itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "a long template": "a" * (1 << 21),
+    "a lookup": "{{ messages['x'|first] }}{{ messages.x.y }}",
+    "a format": "{{ '{'.format(1) }}",
+    "half of a pair": "{{ '\\ud800'|tojson|upper|int(1, 0) }}",
+}
+
+
+HARMLESS = ("half of a pair",)
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_no_template_takes_more_than_it_may(case: str) -> None:
+    start = time.monotonic()
+    if case in HARMLESS:
+        render(HOSTILE[case], [{"role": "user", "content": "x"}])
+    else:
+        with pytest.raises(lg.LoragraftError, match=r"^model\.gguf: its chat template fails: ") as caught:
+            render(HOSTILE[case], [{"role": "user", "content": "x"}], subject="model.gguf")
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1500
+    assert time.monotonic() - start < 20
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": "still"}]) == "still"
+
+
+def test_messages_that_are_none() -> None:
+    with pytest.raises(lg.LoragraftError, match="messages: are not what JSON can hold"):
+        render("x", [{"role": "user", "content": object()}])
+
+
+def test_a_fork_does_not_take_its_parents_answers() -> None:
+    render("x", [])
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if render("{{ bos_token }}", [], bos="child") == "child" else 1)
+    texts = [render("{{ bos_token }}", [], bos=str(number)) for number in range(20)]
+    assert texts == [str(number) for number in range(20)]
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_process_is_used_again() -> None:
+    render("x", [])
+    start = time.monotonic()
+    for _ in range(100):
+        render("{{ messages[0].content }}", [{"content": "a" * 10_000}])
+    assert time.monotonic() - start < 5

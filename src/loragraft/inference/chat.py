@@ -1,38 +1,36 @@
 """Chat templates: a conversation as the text that a model was trained to continue.
 
-A template is a Jinja program that came with the model's file, so it runs in Jinja's sandbox. It sees what transformers
-gives it (`apply_chat_template`, utils/chat_template_utils.py): the messages, the texts of BOS and EOS, whether to open
-the reply, `raise_exception`, `strftime_now`, and a `tojson` that escapes nothing.
+A template is a Jinja program that came with the model's file, so it runs in Jinja's sandbox, in a process of its own
+with limits of time and memory (`template_process.py`). It sees what transformers gives it (`apply_chat_template`,
+utils/chat_template_utils.py): the messages, the texts of BOS and EOS, whether to open the reply, `raise_exception`,
+`strftime_now`, and a `tojson` that escapes nothing.
 """
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
 import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from os import PathLike
-from typing import Any, NoReturn
-
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pathlib import Path
+from typing import Any
 
 from loragraft.errors import LoragraftError
 
 Message = Mapping[str, Any]
-"""`role` (system, user, assistant, ...) and `content`."""
+"""`role` (system, user, assistant, ...) and `content`: what JSON can hold."""
 
-
-class _Generation(Extension):
-    """`{% generation %}` marks a reply for training; for prompting it means nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 (the name that Jinja reads)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return body
+#: Seconds until a rendering is given up, on a machine with much else to do; its processor time is bounded more closely.
+PATIENCE = 30.0
+_HINT = "pass the prompt as it is, without --chat"
+_START = "import sys, runpy; sys.path[:0] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
 def render(
@@ -46,28 +44,115 @@ def render(
 ) -> str:
     """The text of `messages` under `template`; with `open_reply` up to where the model's reply begins.
 
-    `bos`, `eos`: the texts of these tokens. Raises LoragraftError, naming `subject`, for a template that is malformed
-    or that refuses the messages.
+    `bos`, `eos`: the texts of these tokens. Raises LoragraftError, naming `subject`, for a template that is malformed,
+    that refuses the messages, or that takes more time or memory than any conversation needs.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    variables = {
+        "messages": list(messages),
+        "bos_token": bos,
+        "eos_token": eos,
+        "add_generation_prompt": open_reply,
+    }
     try:
-        return environment.from_string(template).render(
-            messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=open_reply
-        )
-    except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, OverflowError) as problem:
+        request = json.dumps({"template": template, "variables": variables}).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as problem:
         raise LoragraftError(
-            subject, f"its chat template fails: {problem}", hint="pass the prompt as it is, without --chat"
+            "messages", f"are not what JSON can hold: {problem}", expected="roles and contents"
+        ) from None
+    answer = _renderer.ask(request)
+    if "problem" in answer:
+        reason = " ".join(answer["problem"].split())
+        raise LoragraftError(subject, f"its chat template fails: {reason}", hint=_HINT)
+    return str(answer["text"])
+
+
+class _Renderer:
+    """The process that renders; started when it is first asked, and anew after one that was ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def ask(self, request: bytes) -> dict[str, Any]:
+        """The answer to `request`, one line of JSON."""
+        with self._lock:
+            process = self._running()
+            try:
+                line = _exchange(process, request, time.monotonic() + PATIENCE)
+                answer: dict[str, Any] = json.loads(line) if line else {"problem": "it takes too long"}
+            except BaseException:
+                self._end()  # whatever it would still say is no answer to the next request
+                raise
+            if not line:
+                self._end()
+            return answer
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        if self._owner == os.getpid():
+            self._end()
+        self._process, self._owner = _start(), os.getpid()  # after a fork: the parent's is the parent's
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """An interpreter that finds Jinja and nothing else of the environment."""
+    places = []
+    for name in ("jinja2", "markupsafe"):
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            places.append(str(Path(found.origin).parent.parent))
+    program = str(Path(__file__).with_name("template_process.py"))
+    command = [sys.executable or "python3", "-I", "-S", "-c", _START, program, *dict.fromkeys(places)]
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+        )
+    except OSError as problem:
+        raise LoragraftError(
+            "chat template", f"no process can be started to render it: {problem.strerror}", hint=_HINT
         ) from None
 
 
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _exchange(process: subprocess.Popen[bytes], request: bytes, until: float) -> bytes:
+    """The line that answers `request`; empty if it does not come in time, or the process ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    writes, reads = process.stdin.fileno(), process.stdout.fileno()
+    os.set_blocking(writes, False)
+    left, parts = memoryview(request), [b""]
+    while not parts[-1].endswith(b"\n"):
+        ready, free, _ = select.select(
+            [reads], [writes] if left else [], [], max(0.0, until - time.monotonic())
+        )
+        if not ready and not free:
+            return b""
+        if free:
+            try:
+                left = left[os.write(writes, left) :]
+            except BrokenPipeError:
+                return b""
+        if ready:
+            parts.append(os.read(reads, 1 << 20))
+            if not parts[-1]:
+                return b""
+    return b"".join(parts)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+_renderer = _Renderer()
+atexit.register(_renderer.close)

@@ -14,7 +14,7 @@ MAX_THREADS = 1024
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or for None as many as this process has CPUs. Raises LoragraftError below 1 and above `MAX_THREADS`."""
+    """`threads`, or for None as many as this process has CPUs. Raises LoragraftError below 1, above `MAX_THREADS`."""
     if threads is None:
         found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(found, MAX_THREADS)
