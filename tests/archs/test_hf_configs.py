@@ -15,11 +15,11 @@ import loragraft as lg
 from hf_configs import STEP, records, weights, write_tokenizer
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
-from loragraft.archs.gguf_keys import hyperparameters
-from loragraft.archs.hf_config import config_of
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.source import ModelSource
+from loragraft.huggingface.config_json import config_of
+from loragraft.huggingface.hyperparameters import hyperparameters
 from paths import data
 from tolerances import NATIVE_F32, REFERENCE, nmse
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from gguf import constants
 
-from loragraft.archs import metadata_keys
-from loragraft.archs.graphs import model_graph
-from loragraft.archs.hparams import read_hparams
-from loragraft.archs.metadata_keys import check_keys
+from loragraft.archs.graphs import check_keys, model_graph
+from loragraft.archs.hparams import read_decoder
+from loragraft.archs.metadata import MetadataKeys
 from loragraft.errors import LoragraftError, UnsupportedError
+from loragraft.formats.gguf import keys as facts
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource
 from loragraft.formats.views import in_memory
@@ -24,7 +24,7 @@ def notes(name: str, **extra: Value) -> list[str]:
     """Of a small model with the keys `extra` (dots written as __)."""
     keys: Metadata = dict(small_model(name, np.random.default_rng(0)).metadata)
     keys |= {f"{name.split('/')[0]}.{key.replace('__', '.')}": value for key, value in extra.items()}
-    return check_keys(keys, read_hparams(keys))
+    return check_keys(keys)
 
 
 def defined(group: type) -> Iterator[str]:
@@ -36,14 +36,12 @@ def defined(group: type) -> Iterator[str]:
 
 
 def test_every_key_that_gguf_defines_is_on_one_list() -> None:
-    lists = [
-        metadata_keys._READ,
-        metadata_keys._HARMLESS,
-        metadata_keys._USUAL.keys(),
-        metadata_keys._FEATURES,
-    ]
+    """What is no feature of some architectures, every decoder reads."""
+    read = MetadataKeys(small_model("llama", np.random.default_rng(0)).metadata)
+    read_decoder(read)
+    lists = [read.asked, facts.HARMLESS, facts.USUAL.keys(), facts.FEATURES]
     for key in defined(constants.Keys):
-        found = sum(key in names for names in lists) + key.startswith(metadata_keys._FEATURE_GROUPS)
+        found = sum(key in names for names in lists) + key.startswith(facts.FEATURE_GROUPS)
         assert found == 1, key
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
-from loragraft.archs.gguf_keys import check_expressible, hyperparameters
+from loragraft.huggingface.hyperparameters import check_expressible, hyperparameters
 
 COMMON: dict[str, Any] = {
     "attention_dropout": 0.0,

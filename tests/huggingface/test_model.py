@@ -225,7 +225,7 @@ def test_a_special_token_that_is_none_is_left_out(tmp_path: Path, id_: int) -> N
         (
             {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 10},
             CheckpointError,
-            "divide into heads",
+            "16 rows do not divide into 3 heads",
         ),
         ({"vocab_size": 3000}, CheckpointError, "vocab_size is not .* rows: found 3000, expected 2050"),
         ({"hidden_size": 64}, FormatError, "another width: found 64, expected 32"),

@@ -1,10 +1,26 @@
-"""Architectures: one file per model_type, listed here by hand."""
+"""Architectures: one file per family, listed here by hand."""
 
 from __future__ import annotations
 
-from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
-from loragraft.archs.base import Arch, Registry
+from loragraft.archs import (
+    llama,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    starcoder2,
+)
+from loragraft.archs.arch import Arch, ConfigClass, Registry
 
-ARCHS = Registry([llama.ARCH, qwen2.ARCH, qwen2moe.ARCH, qwen3.ARCH, qwen3moe.ARCH, starcoder2.ARCH])
+ARCHS = Registry(
+    [
+        llama.ARCH,
+        qwen2.ARCH,
+        qwen2moe.ARCH,
+        qwen3.ARCH,
+        qwen3moe.ARCH,
+        starcoder2.ARCH,
+    ]
+)
 
-__all__ = ["ARCHS", "Arch", "Registry"]
+__all__ = ["ARCHS", "Arch", "ConfigClass", "Registry"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loragraft.archs.hparams import MAX_LAYERS
+from loragraft.archs.metadata import MAX_LAYERS
 from loragraft.errors import CheckpointError, UnsupportedError
 
 #: RoPE parameters that are numbers above 0.
@@ -24,6 +24,9 @@ _POSITIVE = frozenset(
         "beta_slow",
     ]
 )
+#: What transformers calls the longest sequence that a model was trained for.
+CONTEXT = ("max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length")
+LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _LIMIT = 2**31
 """No count in a config.json is larger; a file that says so is refused before anything is sized by it."""
 
@@ -75,6 +78,13 @@ class Config:
             raise CheckpointError(self.path, f"bad {keys[0]}", found=repr(value), expected="a number")
         return float(value)
 
+    def number(self, *keys: str) -> float:
+        """A number that must be there."""
+        value = self.optional_number(*keys)
+        if value is None:
+            raise CheckpointError(self.path, f"{keys[0]} is missing", expected="a number")
+        return value
+
     @property
     def n_heads(self) -> int:
         return self.integer("num_attention_heads", "n_heads", "n_head")
@@ -95,12 +105,16 @@ class Config:
 
     @property
     def n_layers(self) -> int:
-        layers = self.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+        layers = self.integer(*LAYERS)
         if layers > MAX_LAYERS:
             raise CheckpointError(
                 self.path, "no model has so many layers", found=layers, expected=f"<= {MAX_LAYERS}"
             )
         return layers
+
+    @property
+    def context(self) -> int:
+        return self.integer(*CONTEXT)
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -110,24 +124,46 @@ class Config:
         are there, transformers takes `rope_scaling`. An original_max_position_embeddings at the top goes before one
         within.
         """
-        given = self.get("rope_scaling", "rope_parameters") or {}
-        if not isinstance(given, dict):
-            raise CheckpointError(self.path, "bad rope_parameters", found=repr(given), expected="an object")
-        rope = dict(given)
-        rope.setdefault("rope_type", rope.get("type") or "default")
+        rope = self._object("rope_scaling", "rope_parameters")
         original = "original_max_position_embeddings"
         for key in ("rope_theta", "partial_rotary_factor", original):
             if self.get(key) is not None and (rope.get(key) is None or key == original):
                 rope[key] = self.get(key)
+        nested = next((key for key, value in rope.items() if isinstance(value, dict)), None)
+        if nested is not None:
+            raise UnsupportedError(
+                self.path, "RoPE that differs between layers", found=f"rope_parameters.{nested}"
+            )
+        return self._checked(rope)
+
+    def rope_of(self, layers: str, theta: str, *, scaling: bool) -> dict[str, Any]:
+        """As `rope`, of the layers of one kind of `layer_types`: `rope_parameters.<layers>`.
+
+        Older files have its base at the top, under `theta`, and `rope_scaling`, if it is for these layers (`scaling`).
+        """
+        by_kind = self._object("rope_parameters")
+        given = by_kind.get(layers) or {}
+        if not isinstance(given, dict):
+            raise CheckpointError(
+                self.path, f"bad rope_parameters.{layers}", found=repr(given), expected="an object"
+            )
+        rope = {**given, **(self._object("rope_scaling") if scaling else {})}
+        if rope.get("rope_theta") is None:
+            rope["rope_theta"] = self.get(theta)
+        return self._checked(rope)
+
+    def _object(self, *keys: str) -> dict[str, Any]:
+        given = self.get(*keys) or {}
+        if not isinstance(given, dict):
+            raise CheckpointError(self.path, f"bad {keys[-1]}", found=repr(given), expected="an object")
+        return dict(given)
+
+    def _checked(self, rope: dict[str, Any]) -> dict[str, Any]:
+        rope.setdefault("rope_type", rope.get("type") or "default")
         for key in _POSITIVE & rope.keys():
             value = rope[key]
             if value is None and key != "rope_theta":
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise CheckpointError(self.path, f"bad {key}", found=repr(value), expected="a number > 0")
-        nested = next((key for key, value in rope.items() if isinstance(value, dict)), None)
-        if nested is not None:
-            raise UnsupportedError(
-                self.path, "RoPE that differs between layers", found=f"rope_parameters.{nested}"
-            )
         return rope

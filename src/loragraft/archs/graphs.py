@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from loragraft.archs import llama, qwen2, qwen2moe, qwen3, qwen3moe, starcoder2
-from loragraft.archs.hparams import Hparams, read_hparams
-from loragraft.archs.metadata_keys import check_keys
+from loragraft.archs import ARCHS
+from loragraft.archs.arch import Arch
+from loragraft.archs.hparams import Hparams
+from loragraft.archs.metadata import MetadataKeys
+from loragraft.archs.unread_keys import check_unread
 from loragraft.errors import FormatError, UnsupportedError, naming
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.graph.ops import Graph, TensorFact
 from loragraft.graph.spec import verify
 
-Build = Callable[[Hparams, Mapping[str, TensorFact]], Graph]
 
-#: The graph builder of every GGUF architecture that runs.
-BUILDERS: dict[str, Build] = {
-    "llama": llama.build,
-    "qwen2": qwen2.build,
-    "qwen2moe": qwen2moe.build,
-    "qwen3": qwen3.build,
-    "qwen3moe": qwen3moe.build,
-    "starcoder2": starcoder2.build,
-}
+def read_hparams(metadata: Mapping[str, Value]) -> Hparams:
+    """The shape of the model described by GGUF metadata, as its architecture reads them.
+
+    Raises FormatError naming the key that is missing or bad, UnsupportedError for an unknown architecture.
+    """
+    return _read(MetadataKeys(metadata))[1]
+
+
+def check_keys(metadata: Mapping[str, Value]) -> list[str]:
+    """Notes on keys that the architecture does not read; raises UnsupportedError for one that it would have to, and the
+    errors of `read_hparams`."""
+    keys = MetadataKeys(metadata)
+    arch, h = _read(keys)
+    return check_unread(metadata, keys, arch, h)
+
+
+def _read(keys: MetadataKeys) -> tuple[Arch, Hparams]:
+    arch = ARCHS.by_name(keys.arch)
+    return arch, arch.hparams(keys)
 
 
 def tensor_facts(tensors: Mapping[str, TensorSource]) -> dict[str, TensorFact]:
@@ -34,19 +45,11 @@ def tensor_facts(tensors: Mapping[str, TensorSource]) -> dict[str, TensorFact]:
 def build_graph(metadata: Mapping[str, Value], tensors: Mapping[str, TensorFact]) -> Graph:
     """The model's graph, without adapters.
 
-    Raises UnsupportedError for an architecture that has no builder, FormatError for a missing key or tensor.
+    Raises UnsupportedError for an architecture that is not known, FormatError for a missing key or tensor.
     """
-    h = read_hparams(metadata)
-    try:
-        build = BUILDERS[h.arch]
-    except KeyError:
-        raise UnsupportedError(
-            h.arch,
-            "loragraft cannot run this architecture",
-            expected="one of " + ", ".join(sorted(BUILDERS)),
-            hint="merging and quantizing a GGUF need no graph",
-        ) from None
-    graph = build(h, tensors)
+    keys = MetadataKeys(metadata)
+    arch, h = _read(keys)
+    graph = arch.build(h, tensors)
     _check_sizes(h, tensors)
     return graph
 
@@ -59,7 +62,7 @@ def model_graph(model: ModelSource) -> Graph:
     """
     with naming(model.path):
         graph = build_graph(model.metadata, tensor_facts(model.tensors))
-        notes = check_keys(model.metadata, read_hparams(model.metadata))
+        notes = check_keys(model.metadata)
         model.notes.extend(note for note in notes if note not in model.notes)
         verify(graph)
     tokens, rows = model.metadata.get("tokenizer.ggml.tokens"), model.tensors["token_embd.weight"].shape[0]

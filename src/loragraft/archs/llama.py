@@ -4,33 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loragraft.archs.base import ATTENTION, FEED_FORWARD, LLAMA_MODULES, Arch, Mixture, ModelType
-from loragraft.archs.blocks import Attention, Decoder, Routed, swiglu
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, by_feed_forward, swiglu
 from loragraft.archs.config import Config
+from loragraft.archs.keys import Computed, Count, HeadDim, RopeParameters, Rule
+from loragraft.archs.keys.usual import rms_norm, usual_keys
+from loragraft.archs.keys.windows import EVERY_LAYER, Windows
 from loragraft.archs.rope import llama3_freq_factors
-from loragraft.archs.windows import EVERY_LAYER
-from loragraft.formats.gguf.values import Value
-
-# ---- from Hugging Face ----
-
-
-def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
-    return {
-        "vocab_size": Value.u32(config.integer("vocab_size")),
-        "rope.dimension_count": Value.u32(config.head_dim),
-    }
+from loragraft.archs.tensors import EXPERTS, NORMS, OUTER, RopePairs, Tensor, experts, in_layer
+from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
+from loragraft.formats.gguf.values import Metadata, Value
 
 
-LLAMA = ModelType(
+def _rotary(config: Config) -> Metadata:
+    return {"rope.dimension_count": Value.u32(config.head_dim)}
+
+
+def _keys(*, experts: bool = False, windows: Windows | None = None) -> tuple[Rule, ...]:
+    return usual_keys(
+        norm=rms_norm(),
+        rope=RopeParameters(llama3=True),
+        experts=experts,
+        head_dim=HeadDim(always=True),
+        windows=windows,
+        more=(Count("vocab_size", ("vocab_size",)), Computed(frozenset(), _rotary)),
+    )
+
+
+def _rope_freqs(config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
+    factors = llama3_freq_factors(config)
+    return {} if factors is None else {"rope_freqs.weight": factors}
+
+
+LLAMA = ConfigClass(
     "llama",
     "LlamaForCausalLM",
+    keys=_keys(),
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
     requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
+    experts=False,
 )
-MISTRAL = ModelType(
+MISTRAL = ConfigClass(
     "mistral",
     "MistralForCausalLM",
+    keys=_keys(windows=EVERY_LAYER),
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -39,38 +60,43 @@ MISTRAL = ModelType(
         "sliding_window": 4096,
     },
     requires={"hidden_act": ("silu",)},
-    windows=EVERY_LAYER,
+    experts=False,
 )
-MIXTRAL = Mixture(
-    ModelType(
-        "mixtral",
-        "MixtralForCausalLM",
-        defaults={
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 1000000.0,
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 8,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-        },
-        requires={"hidden_act": ("silu",)},
-        windows=EVERY_LAYER,
-    ),
-    block="block_sparse_moe",
-    router="gate",
-    projections=frozenset(["w1", "w2", "w3"]),
+MIXTRAL = ConfigClass(
+    "mixtral",
+    "MixtralForCausalLM",
+    keys=_keys(experts=True, windows=EVERY_LAYER),
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    requires={"hidden_act": ("silu",)},
+    experts=True,
+)
+TENSORS: tuple[Tensor, ...] = (
+    *OUTER,
+    *NORMS,
+    in_layer("self_attn.q_proj", "attn_q", RopePairs("heads")),
+    in_layer("self_attn.k_proj", "attn_k", RopePairs("kv_heads")),
+    in_layer("self_attn.v_proj", "attn_v"),
+    in_layer("self_attn.o_proj", "attn_output"),
+    *FEED_FORWARD_TENSORS,
+    in_layer("block_sparse_moe.gate", "ffn_gate_inp"),
+    *experts("block_sparse_moe", gate="w1", down="w2", up="w3"),
+    *EXPERTS,
 )
 ARCH = Arch(
     name="llama",
-    model_types=(LLAMA, MISTRAL),
-    modules=LLAMA_MODULES | {MIXTRAL.router} | MIXTRAL.projections,
-    mixture=MIXTRAL,
-    writes_head_dim=True,
-    extra_hyperparameters=_extra_hyperparameters,
-    rotary={"q_proj": "heads", "k_proj": "kv_heads"},
-    rope_freqs=llama3_freq_factors,
+    classes=(LLAMA, MISTRAL, MIXTRAL),
+    tensors=TENSORS,
+    build=Decoder(
+        attention=Attention(pairs="adjacent"),
+        feed_forward=by_feed_forward(dense=Gated(swiglu), experts=Routed(normalize=True)),
+    ),
+    extra_tensors=_rope_freqs,
+    fixed={"expert_weights_norm": True},
 )
-
-# ---- the graph: RMSNorm, RoPE on adjacent pairs, SwiGLU ----
-
-build = Decoder(attention=Attention(pairs="adjacent"), feed_forward=swiglu, experts=Routed(normalize=True))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from loragraft.archs.base import QKV, Arch, ModelType
-from loragraft.archs.blocks import Attention, Decoder, swiglu
-from loragraft.archs.windows import UPPER_LAYERS
+from loragraft.archs.arch import QKV, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Gated, swiglu
+from loragraft.archs.keys.usual import rms_norm, usual_keys
+from loragraft.archs.keys.windows import UPPER_LAYERS
+from loragraft.archs.tensors import ATTENTION, FEED_FORWARD, NORMS, OUTER
 
-# ---- from Hugging Face ----
-
-QWEN2 = ModelType(
+QWEN2 = ConfigClass(
     "qwen2",
     "Qwen2ForCausalLM",
+    keys=usual_keys(norm=rms_norm(), windows=UPPER_LAYERS),
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -21,10 +22,10 @@ QWEN2 = ModelType(
     },
     requires={"hidden_act": ("silu",)},
     biases={"": QKV},
-    windows=UPPER_LAYERS,
 )
-ARCH = Arch(name="qwen2", model_types=(QWEN2,))
-
-# ---- the graph: RMSNorm, RoPE on halves, SwiGLU; the biases come with the linears that have them ----
-
-build = Decoder(attention=Attention(pairs="halves"), feed_forward=swiglu)
+ARCH = Arch(
+    name="qwen2",
+    classes=(QWEN2,),
+    tensors=(*OUTER, *NORMS, *ATTENTION, *FEED_FORWARD),
+    build=Decoder(attention=Attention(pairs="halves"), feed_forward=Gated(swiglu)),
+)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from loragraft.archs.base import LLAMA_MODULES, QKV, Arch, ModelType
+from loragraft.archs.arch import QKV, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Routed
-from loragraft.archs.config import Config
-from loragraft.archs.windows import EVERY_OTHER_LAYER
-from loragraft.formats.gguf.values import Value
+from loragraft.archs.keys import Count
+from loragraft.archs.keys.usual import rms_norm, usual_keys
+from loragraft.archs.keys.windows import EVERY_OTHER_LAYER
+from loragraft.archs.tensors import ATTENTION, EXPERTS, NORMS, OUTER, SHARED_EXPERT
 
-# ---- from Hugging Face ----
-
-
-def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
-    return {
-        "expert_feed_forward_length": Value.u32(config.integer("moe_intermediate_size")),
-        "expert_shared_feed_forward_length": Value.u32(config.integer("shared_expert_intermediate_size")),
-    }
-
-
-QWEN2_MOE = ModelType(
+QWEN2_MOE = ConfigClass(
     "qwen2_moe",
     "Qwen2MoeForCausalLM",
+    keys=usual_keys(
+        norm=rms_norm(),
+        experts=True,
+        windows=EVERY_OTHER_LAYER,
+        more=(
+            Count("expert_feed_forward_length", ("moe_intermediate_size",)),
+            Count("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
+        ),
+    ),
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -42,15 +40,11 @@ QWEN2_MOE = ModelType(
         "mlp_only_layers": ([],),
     },
     biases={"qkv_bias": QKV},
-    windows=EVERY_OTHER_LAYER,
 )
 ARCH = Arch(
     name="qwen2moe",
-    model_types=(QWEN2_MOE,),
-    modules=LLAMA_MODULES | {"gate", "shared_expert_gate"},
-    extra_hyperparameters=_extra_hyperparameters,
+    classes=(QWEN2_MOE,),
+    tensors=(*OUTER, *NORMS, *ATTENTION, *EXPERTS, *SHARED_EXPERT),
+    build=Decoder(attention=Attention(pairs="halves"), feed_forward=Routed(normalize=False)),
+    fixed={"expert_weights_norm": False},
 )
-
-# ---- the graph: as Qwen2, with experts whose weights are the plain softmax, and the shared expert ----
-
-build = Decoder(attention=Attention(pairs="halves"), feed_forward=Routed(normalize=False))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from loragraft.archs.base import ATTENTION, LLAMA_MODULES, Arch, ModelType
-from loragraft.archs.blocks import Attention, Decoder, swiglu
-from loragraft.archs.windows import UPPER_LAYERS
+from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Gated, rms_norm, swiglu
+from loragraft.archs.keys import usual
+from loragraft.archs.keys.windows import UPPER_LAYERS
+from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
+from loragraft.archs.tensors import FEED_FORWARD, HEAD_NORMS, NORMS, OUTER
 
-# ---- from Hugging Face ----
-
-QWEN3 = ModelType(
+QWEN3 = ConfigClass(
     "qwen3",
     "Qwen3ForCausalLM",
+    keys=usual.usual_keys(norm=usual.rms_norm(), windows=UPPER_LAYERS),
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -22,10 +24,10 @@ QWEN3 = ModelType(
     },
     requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION},
-    windows=UPPER_LAYERS,
 )
-ARCH = Arch(name="qwen3", model_types=(QWEN3,), modules=LLAMA_MODULES | {"q_norm", "k_norm"})
-
-# ---- the graph: RMSNorm, also on the heads of q and k; RoPE on halves; SwiGLU ----
-
-build = Decoder(attention=Attention(pairs="halves", head_norm=True), feed_forward=swiglu)
+ARCH = Arch(
+    name="qwen3",
+    classes=(QWEN3,),
+    tensors=(*OUTER, *NORMS, *ATTENTION_TENSORS, *HEAD_NORMS, *FEED_FORWARD),
+    build=Decoder(attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=Gated(swiglu)),
+)

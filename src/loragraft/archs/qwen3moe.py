@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Routed, rms_norm
+from loragraft.archs.keys import Count, usual
+from loragraft.archs.keys.windows import IF_USED
+from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
+from loragraft.archs.tensors import EXPERTS, HEAD_NORMS, NORMS, OUTER
 
-from loragraft.archs.base import ATTENTION, LLAMA_MODULES, Arch, ModelType
-from loragraft.archs.blocks import Attention, Decoder, Routed
-from loragraft.archs.config import Config
-from loragraft.archs.windows import IF_USED
-from loragraft.formats.gguf.values import Value
-
-# ---- from Hugging Face ----
-
-
-def _extra_hyperparameters(config: Config) -> Mapping[str, Value]:
-    return {"expert_feed_forward_length": Value.u32(config.integer("moe_intermediate_size"))}
-
-
-QWEN3_MOE = ModelType(
+QWEN3_MOE = ConfigClass(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
+    keys=usual.usual_keys(
+        norm=usual.rms_norm(),
+        experts=True,
+        windows=IF_USED,
+        more=(Count("expert_feed_forward_length", ("moe_intermediate_size",)),),
+    ),
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -37,15 +35,13 @@ QWEN3_MOE = ModelType(
         "mlp_only_layers": ([],),
     },
     biases={"attention_bias": ATTENTION},
-    windows=IF_USED,
 )
 ARCH = Arch(
     name="qwen3moe",
-    model_types=(QWEN3_MOE,),
-    modules=LLAMA_MODULES | {"q_norm", "k_norm", "gate"},
-    extra_hyperparameters=_extra_hyperparameters,
+    classes=(QWEN3_MOE,),
+    tensors=(*OUTER, *NORMS, *ATTENTION_TENSORS, *HEAD_NORMS, *EXPERTS),
+    build=Decoder(
+        attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=Routed(normalize=True)
+    ),
+    fixed={"expert_weights_norm": True},
 )
-
-# ---- the graph: RMSNorm, also on the heads of q and k; RoPE on halves; routed SwiGLU experts ----
-
-build = Decoder(attention=Attention(pairs="halves", head_norm=True), feed_forward=Routed(normalize=True))

@@ -1,13 +1,105 @@
-"""RoPE facts that conversion needs (Su et al. 2021, arXiv 2104.09864)."""
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864): frequencies from GGUF's keys, factors for its files."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from math import ceil, floor, log, pi
 
 import numpy as np
 import numpy.typing as npt
 
 from loragraft.archs.config import Config
+from loragraft.archs.metadata import MetadataKeys
+from loragraft.errors import FormatError, UnsupportedError
+
+#: More elements of a head than any model rotates; the frequencies are computed before a weight tells the true number.
+_MAX_ROTARY = 2**16
+#: Read where the scaling is YaRN's. `yarn_attn_factor` is not: see `keys.rope`.
+_YARN_KEYS = tuple(
+    f"rope.scaling.{name}"
+    for name in ("original_context_length", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding: pair i turns by position * frequencies[i]; cos and sin grow by `magnitude`."""
+
+    rotary: int
+    """Elements of a head that turn, the first ones."""
+    frequencies: tuple[float, ...]
+    magnitude: float
+
+
+def read_rope(
+    keys: MetadataKeys,
+    rotary: int,
+    head_dim: int,
+    *,
+    base_key: str = "rope.freq_base",
+    base: float = 10000.0,
+    scaled: bool = True,
+) -> Rope:
+    """The rope of `rotary` elements of heads of `head_dim`.
+
+    `base_key` names the base (some families have one for each kind of layer), `base` is what it is without the key;
+    `scaled`: whether `rope.scaling.*` is for this rope. Raises FormatError, and UnsupportedError for a context
+    extension that is not known.
+    """
+    most = min(head_dim, _MAX_ROTARY)
+    if rotary % 2 or rotary > most:
+        raise FormatError(
+            f"{keys.arch}.rope.dimension_count",
+            "bad metadata value",
+            found=rotary,
+            expected=f"an even number up to {most}",
+        )
+    base = keys.number(base_key, base, least=1.0)
+    pairs = np.arange(0, rotary, 2, dtype=np.float64)
+    plain = base ** (-pairs / rotary)
+    if not scaled:
+        return Rope(rotary, tuple(plain.tolist()), 1.0)
+    kind = keys.text("rope.scaling.type", "linear")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0), least=0.0) or 1.0
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    keys.cover(*_YARN_KEYS)
+    if kind == "none" or (kind in ("linear", "yarn") and factor == 1.0):
+        frequencies = plain
+    elif kind == "linear":
+        frequencies = plain / factor
+    elif kind == "yarn":
+        frequencies = _yarn(keys, plain, base, rotary, factor)
+        magnitude *= standard_magnitude(factor)
+    else:
+        raise UnsupportedError(
+            f"{keys.arch}.rope.scaling.type",
+            "context extension of this kind",
+            found=kind,
+            expected="none, linear or yarn",
+        )
+    return Rope(rotary, tuple(frequencies.tolist()), magnitude)
+
+
+def standard_magnitude(factor: float) -> float:
+    """By which YaRN scales cos and sin: its square is the attention's temperature (arXiv 2309.00071, section 3.4)."""
+    return 1.0 + 0.1 * log(max(factor, 1.0))
+
+
+def _yarn(keys: MetadataKeys, plain: np.ndarray, base: float, rotary: int, factor: float) -> np.ndarray:
+    """Frequencies of YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2): slow pairs are interpolated, fast ones
+    kept, with a linear ramp between the pairs that turn `beta_slow` and `beta_fast` times in the original context."""
+    context = keys.count("rope.scaling.original_context_length", keys.count("context_length"))
+
+    def pair_turning(times: float) -> float:
+        return rotary * log(context / (times * 2 * pi)) / (2 * log(base))
+
+    if base == 1.0:
+        raise FormatError(f"{keys.arch}.rope.freq_base", "YaRN needs a base", found=base, expected="above 1")
+    low = max(0, floor(pair_turning(keys.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-3))))
+    high = min(rotary - 1, ceil(pair_turning(keys.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-3))))
+    ramp = np.clip((np.arange(rotary // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    return plain * ((1.0 - ramp) + ramp / factor)
 
 
 def llama3_freq_factors(config: Config) -> npt.NDArray[np.float32] | None:

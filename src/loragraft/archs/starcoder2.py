@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from loragraft.archs.base import ATTENTION, FEED_FORWARD, LLAMA_MODULES, Arch, ModelType
-from loragraft.archs.blocks import Attention, Decoder, gelu_mlp
-from loragraft.archs.windows import EVERY_LAYER
-from loragraft.graph.build import GraphBuilder
+from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Plain, gelu, layer_norm
+from loragraft.archs.keys import usual
+from loragraft.archs.keys.windows import EVERY_LAYER
+from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
+from loragraft.archs.tensors import NORMS, OUTER, in_layer
 
-# ---- from Hugging Face ----
-
-STARCODER2 = ModelType(
+STARCODER2 = ConfigClass(
     "starcoder2",
     "Starcoder2ForCausalLM",
+    keys=usual.usual_keys(norm=usual.layer_norm("norm_epsilon"), windows=EVERY_LAYER),
     defaults={
         "norm_epsilon": 1e-5,
         "rope_theta": 10000.0,
@@ -22,14 +23,16 @@ STARCODER2 = ModelType(
     },
     requires={"hidden_act": ("gelu_pytorch_tanh",), "use_bias": (True,)},
     biases={"use_bias": ATTENTION | FEED_FORWARD},
-    windows=EVERY_LAYER,
 )
 ARCH = Arch(
     name="starcoder2",
-    model_types=(STARCODER2,),
-    modules=LLAMA_MODULES - {"gate_proj", "up_proj", "down_proj"} | {"c_fc", "c_proj"},
+    classes=(STARCODER2,),
+    tensors=(
+        *OUTER,
+        *NORMS,
+        *ATTENTION_TENSORS,
+        in_layer("mlp.c_fc", "ffn_up"),
+        in_layer("mlp.c_proj", "ffn_down"),
+    ),
+    build=Decoder(attention=Attention(pairs="halves"), feed_forward=Plain(gelu), norm=layer_norm),
 )
-
-# ---- the graph: LayerNorm, RoPE on halves, GELU ----
-
-build = Decoder(attention=Attention(pairs="halves"), feed_forward=gelu_mlp, norm=GraphBuilder.layer_norm)

@@ -233,8 +233,9 @@ def _rope(s: ReferenceSession, node: Node, x: Floats) -> Array:
 def _attention(s: ReferenceSession, node: Node, q: Floats, k: Floats, v: Floats) -> Array:
     at = node.attrs
     tokens, kv_heads, head_dim = len(q), at["kv_heads"], at["head_dim"]
+    value_dim, softcap = at.get("value_dim") or head_dim, at.get("softcap")
     keys, values = s.extend(
-        at["layer"], k.reshape(tokens, kv_heads, head_dim), v.reshape(tokens, kv_heads, head_dim)
+        at["layer"], k.reshape(tokens, kv_heads, head_dim), v.reshape(tokens, kv_heads, value_dim)
     )
     here = np.arange(s.n_past, s.n_past + tokens)[:, None]
     there = np.arange(len(keys))[None, :]
@@ -244,8 +245,18 @@ def _attention(s: ReferenceSession, node: Node, q: Floats, k: Floats, v: Floats)
     # Query heads in groups that share a key-value head: [kv_heads, group, T, head_dim].
     grouped = q.reshape(tokens, kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
     scores = grouped @ keys.transpose(1, 2, 0)[:, None] * np.float32(at["scale"])
-    mixed = _softmax(np.where(seen, scores, np.float32(-np.inf))) @ values.transpose(1, 0, 2)[:, None]
-    return mixed.transpose(2, 0, 1, 3).reshape(q.shape)
+    if softcap is not None:
+        scores = _soft_cap(scores, softcap)
+    scores = np.where(seen, scores, np.float32(-np.inf))
+    if node.weights:
+        sinks = s.weight(node.weights[0]).reshape(kv_heads, -1, 1, 1)
+        scores = np.concatenate([scores, np.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
+    mixed = _softmax(scores)[..., : len(keys)] @ values.transpose(1, 0, 2)[:, None]
+    return mixed.transpose(2, 0, 1, 3).reshape(tokens, -1)
+
+
+def _soft_cap(x: Floats, cap: float) -> Array:
+    return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))
 
 
 def _split(s: ReferenceSession, node: Node, x: Floats) -> Array:

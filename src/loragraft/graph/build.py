@@ -25,6 +25,7 @@ class GraphBuilder:
         self.arch = arch
         self.tensors = tensors
         self._nodes: list[Node] = []
+        self._cuts: list[Ref] = []
 
     def add(
         self, op: Op, inputs: Iterable[Ref] = (), weights: Iterable[str] = (), label: str = "", **attrs: Any
@@ -108,6 +109,25 @@ class GraphBuilder:
             Op.LAYER_NORM, (x,), (f"{base}.weight", *self._if_present(f"{base}.bias")), base, eps=eps
         )
 
+    def split(self, x: Ref, start: int, stop: int, label: str) -> Ref:
+        """Elements [start, stop) of each row."""
+        return self.add(Op.SPLIT, (x,), label=label, start=start, stop=stop)
+
+    def scale(self, x: Ref, factor: float, label: str) -> Ref:
+        """x times a factor that the architecture defines; x itself if that is 1."""
+        return x if factor == 1.0 else self.add(Op.ARCH_SCALE, (x,), label=label, value=float(factor))
+
+    def cut(self, x: Ref) -> None:
+        """Mark x as the residual stream before a layer (or before the output's norm): the graph may be cut there."""
+        self._cuts.append(x)
+
     def finish(self, output: Ref, unused: Iterable[str] = ()) -> Graph:
         """The graph; `unused` names tensors of the file that the architecture knowingly does without."""
-        return Graph(self.arch, tuple(self._nodes), output, self.tensors, frozenset(unused))
+        return Graph(
+            self.arch,
+            tuple(self._nodes),
+            output,
+            self.tensors,
+            cuts=tuple(self._cuts),
+            unused=frozenset(unused),
+        )

@@ -169,7 +169,9 @@ def with_epilogues(graph: Graph, epilogues: Mapping[int, Sequence[Node]]) -> Gra
                 replace(extra, inputs=(moved[index], *(moved[source] for source in extra.inputs[1:])))
             )
             moved[index] = len(nodes) - 1
-    return replace(graph, nodes=tuple(nodes), output=moved[graph.output])
+    return replace(
+        graph, nodes=tuple(nodes), output=moved[graph.output], cuts=tuple(moved[cut] for cut in graph.cuts)
+    )
 
 
 def dora_scale_of(target: str) -> str:

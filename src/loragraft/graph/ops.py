@@ -70,8 +70,11 @@ class Op(StrEnum):
     2i + 1) or (i, i + rotary / 2), turns by position * frequencies[i] / factors[i] and grows by `magnitude`; the
     session gives the positions. Base and context extension (linear, YaRN) are in the frequencies."""
     ATTENTION = "attention"
-    """(q, k, v; layer, heads, kv_heads, head_dim, scale, window or none) -> [T, heads * head_dim]; appends k and v
-    to the session's cache of `layer`, attends causally over everything cached"""
+    """(q, k, v; sinks [heads] or none; layer, heads, kv_heads, head_dim, scale, window or none, value_dim or none,
+    softcap or none) -> [T, heads * value_dim]; appends k and v to the session's cache of `layer`, attends causally over
+    everything cached. `head_dim`: of q and k; `value_dim`: of v, where it is another. Scores s (scaled) become
+    softcap * tanh(s / softcap). A sink is one more score of its head, whose value is 0 (Xiao et al. 2023, arXiv
+    2309.17453, section 3.3)."""
 
     SPLIT = "split"
     """(x; start, stop) -> x[..., start:stop]; takes a fused projection apart"""
@@ -119,5 +122,7 @@ class Graph:
     output: int
     tensors: Mapping[str, TensorFact]
     """Every tensor of the model file and, after `graph.lora.attach`, of the adapters."""
+    cuts: tuple[int, ...] = ()
+    """Nodes of the residual stream: cuts[i] is the value that enters layer i, the last one the output's norm."""
     unused: frozenset[str] = frozenset()
     """Tensors that the architecture declares it does not use (rope_freqs of a model that has none, ...)."""

@@ -171,10 +171,13 @@ def _attention(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     q, k, v = ins
     _need("width of q", q[-1], at["heads"] * at["head_dim"])
     _need("width of k", k[-1], at["kv_heads"] * at["head_dim"])
-    _need("width of v", v[-1], k[-1])
+    value_dim = at.get("value_dim") or at["head_dim"]
+    _need("width of v", v[-1], at["kv_heads"] * value_dim)
+    if ws:
+        _need("shape of the sinks", ws[0], (at["heads"],))
     if at["kv_heads"] < 1 or at["heads"] % at["kv_heads"]:
         raise IllegalNode("heads", at["heads"], f"a multiple of {at['kv_heads']} key-value heads")
-    return q
+    return (*q[:-1], at["heads"] * value_dim)
 
 
 def _split(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
@@ -229,13 +232,16 @@ SIGNATURES: dict[Op, Signature] = {
     Op.ATTENTION: Signature(
         "fff",
         _attention,
-        attrs=(
+        (0, 1),
+        (
             ("layer", _INT),
             ("heads", _INT),
             ("kv_heads", _INT),
             ("head_dim", _INT),
             ("scale", _FLOAT),
             ("window", (int, type(None))),
+            ("value_dim", (int, type(None))),
+            ("softcap", (float, type(None))),
         ),
     ),
     Op.SPLIT: Signature("f", _split, attrs=(("start", _INT), ("stop", _INT))),

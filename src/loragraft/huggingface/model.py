@@ -6,27 +6,26 @@ checkpoint of any size converts in the memory of a few blocks of rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from loragraft.archs import ARCHS
-from loragraft.archs.base import ModelType, biased_linears
+from loragraft.archs import ARCHS, ConfigClass
 from loragraft.archs.config import Config
-from loragraft.archs.gguf_keys import check_expressible, hyperparameters
 from loragraft.archs.graphs import model_graph
-from loragraft.archs.names import Place, TensorNames
-from loragraft.archs.rope import rope_row_order
-from loragraft.errors import CheckpointError, UnsupportedError, naming
+from loragraft.errors import CheckpointError, naming
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.formats.views import Reordered, Stacked, float_rows, in_memory, widened
+from loragraft.formats.views import in_memory
+from loragraft.huggingface.config_json import biased_linears
+from loragraft.huggingface.hyperparameters import check_expressible, hyperparameters
 from loragraft.huggingface.model_card import general_metadata
+from loragraft.huggingface.placement import Placement
+from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.vocab import tokenizer_metadata
-from loragraft.huggingface.weights import Weight, read_weights
+from loragraft.huggingface.weights import read_weights
 from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 
 
@@ -39,29 +38,28 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     """
     checkpoint = Checkpoint.open(folder)
     path = checkpoint.path / "config.json"
-    arch, model_type = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
-    config = Config(path, checkpoint.config, model_type.defaults)
-    notes = check_expressible(arch, model_type, config)
+    arch, config_class = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
+    config = Config(path, checkpoint.config, config_class.defaults)
+    notes = check_expressible(arch, config_class, config)
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
-    sizes = hyperparameters(arch, model_type, config, 0)
+    sizes = hyperparameters(arch, config_class, config, 0)
     with naming(path):
         names = TensorNames({"general.architecture": Value.string(arch.name), **sizes})
-    placement = _Placement(checkpoint.path, names)
+    placement = Placement(checkpoint.path, names)
     tensors = placement.place(weights)
-    freqs = arch.rope_freqs(config)
-    if freqs is not None:
-        tensors = _after_quantized(tensors, in_memory("rope_freqs.weight", freqs))
+    extra = {name: in_memory(name, values) for name, values in arch.extra_tensors(config).items()}
+    tensors = _after_quantized(tensors, extra)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
-        **hyperparameters(arch, model_type, config, _file_type(tensors)),
+        **hyperparameters(arch, config_class, config, _file_type(tensors)),
         "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
         **_activation_hints(placement.wide_activations),
         **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
     }
     _check_vocabulary(config, tensors)
     _check_tied(config, tensors, notes)
-    _check_biases(model_type, config, tensors)
+    _check_biases(config_class, config, tensors)
     model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
     model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes
     return model
@@ -103,16 +101,16 @@ def _alike(a: TensorSource, b: TensorSource) -> bool:
     return all(np.array_equal(a.rows(row, row + 1), b.rows(row, row + 1)) for row in rows)
 
 
-def _check_biases(model_type: ModelType, config: Config, tensors: dict[str, TensorSource]) -> None:
+def _check_biases(config_class: ConfigClass, config: Config, tensors: dict[str, TensorSource]) -> None:
     """A bias that config.json does not announce is one that transformers drops."""
-    flags = {key: not key or bool(config.get(key)) for key in model_type.biases}
-    expected = {linear for key, linears in model_type.biases.items() if flags[key] for linear in linears}
+    flags = {key: not key or bool(config.get(key)) for key in config_class.biases}
+    expected = {linear for key, linears in config_class.biases.items() if flags[key] for linear in linears}
     for name, linear in biased_linears(tensors).items():
         if linear not in expected:
-            key = next((key for key, linears in model_type.biases.items() if linear in linears), None)
+            key = next((key for key, linears in config_class.biases.items() if linear in linears), None)
             raise CheckpointError(
                 config.path,
-                f"the checkpoint has {name}, which {model_type.hf_class} would leave out",
+                f"the checkpoint has {name}, which {config_class.hf_class} would leave out",
                 found=None if key is None else f"{key} = {config.get(key)!r}",
                 hint=None if key is None else f"if it was trained with this bias, set {key} to true",
             )
@@ -134,7 +132,9 @@ def _activation_hints(names: set[str]) -> Metadata:
     }
 
 
-def _after_quantized(tensors: dict[str, TensorSource], extra: TensorSource) -> dict[str, TensorSource]:
+def _after_quantized(
+    tensors: dict[str, TensorSource], extra: Mapping[str, TensorSource]
+) -> dict[str, TensorSource]:
     """`extra` goes before the first tensor that is not part of a quantized weight."""
     names = list(tensors)
     at = next(
@@ -142,140 +142,8 @@ def _after_quantized(tensors: dict[str, TensorSource], extra: TensorSource) -> d
         len(names),
     )
     items = list(tensors.items())
-    return dict([*items[:at], (extra.name, extra), *items[at:]])
+    return dict([*items[:at], *extra.items(), *items[at:]])
 
 
 def _is_companion(name: str) -> bool:
     return name.endswith((".scale", ".input_scale"))
-
-
-def place_weights(path: Path, names: TensorNames, weights: Sequence[Weight]) -> dict[str, TensorSource]:
-    """`weights` of the folder `path`, which may be some of a model's only, under GGUF's names, in its row order and
-    types. Raises UnsupportedError for a weight without a place, CheckpointError for experts that are not complete."""
-    return _Placement(path, names).place(weights)
-
-
-@dataclass(slots=True)
-class _Piece:
-    place: Place
-    weight: Weight
-
-
-class _Placement:
-    """Puts Hugging Face tensors into GGUF tensors, in the order in which llama.cpp's converter writes them."""
-
-    def __init__(self, path: Path, names: TensorNames) -> None:
-        self._path, self._names = path, names
-        self._stacks: dict[str, dict[int, _Piece]] = {}
-        self._tensors: dict[str, TensorSource] = {}
-        self.wide_activations: set[str] = set()
-        """Tensors that were quantized for products with 16-bit activations."""
-
-    def place(self, weights: Sequence[Weight]) -> dict[str, TensorSource]:
-        for weight in weights:
-            if self._names.is_buffer(weight.name):
-                continue
-            places = self._names.places(weight.name)
-            if not places:
-                raise UnsupportedError(
-                    self._path,
-                    f"tensor {weight.name!r} has no place in this architecture's GGUF",
-                    found=weight.shape,
-                )
-            for place in places:
-                self._add(_Piece(place, weight))
-        for name, pieces in self._stacks.items():
-            missing = [e for e in range(self._names.experts) if e not in pieces]
-            raise CheckpointError(
-                self._path,
-                f"{name} lacks experts",
-                found=f"{len(pieces)} of them",
-                expected=f"also {missing[:4]}",
-            )
-        return self._tensors
-
-    def _add(self, piece: _Piece) -> None:
-        name, expert = piece.place.name, piece.place.expert
-        if expert is None:
-            self._finish(name, [piece])
-            return
-        stack = self._stacks.setdefault(name, {})
-        if expert in stack or expert >= self._names.experts:
-            raise CheckpointError(
-                self._path,
-                f"{piece.weight.name!r} is no expert of the model",
-                expected=f"{self._names.experts} experts",
-            )
-        stack[expert] = piece
-        if len(stack) == self._names.experts:
-            self._finish(name, [stack[e] for e in range(len(stack))])
-            del self._stacks[name]
-
-    def _finish(self, name: str, pieces: list[_Piece]) -> None:
-        if name in self._tensors:
-            raise CheckpointError(self._path, f"two tensors are both {name}", found=pieces[0].weight.name)
-        weights = [piece.weight for piece in pieces]
-        first = weights[0]
-        for weight in weights[1:]:
-            if (weight.shape, weight.source.type) != (first.shape, first.source.type):
-                raise CheckpointError(
-                    self._path,
-                    f"the experts of {name} differ",
-                    found=f"{weight.name} {weight.source.type} {weight.shape}",
-                    expected=f"{first.source.type} {first.shape}",
-                )
-        sources = [self._arranged(piece) for piece in pieces]
-        source = sources[0] if pieces[0].place.expert is None else Stacked(name, sources)
-        if _is_float32_in_gguf(name, source.shape):
-            source = widened(source)
-        source.name = name
-        self._tensors[name] = source
-        if first.wide_activations:
-            self.wide_activations.add(name)
-        self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])
-        self._add_companion(f"{name.removesuffix('.weight')}.input_scale", [w.input_scale for w in weights])
-
-    def _add_companion(self, name: str, scales: list[float | None]) -> None:
-        """The scales of a quantized weight, one or one per expert; absent means 1."""
-        values = np.array([1.0 if scale is None else scale for scale in scales], np.float32)
-        if (values != 1).any():
-            self._tensors[name] = in_memory(name, values)
-
-    def _arranged(self, piece: _Piece) -> TensorSource:
-        """The tensor of one piece, its rows in GGUF's order."""
-        source, place = piece.weight.source, piece.place
-        rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]
-        if place.heads is not None:
-            if rows % (2 * place.heads):
-                raise CheckpointError(
-                    self._path,
-                    f"{piece.weight.name} does not divide into heads",
-                    found=f"{rows} rows",
-                    expected=f"{place.heads} heads",
-                )
-            order = rope_row_order(rows, place.heads)
-            if len(source.shape) == 1:
-                values = float_rows(source.rows(0, 1), source.type).reshape(-1)
-                return in_memory(place.name, values[order])
-            return Reordered(source, order, source.shape)
-        if place.half is not None:
-            if len(source.shape) != 3 or rows % 2:
-                raise CheckpointError(
-                    self._path, f"{piece.weight.name} is no pair of stacks", found=source.shape
-                )
-            half = rows // 2
-            experts = source.shape[0]
-            order = (
-                np.arange(experts)[:, None] * rows + place.half * half + np.arange(half)[None, :]
-            ).reshape(-1)
-            return Reordered(source, order, (experts, half, source.shape[-1]))
-        return source
-
-
-def _is_float32_in_gguf(name: str, shape: tuple[int, ...]) -> bool:
-    """What llama.cpp's converter keeps in F32 whatever the output type (conversion/base.py, `prepare_tensors`)."""
-    return (
-        len(shape) <= 1
-        or not name.endswith(".weight")
-        or name.endswith(("_norm.weight", ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"))
-    )

@@ -13,13 +13,12 @@ from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.adapters.olora import for_the_original
 from loragraft.adapters.peft import ModuleDelta, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
-from loragraft.archs.names import Place, TensorNames
-from loragraft.archs.rope import rope_row_order
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import CONFIG, PeftFolder
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
 from loragraft.huggingface.peft_replacement import Replacements
+from loragraft.huggingface.tensor_names import Place, TensorNames
 
 
 def open_peft(folder: Path, base: ModelSource) -> Adapter:
@@ -209,9 +208,7 @@ class _Placement:
         if swapped:
             a, b = b.transpose(0, 2, 1), a.transpose(0, 2, 1)
         for place in places:
-            half = b.shape[1] // len(places)
-            part = b if place.half is None else b[:, place.half * half : (place.half + 1) * half]
-            self._add(place, name, a, part, self._settings.scale_of(name))
+            self._add(place, name, a, b, self._settings.scale_of(name))
 
     def _add(
         self,
@@ -227,6 +224,7 @@ class _Placement:
             raise AdapterError(
                 self._path, f"adapts {module}, but the base has no {place.name}", found=self._base.path.name
             )
+        b, magnitude = self._ordered(place, module, b, magnitude)
         shape = (*a.shape[:-2], b.shape[-2], a.shape[-1])
         expected = whole if place.expert is None else whole[1:]
         if shape != expected:
@@ -236,13 +234,26 @@ class _Placement:
                 found=shape,
                 expected=expected,
             )
-        if place.heads is not None:
-            order = rope_row_order(b.shape[0], place.heads)
-            b, magnitude = b[order], None if magnitude is None else magnitude[order]
         parts = self._targets.setdefault(place.name, _Target()).parts
         if place.expert in parts:
             raise AdapterError(self._path, f"adapts {module} twice")
         parts[place.expert] = (np.ascontiguousarray(a), np.ascontiguousarray(b), scale, magnitude)
+
+    def _ordered(
+        self, place: Place, module: str, b: Floats, magnitude: Floats | None
+    ) -> tuple[Floats, Floats | None]:
+        """Rows of B and of the magnitude as the weight has them in GGUF."""
+        if place.values is not None:
+            raise AdapterError(self._path, f"adapts {module}, whose values GGUF changes", found=place.name)
+        try:
+            order = place.order(b.shape[-2])
+        except ValueError as problem:
+            raise AdapterError(
+                self._path, f"its delta for {module} does not fit ({problem})", found=b.shape
+            ) from None
+        if order is None:
+            return b, magnitude
+        return b[..., order, :], None if magnitude is None else magnitude[order]
 
     def _single(self, name: str, target: _Target) -> LoraPair:
         return LoraPair(name, *target.parts[None])

@@ -10,14 +10,13 @@ import numpy as np
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Floats, TokenRows
 from loragraft.adapters.peft import PeftTensors
 from loragraft.adapters.peft_config import LoraSettings
-from loragraft.archs.names import TensorNames
-from loragraft.archs.rope import rope_row_order
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.safetensors import CheckpointTensor
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Stored, float_rows
-from loragraft.huggingface.model import place_weights
+from loragraft.huggingface.placement import place_weights
+from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.weights import Weight
 from loragraft.quants.types import BY_NAME
 
@@ -111,9 +110,8 @@ class Replacements:
             raise AdapterError(
                 self._path, f"holds a bias for {module}, which can have none", found=values.shape
             )
-        heads = places[0].heads
-        ordered = values if heads is None else values[rope_row_order(len(values), heads)]
-        return places[0].name, np.float32(scale) * ordered
+        order = places[0].order(len(values))
+        return places[0].name, np.float32(scale) * (values if order is None else values[order])
 
     def _is_tied_head(self, module: str) -> bool:
         """PEFT saves rows of a tied output with the embedding's alone."""
@@ -126,7 +124,7 @@ class Replacements:
             base = self._base.tensors.get(EMBEDDING)
         if base is None or copy.shape != base.shape or len(base.shape) != 2:
             return False
-        if not base.type.is_float or copy.dtype not in _FLOATS or places[0].heads is not None:
+        if not base.type.is_float or copy.dtype not in _FLOATS or not places[0].as_it_is:
             return (
                 True  # cannot be told; PEFT saves such copies of embeddings only, which training leaves alone
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loragraft.archs.hparams import MetadataKeys
+from loragraft.archs.metadata import MetadataKeys
 from loragraft.errors import FormatError
 from loragraft.formats.gguf.schema import merge_pairs
 from loragraft.formats.gguf.values import Metadata, TokenType

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.archs.graphs import model_graph
-from loragraft.archs.hparams import MetadataKeys
+from loragraft.archs.metadata import MetadataKeys
 from loragraft.backends.base import Backend, Options, Session
 from loragraft.errors import LoragraftError, naming
 from loragraft.formats.source import ModelSource

@@ -16,13 +16,13 @@ from typing import Any
 from loragraft.adapters.collect import collect_deltas
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
-from loragraft.archs.hf_config import bias_flags, config_of
 from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.jsonfile import MAX_BYTES
 from loragraft.formats.output import OutputFile
 from loragraft.formats.source import ModelSource
 from loragraft.formats.textfile import read_file
+from loragraft.huggingface.config_json import bias_flags, config_of
 from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
@@ -149,8 +149,8 @@ def _side_files(
         for key in ("quantization_config", "compression_config"):
             config.pop(key, None)
         config["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
-        _, model_type = ARCHS.by_model_type(str(config["model_type"]))
-        config.update(bias_flags(model_type, model.tensors))  # an adapter may have brought biases
+        _, config_class = ARCHS.by_model_type(str(config["model_type"]))
+        config.update(bias_flags(config_class, model.tensors))  # an adapter may have brought biases
         config["tie_word_embeddings"] = "output.weight" not in model.tensors
         for folder in (model.path, *tokenizers):
             for name in _COPIED:

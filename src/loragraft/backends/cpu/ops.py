@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from loragraft import _native
 from loragraft.backends.base import Floats, Ids
-from loragraft.graph.ops import Node, Op
+from loragraft.errors import UnsupportedError
+from loragraft.graph.ops import Graph, Node, Op
 
 engine = _native.engine
 Array = npt.NDArray[Any]
@@ -143,6 +144,23 @@ def _attention(run: Run, node: Node, q: Floats, k: Floats, v: Floats) -> Floats:
     cache = run.cache(at["layer"], at["kv_heads"], at["head_dim"])
     engine.attention(run.pool, cache, q, k, v, y, run.n_past, at["heads"], at["scale"], at["window"] or 0)
     return y
+
+
+def check_supported(graph: Graph) -> None:
+    """Raises UnsupportedError for a node whose attributes no kernel here computes."""
+    for node in graph.nodes:
+        if node.op is not Op.ATTENTION:
+            continue
+        missing = {
+            "a soft cap": node.attrs.get("softcap"),
+            "sinks": node.weights,
+            "values of another size than keys": node.attrs.get("value_dim"),
+        }
+        for what, found in missing.items():
+            if found:
+                raise UnsupportedError(
+                    node.label, f"no native kernel for attention with {what}", hint="use backend reference"
+                )
 
 
 def _top_k(run: Run, node: Node, logits: Floats) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights, vocabulary_of
-from loragraft.backends.cpu.ops import OPS, Array, Run
+from loragraft.backends.cpu.ops import OPS, Array, Run, check_supported
 from loragraft.backends.cpu.plan import GatedStep, GroupStep, LinearStep
 from loragraft.backends.cpu.weights import Linear, Model, Product
 from loragraft.errors import UnsupportedError
@@ -45,6 +45,7 @@ class NativeBackend(Backend):
                 hint="use backend reference",
             )
         verify(graph)
+        check_supported(graph)
         with starting(options.threads or 0):
             pool = engine.ThreadPool(options.threads or 0)
         model = Model(graph, weights, pool, pack=options.activations in ("auto", "q8"))

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from loragraft.adapters.delta import Delta
-from loragraft.archs.hf_config import CheckpointNames
-from loragraft.archs.rope import rope_row_order
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import in_memory
+from loragraft.huggingface.tensor_names import CheckpointNames, Place
 from loragraft.quants.roles import scale_group
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix, dequantize_rows, shared_scale
 from loragraft.system.threads import thread_pool
@@ -72,19 +71,24 @@ class Contents:
                 self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
             )
         if len(tensor.shape) == 1 and not name.endswith(_ROUTERS):
-            self.vectors[origins[0].name] = self._reordered_vector(tensor, origins[0].heads)
+            self.vectors[origins[0].name] = self._vector(tensor, origins[0].place)
             return
         rows = (
             tensor.shape[-2] if len(tensor.shape) > 1 else 1
         )  # GGUF drops the axis of a router with one row
         for expert, origin in enumerate(origins):
-            order = (
-                np.arange(rows) if origin.heads is None else np.argsort(rope_row_order(rows, origin.heads))
-            )
+            if origin.place.values is not None:
+                raise UnsupportedError(
+                    self.model.path,
+                    f"tensor {name!r} has other values than its checkpoint's, of which only vectors "
+                    "can be exported",
+                    found=tensor.shape,
+                )
+            order = origin.place.inverse_order(rows)
             matrix = Matrix(
                 origin.name,
                 tensor,
-                order + expert * rows,
+                (np.arange(rows) if order is None else order) + expert * rows,
                 expert,
                 self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
                 self._factor(companion(name, "input_scale"), expert),
@@ -106,11 +110,14 @@ class Contents:
         return float(values[expert if len(values) > 1 else 0])
 
     @staticmethod
-    def _reordered_vector(tensor: TensorSource, heads: int | None) -> TensorSource:
-        if heads is None:
+    def _vector(tensor: TensorSource, place: Place) -> TensorSource:
+        """As the checkpoint has it."""
+        if place.as_it_is:
             return tensor
         values = dequantize_rows(tensor.rows(0, 1), tensor.type).reshape(-1)
-        return in_memory(tensor.name, values[np.argsort(rope_row_order(len(values), heads))])
+        order = place.inverse_order(len(values))
+        values = values if order is None else values[order]
+        return in_memory(tensor.name, values if place.values is None else place.values.inverse(values))
 
     def unquantized_modules(self) -> list[str]:
         """The linears that stay in floating point, as `ignore` and `exclude_modules` name them."""

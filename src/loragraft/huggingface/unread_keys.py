@@ -1,4 +1,4 @@
-"""Every key of a config.json is on a list: honoured (by its model_type's record), harmless, or named in a note.
+"""Every key of a config.json is read by its class' record, harmless, or named in a note.
 
 transformers itself ignores what its configuration class does not know, so nothing here changes the result; but a
 checkpoint with such keys may have been made for another program than transformers.
@@ -6,35 +6,16 @@ checkpoint with such keys may have been made for another program than transforme
 
 from __future__ import annotations
 
-from loragraft.archs.base import ModelType
+from loragraft.archs import ConfigClass
 from loragraft.archs.config import Config
 
-#: Read for every model_type, beside what its record names.
-_COMMON = frozenset(
+#: Read for every model, whatever its class.
+_ALWAYS = frozenset(
     [
         "architectures",
-        "attention_bias",
         "compression_config",
-        "head_dim",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "mlp_bias",
         "model_type",
-        "moe_intermediate_size",
-        "num_attention_heads",
-        "num_experts",
-        "num_experts_per_tok",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "num_local_experts",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
         "quantization_config",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "shared_expert_intermediate_size",
         "tie_word_embeddings",
         "vocab_size",
     ]
@@ -60,17 +41,9 @@ _HARMLESS = frozenset(
 )
 
 
-def unread_notes(model_type: ModelType, config: Config) -> list[str]:
-    """Notes on keys that say something (not null, false or empty) and are on no list."""
-    known = (
-        _COMMON
-        | _HARMLESS
-        | model_type.defaults.keys()
-        | model_type.requires.keys()
-        | model_type.biases.keys()
-    )
-    if model_type.windows is not None:
-        known |= model_type.windows.keys
+def unread_notes(config_class: ConfigClass, config: Config) -> list[str]:
+    """Notes on keys that say something (not null, false or empty) and that nothing reads."""
+    known = _ALWAYS | _HARMLESS | config_class.config_keys
     unread = [
         key
         for key, value in config.values.items()
@@ -80,10 +53,10 @@ def unread_notes(model_type: ModelType, config: Config) -> list[str]:
     notes = []
     if unread:
         listed = ", ".join(sorted(unread)[:8]) + (", ..." if len(unread) > 8 else "")
-        notes.append(f"{name}: transformers' {model_type.hf_class} does not read {listed}: left out")
+        notes.append(f"{name}: transformers' {config_class.hf_class} does not read {listed}: left out")
     custom = config.get("auto_map")
     if isinstance(custom, dict) and "AutoModelForCausalLM" in custom:
         notes.append(
-            f"{name}: auto_map names code of the checkpoint's own; it is taken for a {model_type.hf_class}"
+            f"{name}: auto_map names code of the checkpoint's own; it is taken for a {config_class.hf_class}"
         )
     return notes

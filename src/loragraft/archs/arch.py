@@ -1,0 +1,114 @@
+"""What an architecture is: one `Arch` record per file, and the registry of all.
+
+A record owns what its configuration classes say and in which words (`keys`), what a layer is (`hparams`), which tensors
+a checkpoint has and how they change (`tensors`), and the graph (`build`). Everything else derives from the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.archs.config import Config
+from loragraft.archs.hparams import Hparams, read_decoder
+from loragraft.archs.keys.rule import Rule
+from loragraft.archs.metadata import MetadataKeys
+from loragraft.archs.tensors import Tensor
+from loragraft.errors import UnsupportedError
+from loragraft.graph.ops import Graph, TensorFact
+
+T = TypeVar("T")
+
+#: The linears of a layer by GGUF's names.
+QKV = frozenset(["attn_q", "attn_k", "attn_v"])
+ATTENTION = QKV | {"attn_output"}
+FEED_FORWARD = frozenset(["ffn_gate", "ffn_up", "ffn_down"])
+
+Build = Callable[[Hparams, Mapping[str, TensorFact]], Graph]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigClass:
+    """One configuration class of transformers: how it and its model read config.json."""
+
+    model_type: str
+    hf_class: str
+    """What runs it, for the `architectures` of an exported config.json."""
+    keys: tuple[Rule, ...]
+    """What GGUF says too, in the order in which llama.cpp's converter writes it."""
+    defaults: Mapping[str, Any]
+    """What transformers assumes where config.json is silent, as far as it differs from Config's own rules."""
+    requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Keys whose other values GGUF's architecture cannot express: a model with one is refused."""
+    ignores: frozenset[str] = frozenset()
+    """Keys that the class reads, and logits do not depend on."""
+    biases: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The linears, by GGUF's name in a layer, that have a bias if the key is true; under "", those that always have."""
+    experts: bool | None = None
+    """Whether its models have experts; None: they may."""
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        """Every key of config.json that has a meaning to it."""
+        read = frozenset[str]().union(*(rule.config_keys for rule in self.keys))
+        return read | self.defaults.keys() | self.requires.keys() | self.biases.keys() | self.ignores
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """One architecture, by its name in `general.architecture`."""
+
+    name: str
+    classes: tuple[ConfigClass, ...]
+    """The configuration classes that are this architecture; export takes the first that can say it all."""
+    tensors: tuple[Tensor, ...]
+    build: Build
+    hparams: Callable[[MetadataKeys], Hparams] = read_decoder
+    extra_tensors: Callable[[Config], Mapping[str, npt.NDArray[np.float32]]] = lambda config: {}
+    """Tensors that config.json implies, such as `rope_freqs.weight`."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of GGUF that the graph does not read, as it computes what they say at this value; others are refused."""
+
+
+class Registry:
+    """Architectures by GGUF name and by model_type; a second claim to either is an error at definition."""
+
+    def __init__(self, archs: Iterable[Arch]) -> None:
+        self._by_name: dict[str, Arch] = {}
+        self._by_model_type: dict[str, tuple[Arch, ConfigClass]] = {}
+        for arch in archs:
+            self._claim(self._by_name, arch.name, arch)
+            for config_class in arch.classes:
+                self._claim(self._by_model_type, config_class.model_type, (arch, config_class))
+
+    @staticmethod
+    def _claim(table: dict[str, T], key: str, what: T) -> None:
+        if key in table:
+            raise ValueError(f"two architectures claim {key!r}")
+        table[key] = what
+
+    def __iter__(self) -> Iterator[Arch]:
+        return iter(self._by_name.values())
+
+    def by_name(self, name: str, subject: str = "model") -> Arch:
+        """The architecture that a GGUF calls `name`; `subject` names the file in the error."""
+        return self._find(self._by_name, name, subject)
+
+    def by_model_type(self, name: str, subject: str = "model") -> tuple[Arch, ConfigClass]:
+        """What config.json calls `name`, and the architecture that it is."""
+        return self._find(self._by_model_type, name, subject)
+
+    @staticmethod
+    def _find(table: Mapping[str, T], key: str, subject: str) -> T:
+        if key not in table:
+            raise UnsupportedError(
+                subject,
+                "unknown architecture",
+                found=repr(key),
+                expected="one of " + ", ".join(sorted(table)),
+            )
+        return table[key]

@@ -1,0 +1,36 @@
+"""The parts that graphs are composed of. A `Part` takes the builder, the sizes, the value before it and the layer."""
+
+from loragraft.archs.blocks.attention import Attention
+from loragraft.archs.blocks.decoder import (
+    Branch,
+    Decoder,
+    Norm,
+    Part,
+    by_feed_forward,
+    by_mixer,
+    layer_norm,
+    rms_norm,
+)
+from loragraft.archs.blocks.experts import Routed
+from loragraft.archs.blocks.feed_forward import Gated, Plain, gated_by, geglu, gelu, gelu_erf, silu, swiglu
+
+__all__ = [
+    "Attention",
+    "Branch",
+    "Decoder",
+    "Gated",
+    "Norm",
+    "Part",
+    "Plain",
+    "Routed",
+    "by_feed_forward",
+    "by_mixer",
+    "gated_by",
+    "geglu",
+    "gelu",
+    "gelu_erf",
+    "layer_norm",
+    "rms_norm",
+    "silu",
+    "swiglu",
+]

@@ -1,0 +1,79 @@
+"""Causal grouped-query attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loragraft.archs.blocks.norms import Norm
+from loragraft.archs.hparams import Hparams, Layer
+from loragraft.graph.build import GraphBuilder, Ref
+from loragraft.graph.ops import Op
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Causal grouped-query attention, with rotary embedding in layers that have one.
+
+    What the layer says: heads, sizes, rope, window. What the file has: q, k and v in one tensor or in three, biases,
+    sinks.
+    """
+
+    pairs: Literal["adjacent", "halves"]
+    """Which elements of a head turn together: GGUF's rows are permuted for "adjacent" in Llama's family, others keep
+    Hugging Face's "halves"."""
+    head_norm: Norm | None = None
+    """On q and k before the rotation: on each head, or across all, as the weight is long (Qwen3; OLMo 2)."""
+
+    def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+        blk, own = f"blk.{layer}", h.layers[layer]
+        q, k, v = self._project(g, own, x, blk)
+        if self.head_norm is not None:
+            q = self.head_norm(g, h, q, f"{blk}.attn_q_norm")
+            k = self.head_norm(g, h, k, f"{blk}.attn_k_norm")
+        q = self._rotate(g, own, q, own.heads, f"{blk}.rope_q")
+        k = self._rotate(g, own, k, own.kv_heads, f"{blk}.rope_k")
+        sinks = f"{blk}.attn_sinks.weight"
+        mixed = g.add(
+            Op.ATTENTION,
+            (q, k, v),
+            (sinks,) if g.has(sinks) else (),
+            label=f"{blk}.attention",
+            layer=layer,
+            heads=own.heads,
+            kv_heads=own.kv_heads,
+            head_dim=own.key_dim,
+            scale=own.key_dim**-0.5 if h.attention_scale is None else h.attention_scale,
+            window=own.window,
+            value_dim=None if own.value_dim == own.key_dim else own.value_dim,
+            softcap=h.attention_softcap,
+        )
+        return g.linear(mixed, f"{blk}.attn_output")
+
+    def _project(self, g: GraphBuilder, own: Layer, x: Ref, blk: str) -> tuple[Ref, Ref, Ref]:
+        if not g.has(f"{blk}.attn_qkv.weight"):
+            return g.linear(x, f"{blk}.attn_q"), g.linear(x, f"{blk}.attn_k"), g.linear(x, f"{blk}.attn_v")
+        fused = g.linear(x, f"{blk}.attn_qkv")
+        q, k, v = own.heads * own.key_dim, own.kv_heads * own.key_dim, own.kv_heads * own.value_dim
+        return (
+            g.split(fused, 0, q, f"{blk}.attn_qkv.q"),
+            g.split(fused, q, q + k, f"{blk}.attn_qkv.k"),
+            g.split(fused, q + k, q + k + v, f"{blk}.attn_qkv.v"),
+        )
+
+    def _rotate(self, g: GraphBuilder, own: Layer, x: Ref, heads: int, label: str) -> Ref:
+        if own.rope is None:
+            return x
+        factors = ("rope_freqs.weight",) if g.has("rope_freqs.weight") else ()
+        return g.add(
+            Op.ROPE,
+            (x,),
+            factors,
+            label,
+            heads=heads,
+            head_dim=own.key_dim,
+            rotary=own.rope.rotary,
+            pairs=self.pairs,
+            frequencies=own.rope.frequencies,
+            magnitude=own.rope.magnitude,
+        )

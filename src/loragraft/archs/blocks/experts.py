@@ -1,0 +1,60 @@
+"""Mixtures of experts (Shazeer et al. 2017, arXiv 1701.06538)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loragraft.archs.blocks.feed_forward import Gate, swiglu
+from loragraft.archs.hparams import Hparams
+from loragraft.graph.build import GraphBuilder, Ref
+from loragraft.graph.ops import Op
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """The best experts of each token, each a gated feed-forward network. `gating` of all experts, then the best k,
+    their weights made to sum to 1 if `normalize`. A shared expert, where the file has one, is added for every token,
+    through a sigmoid gate if it has that too (Qwen2-MoE)."""
+
+    normalize: bool
+    gating: Literal["softmax", "sigmoid"] = "softmax"
+    gate: Gate = swiglu
+
+    def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+        blk = f"blk.{layer}"
+        logits = g.linear(x, f"{blk}.ffn_gate_inp")
+        ids = g.add(Op.TOP_K, (logits,), label=f"{blk}.ffn_top_k", k=h.experts_used)
+        route = g.add(
+            Op.ROUTE,
+            (logits, ids),
+            label=f"{blk}.ffn_route",
+            gating=self.gating,
+            normalize=self.normalize,
+            scale=1.0,
+        )
+        gate, up = self._gate_up(g, x, ids, blk)
+        down = g.experts(self.gate(g, gate, up, f"{blk}.ffn_act_exps"), ids, f"{blk}.ffn_down_exps")
+        routed = g.add(Op.EXPERTS_SUM, (down, route), label=f"{blk}.ffn_experts_sum")
+        if not g.has(f"{blk}.ffn_up_shexp.weight"):
+            return routed
+        return g.add(Op.ADD, (routed, self._shared(g, x, blk)), label=f"{blk}.ffn_shared_sum")
+
+    def _gate_up(self, g: GraphBuilder, x: Ref, ids: Ref, blk: str) -> tuple[Ref, Ref]:
+        if not g.has(f"{blk}.ffn_gate_up_exps.weight"):
+            return g.experts(x, ids, f"{blk}.ffn_gate_exps"), g.experts(x, ids, f"{blk}.ffn_up_exps")
+        fused = g.experts(x, ids, f"{blk}.ffn_gate_up_exps")
+        both = g.fact(f"{blk}.ffn_gate_up_exps.weight").shape[-2]
+        return (
+            g.split(fused, 0, both // 2, f"{blk}.ffn_gate_up_exps.gate"),
+            g.split(fused, both // 2, both, f"{blk}.ffn_gate_up_exps.up"),
+        )
+
+    def _shared(self, g: GraphBuilder, x: Ref, blk: str) -> Ref:
+        gate, up = g.linear(x, f"{blk}.ffn_gate_shexp"), g.linear(x, f"{blk}.ffn_up_shexp")
+        shared = g.linear(self.gate(g, gate, up, f"{blk}.ffn_act_shexp"), f"{blk}.ffn_down_shexp")
+        if not g.has(f"{blk}.ffn_gate_inp_shexp.weight"):
+            return shared
+        strength = g.linear(x, f"{blk}.ffn_gate_inp_shexp")
+        strength = g.add(Op.SIGMOID, (strength,), label=f"{blk}.ffn_gate_shexp_sigmoid")
+        return g.add(Op.MUL, (shared, strength), label=f"{blk}.ffn_shared_gated")

@@ -1,0 +1,75 @@
+"""Dense feed-forward networks, gated (Shazeer 2020, arXiv 2002.05202) and plain, and their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loragraft.archs.hparams import Hparams
+from loragraft.graph.build import GraphBuilder, Ref
+from loragraft.graph.ops import Op
+
+Activation = Callable[[GraphBuilder, Ref, str], Ref]
+"""An activation of a value; the last is its node's label."""
+
+
+def silu(g: GraphBuilder, x: Ref, label: str) -> Ref:
+    return g.add(Op.SILU, (x,), label=label)
+
+
+def gelu(g: GraphBuilder, x: Ref, label: str) -> Ref:
+    """The tanh approximation."""
+    return g.add(Op.GELU, (x,), label=label, approximate="tanh")
+
+
+def gelu_erf(g: GraphBuilder, x: Ref, label: str) -> Ref:
+    """As defined, by the error function."""
+    return g.add(Op.GELU, (x,), label=label, approximate="none")
+
+
+Gate = Callable[[GraphBuilder, Ref, Ref, str], Ref]
+"""What becomes of gate and up."""
+
+
+def gated_by(activation: Activation) -> Gate:
+    """activation(gate) * up"""
+
+    def gate(g: GraphBuilder, gate: Ref, up: Ref, label: str) -> Ref:
+        return g.add(Op.MUL, (activation(g, gate, label), up), label=label)
+
+    return gate
+
+
+swiglu = gated_by(silu)
+geglu = gated_by(gelu)
+"""With the tanh approximation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """down(gate(ffn_gate(x), ffn_up(x))). Gate and up may be one tensor `ffn_up`, gate first."""
+
+    gate: Gate
+
+    def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+        blk = f"blk.{layer}"
+        gate, up = self._gate_up(g, h.layers[layer].ff, x, blk)
+        return g.linear(self.gate(g, gate, up, f"{blk}.ffn_act"), f"{blk}.ffn_down")
+
+    def _gate_up(self, g: GraphBuilder, ff: int, x: Ref, blk: str) -> tuple[Ref, Ref]:
+        if g.has(f"{blk}.ffn_gate.weight"):
+            return g.linear(x, f"{blk}.ffn_gate"), g.linear(x, f"{blk}.ffn_up")
+        fused = g.linear(x, f"{blk}.ffn_up")
+        return g.split(fused, 0, ff, f"{blk}.ffn_up.gate"), g.split(fused, ff, 2 * ff, f"{blk}.ffn_up.up")
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """down(activation(up(x)))"""
+
+    activation: Activation
+
+    def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+        blk = f"blk.{layer}"
+        active = self.activation(g, g.linear(x, f"{blk}.ffn_up"), f"{blk}.ffn_act")
+        return g.linear(active, f"{blk}.ffn_down")

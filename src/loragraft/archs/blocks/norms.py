@@ -1,0 +1,20 @@
+"""Norms, by the name of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loragraft.archs.hparams import Hparams
+from loragraft.graph.build import GraphBuilder, Ref
+
+Norm = Callable[[GraphBuilder, Hparams, Ref, str], Ref]
+"""The norm whose weight is `<name>.weight`; one shorter than the value is for each group of as many elements."""
+
+
+def rms_norm(g: GraphBuilder, h: Hparams, x: Ref, name: str) -> Ref:
+    return g.rms_norm(x, name, h.norm_eps)
+
+
+def layer_norm(g: GraphBuilder, h: Hparams, x: Ref, name: str) -> Ref:
+    """With a bias, if the file has one."""
+    return g.layer_norm(x, name, h.norm_eps)

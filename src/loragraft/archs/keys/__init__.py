@@ -1,0 +1,25 @@
+"""What config.json and GGUF both say, each in its own way: the rules that records are made of."""
+
+from loragraft.archs.keys.rope import LayerRopes, RopeParameters, RotaryPart
+from loragraft.archs.keys.rule import FILE_TYPE, GgufModel, Rule
+from loragraft.archs.keys.usual import usual_keys
+from loragraft.archs.keys.values import Computed, Count, Flag, HeadDim, KvHeads, Layers, Number
+from loragraft.archs.keys.windows import Windows
+
+__all__ = [
+    "FILE_TYPE",
+    "Computed",
+    "Count",
+    "Flag",
+    "GgufModel",
+    "HeadDim",
+    "KvHeads",
+    "LayerRopes",
+    "Layers",
+    "Number",
+    "RopeParameters",
+    "RotaryPart",
+    "Rule",
+    "Windows",
+    "usual_keys",
+]

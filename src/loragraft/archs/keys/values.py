@@ -1,0 +1,151 @@
+"""Rules for plain values: counts, numbers, flags, and what is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loragraft.archs.config import LAYERS, Config
+from loragraft.archs.keys.rule import GgufModel, Rule
+from loragraft.formats.gguf.values import Metadata, Value
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal that is the same float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+@dataclass(frozen=True)
+class Count(Rule):
+    """A whole number under `names`: the first is written back, with `also` beside it. `optional`: there may be none;
+    any other must be at least 1."""
+
+    gguf: str
+    names: tuple[str, ...]
+    optional: bool = False
+    also: tuple[str, ...] = ()
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset([*self.names, *self.also])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        read = config.optional_integer if self.optional else config.integer
+        found = read(*self.names)
+        return {} if found is None else {self.gguf: Value.u32(found)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        if not model.keys.has(self.gguf):
+            return {}
+        return dict.fromkeys((self.names[0], *self.also), model.keys.count(self.gguf, least=0))
+
+
+@dataclass(frozen=True)
+class Number(Rule):
+    """A number, written as float32 if config.json or the defaults have it."""
+
+    gguf: str
+    name: str
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset([self.name])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        found = config.optional_number(self.name)
+        return {} if found is None else {self.gguf: Value.f32(found)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return {self.name: shortest(model.keys.number(self.gguf))} if model.keys.has(self.gguf) else {}
+
+
+@dataclass(frozen=True)
+class Flag(Rule):
+    """True or false, written if config.json or the defaults have it."""
+
+    gguf: str
+    name: str
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset([self.name])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        found = config.get(self.name)
+        return {} if found is None else {self.gguf: Value.boolean(bool(found))}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return {self.name: model.keys.flag(self.gguf, False)} if model.keys.has(self.gguf) else {}
+
+
+@dataclass(frozen=True)
+class Computed(Rule):
+    """Whatever the others cannot say: `write` makes GGUF's keys of a config.json that has `names`, `back` the
+    reverse."""
+
+    names: frozenset[str]
+    write: Callable[[Config], Metadata]
+    back: Callable[[GgufModel], Mapping[str, Any]] = lambda model: {}
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return self.names
+
+    def to_gguf(self, config: Config) -> Metadata:
+        return self.write(config)
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return dict(self.back(model))
+
+
+class Layers(Rule):
+    """How many layers there are."""
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(LAYERS)
+
+    def to_gguf(self, config: Config) -> Metadata:
+        return {"block_count": Value.u32(config.n_layers)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return {LAYERS[0]: len(model.h.layers)}
+
+
+class KvHeads(Rule):
+    """The key-value heads: as many as heads where config.json says nothing."""
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(["num_key_value_heads", "n_kv_heads"])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        return {"attention.head_count_kv": Value.u32(config.n_kv_heads)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        heads = model.keys.count("attention.head_count")
+        return {"num_key_value_heads": model.keys.count("attention.head_count_kv", heads)}
+
+
+@dataclass(frozen=True)
+class HeadDim(Rule):
+    """Elements of a head; `always`: written even where config.json does not name them."""
+
+    always: bool = False
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(["head_dim"])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        if not self.always and config.get("head_dim") is None:
+            return {}
+        return dict.fromkeys(("attention.key_length", "attention.value_length"), Value.u32(config.head_dim))
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        if not model.keys.has("attention.key_length"):
+            return {}
+        return {"head_dim": model.keys.count("attention.key_length")}

@@ -1,0 +1,150 @@
+"""The tensors of a checkpoint and those of GGUF that they become: names, and what changes on the way, both ways.
+
+A record has a table of `Tensor`s. Where several checkpoint names lead to one GGUF tensor, the first is the one that
+exports write. In names `{i}` stands for the layer and `{e}` for the expert.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.archs.hparams import Hparams
+from loragraft.archs.rope import rope_row_order
+
+Floats = npt.NDArray[np.float32]
+Order = npt.NDArray[np.intp]
+
+
+class Rows(ABC):
+    """Which rows (elements, of a bias) of a checkpoint's tensor a GGUF tensor has, in which order. Of a stack of
+    experts: of each expert."""
+
+    @abstractmethod
+    def order(self, h: Hparams, layer: int, rows: int) -> Order:
+        """Row i of GGUF's is row order[i] of the checkpoint's, which has `rows`. Raises ValueError if they do not
+        divide as they must."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopePairs(Rows):
+    """Heads whose rows change from transformers' order (halves) to GGUF's (adjacent pairs)."""
+
+    of: Literal["heads", "kv_heads"]
+
+    def order(self, h: Hparams, layer: int, rows: int) -> Order:
+        heads = h.layers[layer].heads if self.of == "heads" else h.layers[layer].kv_heads
+        if heads < 1 or rows % (2 * heads):
+            raise ValueError(f"{rows} rows do not divide into {heads} heads")
+        return rope_row_order(rows, heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Rows):
+    """One of `count` equal parts, one after the other."""
+
+    index: int
+    count: int = 2
+
+    def order(self, h: Hparams, layer: int, rows: int) -> Order:
+        if rows % self.count:
+            raise ValueError(f"{rows} rows do not divide into {self.count} parts")
+        size = rows // self.count
+        return np.arange(self.index * size, (self.index + 1) * size)
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered(Rows):
+    """Any other order or choice: `find(h, layer, rows)` gives it."""
+
+    find: Callable[[Hparams, int, int], Order]
+
+    def order(self, h: Hparams, layer: int, rows: int) -> Order:
+        return self.find(h, layer, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Values that differ: GGUF's are `forward` of the checkpoint's, float32, and `inverse` of GGUF's are those."""
+
+    forward: Callable[[Floats], Floats]
+    inverse: Callable[[Floats], Floats]
+
+
+#: Of norms that transformers stores less 1.
+PLUS_ONE = Values(lambda values: values + np.float32(1), lambda values: values - np.float32(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A module of the checkpoint, whose `.weight` and `.bias` become those of GGUF's `gguf`."""
+
+    hf: str
+    gguf: str
+    rows: Rows | None = None
+    """None: all, in order."""
+    values: Values | None = None
+    exact: bool = False
+    """Both names are whole names of tensors; nothing is added to them."""
+
+
+def in_layer(hf: str, gguf: str, rows: Rows | None = None, values: Values | None = None) -> Tensor:
+    """A module `hf` of each layer, under Llama's name of layers."""
+    return Tensor(f"model.layers.{{i}}.{hf}", f"blk.{{i}}.{gguf}", rows, values)
+
+
+def experts(
+    block: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> tuple[Tensor, ...]:
+    """The experts in module `block` of a layer, one module each."""
+    names = {"ffn_gate_exps": gate, "ffn_down_exps": down, "ffn_up_exps": up}
+    return tuple(in_layer(f"{block}.experts.{{e}}.{hf}", gguf) for gguf, hf in names.items())
+
+
+def fused_experts(block: str) -> tuple[Tensor, ...]:
+    """The experts in module `block` of a layer as transformers 5 holds them: stacks [experts, out, in], gate above up
+    in one. Adapters name them; checkpoints have them one by one."""
+    stack, blk = f"model.layers.{{i}}.{block}.experts", "blk.{i}"
+    return tuple(
+        Tensor(f"{stack}.{hf}{suffix}", f"{blk}.{gguf}.weight", rows, exact=True)
+        for suffix in ("", ".weight")
+        for hf, gguf, rows in (
+            ("gate_up_proj", "ffn_gate_exps", Part(0)),
+            ("gate_up_proj", "ffn_up_exps", Part(1)),
+            ("down_proj", "ffn_down_exps", None),
+        )
+    )
+
+
+# ---- Llama's names, which most share ----
+
+OUTER = (
+    Tensor("model.embed_tokens", "token_embd"),
+    Tensor("model.norm", "output_norm"),
+    Tensor("lm_head", "output"),
+)
+NORMS = (in_layer("input_layernorm", "attn_norm"), in_layer("post_attention_layernorm", "ffn_norm"))
+ATTENTION = (
+    in_layer("self_attn.q_proj", "attn_q"),
+    in_layer("self_attn.k_proj", "attn_k"),
+    in_layer("self_attn.v_proj", "attn_v"),
+    in_layer("self_attn.o_proj", "attn_output"),
+)
+HEAD_NORMS = (in_layer("self_attn.q_norm", "attn_q_norm"), in_layer("self_attn.k_norm", "attn_k_norm"))
+FEED_FORWARD = (
+    in_layer("mlp.gate_proj", "ffn_gate"),
+    in_layer("mlp.up_proj", "ffn_up"),
+    in_layer("mlp.down_proj", "ffn_down"),
+)
+EXPERTS = (in_layer("mlp.gate", "ffn_gate_inp"), *experts("mlp"), *fused_experts("mlp"))
+SHARED_EXPERT = (
+    in_layer("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    in_layer("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    in_layer("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    in_layer("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+)

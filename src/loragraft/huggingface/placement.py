@@ -1,0 +1,166 @@
+"""Puts a checkpoint's tensors into those of GGUF, as the table of the architecture's record says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loragraft.archs.tensors import Values
+from loragraft.errors import CheckpointError, UnsupportedError
+from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.views import Computed, Reordered, Stacked, float_rows, in_memory, widened
+from loragraft.huggingface.tensor_names import Place, TensorNames
+from loragraft.huggingface.weights import Weight
+from loragraft.quants.types import F32
+
+
+def place_weights(path: Path, names: TensorNames, weights: Sequence[Weight]) -> dict[str, TensorSource]:
+    """`weights` of the folder `path`, which may be some of a model's only, under GGUF's names, in its row order and
+    types. Raises UnsupportedError for a weight without a place, CheckpointError for experts that are not complete."""
+    return Placement(path, names).place(weights)
+
+
+@dataclass(slots=True)
+class _Piece:
+    place: Place
+    weight: Weight
+
+
+class Placement:
+    """Puts Hugging Face tensors into GGUF tensors, in the order in which llama.cpp's converter writes them."""
+
+    def __init__(self, path: Path, names: TensorNames) -> None:
+        self._path, self._names = path, names
+        self._stacks: dict[str, dict[int, _Piece]] = {}
+        self._tensors: dict[str, TensorSource] = {}
+        self.wide_activations: set[str] = set()
+        """Tensors that were quantized for products with 16-bit activations."""
+
+    def place(self, weights: Sequence[Weight]) -> dict[str, TensorSource]:
+        for weight in weights:
+            if self._names.is_buffer(weight.name):
+                continue
+            places = self._names.places(weight.name)
+            if not places:
+                raise UnsupportedError(
+                    self._path,
+                    f"tensor {weight.name!r} has no place in this architecture's GGUF",
+                    found=weight.shape,
+                )
+            for place in places:
+                self._add(_Piece(place, weight))
+        for name, pieces in self._stacks.items():
+            missing = [e for e in range(self._names.experts) if e not in pieces]
+            raise CheckpointError(
+                self._path,
+                f"{name} lacks experts",
+                found=f"{len(pieces)} of them",
+                expected=f"also {missing[:4]}",
+            )
+        return self._tensors
+
+    def _add(self, piece: _Piece) -> None:
+        name, expert = piece.place.name, piece.place.expert
+        if expert is None:
+            self._finish(name, [piece])
+            return
+        stack = self._stacks.setdefault(name, {})
+        if expert in stack or expert >= self._names.experts:
+            raise CheckpointError(
+                self._path,
+                f"{piece.weight.name!r} is no expert of the model",
+                expected=f"{self._names.experts} experts",
+            )
+        stack[expert] = piece
+        if len(stack) == self._names.experts:
+            self._finish(name, [stack[e] for e in range(len(stack))])
+            del self._stacks[name]
+
+    def _finish(self, name: str, pieces: list[_Piece]) -> None:
+        if name in self._tensors:
+            raise CheckpointError(self._path, f"two tensors are both {name}", found=pieces[0].weight.name)
+        weights = [piece.weight for piece in pieces]
+        first = weights[0]
+        for weight in weights[1:]:
+            if (weight.shape, weight.source.type) != (first.shape, first.source.type):
+                raise CheckpointError(
+                    self._path,
+                    f"the experts of {name} differ",
+                    found=f"{weight.name} {weight.source.type} {weight.shape}",
+                    expected=f"{first.source.type} {first.shape}",
+                )
+        sources = [self._arranged(piece) for piece in pieces]
+        source = sources[0] if pieces[0].place.expert is None else Stacked(name, sources)
+        if _is_float32_in_gguf(name, source.shape):
+            source = widened(source)
+        source.name = name
+        self._tensors[name] = source
+        if first.wide_activations:
+            self.wide_activations.add(name)
+        self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])
+        self._add_companion(f"{name.removesuffix('.weight')}.input_scale", [w.input_scale for w in weights])
+
+    def _add_companion(self, name: str, scales: list[float | None]) -> None:
+        """The scales of a quantized weight, one or one per expert; absent means 1."""
+        values = np.array([1.0 if scale is None else scale for scale in scales], np.float32)
+        if (values != 1).any():
+            self._tensors[name] = in_memory(name, values)
+
+    def _arranged(self, piece: _Piece) -> TensorSource:
+        """The tensor of one piece: its rows in GGUF's order, its values GGUF's."""
+        source, place = piece.weight.source, piece.place
+        rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]
+        try:
+            order = place.order(rows)
+        except ValueError as problem:
+            raise CheckpointError(
+                self._path,
+                f"{piece.weight.name} does not fit: {problem}",
+                found=source.shape,
+            ) from None
+        if order is not None and len(source.shape) == 1:
+            values = float_rows(source.rows(0, 1), source.type).reshape(-1)
+            source = in_memory(place.name, values[order])
+        elif order is not None:
+            stack = np.arange(source.n_rows // rows)[:, None] * rows
+            shape = (*source.shape[:-2], len(order), source.shape[-1])
+            source = Reordered(source, (stack + order[None, :]).reshape(-1), shape)
+        return source if place.values is None else _changed(source, place.values)
+
+
+def _changed(source: TensorSource, values: Values) -> TensorSource:
+    """The tensor with its values as GGUF has them."""
+    floats = widened(source)
+
+    def compute(start: int, stop: int) -> Bytes:
+        changed = values.forward(float_rows(floats.rows(start, stop), F32))
+        return np.ascontiguousarray(changed, np.float32).view(np.uint8)
+
+    return Computed(source.name, source.shape, F32, compute, [floats])
+
+
+#: Parts of names, before `.weight`, of what llama.cpp's converter keeps in F32 (conversion/base.py, `prepare_tensors`).
+_FLOAT32 = (
+    "_norm",
+    ".ffn_gate_inp",
+    ".ffn_gate_inp_shexp",
+    "position_embd",
+    "token_types",
+    ".ssm_conv1d",
+    ".ssm_conv1d_q",
+    ".ssm_conv1d_k",
+    ".ssm_conv1d_v",
+    ".shortconv.conv",
+    ".altup_correct_coef",
+    ".altup_predict_coef",
+    ".indexer.proj",
+)
+
+
+def _is_float32_in_gguf(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the tensor is F32 whatever the output type."""
+    stem = name.removesuffix(".weight")
+    return len(shape) <= 1 or stem == name or stem.endswith(_FLOAT32)

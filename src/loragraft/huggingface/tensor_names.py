@@ -1,0 +1,121 @@
+"""Tensor names of Hugging Face and of GGUF, both ways, for models and adapters: from the tables of the records."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from loragraft.archs import ARCHS
+from loragraft.archs.graphs import read_hparams
+from loragraft.archs.hparams import Hparams
+from loragraft.archs.tensors import Order, Tensor, Values
+from loragraft.formats.gguf.values import Metadata
+
+#: Buffers that old checkpoints carry beside their weights.
+_BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_EXPERT = re.compile(r"(?<=\.experts\.)\d{1,4}(?=\.)")
+_PARTS = (".weight", ".bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a Hugging Face tensor goes: the whole of GGUF tensor `name`, or a part of it."""
+
+    name: str
+    tensor: Tensor
+    h: Hparams
+    layer: int
+    expert: int | None = None
+    """It is one expert's matrix of the stack `name` [n_expert, out, in]."""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether rows and values are those of the checkpoint."""
+        return self.tensor.rows is None and self.tensor.values is None
+
+    @property
+    def values(self) -> Values | None:
+        return self.tensor.values
+
+    def order(self, rows: int) -> Order | None:
+        """Row i of the GGUF tensor is row order[i] of this one, which has `rows`; None: all, in order. Raises
+        ValueError if so many rows do not divide as they must."""
+        return None if self.tensor.rows is None else self.tensor.rows.order(self.h, self.layer, rows)
+
+    def inverse_order(self, rows: int) -> Order | None:
+        """Row i of the checkpoint's tensor is row inverse_order[i] of GGUF's, which has all of its `rows`."""
+        order = self.order(rows)
+        return None if order is None else np.argsort(order)
+
+
+class TensorNames:
+    """The places of one model's tensors, by the architecture and sizes in its GGUF metadata.
+
+    Raises UnsupportedError for an architecture whose Hugging Face names are not known.
+    """
+
+    def __init__(self, metadata: Metadata) -> None:
+        h = read_hparams(metadata)
+        self.layers, self.experts = len(h.layers), h.experts
+        self._places: dict[str, list[Place]] = {}
+        for tensor in ARCHS.by_name(h.arch).tensors:
+            for layer in range(self.layers if "{i}" in tensor.hf else 1):
+                number = str(layer)
+                hf, gguf = tensor.hf.replace("{i}", number), tensor.gguf.replace("{i}", number)
+                for part in [""] if tensor.exact else _PARTS:
+                    place = Place(gguf + part, tensor, h, layer)
+                    self._places.setdefault(hf + part, []).append(place)
+
+    def by_name(self) -> dict[str, list[Place]]:
+        """Every name that a tensor may have, with `{e}` for the expert, and where it goes."""
+        return self._places
+
+    @staticmethod
+    def is_buffer(name: str) -> bool:
+        """Whether the tensor is no weight and may be left out."""
+        return name.endswith(_BUFFERS)
+
+    def places(self, name: str) -> tuple[Place, ...]:
+        """Where the tensor `name` (with `.weight` or `.bias`) goes; empty if the architecture has no such tensor."""
+        for candidate in (name, "model." + name):
+            if candidate in self._places:
+                return tuple(self._places[candidate])
+            if found := _EXPERT.search(candidate):
+                pattern = _EXPERT.sub("{e}", candidate, count=1)
+                return tuple(
+                    Place(place.name, place.tensor, place.h, place.layer, int(found[0]))
+                    for place in self._places.get(pattern, [])
+                )
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a part of a GGUF tensor goes in a checkpoint."""
+
+    name: str
+    expert: int | None
+    place: Place
+
+
+class CheckpointNames:
+    """The Hugging Face names of one model's tensors. Experts have a name each."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        names = TensorNames(metadata)
+        self._origins: dict[str, list[Origin]] = {}
+        for hf, places in names.by_name().items():
+            for place in places:
+                if len(places) > 1 or place.name in self._origins:
+                    continue  # only a part of that tensor, or there is a name that comes before
+                if "{e}" not in hf:
+                    self._origins[place.name] = [Origin(hf, None, place)]
+                    continue
+                experts = range(names.experts)
+                self._origins[place.name] = [Origin(hf.replace("{e}", str(e)), e, place) for e in experts]
+
+    def origins(self, name: str) -> list[Origin]:
+        """The checkpoint tensors that GGUF tensor `name` is made of, experts in order; empty if it has none."""
+        return self._origins.get(name, [])
