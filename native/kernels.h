@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/kv_pages.h"
 
 namespace lg {
 
@@ -48,6 +49,7 @@ struct KernelTable {
     void (*nvfp4)(const float* x, uint8_t* y, int64_t rows, int64_t cols, float scale, const float* importance) = nullptr;
     DeltaKernels delta;
     EngineKernels engine;
+    PageKernels pages;
 };
 
 // The best table that this machine can run, or the one that LORAGRAFT_ISA names (baseline, avx2, avx512, neon).

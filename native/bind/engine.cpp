@@ -409,7 +409,7 @@ void bind_layers(nb::module_& m) {
 
 void attention(ThreadPool& pool, LayerCache& cache, Matrix q, Matrix k, Matrix v, OutMatrix y, int64_t past, int heads,
                float scale, int64_t window) {
-    AttentionTask task;
+    CachedAttention task;
     const int64_t width = int64_t(heads) * cache.head_dim(), kv_width = int64_t(cache.kv_heads()) * cache.head_dim();
     task.tokens = int64_t(q.shape(0));
     require(past >= 0 && past <= cache.positions(), "attention: the cache holds fewer tokens");
@@ -432,6 +432,8 @@ void attention(ThreadPool& pool, LayerCache& cache, Matrix q, Matrix k, Matrix v
 
 } // namespace
 } // namespace lg
+
+void bind_pool(nb::module_&); // pool.cpp
 
 void bind_engine(nb::module_& parent) {
     using namespace lg;
@@ -468,4 +470,5 @@ void bind_engine(nb::module_& parent) {
     m.def("attention", &attention, nb::arg("pool"), nb::arg("cache"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
           nb::arg("y"), nb::arg("past"), nb::arg("heads"), nb::arg("scale"), nb::arg("window"));
     bind_layers(m);
+    bind_pool(m);
 }

@@ -99,7 +99,7 @@ inline void soften(float* s, int64_t from, int64_t to, float scale, Running& run
     run.total += sum(total);
 }
 
-void attend(const AttentionTask& a, const HeadCache& cache, int kv_head, int64_t first, int64_t last) {
+void attend(const CachedAttention& a, const HeadCache& cache, int kv_head, int64_t first, int64_t last) {
     thread_local static Scratch<float> memory;
     const int group = a.heads / a.kv_heads, hd = a.head_dim;
     float* y = memory.get(QUERIES * hd);

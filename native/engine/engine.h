@@ -74,7 +74,7 @@ struct HeadCache {
     const float* v; // [positions][head_dim]
 };
 
-struct AttentionTask {
+struct CachedAttention {
     const float* q = nullptr; // [tokens][heads * head_dim]
     float* y = nullptr;       // [tokens][heads * head_dim]
     int64_t tokens = 0, past = 0;
@@ -105,7 +105,7 @@ struct EngineKernels {
     void (*rope)(const float* x, float* y, int head_dim, int rotary, bool adjacent, const float* cosines,
                  const float* sines) = nullptr;
     // Query rows [first, last) of kv head `head`, row = token * (heads / kv_heads) + head in its group.
-    void (*attend)(const AttentionTask&, const HeadCache&, int head, int64_t first, int64_t last) = nullptr;
+    void (*attend)(const CachedAttention&, const HeadCache&, int head, int64_t first, int64_t last) = nullptr;
 };
 
 } // namespace lg

@@ -99,7 +99,7 @@ void LayerCache::append(ThreadPool& pool, const float* k, const float* v, int64_
     }
 }
 
-void LayerCache::attend(ThreadPool& pool, const AttentionTask& task) const {
+void LayerCache::attend(ThreadPool& pool, const CachedAttention& task) const {
     const int64_t group = task.heads / task.kv_heads;
     const int64_t rows = task.tokens * group;
     constexpr int64_t STEP = 32;

@@ -35,7 +35,7 @@ class LayerCache {
     // Writes k and v [tokens][kv_heads * head_dim] at positions [past, past + tokens).
     void append(ThreadPool& pool, const float* k, const float* v, int64_t past, int64_t tokens);
     // Attends from the tokens at [task.past, task.past + task.tokens), already appended.
-    void attend(ThreadPool& pool, const AttentionTask& task) const;
+    void attend(ThreadPool& pool, const CachedAttention& task) const;
     int64_t positions() const { return positions_; }
     int kv_heads() const { return kv_heads_; }
     int head_dim() const { return head_dim_; }

@@ -9,7 +9,6 @@ namespace lg {
 namespace {
 
 constexpr size_t PAGE = size_t(2) << 20;
-constexpr size_t BLOCK = size_t(64) << 20; // what is never touched takes no memory
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -24,7 +23,8 @@ Arena::~Arena() {
 uint8_t* Arena::get(size_t bytes) {
     bytes = round_up(bytes, 64);
     if (bytes > left_) {
-        const size_t size = std::max(BLOCK, round_up(bytes, PAGE)) + PAGE; // one more, to begin at a page's start
+        const size_t size = round_up(std::max(block_, bytes), PAGE) + PAGE; // one more, to begin at a page's start
+        // What is never touched takes no memory.
         void* start = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (start == MAP_FAILED) {
             throw std::bad_alloc();

@@ -10,7 +10,8 @@ namespace lg {
 
 class Arena {
   public:
-    Arena() = default;
+    // Asks the system for `block` bytes at a time, or for what is wanted if that is more.
+    explicit Arena(size_t block = size_t(64) << 20) : block_(block) {}
     ~Arena();
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
@@ -23,6 +24,7 @@ class Arena {
         uint8_t* start;
         size_t size;
     };
+    const size_t block_;
     std::vector<Block> blocks_;
     uint8_t* next_ = nullptr; // in the last block
     size_t left_ = 0;

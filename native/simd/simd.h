@@ -86,12 +86,33 @@ inline vf load_half(const uint8_t* p) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif LG_ISA_avx2
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__aarch64__)
+    uint16x4_t h;
+    std::memcpy(&h, p, 8);
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(h));
 #else
-    vf v;
-    for (int i = 0; i < LANES; ++i) {
-        v[i] = half_at(p + 2 * i);
-    }
-    return v;
+    typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+    halves h;
+    std::memcpy(&h, p, sizeof h);
+    const vi word = __builtin_convertvector(h, vi);
+    // The exponent is 112 too small, and that of infinities and NaNs smaller still than 255.
+    const vf magnitude = floats((word & 0x7FFF) << 13) * 0x1p112f;
+    const vi special = (word & 0x7C00) == 0x7C00;
+    return floats(bits(magnitude) | (special & 0x7F800000) | ((word & 0x8000) << 16));
+#endif
+}
+
+// LANES signed bytes -> floats.
+inline vf load_codes(const uint8_t* p) {
+#if LG_ISA_avx512
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif LG_ISA_avx2
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    typedef int8_t codes __attribute__((vector_size(LANES)));
+    codes c;
+    std::memcpy(&c, p, sizeof c);
+    return __builtin_convertvector(__builtin_convertvector(c, vi), vf);
 #endif
 }
 
