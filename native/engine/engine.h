@@ -1,5 +1,5 @@
 // What the engine's kernels take and give: plain structs, one function pointer per operation, filled once per
-// instruction set. What each operation means is defined by src/loragraft/backends/reference.py.
+// instruction set. What each operation means is defined by src/loragraft/backends/reference_ops.py.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ struct Activations {
     const float* dsum32 = nullptr;
 };
 
-// What adapters do to one row of a product's y: y = arch_scale * (dora_scale * (scale * (W x) + sum of B xa) + bias), applied
+// What adapters do to one row of a product: y = arch_scale * (dora_scale * (scale * (W x) + sum of B xa) + bias), applied
 // in exactly this order.
 struct LoraTerm {
     const float* b = nullptr;  // [ceil(rows / 16)][rank][16]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from loragraft.errors import ImatrixError as ImatrixError
     from loragraft.errors import LoragraftError as LoragraftError
     from loragraft.errors import OutputError as OutputError
+    from loragraft.errors import PoolError as PoolError
     from loragraft.errors import QuantizeError as QuantizeError
     from loragraft.errors import TextError as TextError
     from loragraft.errors import UnsupportedError as UnsupportedError
@@ -58,6 +59,7 @@ _HOMES = {
     "ImatrixError": "loragraft.errors",
     "LoragraftError": "loragraft.errors",
     "OutputError": "loragraft.errors",
+    "PoolError": "loragraft.errors",
     "QuantizeError": "loragraft.errors",
     "TextError": "loragraft.errors",
     "UnsupportedError": "loragraft.errors",
@@ -90,6 +92,7 @@ __all__ = [
     "LoragraftError",
     "Model",
     "OutputError",
+    "PoolError",
     "QuantizeError",
     "QuantizeOptions",
     "TextError",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loragraft.backends.base import Ids
+from loragraft.backends.batch import Ids
 from loragraft.quants.codec import Bytes, Floats
 
 def isa() -> str: ...

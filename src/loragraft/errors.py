@@ -9,7 +9,8 @@
     ├── UnsupportedError      well-formed, but outside what loragraft does (architecture, type, tokenizer)
     ├── QuantizeError         weights that cannot be quantized as asked (NaN, missing importance, ...)
     ├── TextError             a text that cannot be measured on
-    ├── GraphError            a graph that breaks the rules of graph/spec.py
+    ├── GraphError            a graph that breaks the rules of graph/spec.py, or a batch that does not fit one
+    ├── PoolError             no room for more keys and values, within the bytes that were allowed
     └── OutputError           the target cannot be written (no space, read-only, same as the input)
 
 A message names the object, what was found, what was expected and what to do, in one line.
@@ -141,7 +142,11 @@ class TextError(LoragraftError):
 
 
 class GraphError(LoragraftError):
-    """A graph that breaks the rules of `loragraft.graph.spec`."""
+    """A graph that breaks the rules of `loragraft.graph.spec`, or a batch that does not fit it."""
+
+
+class PoolError(LoragraftError):
+    """No room for more keys and values within the bytes that were allowed: closing a sequence makes some."""
 
 
 class OutputError(LoragraftError):

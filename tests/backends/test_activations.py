@@ -7,8 +7,9 @@ import pytest
 
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.activations import round_nvfp4, round_q8
-from loragraft.backends.base import Backend, Options
+from loragraft.backends.base import Backend
 from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.program import Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
 from loragraft.opening import load_adapter, open_model

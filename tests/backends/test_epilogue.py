@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from float64_model import Float64Model
-from loragraft.backends.base import Options
 from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.program import Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import GraphError
 from loragraft.graph.lora import attach

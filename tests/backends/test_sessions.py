@@ -11,8 +11,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from loragraft.backends.base import Backend, Options, Session
+from loragraft.backends.base import Backend, Session
 from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.program import Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import GraphError
 from small_models import small_model

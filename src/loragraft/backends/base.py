@@ -1,40 +1,19 @@
-"""What a backend is: it opens a verified graph over weights, and gives a session that turns tokens into logits."""
+"""One sequence at a time: what callers run until they run programs (`backends.program`)."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from loragraft.backends import program
+from loragraft.backends.batch import Floats, Ids, Piece
+from loragraft.backends.program import Options, Program, Weights
 from loragraft.errors import GraphError
-from loragraft.formats.source import TensorSource
 from loragraft.graph.ops import Graph, Op
-
-Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
-
-Weights = Mapping[str, TensorSource | Floats]
-"""Every tensor that the graph names: the model's as rows in their stored type, the adapters' as float32 arrays."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to run, the same for every backend; one that cannot honour a setting raises UnsupportedError."""
-
-    context: int | None = None
-    """Positions to make room for; None: as many as come, up to what memory holds."""
-    threads: int | None = None
-    """None: one for each processor that the process may use."""
-    activations: Literal["auto", "f32", "q8", "nvfp4"] = "auto"
-    """What activations are rounded to before a product with a quantized weight; auto is the backend's own choice."""
-    unchecked: bool = False
-    """Run a graph that `graph.spec` rejects. Only `check` wants this, to measure what a wrong order costs."""
 
 
 class Session(ABC):
@@ -107,14 +86,26 @@ def vocabulary_of(graph: Graph) -> int:
     return next(graph.tensors[node.weights[0]].shape[0] for node in graph.nodes if node.op is Op.EMBED)
 
 
-class Backend(ABC):
-    """Runs graphs. Several sessions may be opened over the same weights."""
+class ProgramSession(Session):
+    """A program's only sequence."""
 
-    name: str
+    def __init__(self, own: Program) -> None:
+        super().__init__(vocabulary_of(own.graph), own.options.context)
+        self.program = own
+        self._sequence = own.open_sequence()
 
-    @abstractmethod
+    def _append(self, ids: Ids, last_only: bool) -> Floats:
+        logits = self.program.run([Piece(self._sequence, ids, wants="last" if last_only else "all")])
+        self.n_past += len(ids)
+        return logits
+
+    def _rewind(self, n_past: int) -> None:
+        self.program.truncate_sequence(self._sequence, n_past)
+
+
+class Backend(program.Backend):
+    """Runs graphs."""
+
     def open(self, graph: Graph, weights: Weights, options: Options | None = None) -> Session:
-        """Verify the graph (`graph.spec.verify`) and prepare to run it.
-
-        Raises GraphError if the graph breaks a rule, UnsupportedError for a type or setting that this backend lacks.
-        """
+        """As `prepare`, for one sequence."""
+        return ProgramSession(self.prepare(graph, weights, options))

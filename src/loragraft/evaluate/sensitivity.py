@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from loragraft.backends.base import Options
+from loragraft.backends.program import Options
 from loragraft.evaluate.divergence import kl
 from loragraft.evaluate.reading import Text
 from loragraft.evaluate.uncertainty import Estimate, mean

@@ -21,17 +21,40 @@ from loragraft.graph.ops import Graph, Node, TensorFact
 Floats = npt.NDArray[np.float32]
 
 
+class RowFactors:
+    """DoRA's m / ||W + s B A|| of every pair (`adapters.dora`), each worked out once: it depends on the pair and its
+    weight alone, neither on strengths nor on other adapters."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[LoraPair, Floats]] = {}
+
+    def of(self, pair: LoraPair, weight: TensorSource, scales: Floats | None) -> Floats:
+        """float32 [out] or [E, out]."""
+        if id(pair) not in self._known:  # the pair is kept, and with it its id
+            self._known[id(pair)] = pair, weight_factors(weight, scales, pair)
+        return self._known[id(pair)][1]
+
+    def forget(self, adapter: Adapter) -> None:
+        for pair in adapter.pairs.values():
+            self._known.pop(id(pair), None)
+
+
 def attach(
-    graph: Graph, adapters: Sequence[tuple[Adapter, float]], weights: Mapping[str, TensorSource | Floats]
+    graph: Graph,
+    adapters: Sequence[tuple[Adapter, float]],
+    weights: Mapping[str, TensorSource | Floats],
+    factors: RowFactors | None = None,
 ) -> tuple[Graph, dict[str, Floats]]:
     """The graph with every pair of every adapter in it, and the adapters' tensors (float32) by name.
 
     Each adapter comes with the user's factor, which multiplies the pair's own scale. `weights` are the graph's; DoRA
     reads those that it adapts. A pair that targets no linear of the graph, or does not fit it, is an AdapterError
-    naming it: nothing is skipped. A pair for `output.weight` changes the logits only, one for `token_embd.weight` the
+    naming it: nothing is skipped, but in a slice what targets the rest of its model. `factors` are kept from one call
+    to the next. A pair for `output.weight` changes the logits only, one for `token_embd.weight` the
     embedding only, tied or not, as in PEFT.
     """
     chains = {chain.target: chain for chain in find_chains(graph)}
+    factors = factors or RowFactors()
     epilogues: dict[str, _Epilogue] = {}
     for number, (adapter, factor) in enumerate(adapters):
         if adapter.arch is not None and adapter.arch != graph.arch:
@@ -40,6 +63,8 @@ def attach(
             )
         for target, pair in adapter.pairs.items():
             chain = chains.get(target)
+            if chain is None and target in graph.elsewhere:
+                continue
             if chain is None:
                 raise AdapterError(
                     adapter.path,
@@ -47,7 +72,7 @@ def attach(
                     hint=f"the model has {len(chains)} layers that take adapters, such as {next(iter(chains))}",
                 )
             _check_fit(adapter, pair, chain, graph)
-            own = epilogues.setdefault(target, _Epilogue(graph, chain, weights))
+            own = epilogues.setdefault(target, _Epilogue(graph, chain, weights, factors))
             own.add(adapter, pair, factor, number)
     attached = with_epilogues(graph, {own.chain.product: own.steps() for own in epilogues.values()})
     tensors = {name: array for own in epilogues.values() for name, array in own.tensors.items()}
@@ -65,9 +90,15 @@ class _Epilogue:
     node, P_n.
     """
 
-    def __init__(self, graph: Graph, chain: Chain, weights: Mapping[str, TensorSource | Floats]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        chain: Chain,
+        weights: Mapping[str, TensorSource | Floats],
+        factors: RowFactors,
+    ) -> None:
         self.chain, self.tensors = chain, dict[str, Floats]()
-        self._graph, self._weights = graph, weights
+        self._graph, self._weights, self._known = graph, weights, factors
         self._loras: list[Node] = []
         self._lengths: Floats | None = None  # P_i, [out] or [E, out]; None: 1
 
@@ -120,7 +151,7 @@ class _Epilogue:
         scales = None if scale is None else _values(self._weights[scale]).reshape(-1)
         weight = self._weights[self.chain.weight]
         source = weight if isinstance(weight, TensorSource) else in_memory(self.chain.weight, weight)
-        return weight_factors(source, scales, pair)
+        return self._known.of(pair, source, scales)
 
 
 def _values(tensor: TensorSource | Floats) -> Floats:

@@ -1,9 +1,9 @@
 """The nodes of a model's graph, as plain data.
 
 A graph is a list of nodes in order of execution; a node's value is named by its index. Values are float32 arrays
-whose first axis is the token (T tokens in the batch); `TOKENS` and `TOP_K` give int32. What each op means is
-defined by `loragraft.backends.reference`; which sequences of ops are legal, by `loragraft.graph.spec`. Every node of
-a linear layer's chain (the product and its epilogue) carries the linear's GGUF name as its label.
+whose first axis is the token (T tokens in the batch); `TOKENS` and `TOP_K` give int32. What each op means is defined by
+`loragraft.backends.reference_ops`; which sequences of ops are legal, by `loragraft.graph.spec`. Every node of a linear
+layer's chain (the product and its epilogue) carries the linear's GGUF name as its label.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ class Op(StrEnum):
 
     TOKENS = "tokens"
     """() -> ids int32 [T]"""
+    HIDDEN = "hidden"
+    """(; width) -> [T, width], given by the caller: where a slice of a graph begins (`graph.slices`)"""
     EMBED = "embed"
     """(ids; W [vocab, d]) -> [T, d]; rows of W"""
     EMBED_SCALE = "embed_scale"
@@ -68,11 +70,11 @@ class Op(StrEnum):
     """(x [T, heads * head_dim]; factors [rotary / 2] or none; heads, head_dim, rotary, pairs "adjacent" | "halves",
     frequencies: rotary / 2 floats, magnitude) -> same shape. In each head, pair i of the first `rotary` elements, (2i,
     2i + 1) or (i, i + rotary / 2), turns by position * frequencies[i] / factors[i] and grows by `magnitude`; the
-    session gives the positions. Base and context extension (linear, YaRN) are in the frequencies."""
+    batch gives the positions. Base and context extension (linear, YaRN) are in the frequencies."""
     ATTENTION = "attention"
     """(q, k, v; sinks [heads] or none; layer, heads, kv_heads, head_dim, scale, window or none, value_dim or none,
-    softcap or none) -> [T, heads * value_dim]; appends k and v to the session's cache of `layer`, attends causally over
-    everything cached. `head_dim`: of q and k; `value_dim`: of v, where it is another. Scores s (scaled) become
+    softcap or none) -> [T, heads * value_dim]; appends k and v of each row to what its sequence holds of `layer`,
+    attends causally over that. `head_dim`: of q and k; `value_dim`: of v, where it is another. Scores s (scaled) become
     softcap * tanh(s / softcap). A sink is one more score of its head, whose value is 0 (Xiao et al. 2023, arXiv
     2309.17453, section 3.3)."""
 
@@ -89,7 +91,7 @@ class Op(StrEnum):
     GELU = "gelu"
     """(x; approximate "tanh" | "none") -> gelu(x)"""
     LAST = "last"
-    """(x) -> the rows whose logits the session was asked for"""
+    """(x) -> the rows whose logits are wanted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class TensorFact:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A whole model: the value of node `output` is the logits [rows asked for, vocab]."""
+    """A whole model, the value of node `output` being the logits [wanted rows, vocab]; or a slice of one."""
 
     arch: str
     nodes: tuple[Node, ...]
@@ -123,6 +125,8 @@ class Graph:
     tensors: Mapping[str, TensorFact]
     """Every tensor of the model file and, after `graph.lora.attach`, of the adapters."""
     cuts: tuple[int, ...] = ()
-    """Nodes of the residual stream: cuts[i] is the value that enters layer i, the last one the output's norm."""
+    """Nodes of the residual stream [T, d]: cuts[i] is the value that enters layer i, the last one the output's norm."""
     unused: frozenset[str] = frozenset()
     """Tensors that the architecture declares it does not use (rope_freqs of a model that has none, ...)."""
+    elsewhere: frozenset[str] = frozenset()
+    """Of a slice: the linear layers of the whole model that it leaves out; adapters may target them."""

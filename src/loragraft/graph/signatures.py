@@ -192,11 +192,18 @@ def _gelu(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return ins[0]
 
 
+def _hidden(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if at["width"] < 1:
+        raise IllegalNode("width", at["width"], "at least 1")
+    return (at["width"],)
+
+
 _INT, _FLOAT, _STR = (int,), (float,), (str,)
 _SCALE = (("scale", _FLOAT),)
 
 SIGNATURES: dict[Op, Signature] = {
     Op.TOKENS: Signature("", lambda ins, ws, at: (), gives="i"),
+    Op.HIDDEN: Signature("", _hidden, attrs=(("width", _INT),)),
     Op.EMBED: Signature("i", _embed, (1, 1)),
     Op.EMBED_SCALE: Signature("f", _scalar, (1, 1)),
     Op.EMBED_LORA: Signature("fi", _embed_lora, (2, 2), _SCALE),

@@ -1,6 +1,7 @@
-"""The law of graphs. A graph that breaks a rule does not run: `Backend.open` calls `verify` first.
+"""The law of graphs. A graph that breaks a rule does not run: `Backend.prepare` calls `verify` first.
 
-1. Nodes: inputs come earlier, weights exist, kinds, shapes and attributes are legal (graph/signatures.py).
+1. Nodes: inputs come earlier, weights exist, kinds, shapes and attributes are legal (graph/signatures.py); all rows and
+   the wanted rows alone, which LAST leaves, are not mixed; every attention has a layer of its own and sees all rows.
 2. Epilogue: GEMM, weight scale, LoRA, DoRA scale, bias, architectural scale, in this order; the weight's own scale
    exactly once if the file has one; LoRA on the linear's own input; the linear's own bias and DoRA scale.
 3. Coverage: every tensor of the model and of the adapters reaches the output, or is declared unused.
@@ -45,6 +46,27 @@ def violations(graph: Graph) -> Iterator[GraphError]:
     yield from _coverage(graph)
 
 
+def value_shapes(graph: Graph) -> list[tuple[int, ...]]:
+    """The shape of every node's value without its first axis, the rows, in a graph whose nodes are legal."""
+    shapes: list[tuple[int, ...]] = []
+    kinds: list[str] = []
+    for node in graph.nodes:
+        given = "".join(kinds[source] for source in node.inputs)
+        weights = [graph.tensors[name].shape for name in node.weights]
+        kind, shape = check_node(node, given, [shapes[source] for source in node.inputs], weights)
+        kinds.append(kind)
+        shapes.append(shape)
+    return shapes
+
+
+def narrowed(graph: Graph) -> list[bool]:
+    """Of every node, whether its value has the wanted rows alone: after LAST."""
+    result: list[bool] = []
+    for node in graph.nodes:
+        result.append(node.op is Op.LAST or any(result[source] for source in node.inputs))
+    return result
+
+
 def _where(graph: Graph, index: int) -> str:
     node = graph.nodes[index]
     return f"{node.label or 'node'} ({node.op}, node {index})"
@@ -83,9 +105,27 @@ def _nodes(graph: Graph) -> Iterator[GraphError]:
                     _where(graph, index), "two attentions share a cache", found=f"layer {node.attrs['layer']}"
                 )
             layers.add(node.attrs["layer"])
+    yield from _rows(graph)
+    for cut in graph.cuts:
+        if not 0 <= cut < len(values) or values[cut][0] != "f" or len(values[cut][1]) != 1:
+            yield GraphError("graph", "a cut is no value of the residual stream", found=f"node {cut}")
     kind, shape = values[graph.output]
     if kind != "f" or len(shape) != 1:
         yield GraphError("graph", "the output is no vector of logits", found=shape, expected="(vocabulary,)")
+
+
+def _rows(graph: Graph) -> Iterator[GraphError]:
+    few = narrowed(graph)
+    for index, node in enumerate(graph.nodes):
+        if node.op in _EPILOGUE_ONLY:
+            continue  # has to take what its product takes, which is a rule of its own
+        mixed = len({few[source] for source in node.inputs}) > 1
+        if mixed or (node.op in (Op.LAST, Op.ATTENTION, Op.ROPE) and few[node.inputs[0]]):
+            yield GraphError(
+                _where(graph, index),
+                "works on all rows",
+                found="a value after LAST, which has the wanted rows alone",
+            )
 
 
 def _orphans(graph: Graph, chains: Sequence[Chain]) -> Iterator[GraphError]:

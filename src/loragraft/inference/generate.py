@@ -7,7 +7,8 @@ from os import PathLike
 
 import numpy as np
 
-from loragraft.backends.base import Floats, Ids, Session
+from loragraft.backends.base import Session
+from loragraft.backends.batch import Floats, Ids
 from loragraft.errors import LoragraftError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.tokenizer import Tokenizer

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.backends.base import Backend, Options, Session
+from loragraft.backends.base import Backend, Session
+from loragraft.backends.program import Options
 from loragraft.errors import LoragraftError, naming
 from loragraft.formats.source import ModelSource
 from loragraft.graph.lora import attach

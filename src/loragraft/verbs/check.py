@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from loragraft.archs.graphs import model_graph
-from loragraft.backends.base import Floats, Options
-from loragraft.backends.reference import OPS, Array, ReferenceSession, dequantized
+from loragraft.backends.batch import Floats, Ids, Piece
+from loragraft.backends.program import Options, Program
+from loragraft.backends.reference import ReferenceBackend, dequantized, evaluate
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter
 from loragraft.evaluate.picture import picture
 from loragraft.formats.source import ModelSource
 from loragraft.graph import llama_cpp
-from loragraft.graph.chains import Chain, Stage, find_chains
+from loragraft.graph.chains import EMBEDDING, Chain, Stage, find_chains
 from loragraft.graph.llama_cpp import Outcome
 from loragraft.graph.lora import attach
 from loragraft.graph.misorder import Mistake, misorder, misorder_each, possible, wrong_epilogue
@@ -120,24 +121,24 @@ def check(
     bos = tokenizer.bos if tokenizer.add_bos else None
     weights = {name: dequantized(tensor) for name, tensor in source.tensors.items()} | extra
     graphs = _graphs(graph, linears)
-    sessions = {name: _session(wrong, weights) for name, (wrong, _) in graphs.items()}
+    programs = {name: _prepared(wrong, weights) for name, (wrong, _) in graphs.items()}
     if loaded and _same_vocabulary(base, source):
         plain = {
             name: tensor for name, tensor in base.tensors.items() if tensor is not source.tensors.get(name)
         }
         others = {name: dequantized(tensor) for name, tensor in plain.items()}
-        without = _session(model_graph(base), weights | others)
-        sessions = {RIGHT: sessions.pop(RIGHT), WITHOUT: without, **sessions}
-    bench = _Bench(graph, sessions, {name: wrong for name, (_, wrong) in graphs.items()})
-    progress.start("Measuring wrong orders", count(ids, context, limit) * len(bench.sessions))
+        without = _prepared(model_graph(base), weights | others)
+        programs = {RIGHT: programs.pop(RIGHT), WITHOUT: without, **programs}
+    bench = _Bench(graph, weights, programs, {name: wrong for name, (_, wrong) in graphs.items()})
+    progress.start("Measuring wrong orders", count(ids, context, limit) * len(programs))
     for window in windows(ids, context, bos, limit=limit):
         bench.read(window, progress)
     runs, tokens = bench.runs()
     return Conformance(source.path, source.arch, names, linears, runs, bench.local_errors(), tokens, notes)
 
 
-def _session(graph: Graph, weights: Mapping[str, Floats]) -> ReferenceSession:
-    return ReferenceSession(graph, weights, Options(unchecked=True))  # wrong orders are the point
+def _prepared(graph: Graph, weights: Mapping[str, Floats]) -> Program:
+    return ReferenceBackend().prepare(graph, weights, Options(unchecked=True))  # wrong orders are the point
 
 
 def _same_vocabulary(one: ModelSource, other: ModelSource) -> bool:
@@ -207,31 +208,41 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
 
 
 class _Bench:
-    """Sessions of the right graph, first, and of every other, by name, read window by window; `wrong` are the numbers
-    of wrong linears."""
+    """Programs of the right graph, first, and of every other, by name, that read window by window; `wrong` are the
+    numbers of wrong linears."""
 
     def __init__(
-        self, right: Graph, sessions: Mapping[str, ReferenceSession], wrong: Mapping[str, int]
+        self,
+        right: Graph,
+        weights: Mapping[str, Floats],
+        programs: Mapping[str, Program],
+        wrong: Mapping[str, int],
     ) -> None:
-        self.sessions = sessions
-        self._wrong = {name: wrong.get(name, 0) for name in sessions}
-        self._losses = {name: Meter() for name in sessions}
-        self._divergence = {name: DivergenceMeter() for name in sessions}
+        self._programs = programs
+        self._wrong = {name: wrong.get(name, 0) for name in programs}
+        self._losses = {name: Meter() for name in programs}
+        self._divergence = {name: DivergenceMeter() for name in programs}
         self._squares: dict[tuple[str, str], tuple[float, float]] = {}
-        self._graph = right
-        self._ends = {chain.result: chain for chain in find_chains(self._graph)}
-        self.sessions[RIGHT].observer = self._observe
+        self._graph, self._weights = right, weights
+        chains = find_chains(right)
+        self._lookups = [chain for chain in chains if chain.family is EMBEDDING]
+        self._products = {chain.weight: chain for chain in chains if chain.family is not EMBEDDING}
+        self._programs[RIGHT].observer = self._observe
 
     def read(self, window: Window, progress: Progress) -> None:
         expected = None
-        for name, session in self.sessions.items():
-            session.reset()
-            with np.errstate(all="ignore"):  # a wrong order may overflow; NaN is then the honest figure
-                scores = log_softmax(session.forward(window.ids)[window.scored])
+        with np.errstate(all="ignore"):  # a wrong order may overflow; NaN is then the honest figure
+            for chain in self._lookups:
+                self._compare(chain, window.ids)
+            for name, program in self._programs.items():
+                sequence = program.open_sequence()
+                logits = program.run([Piece(sequence, window.ids, wants="all")])
+                program.close_sequence(sequence)
+                scores = log_softmax(logits[window.scored])
                 expected = scores if expected is None else expected
                 self._losses[name].add(losses(scores, window.targets))
                 self._divergence[name].add(expected, scores)
-            progress.advance(1)
+                progress.advance(1)
 
     def runs(self) -> tuple[list[OrderRun], int]:
         """The figures of every graph, and how many tokens they are of."""
@@ -243,20 +254,23 @@ class _Bench:
             runs.append(OrderRun(name, wrong, *figures))
         return runs, tokens
 
-    def _observe(self, index: int, values: list[Array]) -> None:
-        """At the end of a linear of the right graph: its epilogue again, in every wrong order."""
-        chain = self._ends.get(index)
-        if chain is None:
-            return
-        right = values[index].astype(np.float64)
+    def _observe(self, weights: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+        for name in weights:
+            self._compare(self._products[name], *((x,) if ids is None else (x, ids)))
+
+    def _compare(self, chain: Chain, *inputs: Floats | Ids) -> None:
+        """One linear of the right graph with right inputs: its epilogue again, in every wrong order."""
+        nodes = self._graph.nodes
+        head = nodes[chain.product]
+        given = dict(zip(head.inputs, inputs, strict=True))
+        weight = self._weights.__getitem__
+        product = evaluate([head], inputs[0], given, weight)
+        after = [nodes[index] for index in chain.nodes[1:]]
+        right = evaluate(after, product, given, weight).astype(np.float64)
         for mistake in Mistake:
             if not possible(chain, mistake):
                 continue
-            y = values[chain.product]
-            for node in wrong_epilogue(self._graph, chain, mistake):
-                y = OPS[node.op](
-                    self.sessions[RIGHT], node, y, *(values[source] for source in node.inputs[1:])
-                )
+            y = evaluate(wrong_epilogue(self._graph, chain, mistake), product, given, weight)
             off, size = self._squares.get((str(mistake), chain.base), (0.0, 0.0))
             error = float(np.sum((y - right) ** 2))
             self._squares[str(mistake), chain.base] = off + error, size + float(np.sum(right**2))

@@ -12,14 +12,15 @@ import pytest
 
 from golden_logits import FLOAT_CASES, NVFP4_CASES
 from loragraft.archs.graphs import build_graph, tensor_facts
-from loragraft.backends.base import Options, Session
+from loragraft.backends.base import Session
+from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.program import Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import TensorSource
 from loragraft.graph.lora import attach
-from loragraft.graph.ops import Op
 from loragraft.opening import load_adapter, open_model
 from loragraft.quants import native, reference
 from loragraft.quants.types import BY_NAME, QuantType
@@ -173,10 +174,7 @@ def test_a_prompt_longer_than_a_batch() -> None:
 def test_an_observer_sees_what_meets_the_weights(model: str) -> None:
     source = open_model(data(model))
     graph = build_graph(source.metadata, tensor_facts(source.tensors))
-    native, reference = (
-        NativeBackend().open(graph, source.tensors),
-        ReferenceBackend().open(graph, source.tensors),
-    )
+    native = NativeBackend().open(graph, source.tensors)
     ids = np.random.default_rng(1).integers(0, 2000, 40).astype(np.int32)
     seen: dict[str, list[npt.NDArray[Any]]] = {}
     native.observer = lambda weights, x, chosen: seen.update(
@@ -186,15 +184,12 @@ def test_an_observer_sees_what_meets_the_weights(model: str) -> None:
     assert (native.n_past, "output.weight" in seen) == (40, False)
     native.reset()
     native.forward(ids)
-    meant = {}
-
-    def look(index: int, values: list[npt.NDArray[Any]]) -> None:
-        node = graph.nodes[index]
-        if node.op in (Op.MATMUL, Op.EXPERTS_MATMUL):
-            meant[node.weights[0]] = [values[source] for source in node.inputs]
-
-    reference.observer = look
-    reference.forward(ids)
+    program = ReferenceBackend().prepare(graph, source.tensors)
+    meant: dict[str, list[npt.NDArray[Any]]] = {}
+    program.observer = lambda weights, x, chosen: meant.update(
+        {name: [x, *([] if chosen is None else [chosen])] for name in weights}
+    )
+    program.run([Piece(program.open_sequence(), ids, wants="all")])
     assert seen.keys() == meant.keys()
     for name, wanted in meant.items():
         for a, b in zip(seen[name], wanted, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
-from loragraft.backends.base import Floats, Ids
+from loragraft.backends.batch import Floats, Ids
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph, Node, Op
 

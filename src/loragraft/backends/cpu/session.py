@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from loragraft import _native
-from loragraft.backends.base import Backend, Floats, Ids, Options, Session, Weights, vocabulary_of
+from loragraft.backends.base import Backend, Session, vocabulary_of
+from loragraft.backends.batch import Floats, Ids
 from loragraft.backends.cpu.ops import OPS, Array, Run, check_supported
 from loragraft.backends.cpu.plan import GatedStep, GroupStep, LinearStep
 from loragraft.backends.cpu.weights import Linear, Model, Product
+from loragraft.backends.program import Options, Program, Weights
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
@@ -35,6 +37,9 @@ class NativeBackend(Backend):
     """CPU kernels; see the module's docstring."""
 
     name = "native"
+
+    def prepare(self, graph: Graph, weights: Weights, options: Options | None = None) -> Program:
+        raise UnsupportedError(self.name, "has no programs yet")
 
     def open(self, graph: Graph, weights: Weights, options: Options | None = None) -> Session:
         options = options or Options()

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from loragraft import _native
-from loragraft.backends.base import Floats, Weights
+from loragraft.backends.batch import Floats
 from loragraft.backends.cpu.plan import LinearStep, NodeStep, Plan, plan
+from loragraft.backends.program import Weights
 from loragraft.errors import UnsupportedError
 from loragraft.formats.source import TensorSource
 from loragraft.graph.ops import Graph, Op

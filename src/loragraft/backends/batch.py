@@ -1,0 +1,143 @@
+"""What one forward pass works on: tokens of any number of sequences, each row with its own adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.errors import GraphError
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+AdapterSet = tuple[tuple[int, float], ...]
+"""Adapters that work together: (slot, strength) pairs, in the order in which `graph.lora.attach` takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens int32 [n], n >= 1, that continue one sequence, with the adapters that they run under.
+
+    `wants`: whose logits to return: of the last token, all, none, or all from that index on. `start`: the position of
+    the first token; None: wherever the sequence ends.
+    """
+
+    sequence: int
+    tokens: Ids
+    adapters: AdapterSet = ()
+    wants: Literal["last", "all", "none"] | int = "last"
+    start: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring rows [first, stop) of one sequence."""
+
+    sequence: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Rows of tokens. The rows of a sequence lie together, in order, and continue it.
+
+    `tokens` int32 [T], `sequences` int64 [T], `positions` int32 [T], `wants` bool [T]: whether a row's logits are
+    wanted. `adapters` int32 [T]: which of `sets` each row runs under; -1: none. Raises GraphError for arrays of
+    different lengths, or no rows.
+    """
+
+    tokens: Ids
+    sequences: npt.NDArray[np.int64]
+    positions: Ids
+    wants: npt.NDArray[np.bool_]
+    adapters: Ids
+    sets: tuple[AdapterSet, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = ("tokens", np.int32), ("sequences", np.int64), ("positions", np.int32)
+        for name, kind in (*kinds, ("wants", np.bool_), ("adapters", np.int32)):
+            array = np.ascontiguousarray(getattr(self, name), kind)
+            if array.ndim != 1 or not len(array) or len(array) != len(self.tokens):
+                raise GraphError(
+                    "batch",
+                    f"{name} must be a list, one for each token, of at least one",
+                    found=f"shape {array.shape} for {np.shape(self.tokens)}",
+                )
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], length: Callable[[int], int] | None = None) -> Batch:
+        """One batch of `pieces`. `length` tells how many tokens a sequence holds (`Program.length`), for pieces that
+        do not say where they start; several pieces of a sequence follow one another."""
+        sets: dict[AdapterSet, int] = {}
+        ends: dict[int, int] = {}
+        columns: list[tuple[npt.NDArray[Any], ...]] = []
+        for piece in pieces:
+            tokens = np.ascontiguousarray(piece.tokens, np.int32)
+            if tokens.ndim != 1 or not len(tokens):
+                raise GraphError(
+                    "batch", "tokens must be a list of at least one", found=f"shape {tokens.shape}"
+                )
+            count = len(tokens)
+            start = ends.get(piece.sequence) if piece.start is None else piece.start
+            if start is None:
+                if length is None:
+                    raise GraphError(
+                        "batch", "a piece must say where it starts", hint="pass the program's length as well"
+                    )
+                start = length(piece.sequence)
+            ends[piece.sequence] = start + count
+            index = sets.setdefault(tuple(piece.adapters), len(sets)) if piece.adapters else -1
+            columns.append(
+                (
+                    tokens,
+                    np.full(count, piece.sequence, np.int64),
+                    np.arange(start, start + count, dtype=np.int32),
+                    _wanted(piece.wants, count),
+                    np.full(count, index, np.int32),
+                )
+            )
+        if not columns:
+            raise GraphError("batch", "has no rows", expected="at least one piece")
+        joined = columns[0] if len(columns) == 1 else [np.concatenate(c) for c in zip(*columns, strict=True)]
+        tokens, sequences, positions, wants, adapters = joined
+        return cls(tokens, sequences, positions, wants, adapters, tuple(sets))
+
+    def runs(self) -> list[Run]:
+        """The rows of each sequence."""
+        if len(self) == 1:
+            return [Run(int(self.sequences[0]), 0, 1)]
+        borders = np.flatnonzero(np.diff(self.sequences)) + 1
+        edges = [0, *borders.tolist(), len(self)]
+        return [Run(int(self.sequences[a]), a, b) for a, b in pairwise(edges)]
+
+    def segments(self) -> Iterator[tuple[Run, AdapterSet]]:
+        """The rows of each sequence, cut where the adapters change."""
+        for run in self.runs():
+            borders = np.flatnonzero(np.diff(self.adapters[run.first : run.stop])) + run.first + 1
+            edges = [run.first, *borders.tolist(), run.stop]
+            for first, stop in pairwise(edges):
+                index = int(self.adapters[first])
+                yield Run(run.sequence, first, stop), self.sets[index] if index >= 0 else ()
+
+
+def _wanted(wants: str | int, count: int) -> npt.NDArray[np.bool_]:
+    match wants:
+        case "all" | "none":
+            return np.full(count, wants == "all", np.bool_)
+        case "last":
+            return np.asarray(np.arange(count) == count - 1)
+        case int() if 0 <= wants < count:
+            return np.asarray(np.arange(count) >= wants)
+    raise GraphError(
+        "batch", "no such rows to want", found=wants, expected=f"last, all, none or 0 to {count - 1}"
+    )

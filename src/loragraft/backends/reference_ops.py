@@ -1,0 +1,273 @@
+"""What every node means: NumPy, float32, one short function for each op. `backends.reference` walks graphs with them.
+
+Each row is worked on alone: products go row by row, for a BLAS sums one row in another order than many; everything else
+here is the same for each element or row by itself. So a row's values do not depend on the other rows, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.backends.batch import Floats, Ids
+from loragraft.graph.ops import Node, Op
+
+Array = npt.NDArray[Any]
+
+
+class Pass(Protocol):
+    """What the rows under way have in common."""
+
+    positions: Ids
+    """[T]: of every row in its sequence."""
+    wants: npt.NDArray[np.bool_]
+    """[T]"""
+
+    def weight(self, name: str) -> Floats:
+        """The tensor `name` in float32."""
+
+    def rounded(self, node: Node, x: Floats, scale_rows: Ids | None = None) -> Floats:
+        """The input of a product as `Options.activations` has it."""
+
+    def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """Append keys and values [T, kv_heads, head_dim] of the rows' sequence; all that it holds of `layer`."""
+
+
+Run = Callable[..., Array]
+"""(pass, node, *inputs) -> value"""
+
+
+def rows_product(x: Floats, w: Floats) -> Floats:
+    """x w^T for x [..., in] and w [out, in], row by row."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = np.empty((len(rows), len(w)), np.float32)
+    for row, out in zip(rows, y, strict=True):
+        np.dot(w, row, out=out)
+    return y.reshape(*x.shape[:-1], len(w))
+
+
+def _embed(s: Pass, node: Node, ids: Ids) -> Array:
+    return s.weight(node.weights[0])[ids]
+
+
+def _embed_lora(s: Pass, node: Node, x: Floats, ids: Ids) -> Array:
+    a, b = (s.weight(name) for name in node.weights)
+    return x + np.float32(node.attrs["scale"]) * rows_product(b[ids], np.ascontiguousarray(a.T))
+
+
+def _scale(s: Pass, node: Node, y: Floats) -> Array:
+    return y * s.weight(node.weights[0])
+
+
+def _arch_scale(s: Pass, node: Node, y: Floats) -> Array:
+    return y * (s.weight(node.weights[0]) if node.weights else np.float32(node.attrs["value"]))
+
+
+def _rms_norm(s: Pass, node: Node, x: Floats) -> Array:
+    w = s.weight(node.weights[0])
+    groups = x.reshape(*x.shape[:-1], -1, len(w))
+    mean_square = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
+    normed = groups / np.sqrt(mean_square + np.float32(node.attrs["eps"])) * w
+    return normed.reshape(x.shape)
+
+
+def _layer_norm(s: Pass, node: Node, x: Floats) -> Array:
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True, dtype=np.float32)
+    y = centred / np.sqrt(variance + np.float32(node.attrs["eps"])) * s.weight(node.weights[0])
+    return y + s.weight(node.weights[1]) if len(node.weights) > 1 else y
+
+
+def _matmul(s: Pass, node: Node, x: Floats) -> Array:
+    return rows_product(s.rounded(node, x), np.atleast_2d(s.weight(node.weights[0])))
+
+
+def _lora(s: Pass, node: Node, y: Floats, x: Floats) -> Array:
+    a, b = (s.weight(name) for name in node.weights)
+    return y + np.float32(node.attrs["scale"]) * rows_product(rows_product(x, a), b)
+
+
+def _dora_scale(s: Pass, node: Node, y: Floats) -> Array:
+    return y * s.weight(node.weights[0])
+
+
+def _bias(s: Pass, node: Node, y: Floats) -> Array:
+    return y + s.weight(node.weights[0])
+
+
+def _each(x: Floats, ids: Ids) -> Array:
+    """The input of every chosen expert: [T, k, in] from [T, in] or [T, k, in]."""
+    return np.broadcast_to(x[:, None, :] if x.ndim == 2 else x, (*ids.shape, x.shape[-1]))
+
+
+def _per_expert(weight: Floats, x: Floats, ids: Ids) -> Array:
+    """y[t, j] = weight[ids[t, j]] x[t, j]: [T, k, out] for weight [E, out, in] and x [T, in] or [T, k, in]."""
+    x = _each(x, ids)
+    y = np.empty((*ids.shape, weight.shape[1]), dtype=np.float32)
+    for place in np.ndindex(ids.shape):
+        np.dot(weight[ids[place]], x[place], out=y[place])
+    return y
+
+
+def _experts_matmul(s: Pass, node: Node, x: Floats, ids: Ids) -> Array:
+    return _per_expert(s.weight(node.weights[0]), s.rounded(node, _each(x, ids), ids), ids)
+
+
+def _experts_scale(s: Pass, node: Node, y: Floats, ids: Ids) -> Array:
+    return y * s.weight(node.weights[0])[ids][..., None]
+
+
+def _experts_lora(s: Pass, node: Node, y: Floats, x: Floats, ids: Ids) -> Array:
+    a, b = (s.weight(name) for name in node.weights)
+    return y + np.float32(node.attrs["scale"]) * _per_expert(b, _per_expert(a, x, ids), ids)
+
+
+def _experts_dora_scale(s: Pass, node: Node, y: Floats, ids: Ids) -> Array:
+    return y * s.weight(node.weights[0])[ids]
+
+
+def _experts_bias(s: Pass, node: Node, y: Floats, ids: Ids) -> Array:
+    return y + s.weight(node.weights[0])[ids]
+
+
+def _top_k(s: Pass, node: Node, logits: Floats) -> Array:
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, : node.attrs["k"]]
+    return best.astype(np.int32)
+
+
+def _softmax(x: Floats) -> Array:
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _route(s: Pass, node: Node, logits: Floats, ids: Ids) -> Array:
+    gates = _softmax(logits) if node.attrs["gating"] == "softmax" else _sigmoid(logits)
+    chosen = np.take_along_axis(gates, ids.astype(np.int64), axis=-1)
+    if node.attrs["normalize"]:
+        chosen = chosen / chosen.sum(axis=-1, keepdims=True)
+    return chosen * np.float32(node.attrs["scale"])
+
+
+def _experts_sum(s: Pass, node: Node, y: Floats, weights: Floats) -> Array:
+    return np.asarray((y * weights[..., None]).sum(axis=1))
+
+
+def _rope(s: Pass, node: Node, x: Floats) -> Array:
+    at = node.attrs
+    frequencies = np.asarray(at["frequencies"], dtype=np.float64)
+    if node.weights:
+        frequencies = frequencies / s.weight(node.weights[0])
+    angles = s.positions[:, None, None] * frequencies  # [T, 1, rotary / 2]
+    cos = (np.cos(angles) * at["magnitude"]).astype(np.float32)
+    sin = (np.sin(angles) * at["magnitude"]).astype(np.float32)
+    heads = x.reshape(len(x), at["heads"], at["head_dim"]).copy()
+    rotary = at["rotary"]
+    if at["pairs"] == "adjacent":
+        first, second = slice(0, rotary, 2), slice(1, rotary, 2)
+    else:
+        first, second = slice(0, rotary // 2), slice(rotary // 2, rotary)
+    a, b = heads[..., first].copy(), heads[..., second].copy()
+    heads[..., first] = a * cos - b * sin
+    heads[..., second] = a * sin + b * cos
+    return heads.reshape(x.shape)
+
+
+def _attention(s: Pass, node: Node, q: Floats, k: Floats, v: Floats) -> Array:
+    at = node.attrs
+    tokens, heads, kv_heads, head_dim = len(q), at["heads"], at["kv_heads"], at["head_dim"]
+    value_dim, softcap, window = at.get("value_dim") or head_dim, at.get("softcap"), at["window"]
+    keys, values = s.extend(
+        at["layer"], k.reshape(tokens, kv_heads, head_dim), v.reshape(tokens, kv_heads, value_dim)
+    )
+    mixed = np.empty((tokens, kv_heads, heads // kv_heads, value_dim), np.float32)
+    for row, position in enumerate(s.positions.tolist()):
+        seen = slice(0 if window is None else max(0, position + 1 - window), position + 1)
+        # Query heads in groups that share a key-value head: [kv_heads, group, head_dim].
+        grouped = q[row].reshape(kv_heads, -1, head_dim)
+        scores = grouped @ keys[seen].transpose(1, 2, 0) * np.float32(at["scale"])
+        if softcap is not None:
+            scores = _soft_cap(scores, softcap)
+        count = scores.shape[-1]
+        if node.weights:
+            sinks = s.weight(node.weights[0]).reshape(kv_heads, -1, 1)
+            scores = np.concatenate([scores, sinks], axis=-1)
+        mixed[row] = _softmax(scores)[..., :count] @ values[seen].transpose(1, 0, 2)
+    return mixed.reshape(tokens, -1)
+
+
+def _soft_cap(x: Floats, cap: float) -> Array:
+    return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))
+
+
+def _split(s: Pass, node: Node, x: Floats) -> Array:
+    return x[..., node.attrs["start"] : node.attrs["stop"]]
+
+
+def _add(s: Pass, node: Node, a: Floats, b: Floats) -> Array:
+    return a + b
+
+
+def _mul(s: Pass, node: Node, a: Floats, b: Floats) -> Array:
+    return a * b
+
+
+def _sigmoid(x: Floats) -> Array:
+    # exp of a non-positive number only: no overflow for large negative x.
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, np.float32(1), small) / (1 + small))
+
+
+def _silu(s: Pass, node: Node, x: Floats) -> Array:
+    return x * _sigmoid(x)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float32])  # NumPy has none
+
+
+def _gelu(s: Pass, node: Node, x: Floats) -> Array:
+    if node.attrs["approximate"] == "tanh":
+        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+        bell = np.tanh(inner)
+    else:
+        bell = _erf(x * np.float32(np.sqrt(0.5)))
+    return np.asarray(np.float32(0.5) * x * (1 + bell))
+
+
+def _last(s: Pass, node: Node, x: Floats) -> Array:
+    return x[s.wants]
+
+
+OPS: Mapping[Op, Run] = {
+    Op.EMBED: _embed,
+    Op.EMBED_SCALE: _scale,
+    Op.EMBED_LORA: _embed_lora,
+    Op.RMS_NORM: _rms_norm,
+    Op.LAYER_NORM: _layer_norm,
+    Op.MATMUL: _matmul,
+    Op.WEIGHT_SCALE: _scale,
+    Op.LORA: _lora,
+    Op.DORA_SCALE: _dora_scale,
+    Op.BIAS: _bias,
+    Op.ARCH_SCALE: _arch_scale,
+    Op.EXPERTS_MATMUL: _experts_matmul,
+    Op.EXPERTS_WEIGHT_SCALE: _experts_scale,
+    Op.EXPERTS_LORA: _experts_lora,
+    Op.EXPERTS_DORA_SCALE: _experts_dora_scale,
+    Op.EXPERTS_BIAS: _experts_bias,
+    Op.TOP_K: _top_k,
+    Op.ROUTE: _route,
+    Op.EXPERTS_SUM: _experts_sum,
+    Op.ROPE: _rope,
+    Op.ATTENTION: _attention,
+    Op.SPLIT: _split,
+    Op.ADD: _add,
+    Op.MUL: _mul,
+    Op.SILU: _silu,
+    Op.SIGMOID: lambda s, node, x: _sigmoid(x),
+    Op.GELU: _gelu,
+    Op.LAST: _last,
+}

@@ -1,0 +1,159 @@
+"""A row's logits are the same to the bit whatever else is in the batch, whichever adapters other rows use, however its
+prefix came about, and for any number of threads: batches, forks and rewinds are drawn, and every row is held against
+its sequence run alone, in one batch of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from loragraft.archs.graphs import build_graph
+from loragraft.backends.batch import AdapterSet, Batch, Piece
+from loragraft.backends.program import Backend, Options, Program
+from loragraft.backends.reference import ReferenceBackend
+from loragraft.formats.gguf.values import Value
+from loragraft.graph.ops import TensorFact
+from quantized import quantized
+from small_models import VOCAB, linears, random_adapter, small_model
+
+CASES = [
+    pytest.param(backend, model, kind, id=f"{backend.name}-{model}-{kind}")
+    for backend in (ReferenceBackend(),)
+    for model in ("llama", "qwen2", "qwen3moe")
+    for kind in ("F32", "Q4_0")
+]
+ROWS = 16
+#: Dense, DoRA, an embedding alone, and one on everything but the output.
+ADAPTERS = 4
+Row = tuple[int, AdapterSet]
+
+
+@cache
+def prepared(backend: Backend, model: str, kind: str, threads: int) -> tuple[Program, list[int]]:
+    """Two layers with biases and scales (Qwen2's see three tokens back), with four adapters in their slots."""
+    rng = np.random.default_rng(5)
+    every = [base for layer in (0, 1) for base in linears(model, layer=layer)]
+    biased = tuple(base for base in every if base != "token_embd")
+    small = small_model(model, rng, layers=2, biased=biased, scaled=tuple(every))
+    if model == "qwen2":
+        small.metadata["qwen2.attention.sliding_window"] = Value.u32(3)
+    weights = quantized(small.arrays, kind)
+    facts = {
+        name: TensorFact(w.shape, w.type.name if not isinstance(w, np.ndarray) else "F32")
+        for name, w in weights.items()
+    }
+    program = backend.prepare(build_graph(small.metadata, facts), weights, Options(threads=threads))
+    shapes = linears(model, layer=0) | linears(model, layer=1)
+    inner = {base: shape for base, shape in shapes.items() if base.startswith("blk.")}
+    adapters = [
+        random_adapter(rng, {"token_embd": shapes["token_embd"], "output": shapes["output"]}, rank=2),
+        random_adapter(rng, inner, rank=3, dora=True),
+        random_adapter(rng, {base: inner[base] for base in sorted(inner)[::2]}, rank=5),
+        random_adapter(rng, shapes, rank=1),
+    ]
+    return program, [program.add_adapter(adapter) for adapter in adapters]
+
+
+@dataclass
+class Sequence:
+    """What was fed to a sequence so far."""
+
+    number: int
+    rows: list[Row] = field(default_factory=list)
+
+
+def alone(program: Program, rows: list[Row]) -> npt.NDArray[np.float32]:
+    """The logits of all rows, each under its own adapters, as one batch of one sequence."""
+    sequence = program.open_sequence()
+    sets = sorted({chosen for _, chosen in rows})
+    batch = Batch(
+        np.array([token for token, _ in rows], np.int32),
+        np.full(len(rows), sequence, np.int64),
+        np.arange(len(rows), dtype=np.int32),
+        np.ones(len(rows), np.bool_),
+        np.array([sets.index(chosen) for _, chosen in rows], np.int32),
+        tuple(sets),
+    )
+    logits = program.forward(batch)
+    program.close_sequence(sequence)
+    return logits
+
+
+def adapter_sets(slots: list[int]) -> st.SearchStrategy[AdapterSet]:
+    strengths = st.sampled_from([1.0, 0.5, -0.75])
+    return st.lists(st.tuples(st.sampled_from(slots), strengths), max_size=ADAPTERS).map(tuple)
+
+
+@pytest.mark.parametrize(("backend", "model", "kind"), CASES)
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_a_row_is_what_its_sequence_alone_would_give(
+    backend: Backend, model: str, kind: str, data: st.DataObject
+) -> None:
+    program, slots = prepared(backend, model, kind, data.draw(st.sampled_from([1, 2, 3]), "threads"))
+    judge, same = prepared(backend, model, kind, 1)
+    assert same == slots
+    live: list[Sequence] = []
+    try:
+        for _ in range(data.draw(st.integers(1, 4), "rounds")):
+            change(program, live, data)
+            feed(program, judge, live, slots, data)
+    finally:
+        for sequence in live:
+            program.close_sequence(sequence.number)
+
+
+def change(program: Program, live: list[Sequence], data: st.DataObject) -> None:
+    """Open, fork or rewind some sequence."""
+    action = data.draw(st.sampled_from(["open", "fork", "rewind"]), "action") if live else "open"
+    if action == "open":
+        live.append(Sequence(program.open_sequence()))
+        return
+    old = data.draw(st.sampled_from(live), "of")
+    length = data.draw(st.integers(0, len(old.rows)), "length")
+    if action == "fork":
+        live.append(Sequence(program.fork_sequence(old.number, length), old.rows[:length]))
+    else:
+        program.truncate_sequence(old.number, length)
+        del old.rows[length:]
+
+
+def feed(
+    program: Program, judge: Program, live: list[Sequence], slots: list[int], data: st.DataObject
+) -> None:
+    """A batch of some of the sequences; every row is held against its sequence alone."""
+    pieces: list[Piece] = []
+    fed: list[Sequence] = []
+    room = ROWS
+    for sequence in data.draw(st.permutations(live), "order"):
+        count = data.draw(st.integers(0, room), "tokens")
+        if not count:
+            continue
+        room -= count
+        tokens = np.array(
+            data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=count, max_size=count)), np.int32
+        )
+        chosen = data.draw(adapter_sets(slots), "adapters")
+        pieces.append(Piece(sequence.number, tokens, chosen, wants="all"))
+        sequence.rows += [(int(token), chosen) for token in tokens]
+        fed.append(sequence)
+    if not pieces:
+        return
+    logits = program.run(pieces)
+    for piece, sequence in zip(pieces, fed, strict=True):
+        wanted = alone(judge, sequence.rows)[-len(piece.tokens) :]
+        found, logits = logits[: len(piece.tokens)], logits[len(piece.tokens) :]
+        assert np.array_equal(found, wanted)
+    assert len(logits) == 0
