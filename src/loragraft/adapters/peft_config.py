@@ -55,6 +55,9 @@ _HARMLESS = {
     "task_type",
 }
 
+#: Names in one list; each is compared with the name of each module.
+_MAX_NAMES = 1024
+
 #: Why the keys that are refused cannot be ignored.
 _REFUSED = {
     "alora_invocation_tokens": "it switches on only behind these tokens, which no merged weight can do",
@@ -201,11 +204,17 @@ def _names(path: Path, key: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get(key) or ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise AdapterError(path, f"bad {key}", found=repr(names)[:80], expected="a list of names")
+    if len(names) > _MAX_NAMES:
+        raise AdapterError(
+            path, f"{key} has too many names", found=len(names), expected=f"at most {_MAX_NAMES}"
+        )
     return tuple(names)
 
 
 def _token_ids(path: Path, value: Any) -> dict[str, list[int]]:
     tables = value if isinstance(value, dict) else {"": value} if value else {}
+    if len(tables) > _MAX_NAMES:
+        raise AdapterError(path, "trainable_token_indices has too many modules", found=len(tables))
     for ids in tables.values():
         if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < 1 << 31 for id_ in ids):
             raise AdapterError(

@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
 
 _quiet = False
@@ -93,13 +93,36 @@ def table(*headings: str, names: bool = True) -> Table:
     return empty
 
 
-def show(what: RenderableType) -> None:
-    """A table or the like on stdout, part of the result."""
+#: Rows from which on a table is laid out here: rich takes a millisecond for each.
+_MANY = 500
+
+
+def show(what: Table) -> None:
+    """A table on stdout, part of the result."""
+    if what.row_count > _MANY:
+        _show_many(what)
+        return
     console = stdout()
     with console.capture() as lines:
         console.print(what)
     for line in lines.get().strip("\n").split("\n"):
         result(line.rstrip())  # rich fills lines up to the width
+
+
+def _show_many(table: Table) -> None:
+    """The same columns, no line ever cut."""
+    from rich.cells import cell_len
+
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    widths = [max(map(cell_len, column)) for column in columns]
+    sides = [column.justify == "right" for column in table.columns]
+    for row in zip(*columns, strict=True):
+        cells = []
+        for cell, width, right in zip(row, widths, sides, strict=True):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if right else cell + space)
+        print("  ".join(cells).rstrip())
+    sys.stdout.flush()
 
 
 def info(message: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.errors import ImatrixError
-from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
+from loragraft.formats.gguf.reader import MAX_TENSORS, GGUFFile, GGUFTensor
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
 from loragraft.formats.mapped import map_file
@@ -211,6 +211,8 @@ class _LegacyParser:
                 "is not an importance matrix",
                 found=f"neither the magic of GGUF nor a plausible number of entries: {n_entries}",
             )
+        if n_entries > MAX_TENSORS:
+            raise ImatrixError(self.path, "there are too many entries", found=n_entries, expected=MAX_TENSORS)
         imatrix = Imatrix({}, {})
         for index in range(n_entries):
             self.entry(index, imatrix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from loragraft.errors import FormatError
 from loragraft.formats.mapped import map_file
 
 #: The largest tokenizer.json in use take about 40 MB.
-MAX_BYTES = 1 << 29
+MAX_BYTES = 1 << 26
+#: Python makes objects of some 64 bytes out of values of 2, objects with keys of their own out of `{}`: what the values
+#: of a text take in memory beside its characters is bounded before they are made.
+_VALUE, _OBJECT = 64, 240
+_FREE, _PER_BYTE = 100_000_000, 3
 
 
 def load_json(path: Path, error: type[FormatError]) -> dict[str, Any]:
@@ -23,20 +28,27 @@ def load_json(path: Path, error: type[FormatError]) -> dict[str, Any]:
         return parse_json(mapping[:], path, "the file", error)
 
 
-def parse_json(text: bytes, path: Path, what: str, error: type[FormatError]) -> dict[str, Any]:
-    """The JSON object that `text`, named `what` in errors, holds. Raises `error`, also for a repeated key."""
+def parse_json(data: bytes, path: Path, what: str, error: type[FormatError]) -> dict[str, Any]:
+    """The JSON object that `data`, named `what` in errors, holds. Raises `error`, also for a repeated key, and for more
+    small values than files in use have."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            repeated = next(name for name in names if names.count(name) > 1)
+            seen: set[str] = set()
+            repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise error(path, f"{what} holds a key twice", found=repr(repeated))
         return found
 
+    values = _VALUE * (data.count(b",") + data.count(b"[")) + _OBJECT * data.count(b"{")
+    if values > _FREE + _PER_BYTE * len(data):
+        raise error(path, f"{what} holds too many small values", found=f"{data.count(b',') + 1} of them")
+    escapes = re.search(rb"\\u[dD]", data) is not None
     try:
-        value = json.loads(text.decode(), object_pairs_hook=unique)
-        if b"\\ud" in text.lower():  # half of a pair of surrogates is no text
+        text = data.decode()
+        del data  # the text and what is made of it are enough
+        value = json.loads(text, object_pairs_hook=unique)
+        if escapes:  # half of a pair of surrogates is no text
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise error(path, f"{what} holds half of a surrogate pair, which is no character") from None

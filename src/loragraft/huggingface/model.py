@@ -49,13 +49,17 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     tensors = placement.place(weights)
     extra = {name: in_memory(name, values) for name, values in arch.extra_tensors(config).items()}
     tensors = _after_quantized(tensors, extra)
+    rows = _embedding(config, tensors).shape[0]
+    size = config.optional_integer("vocab_size") or rows
+    if size > rows:
+        _check_vocabulary(config, tensors)  # before anything is made of this size
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
         **hyperparameters(arch, config_class, config, _file_type(tensors)),
         "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
         **_activation_hints(placement.wide_activations),
-        **tokenizer_metadata(checkpoint, config.optional_integer("vocab_size"), notes),
+        **tokenizer_metadata(checkpoint, size, notes),
     }
     _check_vocabulary(config, tensors)
     _check_tied(config, tensors, notes)
@@ -65,14 +69,20 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
     return model
 
 
-def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:
-    size, embedding = config.optional_integer("vocab_size"), tensors.get("token_embd.weight")
-    if None not in (size, embedding) and embedding is not None and embedding.shape[0] != size:
+def _embedding(config: Config, tensors: dict[str, TensorSource]) -> TensorSource:
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None:
         raise CheckpointError(
-            config.path,
-            "vocab_size is not the number of the embedding's rows",
-            found=size,
-            expected=embedding.shape[0],
+            config.path.parent, "lacks the embedding of tokens", expected="model.embed_tokens.weight"
+        )
+    return embedding
+
+
+def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:
+    size, rows = config.optional_integer("vocab_size"), _embedding(config, tensors).shape[0]
+    if size is not None and rows != size:
+        raise CheckpointError(
+            config.path, "vocab_size is not the number of the embedding's rows", found=size, expected=rows
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
+from loragraft.formats.gguf.schema import MAX_TOKEN
 from loragraft.formats.gguf.values import TokenType
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS, recognise
 
@@ -58,6 +59,13 @@ class TokenizerFile:
         vocab = self._object(self.model.get("vocab"), "model.vocab")
         if not all(type(id_) is int and id_ >= 0 for id_ in vocab.values()):
             raise CheckpointError(self.path, "model.vocab has ids that are not numbers")
+        if (longest := max(map(len, vocab), default=0)) > MAX_TOKEN:
+            raise CheckpointError(
+                self.path,
+                "a token is too long",
+                found=f"{longest} characters",
+                expected=f"at most {MAX_TOKEN}",
+            )
         self.vocab: dict[str, int] = vocab
         self.added: list[dict[str, Any]] = self.json.get("added_tokens") or []
         if not isinstance(self.added, list):
@@ -233,14 +241,15 @@ class TokenizerFile:
 
 def flat(component: Any, children: str) -> list[Any]:
     """The components of a `Sequence`, or the one component, as a list."""
-    if isinstance(component, dict) and component.get("type") == "Sequence":
-        inner = component.get(children)
-        return (
-            [leaf for item in inner for leaf in flat(item, children)]
-            if isinstance(inner, list)
-            else [component]
-        )
-    return [component]
+    leaves, left = [], [component]
+    while left:  # not by recursion: a file may nest them as deeply as it likes
+        item = left.pop()
+        inner = item.get(children) if isinstance(item, dict) and item.get("type") == "Sequence" else None
+        if isinstance(inner, list):
+            left += reversed(inner)
+        else:
+            leaves.append(item)
+    return leaves
 
 
 def _expressions(path: Path, pre_tokenizer: Any) -> Iterator[str]:

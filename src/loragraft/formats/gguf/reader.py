@@ -32,8 +32,13 @@ from loragraft.formats.gguf.values import (
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 
-#: No header is larger than this: the largest tokenizers in use take about 10 MB.
-MAX_HEADER = 1 << 28
+#: No header is larger than this: the largest tokenizers in use take about 20 MB.
+MAX_HEADER = 1 << 27
+#: Nor has one more elements in all its arrays, more arrays in arrays, metadata entries or tensors, or a longer text: an
+#: object of Python's takes some 60 bytes, also for a string of one. The largest vocabularies in use have 300,000 tokens
+#: and twice as many merges.
+MAX_ELEMENTS, MAX_STRINGS, MAX_INNER_ARRAYS = 1 << 23, 1 << 21, 1 << 12
+MAX_ENTRIES, MAX_TENSORS, MAX_TEXT = 1 << 16, 1 << 17, 1 << 24
 #: Arrays of arrays are legal but unknown in practice; deeper ones than this serve only to exhaust the stack.
 MAX_NESTING = 4
 
@@ -154,15 +159,18 @@ class _HeaderParser:
         self.size = len(mapping)
         self.limit = min(self.size, MAX_HEADER)
         self.position = 0
+        self.elements = self.n_strings = self.inner_arrays = 0
 
     def parse(self) -> GGUFFile:
         version = self.preamble()
         n_tensors = self.number(_U64, "the number of tensors")
         n_entries = self.number(_U64, "the number of metadata entries")
         self.need(n_entries * _SMALLEST_ENTRY, f"{n_entries} metadata entries")
+        self.bound("metadata entries", n_entries, MAX_ENTRIES)
         metadata = self.metadata(n_entries)
         alignment = self.alignment(metadata)
         self.need(n_tensors * _SMALLEST_TENSOR, f"{n_tensors} tensors")
+        self.bound("tensors", n_tensors, MAX_TENSORS)
         facts = [self.tensor_facts(index) for index in range(n_tensors)]
         data_start = -(-self.position // alignment) * alignment
         return GGUFFile(
@@ -189,6 +197,10 @@ class _HeaderParser:
             expected=f"at least {count}",
         )
 
+    def bound(self, what: str, count: int, most: int) -> None:
+        if count > most:
+            raise self.fail(f"there are too many {what}", found=count, expected=f"at most {most}")
+
     def number(self, layout: struct.Struct, what: str) -> Any:
         self.need(layout.size, what)
         (value,) = layout.unpack_from(self.mapping, self.position)
@@ -198,6 +210,7 @@ class _HeaderParser:
     def string(self, what: str) -> str:
         length = self.number(_U64, f"the length of {what}")
         self.need(length, what)
+        self.bound(f"bytes in {what}", length, MAX_TEXT)
         text = self.mapping[self.position : self.position + length]
         self.position += length
         return text.decode("utf-8", "surrogateescape")
@@ -257,15 +270,21 @@ class _HeaderParser:
         count = self.number(_U64, f"the length of {key!r}")
         what = f"the {count} elements of {key!r}"
         data: Any
+        self.elements += count
         if item is ValueType.STRING:
             self.need(count * 8, what)
+            self.n_strings += count
+            self.bound("strings in arrays", self.n_strings, MAX_STRINGS)
             data = self.strings(count, what)
         elif item is ValueType.ARRAY:
             self.need(count * 12, what)
+            self.inner_arrays += count
+            self.bound("arrays in arrays", self.inner_arrays, MAX_INNER_ARRAYS)
             data = [self.array(key, depth + 1) for _ in range(count)]
         else:
             dtype = NUMPY_TYPES[item]
             self.need(count * dtype.itemsize, what)
+            self.bound("elements in arrays", self.elements, MAX_ELEMENTS)
             data = np.frombuffer(self.mapping, dtype, count, self.position).copy()
             if item is ValueType.BOOL:
                 data = (data != 0).astype(dtype)

@@ -14,6 +14,10 @@ from pathlib import Path
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 
+#: Characters of a token; the longest in use are some hundred spaces. Finding all ways to make one of two others takes
+#: time by the square of it.
+MAX_TOKEN = 1024
+
 _INTEGERS = {getattr(ValueType, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _FLOATS = {ValueType.FLOAT32, ValueType.FLOAT64}
 
@@ -60,6 +64,10 @@ def check_metadata(path: Path, metadata: Metadata) -> None:
             raise GGUFError(path, f"{key} has a wrong type", found=found, expected=rule.expected)
     tokens = metadata.get("tokenizer.ggml.tokens")
     size = 0 if tokens is None else len(tokens.data)
+    if tokens is not None and (longest := max(map(len, tokens.data), default=0)) > MAX_TOKEN:
+        raise GGUFError(
+            path, "a token is too long", found=f"{longest} characters", expected=f"at most {MAX_TOKEN}"
+        )
     for key in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"):
         if key in metadata and len(metadata[key].data) != size:
             raise GGUFError(
