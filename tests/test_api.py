@@ -57,7 +57,7 @@ BASE, ADAPTER = data("llama-kjv"), data("llama-kjv.shakespeare")
     ("call", "message"),
     [
         (lambda out: lg.merge(BASE, [(ADAPTER, "0.5")], out), "bad strength: found 0.5"),
-        (lambda out: lg.merge(BASE, [], out, threads=-3), "threads: too few: found -3, expected at least 1"),
+        (lambda out: lg.merge(BASE, [], out, threads=-3), "threads: too few: found -3, expected 1 to 1024"),
         (lambda out: lg.load(BASE, threads=0), "threads: too few: found 0"),
         (lambda out: lg.merge(BASE, [], out, type=7000), "7000: no such file type"),
         (lambda out: lg.load(BASE, activations="int8"), "activations: no such kind: found int8"),
