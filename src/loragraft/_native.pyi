@@ -89,14 +89,14 @@ class engine:
         def __init__(self, kv_heads: int, head_dim: int) -> None: ...
 
     class StatePool:
-        """native/engine/state_pool.h, for the tests. `layers`: (kv_heads, key_dim, value_dim, window or 0) each; rows are
-        (sequence, position). MemoryError where `max_bytes` is not enough, ValueError for everything else refused."""
+        """native/engine/state_pool.h, for the tests. `layers`: (kv_heads, key_dim, value_dim, window or 0) each; rows
+        are (sequence, position). MemoryError where `max_bytes` is not enough, ValueError for what else is refused."""
 
         def __init__(
             self,
             layers: list[tuple[int, int, int, int]],
             state_floats: list[int],
-            type: str,
+            type: str,  # noqa: A002 (the binding's name)
             max_bytes: int = 0,
             isa: str = "",
         ) -> None: ...
