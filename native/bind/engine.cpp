@@ -402,6 +402,18 @@ void bind_layers(nb::module_& m) {
     def_unary(m, "sigmoid", [] { return kernels().engine.sigmoid; });
     def_unary(m, "gelu_tanh", [] { return kernels().engine.gelu_tanh; });
     def_unary(m, "gelu_erf", [] { return kernels().engine.gelu_erf; });
+    def_unary(m, "softplus", [] { return kernels().engine.softplus; });
+    m.def("soft_cap", [](ThreadPool& pool, In x, Out y, float cap) {
+        require(x.size() == y.size() && cap > 0.0f, "soft_cap: sizes differ, or no cap");
+        over_elements(pool, int64_t(x.size()),
+                      [&](int64_t at, int64_t n) { kernels().engine.soft_cap(x.data() + at, y.data() + at, n, cap); });
+    });
+    m.def("clamp", [](ThreadPool& pool, In x, Out y, float low, float high) {
+        require(x.size() == y.size(), "clamp: sizes differ");
+        over_elements(pool, int64_t(x.size()), [&](int64_t at, int64_t n) {
+            kernels().engine.clamp(x.data() + at, y.data() + at, n, low, high);
+        });
+    });
     def_binary(m, "silu_mul", [] { return kernels().engine.silu_mul; });
     def_binary(m, "add", [] { return kernels().engine.add; });
     def_binary(m, "mul", [] { return kernels().engine.mul; });

@@ -99,6 +99,9 @@ struct EngineKernels {
     void (*sigmoid)(const float* x, float* y, int64_t n) = nullptr;
     void (*gelu_tanh)(const float* x, float* y, int64_t n) = nullptr;
     void (*gelu_erf)(const float* x, float* y, int64_t n) = nullptr;
+    void (*softplus)(const float* x, float* y, int64_t n) = nullptr;
+    void (*soft_cap)(const float* x, float* y, int64_t n, float cap) = nullptr;
+    void (*clamp)(const float* x, float* y, int64_t n, float low, float high) = nullptr;
     void (*add)(const float* a, const float* b, float* y, int64_t n) = nullptr;
     void (*mul)(const float* a, const float* b, float* y, int64_t n) = nullptr;
     // One head: turns the first `rotary` elements by the angles whose cosines and sines are given.

@@ -2,6 +2,7 @@
 #include "kernels.h"
 #include "simd/simd.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace lg::LG_ISA {
@@ -60,6 +61,26 @@ void gelu_erf(const float* x, float* y, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         y[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
     }
+}
+// ln(1 + e^x), without overflow
+void softplus(const float* x, float* y, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        y[i] = std::max(x[i], 0.0f) + std::log1p(std::exp(-std::fabs(x[i])));
+    }
+}
+// cap * tanh(x / cap)
+void soft_cap(const float* x, float* y, int64_t n, float cap) {
+    each(x, y, n, [cap](vf v) {
+        const vf z = v / cap;
+        return cap * (1.0f - 2.0f / (1.0f + exp(z + z)));
+    });
+}
+void clamp(const float* x, float* y, int64_t n, float low, float high) {
+    const vf least = splat(low), most = splat(high);
+    each(x, y, n, [least, most](vf v) { // NaN stays NaN
+        v = v < least ? least : v;
+        return v > most ? most : v;
+    });
 }
 void add(const float* a, const float* b, float* y, int64_t n) {
     each(a, b, y, n, [](vf v, vf w) { return v + w; });
@@ -125,6 +146,9 @@ void add_pointwise(KernelTable& k) {
     k.engine.sigmoid = sigmoid;
     k.engine.gelu_tanh = gelu_tanh;
     k.engine.gelu_erf = gelu_erf;
+    k.engine.softplus = softplus;
+    k.engine.soft_cap = soft_cap;
+    k.engine.clamp = clamp;
     k.engine.add = add;
     k.engine.mul = mul;
     k.engine.rope = rope;

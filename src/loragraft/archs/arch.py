@@ -94,21 +94,30 @@ class Registry:
     def __iter__(self) -> Iterator[Arch]:
         return iter(self._by_name.values())
 
-    def by_name(self, name: str, subject: str = "model") -> Arch:
-        """The architecture that a GGUF calls `name`; `subject` names the file in the error."""
-        return self._find(self._by_name, name, subject)
+    def by_name(self, name: str) -> Arch:
+        """The architecture that a GGUF calls `name`. Raises UnsupportedError, for the caller to name the file."""
+        hint = (
+            "a GGUF of any architecture can be quantized, and merged with GGUF adapters: "
+            "loragraft merge base.gguf --lora adapter.gguf"
+        )
+        return self._find(self._by_name, name, "general.architecture", hint)
 
-    def by_model_type(self, name: str, subject: str = "model") -> tuple[Arch, ConfigClass]:
-        """What config.json calls `name`, and the architecture that it is."""
-        return self._find(self._by_model_type, name, subject)
+    def by_model_type(self, name: str, subject: str) -> tuple[Arch, ConfigClass]:
+        """What config.json calls `name`, and the architecture that it is; `subject` names the file in the error."""
+        hint = (
+            "make GGUFs of model and adapter with llama.cpp's convert_hf_to_gguf.py and convert_lora_to_gguf.py; "
+            "then: loragraft merge base.gguf --lora adapter.gguf"
+        )
+        return self._find(self._by_model_type, name, subject, hint)
 
     @staticmethod
-    def _find(table: Mapping[str, T], key: str, subject: str) -> T:
+    def _find(table: Mapping[str, T], key: str, subject: str, hint: str) -> T:
         if key not in table:
             raise UnsupportedError(
                 subject,
                 "unknown architecture",
                 found=repr(key),
                 expected="one of " + ", ".join(sorted(table)),
+                hint=hint,
             )
         return table[key]

@@ -68,7 +68,7 @@ def _arch_scale(s: Pass, node: Node, y: Floats) -> Array:
 
 
 def _rms_norm(s: Pass, node: Node, x: Floats) -> Array:
-    w = s.weight(node.weights[0])
+    w = s.weight(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
     groups = x.reshape(*x.shape[:-1], -1, len(w))
     mean_square = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
     normed = groups / np.sqrt(mean_square + np.float32(node.attrs["eps"])) * w
@@ -237,6 +237,11 @@ def _gelu(s: Pass, node: Node, x: Floats) -> Array:
     return np.asarray(np.float32(0.5) * x * (1 + bell))
 
 
+def _clamp(s: Pass, node: Node, x: Floats) -> Array:
+    low, high = node.attrs["low"], node.attrs["high"]
+    return np.clip(x, None if low is None else np.float32(low), None if high is None else np.float32(high))
+
+
 def _last(s: Pass, node: Node, x: Floats) -> Array:
     return x[s.wants]
 
@@ -269,5 +274,11 @@ OPS: Mapping[Op, Run] = {
     Op.SILU: _silu,
     Op.SIGMOID: lambda s, node, x: _sigmoid(x),
     Op.GELU: _gelu,
+    Op.RELU: lambda s, node, x: np.maximum(x, np.float32(0)),
+    Op.TANH: lambda s, node, x: np.tanh(x),
+    Op.SOFTPLUS: lambda s, node, x: np.logaddexp(x, np.float32(0)),
+    Op.SOFT_CAP: lambda s, node, x: _soft_cap(x, node.attrs["cap"]),
+    Op.CLAMP: _clamp,
+    Op.SHIFT: lambda s, node, x: x + np.float32(node.attrs["value"]),
     Op.LAST: _last,
 }

@@ -103,6 +103,14 @@ class GraphBuilder:
         self.fact(f"{base}.weight")
         return self.add(Op.RMS_NORM, (x,), (f"{base}.weight",), base, eps=eps)
 
+    def plain_rms_norm(self, x: Ref, group: int, eps: float, label: str) -> Ref:
+        """Without a weight, over each `group` elements."""
+        return self.add(Op.RMS_NORM, (x,), label=label, eps=eps, group=group)
+
+    def soft_cap(self, x: Ref, cap: float | None, label: str) -> Ref:
+        """cap * tanh(x / cap); x itself without a cap."""
+        return x if cap is None else self.add(Op.SOFT_CAP, (x,), label=label, cap=float(cap))
+
     def layer_norm(self, x: Ref, base: str, eps: float) -> Ref:
         self.fact(f"{base}.weight")
         return self.add(

@@ -29,7 +29,8 @@ class Op(StrEnum):
     """(x, ids; A [r, d], B [vocab, r]; scale) -> x + scale * B[ids] A"""
 
     RMS_NORM = "rms_norm"
-    """(x; w [n]; eps) -> x / rms(x) * w, over the last n elements of each group of n (n = d, or a head)"""
+    """(x; w [n] or none; eps, group or none) -> x / rms(x) * w, over the last n elements of each group of n (n = d, or
+    a head); without a weight, n is `group`"""
     LAYER_NORM = "layer_norm"
     """(x; w [d], b [d] or none; eps) -> (x - mean) / std * w + b"""
 
@@ -90,6 +91,18 @@ class Op(StrEnum):
     """(x) -> 1 / (1 + exp(-x))"""
     GELU = "gelu"
     """(x; approximate "tanh" | "none") -> gelu(x)"""
+    RELU = "relu"
+    """(x) -> max(x, 0)"""
+    TANH = "tanh"
+    """(x) -> tanh(x)"""
+    SOFTPLUS = "softplus"
+    """(x) -> ln(1 + exp(x))"""
+    SOFT_CAP = "soft_cap"
+    """(x; cap) -> cap * tanh(x / cap)"""
+    CLAMP = "clamp"
+    """(x; low or none, high or none) -> min(max(x, low), high)"""
+    SHIFT = "shift"
+    """(x; value) -> x + value"""
     LAST = "last"
     """(x) -> the rows whose logits are wanted"""
 

@@ -94,6 +94,11 @@ def _vector(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
 
 
 def _rms_norm(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if not ws:
+        group = at.get("group")
+        if not group or group < 1 or ins[0][-1] % group:
+            raise IllegalNode("elements of a group", group, f"a divisor of {ins[0][-1]}")
+        return ins[0]
     if len(ws[0]) != 1 or ws[0][0] < 1 or ins[0][-1] % ws[0][0]:
         raise IllegalNode("shape of the weight", ws[0], f"one axis that divides {ins[0][-1]}")
     return ins[0]
@@ -198,6 +203,19 @@ def _hidden(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return (at["width"],)
 
 
+def _soft_cap(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if not at["cap"] > 0:
+        raise IllegalNode("cap", at["cap"], "a number above 0")
+    return ins[0]
+
+
+def _clamp(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    low, high = at.get("low"), at.get("high")
+    if low is not None and high is not None and not low <= high:
+        raise IllegalNode("limits", f"{low} to {high}", "the lower one first")
+    return ins[0]
+
+
 _INT, _FLOAT, _STR = (int,), (float,), (str,)
 _SCALE = (("scale", _FLOAT),)
 
@@ -207,7 +225,7 @@ SIGNATURES: dict[Op, Signature] = {
     Op.EMBED: Signature("i", _embed, (1, 1)),
     Op.EMBED_SCALE: Signature("f", _scalar, (1, 1)),
     Op.EMBED_LORA: Signature("fi", _embed_lora, (2, 2), _SCALE),
-    Op.RMS_NORM: Signature("f", _rms_norm, (1, 1), (("eps", _FLOAT),)),
+    Op.RMS_NORM: Signature("f", _rms_norm, (0, 1), (("eps", _FLOAT), ("group", (int, type(None))))),
     Op.LAYER_NORM: Signature("f", _vector, (1, 2), (("eps", _FLOAT),)),
     Op.MATMUL: Signature("f", _matmul, (1, 2)),
     Op.WEIGHT_SCALE: Signature("f", _scalar, (1, 1)),
@@ -257,6 +275,12 @@ SIGNATURES: dict[Op, Signature] = {
     Op.SILU: Signature("f", _same),
     Op.SIGMOID: Signature("f", _same),
     Op.GELU: Signature("f", _gelu, attrs=(("approximate", _STR),)),
+    Op.RELU: Signature("f", _same),
+    Op.TANH: Signature("f", _same),
+    Op.SOFTPLUS: Signature("f", _same),
+    Op.SOFT_CAP: Signature("f", _soft_cap, attrs=(("cap", _FLOAT),)),
+    Op.CLAMP: Signature("f", _clamp, attrs=(("low", (float, type(None))), ("high", (float, type(None))))),
+    Op.SHIFT: Signature("f", _same, attrs=(("value", _FLOAT),)),
     Op.LAST: Signature("f", _same),
 }
 

@@ -13,7 +13,7 @@ from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.adapters.olora import for_the_original
 from loragraft.adapters.peft import ModuleDelta, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
-from loragraft.errors import AdapterError
+from loragraft.errors import AdapterError, naming
 from loragraft.formats.peft import CONFIG, PeftFolder
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
@@ -29,7 +29,8 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     peft = PeftFolder.open(folder)
     settings = read_settings(folder / CONFIG, peft.config)
     tensors = read_tensors(peft)
-    names = TensorNames(base.metadata)
+    with naming(base.path):
+        names = TensorNames(base.metadata)
     if EMBEDDING not in base.tensors:
         raise AdapterError(folder, f"needs a base with {EMBEDDING}", found=base.path.name)
     notes: list[str] = []

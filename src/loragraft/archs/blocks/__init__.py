@@ -12,7 +12,18 @@ from loragraft.archs.blocks.decoder import (
     rms_norm,
 )
 from loragraft.archs.blocks.experts import Routed
-from loragraft.archs.blocks.feed_forward import Gated, Plain, gated_by, geglu, gelu, gelu_erf, silu, swiglu
+from loragraft.archs.blocks.feed_forward import (
+    Gated,
+    Plain,
+    gated_by,
+    geglu,
+    gelu,
+    gelu_erf,
+    relu,
+    silu,
+    squared_relu,
+    swiglu,
+)
 
 __all__ = [
     "Attention",
@@ -30,7 +41,9 @@ __all__ = [
     "gelu",
     "gelu_erf",
     "layer_norm",
+    "relu",
     "rms_norm",
     "silu",
+    "squared_relu",
     "swiglu",
 ]

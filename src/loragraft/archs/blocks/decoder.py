@@ -67,6 +67,7 @@ class Decoder:
         tied = None if g.has("output.weight") else "token_embd"
         scale = None if h.logit_scale == 1.0 else h.logit_scale
         logits = g.linear(x, "output", weight_of=tied, arch_scale=scale)
+        logits = g.soft_cap(logits, h.logit_softcap, "logit_softcap")
         return g.finish(logits, [name for name in tensors if self.unused(h, name)])
 
     @property

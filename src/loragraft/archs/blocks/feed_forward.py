@@ -27,6 +27,16 @@ def gelu_erf(g: GraphBuilder, x: Ref, label: str) -> Ref:
     return g.add(Op.GELU, (x,), label=label, approximate="none")
 
 
+def relu(g: GraphBuilder, x: Ref, label: str) -> Ref:
+    return g.add(Op.RELU, (x,), label=label)
+
+
+def squared_relu(g: GraphBuilder, x: Ref, label: str) -> Ref:
+    """max(x, 0)^2 (So et al. 2021, arXiv 2109.08668)."""
+    positive = relu(g, x, label)
+    return g.add(Op.MUL, (positive, positive), label=label)
+
+
 Gate = Callable[[GraphBuilder, Ref, Ref, str], Ref]
 """What becomes of gate and up."""
 

@@ -118,7 +118,8 @@ def _arch_scale(run: Run, node: Node, x: Floats) -> Floats:
 
 def _rms_norm(run: Run, node: Node, x: Floats) -> Floats:
     y = run.take(*x.shape)
-    engine.rms_norm(run.pool, x, run.floats(node.weights[0]), y, node.attrs["eps"])
+    weight = run.floats(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
+    engine.rms_norm(run.pool, x, weight, y, node.attrs["eps"])
     return y
 
 
@@ -221,6 +222,42 @@ def _gelu(run: Run, node: Node, x: Floats) -> Floats:
     return y
 
 
+def _relu(run: Run, node: Node, x: Floats) -> Floats:
+    return _clamped(run, x, 0.0, None)
+
+
+def _clamp(run: Run, node: Node, x: Floats) -> Floats:
+    return _clamped(run, x, node.attrs["low"], node.attrs["high"])
+
+
+def _clamped(run: Run, x: Floats, low: float | None, high: float | None) -> Floats:
+    y = run.take(*x.shape)
+    engine.clamp(run.pool, x, y, -np.inf if low is None else low, np.inf if high is None else high)
+    return y
+
+
+def _tanh(run: Run, node: Node, x: Floats) -> Floats:
+    y = run.take(*x.shape)
+    engine.soft_cap(run.pool, x, y, 1.0)
+    return y
+
+
+def _soft_cap(run: Run, node: Node, x: Floats) -> Floats:
+    y = run.take(*x.shape)
+    engine.soft_cap(run.pool, x, y, node.attrs["cap"])
+    return y
+
+
+def _softplus(run: Run, node: Node, x: Floats) -> Floats:
+    y = run.take(*x.shape)
+    engine.softplus(run.pool, x, y)
+    return y
+
+
+def _shift(run: Run, node: Node, x: Floats) -> Floats:
+    return x + np.float32(node.attrs["value"])
+
+
 def _last(run: Run, node: Node, x: Floats) -> Floats:
     return x[-1:].copy() if run.last_only else x.copy()
 
@@ -244,5 +281,11 @@ OPS: dict[Op, Callable[..., Array]] = {
     Op.SILU: _silu,
     Op.SIGMOID: _sigmoid,
     Op.GELU: _gelu,
+    Op.RELU: _relu,
+    Op.TANH: _tanh,
+    Op.SOFTPLUS: _softplus,
+    Op.SOFT_CAP: _soft_cap,
+    Op.CLAMP: _clamp,
+    Op.SHIFT: _shift,
     Op.LAST: _last,
 }

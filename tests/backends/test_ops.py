@@ -1,0 +1,152 @@
+"""Operations that the trained models do not have: against their definitions in float64, on both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from loragraft.backends.base import Backend
+from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.reference import ReferenceBackend
+from loragraft.errors import GraphError, UnsupportedError
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Op, TensorFact
+from loragraft.graph.spec import verify
+from tolerances import NATIVE_F32, REFERENCE, nmse
+
+Floats = npt.NDArray[Any]
+VOCABULARY, WIDTH, TOKENS = 11, 24, 7
+IDS = np.arange(TOKENS, dtype=np.int32)
+BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
+
+#: Op, attributes, its definition.
+POINTWISE: list[tuple[Op, dict[str, Any], Callable[[Floats], Floats]]] = [
+    (Op.RELU, {}, lambda x: np.maximum(x, 0)),
+    (Op.TANH, {}, np.tanh),
+    (Op.SOFTPLUS, {}, lambda x: np.log1p(np.exp(x))),
+    (Op.SOFT_CAP, {"cap": 3.0}, lambda x: 3.0 * np.tanh(x / 3.0)),
+    (Op.CLAMP, {"low": -1.5, "high": 0.25}, lambda x: np.clip(x, -1.5, 0.25)),
+    (Op.CLAMP, {"low": None, "high": 1.0}, lambda x: np.minimum(x, 1.0)),
+    (Op.SHIFT, {"value": 1.0}, lambda x: x + 1.0),
+    (Op.RMS_NORM, {"eps": 1e-6, "group": 8}, lambda x: normed(x, 8)),
+]
+
+
+def normed(x: Floats, group: int) -> Floats:
+    groups = x.reshape(len(x), -1, group)
+    return (groups / np.sqrt((groups**2).mean(axis=-1, keepdims=True) + 1e-6)).reshape(x.shape)
+
+
+def run(backend: Backend, op: Op, attrs: dict[str, Any], weights: dict[str, Floats]) -> Floats:
+    """The value of `op` on the embeddings of all tokens."""
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
+    graph = g.finish(g.add(op, (g.embed(g.tokens()),), label="op", **attrs))
+    return backend.open(graph, weights).forward(IDS)
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
+@pytest.mark.parametrize(("op", "attrs", "definition"), POINTWISE, ids=lambda item: str(item)[:40])
+def test_pointwise(
+    backend: Backend, tolerance: float, op: Op, attrs: dict[str, Any], definition: Callable[[Floats], Floats]
+) -> None:
+    x = np.random.default_rng(0).normal(0, 3, (VOCABULARY, WIDTH)).astype(np.float32)
+    found = run(backend, op, attrs, {"token_embd.weight": x})
+    assert nmse(found, definition(x[IDS].astype(np.float64))) < tolerance
+
+
+@pytest.mark.parametrize("backend", [backend for backend, _ in BACKENDS], ids=["reference", "native"])
+def test_extremes(backend: Backend) -> None:
+    """No overflow on the way, and what is no number stays none."""
+    x = np.zeros((VOCABULARY, WIDTH), np.float32)
+    x[0, :4] = 1e30, -1e30, 200, -200
+    weights = {"token_embd.weight": x}
+    np.testing.assert_allclose(run(backend, Op.SOFT_CAP, {"cap": 30.0}, weights)[0, :2], [30, -30])
+    np.testing.assert_array_equal(
+        run(backend, Op.SOFTPLUS, {}, weights)[0, :3], np.array([1e30, 0, 200], np.float32)
+    )
+    x[1, 0] = np.nan
+    assert np.isnan(run(backend, Op.RELU, {}, weights)[1, 0])
+    assert np.isnan(run(backend, Op.CLAMP, {"low": -1.0, "high": 1.0}, weights)[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "message"),
+    [
+        (Op.SOFT_CAP, {"cap": 0.0}, "cap: found 0.0, expected a number above 0"),
+        (Op.CLAMP, {"low": 1.0, "high": 0.0}, "limits: found 1.0 to 0.0"),
+        (Op.RMS_NORM, {"eps": 1e-6, "group": 7}, "elements of a group: found 7, expected a divisor of 24"),
+    ],
+)
+def test_illegal_attributes(op: Op, attrs: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        run(ReferenceBackend(), op, attrs, {"token_embd.weight": np.ones((VOCABULARY, WIDTH), np.float32)})
+
+
+HEADS, KV_HEADS, KEY_DIM = 4, 2, 8
+OPTIONS: list[dict[str, Any]] = [
+    {"softcap": 2.0},
+    {"sinks": True},
+    {"value_dim": 6},
+    {"softcap": 1.5, "sinks": True, "value_dim": 10, "window": 3},
+]
+
+
+def attention_weights(options: dict[str, Any]) -> dict[str, Floats]:
+    rng = np.random.default_rng(1)
+    value_dim = options.get("value_dim", KEY_DIM)
+    shapes = {
+        "token_embd": (VOCABULARY, WIDTH),
+        "q": (HEADS * KEY_DIM, WIDTH),
+        "k": (KV_HEADS * KEY_DIM, WIDTH),
+        "v": (KV_HEADS * value_dim, WIDTH),
+    }
+    weights = {f"{name}.weight": rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    if options.get("sinks"):
+        weights["sinks.weight"] = rng.normal(0, 2, HEADS).astype(np.float32)
+    return weights
+
+
+def attend(weights: dict[str, Floats], options: dict[str, Any]) -> Floats:
+    """Query by query and head by head, in float64."""
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+    x = w["token_embd.weight"][IDS]
+    q, k, v = (x @ w[f"{name}.weight"].T for name in "qkv")
+    q, k = q.reshape(TOKENS, HEADS, -1), k.reshape(TOKENS, KV_HEADS, -1)
+    v = v.reshape(TOKENS, KV_HEADS, -1)
+    out = np.zeros((TOKENS, HEADS, v.shape[-1]))
+    for t in range(TOKENS):
+        first = max(0, t + 1 - (options.get("window") or TOKENS))
+        for head in range(HEADS):
+            shared = head // (HEADS // KV_HEADS)
+            scores = [0.3 * (q[t, head] @ k[s, shared]) for s in range(first, t + 1)]
+            if "softcap" in options:
+                scores = [options["softcap"] * np.tanh(score / options["softcap"]) for score in scores]
+            powers = np.exp(scores)
+            total = powers.sum() + (np.exp(w["sinks.weight"][head]) if options.get("sinks") else 0.0)
+            out[t, head] = sum(
+                p / total * v[s, shared] for p, s in zip(powers, range(first, t + 1), strict=True)
+            )
+    return out.reshape(TOKENS, -1)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
+def test_attention(options: dict[str, Any]) -> None:
+    weights = attention_weights(options)
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
+    x = g.embed(g.tokens())
+    q, k, v = (g.linear(x, name) for name in "qkv")
+    attrs = {"layer": 0, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": KEY_DIM, "scale": 0.3}
+    attrs |= {"window": options.get("window"), "value_dim": options.get("value_dim")}
+    attrs |= {"softcap": options.get("softcap")}
+    sinks = ("sinks.weight",) if options.get("sinks") else ()
+    graph = g.finish(g.add(Op.ATTENTION, (q, k, v), sinks, "attention", **attrs))
+    verify(graph)
+    session = ReferenceBackend().open(graph, weights)
+    found = np.concatenate([session.forward(IDS[:4]), session.forward(IDS[4:])])
+    assert nmse(found, attend(weights, options)) < REFERENCE
+    with pytest.raises(UnsupportedError, match=r"attention: no native kernel .*; use backend reference"):
+        NativeBackend().open(graph, weights)
