@@ -22,11 +22,12 @@ _PLACES += [place / "models" for place in _PLACES]
 _MADE = {"gguf/llama-kjv.merged-f16.gguf": ("llama-kjv", "llama-kjv.shakespeare", "Base_Hf_F16")}
 
 
-def data(name: str) -> Path:
-    """The file or folder `name` (`llama-kjv`, `golden/convert.json`, `gguf/odd-f16.gguf`)."""
+def data(name: str, *other_names: str) -> Path:
+    """The file or folder `name` (`llama-kjv`, `golden/convert.json`, `gguf/odd-f16.gguf`), or under another name."""
     for place in _PLACES:
-        if (place / name).exists():
-            return place / name
+        for one in (name, *other_names):
+            if (place / one).exists():
+                return place / one
     if name in _MADE:
         return _made(name)
     pytest.skip(f"test data {name} is not here; name its folder in LORAGRAFT_TEST_DATA")

@@ -273,7 +273,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         ),
         (
             lambda c, t: t.update({"base_model.model.score.weight": np.ones((2, 256), np.float32)}),
-            r"holds score\.weight, which the base has not",
+            r"is a classifier \(task_type CAUSAL_LM, score\.weight\)",
         ),
         (lambda c, t: t.update({f"{Q}.lora_E": np.ones(8, np.float32)}), "lora_E' is not honoured"),
         (

@@ -9,12 +9,15 @@ from numbers import Real
 from os import PathLike
 from pathlib import Path
 
+from loragraft.adapters.effect import idle_note
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
 from loragraft.adapters.rebase import rebase
-from loragraft.errors import AdapterError, GGUFError
+from loragraft.errors import AdapterError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
+from loragraft.huggingface.contents import Kind, Role, recognise
+from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.model import open_checkpoint
 from loragraft.huggingface.peft_placement import open_peft
 
@@ -25,33 +28,42 @@ AdapterArguments = Sequence[AdapterArgument] | AdapterArgument
 """What they take as adapters: any number of them, or just one."""
 
 
-def open_model(path: str | PathLike[str], *, dequantize: bool = False) -> ModelSource:
-    """The model at `path`: a GGUF file (any file of a split one) or a Hugging Face folder, read lazily.
+def open_model(
+    path: str | PathLike[str], *, dequantize: bool = False, intake: Intake = STRICT
+) -> ModelSource:
+    """The model at `path`, as `huggingface.contents` finds it: a GGUF file (any file of a split one) or a Hugging Face
+    folder, read lazily.
 
     `dequantize`: see `loragraft.huggingface.model.open_checkpoint`. Raises FormatError or UnsupportedError.
     """
-    path = Path(path)
-    if path.is_dir():
-        return open_checkpoint(path, dequantize=dequantize)
-    model = open_gguf(path)
-    kind = model.metadata.get("general.type")
-    if kind is not None and kind.data == "adapter":
-        raise GGUFError(path, "is an adapter, not a model", hint="pass it with --lora")
+    found = recognise(Path(path), Role.MODEL)
+    if found.kind is Kind.CHECKPOINT:
+        model = open_checkpoint(found.path, dequantize=dequantize, intake=intake)
+    else:
+        model = open_gguf(found.path)
+    model.notes[:0] = found.notes
     return model
 
 
-def load_adapter(path: str | PathLike[str], base: ModelSource) -> Adapter:
-    """The adapter at `path`, a PEFT folder or a GGUF adapter, with its pairs on the tensors of `base`.
+def load_adapter(path: str | PathLike[str], base: ModelSource, *, intake: Intake = STRICT) -> Adapter:
+    """The adapter at `path`, a PEFT or mlx-lm folder or a GGUF adapter, with its pairs on the tensors of `base`.
 
     Raises FormatError for malformed files, AdapterError for an adapter of another model, or one that holds what is not
     honoured.
     """
-    path = Path(path)
-    return open_peft(path, base) if path.is_dir() else read_gguf_adapter(path, base)
+    found = recognise(Path(path), Role.ADAPTER)
+    if found.kind is Kind.GGUF_ADAPTER:
+        adapter = read_gguf_adapter(found.path, base)
+    else:
+        adapter = open_peft(found.path, base, mlx=found.kind is Kind.MLX_ADAPTER, intake=intake)
+    adapter.notes[:0] = found.notes
+    if note := idle_note(adapter):
+        adapter.notes.append(note)
+    return adapter
 
 
 def load_adapters(
-    adapters: AdapterArguments, base: ModelSource
+    adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT
 ) -> tuple[ModelSource, list[tuple[Adapter, float]]]:
     """All of `adapters`, each with its strength (1 where none is given), and the base that their pairs are for: `base`
     with the tensors that they replace as a whole (`loragraft.adapters.rebase`).
@@ -62,7 +74,7 @@ def load_adapters(
     loaded: list[tuple[Adapter, float]] = []
     for argument in _listed(adapters):
         source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)
-        adapter = source if isinstance(source, Adapter) else load_adapter(source, base)
+        adapter = source if isinstance(source, Adapter) else load_adapter(source, base, intake=intake)
         if not (isinstance(scale, Real) and isfinite(scale)):
             raise AdapterError(adapter.path, "bad strength", found=scale, expected="a finite number")
         if any(adapter.path.resolve() == other.path.resolve() for other, _ in loaded):

@@ -18,12 +18,14 @@ from loragraft.errors import AdapterError
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
 from loragraft.formats.gguf.values import Metadata, ValueType
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
-from loragraft.formats.source import ModelSource
+from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.quants.reference import dequantize
 from loragraft.quants.types import F32
 
 ALPHA = "adapter.lora.alpha"
 _INVOCATION = "adapter.alora.invocation_tokens"
+ROPE_FREQS = "rope_freqs.weight"
+_CHUNK_WEIGHTS = 1 << 20
 
 
 def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
@@ -33,8 +35,10 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
         alpha = file.metadata[ALPHA].data if ALPHA in file.metadata else 0.0
         if not isinstance(alpha, int | float) or not np.isfinite(alpha):
             raise AdapterError(path, f"{ALPHA} is no number", found=repr(alpha))
-        pairs = {}
-        for target, (a, b) in _paired(file).items():
+        pairs, notes = {}, list[str]()
+        halves, others = _sorted(file)
+        replaced = {name: tensor for name, tensor in others.items() if _replaces(path, base, tensor, notes)}
+        for target, (a, b) in halves.items():
             tied = target == OUTPUT and EMBEDDING in base.tensors
             if target not in base.tensors and not tied:
                 raise AdapterError(
@@ -46,7 +50,8 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
             like = base.tensors[target if target in base.tensors else EMBEDDING]
             pair = _pair(path, target, like.shape, _values(path, a), _values(path, b), float(alpha))
             pairs[target] = pair
-        return Adapter(path, pairs, base.arch, float(alpha) or None, n_tensors=2 * len(pairs))
+        count = 2 * len(pairs) + len(replaced)
+        return Adapter(path, pairs, base.arch, float(alpha) or None, notes, count, replaced)
 
 
 def write_gguf_adapter(adapter: Adapter, metadata: Metadata, out: Path, inputs: Iterable[Path]) -> None:
@@ -87,21 +92,58 @@ def _check_kind(file: GGUFFile, base: ModelSource) -> None:
         )
 
 
-def _paired(file: GGUFFile) -> dict[str, tuple[GGUFTensor, GGUFTensor]]:
+def _sorted(file: GGUFFile) -> tuple[dict[str, tuple[GGUFTensor, GGUFTensor]], dict[str, GGUFTensor]]:
+    """The pairs by their targets, and the other tensors."""
     halves: dict[str, dict[str, GGUFTensor]] = {}
+    others = {}
     for name, tensor in file.tensors.items():
         target, _, kind = name.rpartition(".")
-        if kind not in ("lora_a", "lora_b"):
-            raise AdapterError(
-                file.path, f"tensor {name!r} is not honoured", expected="only .lora_a and .lora_b"
-            )
-        halves.setdefault(target, {})[kind] = tensor
+        if kind in ("lora_a", "lora_b"):
+            halves.setdefault(target, {})[kind] = tensor
+        else:
+            others[name] = tensor
     for target, kinds in halves.items():
         if len(kinds) != 2:
             raise AdapterError(file.path, f"{target} has no complete pair", found=next(iter(kinds)))
-    if not halves:
-        raise AdapterError(file.path, "holds no LoRA tensors")
-    return {target: (kinds["lora_a"], kinds["lora_b"]) for target, kinds in halves.items()}
+    if not halves and not others:
+        raise AdapterError(
+            file.path,
+            "holds no tensors",
+            hint="convert it again from its folder: loragraft convert ADAPTER --base BASE -o NEW.gguf",
+        )
+    return {target: (kinds["lora_a"], kinds["lora_b"]) for target, kinds in halves.items()}, others
+
+
+def _replaces(path: Path, base: ModelSource, tensor: GGUFTensor, notes: list[str]) -> bool:
+    """Whether `tensor` stands in place of the base's, as llama.cpp's converter writes norms of modules_to_save. Not so
+    the frequencies of RoPE, which older converters wrote into every adapter of Llama 3: they are the base's own."""
+    name, own = tensor.name, base.tensors.get(tensor.name)
+    if name == ROPE_FREQS:
+        same = own is not None and np.array_equal(_values(path, tensor).reshape(-1), _first_row(own))
+        notes.append(
+            f"{path}: its {name} is left out: {'the same as' if same else 'no part of an adapter, unlike'} the base's"
+        )
+        return False
+    if own is None or own.shape != tensor.shape:
+        raise AdapterError(
+            path,
+            f"its tensor {name!r} is no half of a pair, and does not fit a tensor of the base",
+            found=f"{tensor.shape}",
+            expected=f"{own.shape} as in {base.path.name}"
+            if own is not None
+            else "a name with .lora_a or .lora_b",
+            hint="merge from the folder that it was converted from: loragraft merge BASE --lora FOLDER",
+        )
+    step = max(1, _CHUNK_WEIGHTS // tensor.columns)
+    for start in range(0, tensor.n_rows, step):
+        rows = tensor.rows(start, min(start + step, tensor.n_rows))
+        if not np.isfinite(dequantize(rows, tensor.type)).all():
+            raise AdapterError(path, f"its {name} holds NaN or infinity", hint="its training diverged")
+    return True
+
+
+def _first_row(source: TensorSource) -> Floats:
+    return dequantize(source.rows(0, 1), source.type).reshape(-1)
 
 
 def _values(path: Path, tensor: GGUFTensor) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 
 from loragraft.adapters.lora import Floats
 from loragraft.errors import AdapterError
-from loragraft.formats.peft import WEIGHTS, PeftFolder
+from loragraft.formats.peft import PeftFolder
 from loragraft.formats.safetensors import CheckpointTensor
 from loragraft.formats.views import float_rows
 from loragraft.quants.types import BY_NAME
@@ -28,6 +28,12 @@ _ROWS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta" + _N
 _TRAINED = re.compile(r"(?P<module>.+?)(?:\.modules_to_save(?P<adapter>\.[^.]+)?)?\.(?P<part>weight|bias)")
 _FROZEN = re.compile(
     r"(?P<module>.+?)(?:\.token_adapter)?(?:\.base_layer|\.original_module)+\.(?P<part>weight|bias)"
+)
+
+
+NOT_GATHERED = (
+    "was it saved from shards (ZeRO-3, FSDP) that were not gathered? Gather them: python zero_to_fp32.py CHECKPOINT "
+    "OUT --safe_serialization, or set stage3_gather_16bit_weights_on_model_save and save again"
 )
 
 
@@ -82,14 +88,14 @@ def part_of(stored: str) -> str:
 
 def read_tensors(folder: PeftFolder) -> PeftTensors:
     """All tensors of the folder. Raises AdapterError for one that is not understood, or a pair that is not whole."""
-    file = folder.path / WEIGHTS
+    file = folder.weights
     parts: dict[str, dict[str, Floats]] = {}
     found = PeftTensors([])
     for stored, tensor in sorted(folder.tensors.items()):
         name = _plain_name(stored)
         if match := _PART.fullmatch(name):
             kind = match["kind"] + (".bias" if match["part"] == "bias" else "")
-            _add_once(file, stored, parts.setdefault(match["module"], {}), kind, _floats(file, tensor))
+            _add_once(file, stored, parts.setdefault(match["module"], {}), kind, tensor_floats(file, tensor))
         elif match := _ROWS.fullmatch(name):
             _add_once(file, stored, found.rows, match["module"], _matrix(file, tensor))
         elif match := _FROZEN.fullmatch(name) or _TRAINED.fullmatch(name):
@@ -104,7 +110,12 @@ def read_tensors(folder: PeftFolder) -> PeftTensors:
         found.frozen.pop(name, None)
     found.deltas.extend(_deltas(file, parts))
     if not (found.deltas or found.trained or found.rows):
-        raise AdapterError(file, "holds no LoRA tensors", found=f"{len(folder.tensors)} others")
+        raise AdapterError(
+            file,
+            "holds no LoRA tensors",
+            found=f"{len(folder.tensors)} others" if folder.tensors else "no tensor at all",
+            hint=None if folder.tensors else NOT_GATHERED,
+        )
     return found
 
 
@@ -112,7 +123,10 @@ def _plain_name(name: str) -> str:
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     if parts[0] == "module":  # DistributedDataParallel
         parts = parts[1:]
-    return ".".join(parts).removeprefix("base_model.model.")
+    name = ".".join(parts)
+    while name.startswith("base_model.model."):  # twice, where a model was wrapped twice
+        name = name.removeprefix("base_model.model.")
+    return name
 
 
 def _add_once(file: Path, stored: str, table: dict[str, Floats], key: str, value: Floats) -> None:
@@ -146,7 +160,7 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
                     file,
                     f"a pair of {module} is no matrix",
                     found=matrix.shape,
-                    hint="was it saved from shards (ZeRO-3, FSDP) that were not gathered?",
+                    hint=NOT_GATHERED,
                 )
         if a.shape[0] != b.shape[1]:
             raise AdapterError(
@@ -161,13 +175,13 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
 
 
 def _matrix(file: Path, tensor: CheckpointTensor) -> Floats:
-    values = _floats(file, tensor)
+    values = tensor_floats(file, tensor)
     if values.ndim != 2:
         raise AdapterError(file, f"{tensor.name} is no matrix", found=tensor.shape)
     return values
 
 
-def _floats(file: Path, tensor: CheckpointTensor) -> Floats:
+def tensor_floats(file: Path, tensor: CheckpointTensor) -> Floats:
     if tensor.dtype not in ("F32", "F16", "BF16"):
         raise AdapterError(
             file, f"tensor {tensor.name!r} has a dtype that is no adapter's", found=tensor.dtype

@@ -102,6 +102,9 @@ class Registry:
         )
         return self._find(self._by_name, name, "general.architecture", hint)
 
+    def has_model_type(self, name: str) -> bool:
+        return name in self._by_model_type
+
     def by_model_type(self, name: str, subject: str) -> tuple[Arch, ConfigClass]:
         """What config.json calls `name`, and the architecture that it is; `subject` names the file in the error."""
         hint = (

@@ -11,12 +11,14 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag, option
+from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import JSON, TARGET, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_report import report_as_json, show_result
 from loragraft.units import plural
 
 if TYPE_CHECKING:
+    from loragraft.huggingface.intake import Intake
     from loragraft.quants.filetypes import FileType
 
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 @flag("--dequantize", help="Turn quantized weights that GGUF cannot carry into floats.")
 @THREADS
 @JSON
+@intake_options
 def convert(
     source: Path,
     output: Path,
@@ -54,6 +57,7 @@ def convert(
     dequantize: bool,
     threads: int | None,
     as_json: bool,
+    intake: Intake,
 ) -> None:
     """Convert a Hugging Face model, or a PEFT adapter, to GGUF.
 
@@ -62,18 +66,22 @@ def convert(
     """
     from loragraft.verbs.convert import is_adapter
 
-    if is_adapter(source):
+    if base is not None or is_adapter(source):
         if base is None:
             raise click.UsageError(f"{source} is an adapter: name the model that it is for with --base")
         if str(target or "F32") != "F32" or dequantize:
             raise click.UsageError("an adapter is written as F32, without --type or --dequantize")
-        _convert_adapter(source, base, output, as_json)
+        _convert_adapter(source, base, output, intake, as_json)
         return
-    if base is not None:
-        raise click.UsageError(f"--base is for adapters, and {source} is none")
     with progress() as bars:
         report = lg.convert(
-            source, output, type=target, dequantize=dequantize, threads=threads, progress=bars
+            source,
+            output,
+            type=target,
+            dequantize=dequantize,
+            intake=intake,
+            threads=threads,
+            progress=bars,
         )
     if as_json:
         console.result(json.dumps(report_as_json(report), indent=1))
@@ -81,9 +89,9 @@ def convert(
         show_result(report)
 
 
-def _convert_adapter(source: Path, base: Path, output: Path, as_json: bool) -> None:
+def _convert_adapter(source: Path, base: Path, output: Path, intake: Intake, as_json: bool) -> None:
     with progress() as bars:
-        adapter = lg.convert_adapter(source, base, output, progress=bars)
+        adapter = lg.convert_adapter(source, base, output, intake=intake, progress=bars)
     if as_json:
         facts = {"path": str(adapter.path), "pairs": adapter.pairs, "tensors": adapter.tensors}
         console.result(json.dumps(facts))

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
+from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import JSON
 from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from loragraft.huggingface.intake import Intake
     from loragraft.verbs.inspect import FileReport
 
 _MAX_VALUE = 100  # characters of a metadata value
@@ -36,15 +38,18 @@ _MAX_ITEMS = 5  # elements of an array
 @flag("--tensors/--no-tensors", default=True, help="List every tensor.")
 @flag("--full", help="Print all metadata, long values in full.")
 @JSON
-def inspect(file: Path, tensors: bool, full: bool, as_json: bool) -> None:
+@intake_options
+def inspect(file: Path, tensors: bool, full: bool, as_json: bool, intake: Intake) -> None:
     """Show what a file holds: its metadata and its tensors.
 
     Only headers are read. Shapes are given as (rows, columns): out x in for a linear weight.
     """
-    report = lg.inspect(file)
+    report = lg.inspect(file, intake=intake)
     if as_json:
         console.result(json.dumps(report.as_json(), indent=1, allow_nan=False))
         return
+    for note in report.notes:
+        console.info(note)
     console.result(f"{_printable(str(report.path))}: {report.kind}")
     if report.metadata:
         console.show(_metadata_table(report, full))
@@ -71,7 +76,7 @@ def _tensor_table(report: FileReport) -> Table:
 
 
 def _summary(report: FileReport) -> str:
-    from loragraft.verbs.inspect import Kind
+    from loragraft.huggingface.contents import Kind
 
     parts = ", ".join(
         f"{count} {name} ({bytes_text(size)})" for name, (count, size) in report.types().items()

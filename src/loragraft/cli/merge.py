@@ -11,12 +11,14 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag, option
+from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import JSON, LORA, TARGET, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
 
 if TYPE_CHECKING:
+    from loragraft.huggingface.intake import Intake
     from loragraft.quants.filetypes import FileType
     from loragraft.streaming.options import QuantizeOptions
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 @flag("--dry-run", help="Only show what would be written.")
 @THREADS
 @JSON
+@intake_options
 @quantize_options
 def merge(
     base: Path,
@@ -54,6 +57,7 @@ def merge(
     threads: int | None,
     as_json: bool,
     options: QuantizeOptions,
+    intake: Intake,
 ) -> None:
     """Merge LoRA adapters into a model and quantize the sum, in one pass.
 
@@ -70,6 +74,7 @@ def merge(
             type=target,
             options=options,
             dequantize=dequantize,
+            intake=intake,
             threads=threads,
             progress=bars,
         )

@@ -12,10 +12,12 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command, flag, option
+from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import BACKEND, JSON, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, prompt_of
 from loragraft.units import plural
 
 if TYPE_CHECKING:
+    from loragraft.huggingface.intake import Intake
     from loragraft.inference.model import BackendName
 
 _PROBABILITY = click.FloatRange(min=0, max=1)
@@ -81,6 +83,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
 @BACKEND
 @THREADS
 @JSON
+@intake_options
 def run(
     model: Path,
     prompt: str | None,
@@ -98,6 +101,7 @@ def run(
     backend: BackendName,
     threads: int | None,
     as_json: bool,
+    intake: Intake,
 ) -> None:
     """Continue a prompt, printing the text as it is made.
 
@@ -107,7 +111,7 @@ def run(
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat")
     text = prompt_of(prompt, file)
-    loaded = lg.load(model, lora, backend=backend, threads=threads)
+    loaded = lg.load(model, lora, backend=backend, threads=threads, intake=intake)
     for note in loaded.notes:
         console.info(note)
     said = [("system", system), ("user", text)]

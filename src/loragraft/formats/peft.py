@@ -1,14 +1,15 @@
-"""PEFT adapter folders, raw: adapter_config.json and adapter_model.safetensors."""
+"""PEFT adapter folders, raw: adapter_config.json and the adapter's weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loragraft.errors import CheckpointError
 from loragraft.formats.jsonfile import load_json
-from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
+from loragraft.formats.safetensors import CheckpointTensor
+from loragraft.formats.weight_files import ADAPTER, open_weights
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -21,9 +22,17 @@ class PeftFolder:
     path: Path
     config: dict[str, Any]
     tensors: dict[str, CheckpointTensor]
+    files: list[Path] = field(default_factory=list)
+    """That hold the tensors."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def weights(self) -> Path:
+        """The file to name in messages about a tensor."""
+        return self.files[0] if len(self.files) == 1 else self.path
 
     @classmethod
-    def open(cls, folder: Path | str) -> PeftFolder:
+    def open(cls, folder: Path | str, *, allow_pickle: bool = False) -> PeftFolder:
         """Read `folder`. Raises `CheckpointError` if anything in it is missing or malformed."""
         folder = Path(folder)
         if not folder.is_dir():
@@ -32,13 +41,16 @@ class PeftFolder:
             raise CheckpointError(
                 folder, "is not a PEFT adapter", found=f"no {CONFIG}", expected=f"{CONFIG}, {WEIGHTS}"
             )
-        config = load_json(folder / CONFIG, CheckpointError)
-        if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
-            raise CheckpointError(
-                folder,
-                "its weights are pickled, which is not safe to read",
-                found="adapter_model.bin",
-                expected=WEIGHTS,
-                hint="load it with peft and save_pretrained it again",
-            )
-        return cls(folder, config, SafetensorsFile.open(folder / WEIGHTS).tensors)
+        config, notes = load_json(folder / CONFIG, CheckpointError), list[str]()
+        files = open_weights(folder, ADAPTER, notes, allow_pickle=allow_pickle)
+        tensors: dict[str, CheckpointTensor] = {}
+        for file in files:
+            for name, tensor in file.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(
+                        file.path,
+                        f"tensor {name!r} is already in another file",
+                        found=tensors[name].file.name,
+                    )
+                tensors[name] = tensor
+        return cls(folder, config, tensors, [file.path for file in files], notes)

@@ -14,7 +14,8 @@ from loragraft.errors import AdapterError, FormatError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, TokenType, Value
 from loragraft.formats.source import ModelSource
-from loragraft.huggingface.vocab import tokenizer_metadata
+from loragraft.huggingface.slow_tokenizer import has_slow_bpe
+from loragraft.huggingface.vocab import tokenizer_metadata, tokenizer_uses
 
 _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"
@@ -32,7 +33,8 @@ def adapter_tokenizer(folder: Path, base: ModelSource, vocabulary: int, notes: l
     own_notes: list[str] = []
     own = _saved(folder, vocabulary, required=resized, notes=notes, own_notes=own_notes)
     if own is None:
-        return _shortened(folder, base.metadata, vocabulary) if resized else {}
+        tokens = _shortened(folder, base.metadata, vocabulary) if resized else {}
+        return {**tokens, **_uses(folder, base, tokens, notes)}
     same_tokens = known is not None and own[_TOKENS] == known
     changed = {
         key: value
@@ -52,15 +54,35 @@ def adapter_tokenizer(folder: Path, base: ModelSource, vocabulary: int, notes: l
 def _saved(
     folder: Path, vocabulary: int, *, required: bool, notes: list[str], own_notes: list[str]
 ) -> Metadata | None:
-    if not (folder / "tokenizer.json").is_file():
+    checkpoint = Checkpoint(folder, {}, [])
+    if not (
+        checkpoint.has("tokenizer.json") or has_slow_bpe(checkpoint) or checkpoint.has("tokenizer.model")
+    ):
         return None
     try:
-        return tokenizer_metadata(Checkpoint(folder, {}, []), vocabulary, own_notes)
+        return tokenizer_metadata(checkpoint, vocabulary, own_notes)
     except (FormatError, UnsupportedError) as problem:
         if required:
             raise
         notes.append(f"the tokenizer beside the adapter is left out: {problem}")
         return None
+
+
+def _uses(folder: Path, base: ModelSource, resized: Metadata, notes: list[str]) -> Metadata:
+    """A chat template and special tokens saved beside an adapter without the tokenizer that they are for."""
+    known = resized.get(_TOKENS) or base.metadata.get(_TOKENS)
+    own_notes: list[str] = []
+    try:
+        own = tokenizer_uses(Checkpoint(folder, {}, []), known.data if known is not None else [], own_notes)
+    except FormatError as problem:
+        notes.append(f"the chat template beside the adapter is left out: {problem}")
+        return {}
+    changed = {key: value for key, value in own.items() if base.metadata.get(key) != value}
+    if changed:
+        what = "chat template" if any(key.startswith(_TEMPLATES) for key in changed) else "special tokens"
+        notes += own_notes
+        notes.append(f"{folder}: its own {what} replaces the base's, which is another")
+    return changed
 
 
 def _shortened(folder: Path, metadata: Metadata, vocabulary: int) -> Metadata:

@@ -21,26 +21,28 @@ from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import in_memory
 from loragraft.huggingface.config_json import biased_linears
 from loragraft.huggingface.hyperparameters import check_expressible, hyperparameters
+from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.huggingface.placement import Placement
 from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.huggingface.weights import read_weights
+from loragraft.huggingface.wrappers import text_model
 from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 
 
-def open_checkpoint(folder: Path, *, dequantize: bool = False) -> ModelSource:
+def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = STRICT) -> ModelSource:
     """The model in `folder`, with GGUF's names, row order and metadata, its tensors in their stored types.
 
     As llama.cpp does, everything with one axis, norms and the experts' router are F32. `dequantize`: weights whose
     quantization GGUF cannot carry losslessly become F32 instead of an error. Raises CheckpointError for files that are
     malformed, UnsupportedError for what has no GGUF form.
     """
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = text_model(Checkpoint.open(folder, allow_pickle=intake.allow_pickle), intake)
     path = checkpoint.path / "config.json"
     arch, config_class = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
     config = Config(path, checkpoint.config, config_class.defaults)
-    notes = check_expressible(arch, config_class, config)
+    notes = [*checkpoint.notes, *check_expressible(arch, config_class, config)]
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
     sizes = hyperparameters(arch, config_class, config, 0)
     with naming(path):

@@ -19,6 +19,7 @@ from loragraft.errors import CheckpointError, printable
 from loragraft.formats.gguf.values import NUMPY_TYPES, Metadata, Value, ValueType
 from loragraft.formats.jsonfile import load_json
 from loragraft.huggingface.card_file import read_card
+from loragraft.huggingface.contents import repository_name
 
 _MAX_NAME = 4096
 #: Keys of generation_config.json that GGUF has a place for, by GGUF's names.
@@ -48,7 +49,7 @@ def general_metadata(
     label = size_label(total, shared, expert, experts) if total > 0 else None
     try:
         card = _card(folder, total, notes)
-        card.name = card.name or folder.name
+        card.name = card.name or repository_name(folder)
         card.size_label = card.size_label or label
         card.set_gguf_meta_model(writer)
         written = _values(writer)
@@ -57,7 +58,7 @@ def general_metadata(
         notes.append(f"{folder / 'README.md'}: the model card is left out ({printable(reason[:100])})")
         writer = GGUFWriter(None, arch)
         writer.add_type(kind)
-        writer.add_name(folder.name)
+        writer.add_name(repository_name(folder))
         written = _values(writer)
     metadata: Metadata = {}
     for key, value in written.items():
@@ -74,7 +75,7 @@ def _card(folder: Path, total: int, notes: list[str]) -> CardMetadata:
     name = config.get("_name_or_path")
     known = {"_name_or_path": name} if isinstance(name, str) and len(name) <= _MAX_NAME else {}
     card: CardMetadata = CardMetadata.apply_metadata_heuristic(
-        CardMetadata(), read_card(folder), known, folder, total
+        CardMetadata(), read_card(folder), known, Path(repository_name(folder)), total
     )
     settings = _settings(folder / "generation_config.json", notes)
     for key in _SAMPLING:

@@ -11,29 +11,43 @@ import numpy as np
 from loragraft.adapters.kinship import doubt
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.adapters.olora import for_the_original
-from loragraft.adapters.peft import ModuleDelta, read_tensors
+from loragraft.adapters.peft import ModuleDelta, PeftTensors, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
 from loragraft.errors import AdapterError, naming
 from loragraft.formats.peft import CONFIG, PeftFolder
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
+from loragraft.huggingface.intake import STRICT, Intake
+from loragraft.huggingface.mlx import read_mlx
 from loragraft.huggingface.peft_replacement import Replacements
-from loragraft.huggingface.tensor_names import Place, TensorNames
+from loragraft.huggingface.task import check_task
+from loragraft.huggingface.tensor_names import Place
+from loragraft.huggingface.wrappers import TextNames, is_other_part, refuse_or_note
 
 
-def open_peft(folder: Path, base: ModelSource) -> Adapter:
-    """The PEFT adapter in `folder`, placed on `base`; every tensor of it is used, or it is an error.
+def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Intake = STRICT) -> Adapter:
+    """The PEFT adapter in `folder`, or with `mlx` mlx-lm's, placed on `base`; every tensor of it is used, or it is an
+    error.
 
     Raises CheckpointError for malformed files, AdapterError for what does not fit the base or is not honoured.
     """
-    peft = PeftFolder.open(folder)
-    settings = read_settings(folder / CONFIG, peft.config)
-    tensors = read_tensors(peft)
+    notes: list[str] = []
+    if mlx:
+        settings, tensors, config = read_mlx(folder)
+    else:
+        peft = PeftFolder.open(folder, allow_pickle=intake.allow_pickle)
+        settings, tensors, config = (
+            read_settings(folder / CONFIG, peft.config),
+            read_tensors(peft),
+            peft.config,
+        )
+        notes += peft.notes
     with naming(base.path):
-        names = TensorNames(base.metadata)
+        names = TextNames(base.metadata)
     if EMBEDDING not in base.tensors:
         raise AdapterError(folder, f"needs a base with {EMBEDDING}", found=base.path.name)
-    notes: list[str] = []
+    check_task(folder, config, tensors, notes)
+    tensors = _text_part(folder, tensors, intake, notes)
     whole = Replacements(folder, base, names, settings, notes)
     replaced = whole.tensors(tensors)
     vocabulary = {**base.tensors, **replaced}[EMBEDDING].shape[0]
@@ -48,7 +62,7 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
     pairs = placement.pairs()
     if settings.olora:
         pairs = {name: _without_olora(folder, base, pair) for name, pair in pairs.items()}
-    if note := doubt(peft.config.get("base_model_name_or_path"), base):
+    if note := doubt(config.get("model" if mlx else "base_model_name_or_path"), base):
         notes.append(f"{folder}: {note}")
     alpha = settings.global_alpha
     return Adapter(
@@ -62,6 +76,19 @@ def open_peft(folder: Path, base: ModelSource) -> Adapter:
         rows=whole.rows(tensors.rows, vocabulary),
         biases=biases,
         tokenizer=adapter_tokenizer(folder, base, vocabulary, notes),
+    )
+
+
+def _text_part(folder: Path, tensors: PeftTensors, intake: Intake, notes: list[str]) -> PeftTensors:
+    """`tensors` without those that adapt a vision or audio tower. Raises AdapterError unless `intake` lets them go."""
+    others = [delta.module for delta in tensors.deltas if is_other_part(delta.module)]
+    others += [name for name in (*tensors.trained, *tensors.rows) if is_other_part(name)]
+    refuse_or_note(folder, others, intake, notes, AdapterError)
+    return PeftTensors(
+        [delta for delta in tensors.deltas if not is_other_part(delta.module)],
+        {name: tensor for name, tensor in tensors.trained.items() if not is_other_part(name)},
+        {name: tensor for name, tensor in tensors.frozen.items() if not is_other_part(name)},
+        {name: rows for name, rows in tensors.rows.items() if not is_other_part(name)},
     )
 
 
@@ -121,7 +148,7 @@ class _Placement:
         self,
         path: Path,
         base: ModelSource,
-        names: TensorNames,
+        names: TextNames,
         settings: LoraSettings,
         replaced: Mapping[str, TensorSource],
     ) -> None:

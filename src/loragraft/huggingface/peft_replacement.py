@@ -16,8 +16,8 @@ from loragraft.formats.safetensors import CheckpointTensor
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Stored, float_rows
 from loragraft.huggingface.placement import place_weights
-from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.weights import Weight
+from loragraft.huggingface.wrappers import TextNames
 from loragraft.quants.types import BY_NAME
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -30,19 +30,26 @@ class Replacements:
     """Places what `tensors` hold beside pairs on `base`. Raises AdapterError for what does not fit it."""
 
     def __init__(
-        self, path: Path, base: ModelSource, names: TensorNames, settings: LoraSettings, notes: list[str]
+        self, path: Path, base: ModelSource, names: TextNames, settings: LoraSettings, notes: list[str]
     ) -> None:
         self._path, self._base, self._names, self._settings, self._notes = path, base, names, settings, notes
 
     def tensors(self, found: PeftTensors) -> dict[str, TensorSource]:
         """Whole tensors, by GGUF name: those that were trained, and those of the base that are not the base's here."""
         for module in self._settings.saved:
-            if not any(name.rpartition(".")[0].endswith(module) for name in found.trained):
+            if any(name.rpartition(".")[0].endswith(module) for name in found.trained):
+                continue
+            if self._names.has_module(module):
                 raise AdapterError(
                     self._path,
                     f"holds no tensor of {module}",
                     expected=f"it, as modules_to_save of {CONFIG} names it",
+                    hint=f"save it again with peft; if it was not trained, take it out of modules_to_save in {CONFIG}",
                 )
+            self._notes.append(
+                f"{self._path}: modules_to_save of {CONFIG} names {module}, which {self._base.arch} has not: passed "
+                "over, as in peft"
+            )
         changed = dict(found.trained)
         changed.update(
             {name: copy for name, copy in found.frozen.items() if not self._is_the_bases(name, copy)}

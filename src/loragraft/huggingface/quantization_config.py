@@ -32,6 +32,14 @@ _ALGORITHMS = (
 #: Those of NVFP4 weights that are not multiplied with 4-bit activations.
 _WIDE = ("W4A16_NVFP4", "W4A8_NVFP4_FP8")
 _FORMATS = ("nvfp4-pack-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+#: How the names of what quantizers keep beside a weight end: ModelOpt's and compressed-tensors', bitsandbytes', GPTQ's
+#: and AWQ's, HQQ's, MLX's.
+_COMPANIONS = (
+    *("weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "pre_quant_scale"),
+    *(".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format"),
+    *(".qweight", ".qzeros", ".scales", ".g_idx", ".biases", ".W_q", ".zero"),
+)
 _BLOCK = (128, 128)
 """Rows and columns of a block of FP8 weights, where the configuration is silent."""
 
@@ -58,21 +66,37 @@ class QuantizationConfig:
         return self.algorithm(module) in _WIDE
 
 
-def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
-    """The quantization of the model in `checkpoint`; of one that is not quantized nothing.
+def read_quantization_config(checkpoint: Checkpoint, notes: list[str]) -> QuantizationConfig:
+    """The quantization of the model in `checkpoint`; of one that is not quantized nothing, whatever a configuration
+    that merging left there says, with a note.
 
     Raises UnsupportedError for a method, an algorithm or a format that is not read, for sparse weights, and for
     transforms of the activations, which the weights alone do not undo.
     """
     path = checkpoint.path
-    config = checkpoint.config.get("quantization_config") or checkpoint.config.get("compression_config") or {}
+    key = "quantization_config" if checkpoint.config.get("quantization_config") else "compression_config"
+    config = checkpoint.config.get(key) or {}
     if not isinstance(config, Mapping):
-        raise CheckpointError(path, "quantization_config is no object", found=repr(config)[:80])
-    _check(path, "quant_method", [config.get("quant_method")], _METHODS)
+        raise CheckpointError(path, f"{key} is no object", found=repr(config)[:80])
     quantization: dict[str, Any] = dict(config)
     if checkpoint.has("hf_quant_config.json"):
         more = checkpoint.json("hf_quant_config.json").get("quantization")
         quantization.update(more if isinstance(more, Mapping) else {})
+    transforms = quantization.get("transform_config")
+    if isinstance(transforms, Mapping) and transforms.get("config_groups"):
+        raise UnsupportedError(
+            path,
+            "its activations are transformed between layers (transform_config), which GGUF cannot express",
+            found=", ".join(_objects(transforms["config_groups"]))[:80],
+            hint="merge into the model before it was quantized",
+        )
+    if quantization and is_floating(checkpoint):
+        method = quantization.get("quant_method") or quantization.get("quant_algo") or "of no method"
+        notes.append(
+            f"{path / 'config.json'}: {key} ({str(method)[:40]}) is passed over: all weights are floating-point numbers"
+        )
+        return QuantizationConfig({}, (_BLOCK,))
+    _check(path, "quant_method", [config.get("quant_method")], _METHODS)
     layers = _objects(quantization.get("quantized_layers"))
     groups = _objects(quantization.get("config_groups"))
     algorithms = {module: entry.get("quant_algo") for module, entry in layers.items()}
@@ -83,16 +107,16 @@ def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
     sparsity = quantization.get("sparsity_config")
     if isinstance(sparsity, Mapping):
         _check(path, "sparsity_config format", [sparsity.get("format")], ("dense",))
-    transforms = quantization.get("transform_config")
-    if isinstance(transforms, Mapping) and transforms.get("config_groups"):
-        raise UnsupportedError(
-            path,
-            "its activations are transformed between layers (transform_config), which GGUF cannot express",
-            found=", ".join(_objects(transforms["config_groups"]))[:80],
-            hint="merge into the model before it was quantized",
-        )
     known = {str(module): algorithm for module, algorithm in algorithms.items() if algorithm}
     return QuantizationConfig(known, tuple(dict.fromkeys(_blocks(path, quantization, groups))))
+
+
+def is_floating(checkpoint: Checkpoint) -> bool:
+    """Whether all tensors are floating-point numbers, and none is the companion of a quantized weight."""
+    return bool(checkpoint.tensors) and all(
+        tensor.dtype in _FLOATS and not name.endswith(_COMPANIONS)
+        for name, tensor in checkpoint.tensors.items()
+    )
 
 
 def _blocks(

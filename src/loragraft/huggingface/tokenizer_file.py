@@ -13,6 +13,7 @@ from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.schema import MAX_TOKEN
 from loragraft.formats.gguf.values import TokenType
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS, recognise
+from loragraft.huggingface.slow_tokenizer import added_tokens, has_slow_bpe, read_sentencepiece, slow_bpe
 
 #: More tokens than any tokenizer has; a file that says so is refused before anything is sized by it.
 _MAX_TOKENS = 1 << 24
@@ -31,21 +32,29 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TokenizerFile:
-    """tokenizer.json of a BPE tokenizer, byte-level or (with byte_fallback) SentencePiece's."""
+    """tokenizer.json of a BPE tokenizer, byte-level or (with byte_fallback) SentencePiece's; or what it would say,
+    where only the files of a slow tokenizer are there (`huggingface.slow_tokenizer`)."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.path / "tokenizer.json"
-        if not checkpoint.has("tokenizer.json"):
-            found = next(
-                (n for n in ("tokenizer.model", "tekken.json", "vocab.json") if checkpoint.has(n)), None
-            )
-            raise UnsupportedError(
-                checkpoint.path,
-                "no tokenizer.json",
-                found=found,
-                hint="load the tokenizer with transformers and save_pretrained it again",
-            )
-        self.json = checkpoint.json("tokenizer.json")
+    @staticmethod
+    def open(checkpoint: Checkpoint) -> TokenizerFile:
+        """The tokenizer of the folder. Raises CheckpointError, UnsupportedError."""
+        if checkpoint.has("tokenizer.json"):
+            return TokenizerFile(checkpoint.path / "tokenizer.json", checkpoint.json("tokenizer.json"))
+        if has_slow_bpe(checkpoint):
+            return TokenizerFile(checkpoint.path / "vocab.json", slow_bpe(checkpoint))
+        if checkpoint.has("tokenizer.model"):
+            return SentencePieceModel(checkpoint)
+        found = next((n for n in ("tekken.json", "vocab.json", "spiece.model") if checkpoint.has(n)), None)
+        raise UnsupportedError(
+            checkpoint.path,
+            "no tokenizer.json",
+            found=found,
+            expected="tokenizer.json, vocab.json and merges.txt, or tokenizer.model",
+            hint="load the tokenizer with transformers and save_pretrained it again",
+        )
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.json = path, content
         self.model: dict[str, Any] = self._object(self.json.get("model"), "model")
         kind = self.model.get("type", "BPE" if "merges" in self.model else None)
         if kind != "BPE":
@@ -82,10 +91,14 @@ class TokenizerFile:
             raise CheckpointError(self.path, f"{name} is missing or no object")
         return value
 
+    def _vocabulary(self) -> tuple[dict[int, str], dict[int, int]]:
+        """Every token's text and type by its id, added tokens left out."""
+        texts = {id_: text for text, id_ in self.vocab.items()}
+        return texts, dict.fromkeys(texts, int(TokenType.NORMAL))
+
     def tokens(self, vocab_size: int | None) -> tuple[list[str], list[int]]:
         """Every token's text and type, `vocab_size` of them."""
-        texts = {id_: text for text, id_ in self.vocab.items()}
-        kinds = dict.fromkeys(texts, TokenType.NORMAL)
+        texts, kinds = self._vocabulary()
         for token in self.added:
             text = token["content"]
             special = bool(token.get("special")) or _looks_special(text)
@@ -112,12 +125,17 @@ class TokenizerFile:
                 "the tokenizer has more tokens than the model",
                 found=f"token id {size - 1} ({texts[size - 1]!r})",
                 expected=f"ids below config.json's vocab_size {vocab_size}",
-                hint="were tokens added without resizing the model's embeddings?",
+                hint="were tokens added without resizing the model's embeddings? Take those that were not trained "
+                "out of added_tokens, or resize and save it again: model.resize_token_embeddings(len(tokenizer))",
             )
         return (
             [texts.get(id_, f"[PAD{id_}]") for id_ in range(vocab_size)],
             [int(kinds.get(id_, TokenType.UNUSED)) for id_ in range(vocab_size)],
         )
+
+    @property
+    def merges_nothing(self) -> bool:
+        return not self.pairs()
 
     def pairs(self) -> list[tuple[str, str]]:
         """The merges, best first."""
@@ -237,6 +255,48 @@ class TokenizerFile:
 
     def id_of(self, text: str) -> int | None:
         return next((token["id"] for token in self.added if token["content"] == text), None)
+
+
+class SentencePieceModel(TokenizerFile):
+    """tokenizer.model, SentencePiece's own file, with the tokens that were added beside it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = checkpoint.path / "tokenizer.model"
+        self._pieces = read_sentencepiece(self.path)
+        self.json, self.model, self.is_sentencepiece = {}, {}, True
+        self.vocab = {text: id_ for id_, text in enumerate(self._pieces.texts)}
+        self.added = [
+            {"id": id_, "content": text, "special": special}
+            for text, (id_, special) in added_tokens(checkpoint, self.vocab).items()
+        ]
+        config = checkpoint.json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else {}
+        prefix = config.get("add_prefix_space")
+        self._adds_space = prefix if isinstance(prefix, bool) else self._pieces.adds_space
+
+    def _vocabulary(self) -> tuple[dict[int, str], dict[int, int]]:
+        return dict(enumerate(self._pieces.texts)), dict(enumerate(self._pieces.types))
+
+    def scores(self, tokens: list[str], types: list[int], notes: list[str]) -> list[float]:
+        """As llama.cpp's converter: -1000 for what was added, -10000 for what pads."""
+        own = [*self._pieces.scores, *[-1000.0] * (len(tokens) - len(self._pieces.scores))]
+        for token in self.added:
+            own[token["id"]] = -1000.0
+        return [
+            -10000.0 if id_ >= len(self._pieces.scores) and kind == TokenType.UNUSED else own[id_]
+            for id_, kind in enumerate(types)
+        ]
+
+    def adds_space(self) -> bool:
+        return self._adds_space
+
+    @property
+    def merges_nothing(self) -> bool:
+        return False
+
+    def id_of(self, text: str) -> int | None:
+        """Also of a piece: SentencePiece's own BOS and EOS are added by nobody."""
+        found = super().id_of(text)
+        return self.vocab.get(text) if found is None else found
 
 
 def flat(component: Any, children: str) -> list[Any]:

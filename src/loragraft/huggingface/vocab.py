@@ -7,7 +7,7 @@ the merges. Special tokens, BOS and EOS flags and chat templates as gguf-py's `S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
     tokenizer.json that is malformed or larger than the model's vocabulary, UnsupportedError for a kind of tokenizer, or
     a pre-tokenizer, that GGUF has no name for. What cannot be carried over is added to `notes`.
     """
-    file = TokenizerFile(checkpoint)
+    file = TokenizerFile.open(checkpoint)
     tokens, types = file.tokens(vocab_size)
     metadata: Metadata = {
         "tokenizer.ggml.model": Value.string("llama" if file.is_sentencepiece else "gpt2"),
@@ -46,16 +46,28 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
     else:
         metadata["tokenizer.ggml.token_type"] = kinds
         metadata["tokenizer.ggml.merges"] = Value.strings(file.merges())
-    if not file.pairs():
-        notes.append("tokenizer.json has no merges: text will be read letter by letter")
+    if file.merges_nothing:
+        notes.append(f"{file.path.name} has no merges: text will be read letter by letter")
     notes += file.left_out()
-    metadata.update(_special_tokens(checkpoint, file, len(tokens), notes))
+    metadata.update(_special_tokens(checkpoint, file.json, file.id_of, len(tokens), notes))
     metadata.update(_chat_templates(checkpoint, notes))
     return metadata
 
 
+def tokenizer_uses(checkpoint: Checkpoint, tokens: Sequence[str], notes: list[str]) -> Metadata:
+    """What the folder says of using a tokenizer that it does not hold: chat templates, and the special tokens that
+    tokenizer_config.json names, by their places among `tokens`."""
+    ids = {text: id_ for id_, text in enumerate(tokens)}
+    metadata = _special_tokens(checkpoint, {}, ids.get, len(tokens), notes)
+    return {**metadata, **_chat_templates(checkpoint, notes)}
+
+
 def _special_tokens(
-    checkpoint: Checkpoint, file: TokenizerFile, vocabulary: int, notes: list[str]
+    checkpoint: Checkpoint,
+    tokenizer: Mapping[str, Any],
+    id_of: Callable[[str], int | None],
+    vocabulary: int,
+    notes: list[str],
 ) -> Metadata:
     """Ids from tokenizer_config.json's texts, else from config.json; `add_*` flags from the post-processor, else from
     tokenizer_config.json."""
@@ -66,7 +78,7 @@ def _special_tokens(
     texts["eos"] = texts["eos"] or texts["sep"]
     kinds = list(SPECIAL_KINDS)
     added: dict[str, bool] = {}
-    processor = file.json.get("post_processor")
+    processor = tokenizer.get("post_processor")
     for step in flat(processor, "processors"):
         kind = step.get("type") if isinstance(step, dict) else None
         if kind == "ByteLevel":
@@ -89,7 +101,7 @@ def _special_tokens(
     for kind in kinds:
         if isinstance(flag := config.get(f"add_{kind}_token"), bool):
             added.setdefault(kind, flag)
-        if (text := texts.get(kind)) is not None and (id_ := file.id_of(text)) is not None:
+        if (text := texts.get(kind)) is not None and (id_ := id_of(text)) is not None:
             ids[kind] = id_
     for kind in kinds:
         ids.setdefault(kind, _configured_id(checkpoint, f"{kind}_token_id", vocabulary, notes))

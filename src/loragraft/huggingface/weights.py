@@ -17,6 +17,7 @@ from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
+from loragraft.huggingface.mlx_weights import mlx_packing, mlx_weight
 from loragraft.huggingface.quantization_config import read_quantization_config
 from loragraft.quants import e4m3
 from loragraft.quants.nvfp4 import BLOCK, dequantize_nvfp4, pack_modelopt
@@ -88,7 +89,8 @@ def read_weights(checkpoint: Checkpoint, notes: list[str], *, dequantize: bool =
 class _Reader:
     def __init__(self, checkpoint: Checkpoint, notes: list[str], dequantize: bool) -> None:
         self._path, self._notes, self._dequantize = checkpoint.path, notes, dequantize
-        self._config = read_quantization_config(checkpoint)
+        self._mlx = checkpoint.config.get("quantization")
+        self._config = read_quantization_config(checkpoint, notes)
         self._tensors = {
             name: tensor
             for file in sorted(checkpoint.files, key=lambda file: file.path.name)
@@ -111,6 +113,10 @@ class _Reader:
                 four_bit.append(self._nvfp4(stem, tensor))
             elif part == "weight" and tensor.dtype == "F8_E4M3":
                 others.append(self._fp8(stem, tensor))
+            elif part == "weight" and tensor.dtype == "U32" and f"{stem}.scales" in self._tensors:
+                others.append(self._mlx_weight(stem, tensor))
+            elif part in ("scales", "biases") and self._is_mlx(stem):
+                continue
             elif part not in _COMPANIONS and not name.endswith(_CACHE_SCALES):
                 others.append(self._plain(tensor))
         for obstacle, names in self._dequantized.items():
@@ -132,6 +138,24 @@ class _Reader:
             )
         source = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor)
         return Weight(tensor.name, widened(source) if tensor.dtype == "F64" else source)
+
+    def _is_mlx(self, stem: str) -> bool:
+        weight = self._tensors.get(f"{stem}.weight")
+        return weight is not None and weight.dtype == "U32"
+
+    def _mlx_weight(self, stem: str, codes: CheckpointTensor) -> Weight:
+        packing = mlx_packing(self._path, self._mlx, stem)
+        if not self._dequantize:
+            raise UnsupportedError(
+                self._path,
+                f"quantized by MLX (config.json: quantization, {packing.bits} bits), which GGUF has no type for",
+                found=f"{codes.name} {codes.dtype} {codes.shape}",
+                hint="add --dequantize (convert, merge) to read the weights as floats, or take the model that was "
+                "quantized",
+            )
+        scales, biases = self._companion(stem, "scales"), self._companion(stem, "biases")
+        self._dequantized.setdefault(f"MLX quantized it to {packing.bits} bits", []).append(codes.name)
+        return Weight(codes.name, mlx_weight(self._path, codes, scales, biases, packing))
 
     def _nvfp4(self, stem: str, codes: CheckpointTensor) -> Weight:
         """E2M1 codes two to a byte, E4M3 scales per 16 columns, and one float32 scale (its reciprocal in

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +18,7 @@ from loragraft.errors import LoragraftError, naming
 from loragraft.formats.source import ModelSource
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
+from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.inference.generate import BATCH, Generation, finite, read
 from loragraft.inference.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
 from loragraft.inference.sampling import Sampler, Sampling
@@ -185,6 +185,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     activations: Activations = "auto",
+    intake: Intake = STRICT,
 ) -> Model:
     """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
     active at run time.
@@ -202,7 +203,7 @@ def load(
             found=activations,
             expected="one of " + ", ".join(get_args(Activations)),
         )
-    source, loaded = load_adapters(adapters, open_model(Path(path)))
+    source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake)
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     options = Options(context=context, threads=thread_count(threads), activations=activations)
     with naming(source.path):

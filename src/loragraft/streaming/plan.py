@@ -23,14 +23,15 @@ from loragraft.quants.filetypes import BY_NUMBER, FileType
 from loragraft.quants.mixes import ModelFacts, TensorChoice, TypeOptions, plan_types
 from loragraft.quants.roles import Category, category, layer_of, may_quantize, output_order
 from loragraft.quants.types import F16, QuantType
+from loragraft.streaming.importance import lacking_note, load_imatrix, matrix_path
 from loragraft.streaming.nvfp4_scales import NVFP4, add_scales
 from loragraft.streaming.options import MAX_OVERRIDE_STRING, QuantizeOptions
 from loragraft.streaming.pipeline import Step
+from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.adapters.delta import Delta
     from loragraft.adapters.lora import Floats
-    from loragraft.formats.imatrix import Imatrix
 
 #: Set in `general.file_type` if the type was guessed from the tensors (llama.h, LLAMA_FTYPE_GUESSED).
 GUESSED = 1024
@@ -49,14 +50,26 @@ class WritePlan:
     fallbacks: list[tuple[str, QuantType, QuantType]] = field(default_factory=list)
     lacking_importance: list[tuple[str, QuantType]] = field(default_factory=list)
     """Tensors whose type needs an importance matrix that is not there: refused, but for a dry run."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the importance matrix."""
+    imatrix: Path | None = None
+    """Its file."""
 
     def require_importance(self, subject: Path) -> None:
         """Raises `QuantizeError` if a tensor lacks the importance matrix that its type needs."""
         for name, kind in self.lacking_importance:
+            if self.imatrix is None:
+                raise QuantizeError(
+                    subject,
+                    f"this quantization requires an imatrix: tensor {name!r} as {kind}",
+                    hint="collect one with `loragraft imatrix` and pass it with --imatrix",
+                )
             raise QuantizeError(
-                subject,
-                f"this quantization requires an imatrix: tensor {name!r} as {kind}",
-                hint="collect one with `loragraft imatrix` and pass it with --imatrix",
+                self.imatrix,
+                f"the imatrix has no entry for tensor {name!r}, which {kind} cannot do without",
+                found=f"none for {plural(len(self.lacking_importance), 'tensor')}",
+                hint=f"collect one on this model (loragraft imatrix {subject} --text TEXT -o imatrix.gguf), or give "
+                f"the tensor another type: --tensor-type {name}=q4_k",
             )
 
 
@@ -114,7 +127,8 @@ class _Planner:
         self, model: ModelSource, target: FileType, options: QuantizeOptions, *, merging: bool
     ) -> None:
         self.model, self.target, self.options, self.merging = model, target, options, merging
-        self.imatrix = _load_imatrix(options)
+        self.notes: list[str] = []
+        self.imatrix = load_imatrix(options, model, self.notes)
         self.renamed, self.layers_left = _pruned(model, options.prune_layers)
         metadata = {**model.metadata, **options.override_kv}
         self.facts = ModelFacts.of({key: value.data for key, value in metadata.items()})
@@ -138,7 +152,7 @@ class _Planner:
                 has_imatrix=self.imatrix is not None,
             ),
         )
-        plan = WritePlan(self.target, metadata, [])
+        plan = WritePlan(self.target, metadata, [], notes=self.notes, imatrix=matrix_path(self.options))
         for chosen, tensor in zip(choices, kept.values(), strict=True):
             stays = self.options.keep_quantized and tensor.source.type.is_quantized and not tensor.deltas
             choice = replace(chosen, type=tensor.source.type, unfit=None) if stays else chosen
@@ -150,6 +164,8 @@ class _Planner:
             lacks = self.imatrix is None or (not step.copies and step.importance is None)
             if choice.needs_importance and lacks:
                 plan.lacking_importance.append((choice.name, choice.type))
+        if self.imatrix is not None and (note := lacking_note(self.options, plan.steps)):
+            plan.notes.append(note)
         plan.steps = self._without_folded(plan.steps)
         if not self.options.nvfp4_naive:
             plan.steps = add_scales(plan.steps)
@@ -215,7 +231,7 @@ class _Planner:
             dead = np.flatnonzero(~values.any(axis=1))
             if len(dead):
                 raise ImatrixError(
-                    _matrix_path(self.options) or "imatrix",
+                    matrix_path(self.options) or "imatrix",
                     f"the importance of tensor {source.name!r} is zero in all columns of row {dead[0]}",
                     hint=f"collect it on more text, or leave it out: --exclude-weights {source.name}",
                 )
@@ -250,7 +266,7 @@ class _Planner:
     def _imatrix_metadata(self) -> Metadata:
         if self.imatrix is None:
             return {}
-        path = _matrix_path(self.options)
+        path = matrix_path(self.options)
         result = {} if path is None else {"quantize.imatrix.file": Value.string(_cut(str(path)))}
         if self.imatrix.datasets:
             result["quantize.imatrix.dataset"] = Value.string(_cut(self.imatrix.datasets[0]))
@@ -273,24 +289,6 @@ def _set(metadata: Metadata, key: str, value: Value) -> None:
 def _cut(text: str) -> str:
     """A string as llama.cpp keeps it in an override."""
     return text.encode("utf-8", "surrogateescape")[:MAX_OVERRIDE_STRING].decode("utf-8", "surrogateescape")
-
-
-def _load_imatrix(options: QuantizeOptions) -> Imatrix | None:
-    """The matrix that the options name, without the entries that they leave out; None if nothing is left."""
-    if options.imatrix is None:
-        return None
-    loaded = options.imatrix
-    if isinstance(loaded, Path):
-        from loragraft.formats.imatrix import Imatrix
-
-        loaded = Imatrix.load(loaded)
-    imatrix = loaded.select(options.include_weights, options.exclude_weights)
-    return imatrix if imatrix.sums else None
-
-
-def _matrix_path(options: QuantizeOptions) -> Path | None:
-    """The importance matrix's file; None for one in memory."""
-    return options.imatrix if isinstance(options.imatrix, Path) else None
 
 
 def _pruned(model: ModelSource, prune: frozenset[int]) -> tuple[dict[str, str], int]:

@@ -11,8 +11,9 @@ from loragraft.adapters.gguf_adapter import ALPHA, gguf_shapes, write_gguf_adapt
 from loragraft.adapters.lora import OUTPUT, Adapter
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
-from loragraft.formats.peft import CONFIG
 from loragraft.formats.source import ModelSource
+from loragraft.huggingface.contents import ADAPTERS, recognise
+from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.opening import load_adapter, open_model
 from loragraft.progress import SILENT, Progress
@@ -36,8 +37,8 @@ class AdapterReport:
 
 
 def is_adapter(path: str | PathLike[str]) -> bool:
-    """Whether `path` is a PEFT folder."""
-    return (Path(path) / CONFIG).is_file() and not (Path(path) / "config.json").is_file()
+    """Whether `path` holds an adapter, and no model."""
+    return recognise(Path(path)).kind in ADAPTERS
 
 
 def convert(
@@ -47,6 +48,7 @@ def convert(
     type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     dequantize: bool = False,
     options: QuantizeOptions | None = None,
+    intake: Intake = STRICT,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> WriteReport:
@@ -59,7 +61,7 @@ def convert(
 
     Raises `FormatError`, `UnsupportedError`, `QuantizeError`, `OutputError`.
     """
-    model = open_model(source, dequantize=dequantize)
+    model = open_model(source, dequantize=dequantize, intake=intake)
     quantized = [name for name, tensor in model.tensors.items() if tensor.type.is_quantized]
     options = options or QuantizeOptions()
     if type is None:
@@ -76,20 +78,19 @@ def convert_adapter(
     base: str | PathLike[str] | ModelSource,
     output: str | PathLike[str],
     *,
+    intake: Intake = STRICT,
     progress: Progress = SILENT,
 ) -> AdapterReport:
-    """Write the PEFT adapter at `adapter`, made for `base`, to the GGUF `output`, as F32.
+    """Write the PEFT (or mlx-lm) adapter at `adapter`, made for `base`, to the GGUF `output`, as F32.
 
     Where one alpha gives every pair its scale, the file is convert_lora_to_gguf's. Rank-stabilised scales and an
     alpha_pattern, which a GGUF cannot name, are multiplied into the B matrices, so that any reader applies them.
 
     Raises `FormatError`, `AdapterError`, `OutputError`.
     """
-    path = Path(adapter)
-    if not is_adapter(path):
-        raise AdapterError(path, "is no PEFT adapter", expected=f"a folder with {CONFIG}")
     model = base if isinstance(base, ModelSource) else open_model(base)
-    loaded = load_adapter(path, model)
+    loaded = load_adapter(adapter, model, intake=intake)
+    path = loaded.path
     _check_expressible(loaded)
     notes = list(loaded.notes)
     if OUTPUT in loaded.pairs and OUTPUT not in model.tensors:
@@ -148,5 +149,5 @@ def _keeping(model: ModelSource, quantized: Sequence[str], options: QuantizeOpti
     return replace(options, keep_quantized=True, override_kv=override)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

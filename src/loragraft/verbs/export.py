@@ -17,8 +17,7 @@ from loragraft.adapters.collect import collect_deltas
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
 from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
-from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.jsonfile import MAX_BYTES
+from loragraft.formats.jsonfile import MAX_BYTES, load_json
 from loragraft.formats.output import OutputFile
 from loragraft.formats.source import ModelSource
 from loragraft.formats.textfile import read_file
@@ -145,7 +144,7 @@ def _side_files(
     files: dict[str, bytes] = {}
     objects: dict[str, Any] = {}
     if model.path.is_dir():
-        config = dict(Checkpoint.open(model.path).config)
+        config = load_json(model.path / "config.json", CheckpointError)
         for key in ("quantization_config", "compression_config"):
             config.pop(key, None)
         config["vocab_size"] = model.tensors["token_embd.weight"].shape[0]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,18 @@ from typing import Any
 import numpy as np
 
 from loragraft.adapters.peft import part_of
-from loragraft.errors import FormatError
+from loragraft.errors import CheckpointError
 from loragraft.formats import peft
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.model import joined_tensors, open_shards
-from loragraft.formats.gguf.reader import GGUFFile
-from loragraft.formats.gguf.values import Metadata, Value, ValueType
+from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.imatrix import Imatrix
-from loragraft.formats.mapped import map_file
+from loragraft.formats.jsonfile import load_json
 from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
+from loragraft.huggingface.contents import Kind, recognise
+from loragraft.huggingface.intake import STRICT, Intake
+from loragraft.huggingface.mlx import MLX_WEIGHTS, mlx_part_of
 from loragraft.units import bytes_text, plural
-
-
-class Kind(StrEnum):
-    """What was recognised."""
-
-    GGUF_MODEL = "GGUF model"
-    GGUF_ADAPTER = "GGUF adapter"
-    GGUF_IMATRIX = "GGUF importance matrix"
-    GGUF_OTHER = "GGUF file"
-    LEGACY_IMATRIX = "legacy importance matrix"
-    CHECKPOINT = "Hugging Face checkpoint"
-    PEFT_ADAPTER = "PEFT adapter"
-    SAFETENSORS = "safetensors file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +63,9 @@ class FileReport:
     metadata: list[MetadataEntry]
     tensors: list[TensorEntry]
     parts: Mapping[str, int] = field(default_factory=dict)
-    """Of a PEFT adapter: how many tensors of which kind it holds."""
+    """Of an adapter's folder: how many tensors of which kind it holds."""
+    notes: list[str] = field(default_factory=list)
+    """How it was found, and what was passed over."""
 
     def __repr__(self) -> str:
         tensors = f"{plural(len(self.tensors), 'tensor')}, {bytes_text(self.nbytes)}"
@@ -124,45 +114,34 @@ class FileReport:
             "elements": self.n_elements,
             "bytes": self.nbytes,
             "bits_per_element": round(self.bits_per_element, 4),
+            "notes": self.notes,
         }
 
 
-def inspect(path: Path | str) -> FileReport:
+def inspect(path: Path | str, *, intake: Intake = STRICT) -> FileReport:
     """Read the headers of the file or folder `path`, whatever it is; no weight is read.
 
     Raises `FormatError` if it is nothing that loragraft knows, or malformed.
     """
-    path = Path(path)
-    if path.is_dir():
-        if (path / peft.CONFIG).exists() and not (path / "config.json").exists():
-            return _peft(path)
-        if not (path / "config.json").exists():
-            raise FormatError(
-                path,
-                "the folder holds neither a checkpoint nor an adapter",
-                expected=f"config.json or {peft.CONFIG} in it",
+    found = recognise(Path(path))
+    match found.kind:
+        case Kind.CHECKPOINT:
+            report = _checkpoint(found.path, intake)
+        case Kind.PEFT_ADAPTER | Kind.MLX_ADAPTER:
+            report = _adapter(found.path, found.kind, intake)
+        case Kind.LEGACY_IMATRIX:
+            report = _legacy_imatrix(found.path)
+        case Kind.SAFETENSORS:
+            file = SafetensorsFile.open(found.path)
+            report = FileReport(
+                found.path, found.kind, [found.path], _json_facts(file.metadata), _tensor_facts([file])
             )
-        return _checkpoint(path)
-    if path.name.endswith(".safetensors.index.json"):
-        return _checkpoint(path.parent)
-    with map_file(path, FormatError) as mapping:
-        start = mapping[:16]
-    if start[:4] == b"GGUF":
-        return _gguf(path)
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        file = SafetensorsFile.open(path)
-        return FileReport(path, Kind.SAFETENSORS, [path], _json_facts(file.metadata), _tensor_facts([file]))
-    if path.suffix == ".dat":
-        return _legacy_imatrix(path)
-    raise FormatError(
-        path,
-        "is nothing that can be inspected",
-        found=f"a file that begins with {start[:8]!r}",
-        expected="a GGUF or safetensors file, an importance matrix, or a folder with a checkpoint or an adapter",
-    )
+        case _:
+            report = _gguf(found.path, found.kind)
+    return replace(report, notes=[*found.notes, *report.notes])
 
 
-def _gguf(path: Path) -> FileReport:
+def _gguf(path: Path, kind: Kind) -> FileReport:
     files = open_shards(path)
     facts = [
         TensorEntry(tensor.name, tensor.shape, tensor.type.name, tensor.nbytes, tensor.file)
@@ -171,18 +150,7 @@ def _gguf(path: Path) -> FileReport:
     metadata = [
         MetadataEntry(key, _type_name(value), _plain(value)) for key, value in files[0].metadata.items()
     ]
-    return FileReport(path, _gguf_kind(files[0]), [file.path for file in files], metadata, facts)
-
-
-def _gguf_kind(file: GGUFFile) -> Kind:
-    kinds = {"adapter": Kind.GGUF_ADAPTER, "imatrix": Kind.GGUF_IMATRIX, "model": Kind.GGUF_MODEL}
-    default = "model" if "general.architecture" in file.metadata else ""
-    return kinds.get(_text(file.metadata, "general.type", default), Kind.GGUF_OTHER)
-
-
-def _text(metadata: Metadata, key: str, default: str) -> str:
-    value = metadata.get(key)
-    return value.data if value is not None and value.type is ValueType.STRING else default
+    return FileReport(path, kind, [file.path for file in files], metadata, facts)
 
 
 _TYPE_NAMES = {
@@ -230,23 +198,30 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _checkpoint(folder: Path) -> FileReport:
-    checkpoint = Checkpoint.open(folder)
+def _checkpoint(folder: Path, intake: Intake) -> FileReport:
+    checkpoint = Checkpoint.open(folder, allow_pickle=intake.allow_pickle)
     return FileReport(
         folder,
         Kind.CHECKPOINT,
         [file.path for file in checkpoint.files],
         _json_facts(checkpoint.config),
         _tensor_facts(checkpoint.files),
+        notes=checkpoint.notes,
     )
 
 
-def _peft(folder: Path) -> FileReport:
-    adapter = peft.PeftFolder.open(folder)
-    tensors = [_tensor_fact(tensor) for tensor in adapter.tensors.values()]
-    parts = Counter(part_of(name) for name in adapter.tensors)
-    files = [folder / peft.WEIGHTS]
-    return FileReport(folder, Kind.PEFT_ADAPTER, files, _json_facts(adapter.config), tensors, parts)
+def _adapter(folder: Path, kind: Kind, intake: Intake) -> FileReport:
+    if kind is Kind.MLX_ADAPTER:
+        config, files = load_json(folder / peft.CONFIG, CheckpointError), [folder / MLX_WEIGHTS]
+        tensors = list(SafetensorsFile.open(files[0]).tensors.values())
+        parts, notes = Counter(mlx_part_of(tensor.name) for tensor in tensors), list[str]()
+    else:
+        adapter = peft.PeftFolder.open(folder, allow_pickle=intake.allow_pickle)
+        config, files, notes = adapter.config, adapter.files, adapter.notes
+        tensors = list(adapter.tensors.values())
+        parts = Counter(part_of(tensor.name) for tensor in tensors)
+    entries = [_tensor_fact(tensor) for tensor in tensors]
+    return FileReport(folder, kind, files, _json_facts(config), entries, parts, notes)
 
 
 def _tensor_facts(files: Iterable[SafetensorsFile]) -> list[TensorEntry]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from loragraft.adapters.collect import collect_deltas
 from loragraft.errors import naming
 from loragraft.formats.source import ModelSource
+from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
@@ -28,6 +29,7 @@ def merge(
     type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     options: QuantizeOptions | None = None,
     dequantize: bool = False,
+    intake: Intake = STRICT,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> WriteReport:
@@ -37,23 +39,26 @@ def merge(
     The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
     `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
-    cannot carry (AWQ's, for one) are merged as floats, not refused. `threads`: all CPUs, if None.
+    cannot carry (AWQ's, for one) are merged as floats, not refused. `intake`: what is allowed of files that are not
+    quite what they should be. `threads`: all CPUs, if None.
 
     Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
     progress = Noted(progress)
-    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=dequantize)
+    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=dequantize, intake=intake)
     if type is None:
         type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
     kind = file_type(type)
-    model, loaded = load_adapters(adapters, model)
+    model, loaded = load_adapters(adapters, model, intake=intake)
     model, deltas = collect_deltas(model, loaded)
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
     with naming(model.path):
         plan = plan_merge(model, kind, options, deltas)
+    for note in plan.notes:
+        progress.note(note)
     if lost := sum(layer_of(name) in options.prune_layers for name in deltas):
         progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
     uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)

@@ -37,8 +37,10 @@ def quantize(
     model = source if isinstance(source, ModelSource) else _open(Path(source))
     with naming(model.path):
         plan = plan_quantize(model, kind, options)
+    for note in [*model.notes, *plan.notes]:
+        progress.note(note)
     if output is None:
-        return dry_run(plan)
+        return replace(dry_run(plan), notes=progress.notes)
     report = write_model(
         model,
         plan,
@@ -53,12 +55,20 @@ def quantize(
 
 
 def _open(path: Path) -> ModelSource:
-    if path.is_dir():
-        raise UnsupportedError(path, "is no GGUF file", hint="`loragraft merge` takes Hugging Face folders")
-    model = open_gguf(path)
-    kind = model.metadata.get("general.type")
-    if kind is not None and kind.data == "adapter":
+    if path.is_file():
+        model = open_gguf(path)
+        kind = model.metadata.get("general.type")
+        if kind is None or kind.data != "adapter":
+            return model
+    from loragraft.huggingface.contents import Kind, Role, recognise  # all that reads folders: slow to import
+
+    found = recognise(path, Role.MODEL)
+    if found.kind is Kind.CHECKPOINT:
         raise UnsupportedError(
-            path, "is an adapter, not a model", hint="`loragraft merge` takes it with --lora"
+            path,
+            "is no GGUF file",
+            hint=f"`loragraft merge` takes folders: loragraft merge {path} -o model.gguf",
         )
+    model = open_gguf(found.path)
+    model.notes[:0] = found.notes
     return model

@@ -137,6 +137,12 @@ class GGUFFile:
         path = Path(path)
         return _HeaderParser(path, mapped.map_file(path, GGUFError)).parse()
 
+    @staticmethod
+    def kind(path: Path) -> str:
+        """`general.type` of the file at `path`; of one without it "model" if it names an architecture, else "". No more
+        of the header is read than up to that key. Raises `GGUFError`."""
+        return _HeaderParser(path, mapped.map_file(path, GGUFError)).kind()
+
     def close(self) -> None:
         """Forget the tensors, so that the mapping can end."""
         self.tensors = {}
@@ -176,6 +182,19 @@ class _HeaderParser:
         return GGUFFile(
             self.path, version, alignment, metadata, self.tensors(facts, data_start, alignment), data_start
         )
+
+    def kind(self) -> str:
+        self.preamble()
+        self.number(_U64, "the number of tensors")
+        found = ""
+        for index in range(self.number(_U64, "the number of metadata entries")):
+            key = self.string(f"the key of metadata entry {index}")
+            value = self.value(self.value_type(key), key)
+            if key == "general.type" and value.type is ValueType.STRING:
+                return str(value.data)
+            if key == "general.architecture":
+                found = "model"
+        return found
 
     # ---- reading ----
 
