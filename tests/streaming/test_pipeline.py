@@ -22,7 +22,8 @@ from loragraft.formats.gguf.writer import GGUFLayout, GGUFWriter, TensorSpec
 from loragraft.formats.views import in_memory
 from loragraft.progress import Silent
 from loragraft.quants.types import BY_NAME, F16, F32
-from loragraft.streaming.pipeline import OutputPart, Step, chunks, run_pass
+from loragraft.streaming.steps import Step, chunks
+from loragraft.streaming.writing import OutputPart, run_pass
 
 
 def step(shape: tuple[int, ...], kind: str = "F32") -> Step:

@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
 from loragraft.formats.gguf.values import Value
 from loragraft.progress import Silent
-from loragraft.streaming import journal, pipeline
+from loragraft.streaming import journal, steps
 from loragraft.streaming.journal import Journal
 from loragraft.streaming.options import QuantizeOptions
+from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize
+from peft_golden import adapter_folder, base_folder
 
+WEIGHTS = "adapter_model.safetensors"
 #: Of the moments at which runs are killed.
 SEED = 1
 
@@ -93,12 +97,12 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
 #: Quantizes with one thread in chunks of 64 rows, and is killed after some of them.
 DOOMED = """
 import os, signal, sys
-from loragraft.streaming import pipeline
+from loragraft.streaming import steps
 from loragraft.streaming.journal import Journal
 from loragraft.verbs.quantize import quantize
 
 source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-pipeline.CHUNK_WEIGHTS = 64 * 1024
+steps.CHUNK_WEIGHTS = 64 * 1024
 add, count = Journal.add, 0
 
 def add_or_die(self, *span):
@@ -119,7 +123,7 @@ def interrupted(source: Path, out: Path, chunks: int) -> None:
 
 
 def test_only_what_is_missing_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 64 * 1024)  # 64 rows
+    monkeypatch.setattr(steps, "CHUNK_WEIGHTS", 64 * 1024)  # 64 rows
     source, out = model(tmp_path / "in.gguf", 256, 4), tmp_path / "out.gguf"
     quantize(source, tmp_path / "whole.gguf", "Q8_0")
     interrupted(source, out, 7)
@@ -158,6 +162,41 @@ def test_a_changed_run_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     quantize(source, out, "Q8_0", options=options, progress=notes)
     assert notes.notes == ["nothing to continue: starting from the beginning"]
     quantize(source, tmp_path / "whole.gguf", "Q8_0", options=options)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+DOOMED_MERGE = """
+import os, signal, sys
+from loragraft.streaming.journal import Journal
+from loragraft.verbs.merge import merge
+
+base, adapter, out = sys.argv[1:]
+add, count = Journal.add, 0
+
+def add_or_die(self, *span):
+    global count
+    add(self, *span)
+    count += 1
+    if count == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = add_or_die
+merge(base, [(adapter, 0.5)], out, threads=1)
+"""
+
+
+def test_another_strength_of_a_replaced_tensor_is_another_run(tmp_path: Path) -> None:
+    """Such a tensor has no delta that tells the runs apart."""
+    base = base_folder("qwen2", tmp_path / "base")
+    adapter = adapter_folder("qwen2+saved-embedding", tmp_path / "saved")
+    kept = {name: values for name, values in load_file(adapter / WEIGHTS).items() if "lora_" not in name}
+    save_file(kept, adapter / WEIGHTS)
+    out = tmp_path / "out.gguf"
+    killed = subprocess.run([sys.executable, "-c", DOOMED_MERGE, str(base), str(adapter), str(out)])
+    assert killed.returncode == -signal.SIGKILL
+    merge(base, [(adapter, 1.0)], tmp_path / "whole.gguf")
+    report = merge(base, [(adapter, 1.0)], out, options=QuantizeOptions(resume=True))
+    assert "nothing to continue: starting from the beginning" in report.notes
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +25,14 @@ from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.views import float_rows
 from loragraft.opening import open_model
 from loragraft.quants import e4m3
+from loragraft.streaming import steps
+from loragraft.streaming.checkpoint import folder, layouts
 from loragraft.verbs.export import export
-from paths import arrays, data
+from paths import ROOT, arrays, data
 from peft_golden import adapter_folder, base_folder, tensors_of
 from tolerances import nmse
 
+EXPORTED = json.loads((ROOT / "tests/data/golden/export.json").read_text())
 MODELS = ["llama-kjv-nvfp4", "qwen2-bias-nvfp4", "starcoder2-bias-nvfp4", "qwen3moe-8x-nvfp4"]
 
 
@@ -175,15 +182,72 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loragraft.streaming.checkpoint.matrix import Matrix
-
     def fails(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Matrix, "codes", fails)
+    monkeypatch.setattr(layouts, "unpack_modelopt", fails)
     with pytest.raises(KeyboardInterrupt):
         lg.export(data("llama-kjv"), tmp_path / "out", threads=2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_the_weights_are_those_that_were_recorded(tmp_path: Path, case: str) -> None:
+    """So that a change to the pass changes no byte; on any number of threads, in whatever memory."""
+    base, adapter, layout = EXPORTED[case]["of"]
+    adapters = [(data(adapter), 0.75)] if adapter else []
+    lg.export(data(base), tmp_path / "out", format=layout, adapters=adapters, threads=3, max_memory=2 << 20)
+    written = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert hashlib.sha256(written).hexdigest() == EXPORTED[case]["sha256"]
+
+
+#: Exports in chunks of some rows, and is killed after some of them.
+DOOMED = """
+import os, signal, sys
+import loragraft as lg
+from loragraft.streaming import steps
+from loragraft.streaming.journal import Journal
+
+source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])
+steps.CHUNK_WEIGHTS = 16 * 1024
+add, count = Journal.add, 0
+
+def add_or_die(self, *span):
+    global count
+    add(self, *span)
+    count += 1
+    if count == chunks:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = add_or_die
+lg.export(source, out, max_shard_bytes=1_500_000, threads=1)
+"""
+
+
+def test_a_killed_export_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "CHUNK_WEIGHTS", 16 * 1024)
+    source, out, whole = data("llama-kjv"), tmp_path / "out", tmp_path / "whole"
+    lg.export(source, whole, max_shard_bytes=1_500_000)
+    killed = subprocess.run([sys.executable, "-c", DOOMED, str(source), str(out), "150"])
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(OutputError, match=r"is there already: .*; pass --resume to continue"):
+        lg.export(source, out, max_shard_bytes=1_500_000)
+    with pytest.raises(
+        OutputError, match=r"this run does not write: found \.model-00001-of-00003.safetensors"
+    ):
+        lg.export(source, out, resume=True)  # as one file
+    (out / "precious").write_text("x")
+    with pytest.raises(OutputError, match="holds files that this run does not write: found precious"):
+        lg.export(source, out, max_shard_bytes=1_500_000, resume=True)
+    (out / "precious").unlink()
+    report = lg.export(source, out, max_shard_bytes=1_500_000, resume=True)
+    said = [note for note in report.notes if note.startswith("continuing: ")]
+    assert len(said) == 1
+    assert 5 < int(said[0].split()[1]) < 95
+    files = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == files
+    for name in files:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -223,10 +287,8 @@ def test_shards_hold_what_one_file_does(tmp_path: Path) -> None:
 
 
 def test_a_disk_too_small_for_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loragraft.streaming.checkpoint import shards
-
-    usage = shards.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    usage = folder.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     with pytest.raises(OutputError, match="out: not enough space on the disk: found 1000000 bytes free"):
         lg.export(data("llama-kjv"), tmp_path / "out", max_shard_bytes=500_000)
     assert list(tmp_path.iterdir()) == []

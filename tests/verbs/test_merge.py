@@ -27,7 +27,7 @@ from loragraft.quants import reference
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.nvfp4 import dequantize_nvfp4
 from loragraft.quants.types import BY_NAME, F16
-from loragraft.streaming import pipeline
+from loragraft.streaming import steps
 from loragraft.streaming.options import QuantizeOptions, tensor_type
 from loragraft.verbs.check import check
 from loragraft.verbs.merge import merge
@@ -138,7 +138,7 @@ def test_merged_and_quantized_tensors_are_the_recorded_ones(tmp_path: Path) -> N
 def test_neither_chunks_nor_threads_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapters = [(data("llama-kjv.shakespeare"), 1.0), (data("llama-kjv.shakespeare"), -0.25)]
     merge(data("llama-kjv"), adapters, tmp_path / "one.gguf", type="Q8_0", threads=1)
-    monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 5000)
+    monkeypatch.setattr(steps, "CHUNK_WEIGHTS", 5000)
     merge(data("llama-kjv"), adapters, tmp_path / "many.gguf", type="Q8_0", threads=5)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
     options = QuantizeOptions(max_memory=1)

@@ -22,12 +22,12 @@ from loragraft.cli.options import (
     WORK_DIR,
     Parsed,
     context_option,
-    files_of,
     named,
     plot_option,
     read_text,
 )
 from loragraft.cli.progress import progress
+from loragraft.system.files import files_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,6 +13,7 @@ from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
 from loragraft.cli.options import JSON, LORA, MODEL, THREADS, Parsed
 from loragraft.cli.progress import progress
+from loragraft.cli.quantize_options import MAX_MEMORY, RESUME
 from loragraft.units import bytes_text, plural
 
 
@@ -38,6 +39,8 @@ from loragraft.units import bytes_text, plural
     help="Weights in a file, at most (decimal units).",
 )
 @LORA
+@MAX_MEMORY
+@RESUME
 @THREADS
 @JSON
 def export(
@@ -46,6 +49,8 @@ def export(
     layout: Literal["modelopt", "compressed-tensors"],
     max_bytes: int | None,
     lora: tuple[tuple[Path, float], ...],
+    max_memory: int | None,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -64,6 +69,8 @@ def export(
             format=layout,
             adapters=lora,
             max_shard_bytes=max_bytes or MAX_SHARD_BYTES,
+            max_memory=max_memory << 20 if max_memory else None,
+            resume=resume,
             threads=threads,
             progress=bars,
         )

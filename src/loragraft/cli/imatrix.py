@@ -17,11 +17,11 @@ from loragraft.cli.options import (
     THREADS,
     WINDOWS,
     context_option,
-    files_of,
     named,
     read_text,
 )
 from loragraft.cli.progress import progress
+from loragraft.system.files import files_of
 from loragraft.units import plural
 
 

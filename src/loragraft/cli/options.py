@@ -128,11 +128,6 @@ def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None
     return option("--plot", type=FILE, metavar="FILE", help=f"Draw {what} (PNG or SVG; needs matplotlib).")
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files that reading `path` reads: those in a folder, or itself."""
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-
-
 def prompt_of(prompt: str | None, file: Path | None) -> str:
     """What --prompt or --file say; one of them must be given."""
     if (prompt is None) == (file is None):

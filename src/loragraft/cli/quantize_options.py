@@ -20,6 +20,15 @@ _where = functools.partial(option, panel="Output")
 _WEIGHT_TYPE = Parsed("loragraft.streaming.options:weight_type")
 _POSITIVE = click.IntRange(min=1)
 
+MAX_MEMORY = _where(
+    "--max-memory",
+    "--max-buffer-size",
+    type=_POSITIVE,
+    metavar="MIB",
+    help="Memory for buffers; a few MiB per thread are used anyway.",
+)
+RESUME = _where("--resume", is_flag=True, help="Continue a run that was killed.")
+
 _OPTIONS = (
     _what(
         "--allow-requantize",
@@ -67,14 +76,8 @@ _OPTIONS = (
         help="Split the output: bytes of tensors per file.",
     ),
     _where("--split-max-tensors", type=_POSITIVE, metavar="N", help="Split the output: tensors per file."),
-    _where(
-        "--max-memory",
-        "--max-buffer-size",
-        type=_POSITIVE,
-        metavar="MIB",
-        help="Memory for buffers; a few MiB per thread are used anyway.",
-    ),
-    _where("--resume", is_flag=True, help="Continue a run that was killed."),
+    MAX_MEMORY,
+    RESUME,
     _where("--verify", is_flag=True, help="Read the output back and print each tensor's error."),
 )
 

@@ -9,7 +9,7 @@ from loragraft.cli import console
 from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
-    from loragraft.streaming.model_writer import WriteReport
+    from loragraft.streaming.report import WriteReport
 
 
 def show_dry_run(report: WriteReport) -> None:

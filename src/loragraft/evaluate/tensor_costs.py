@@ -18,8 +18,8 @@ from loragraft.quants.filetypes import file_type
 from loragraft.quants.mixes import fitting, needs_importance
 from loragraft.quants.types import QuantType
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.streaming.pipeline import Step
 from loragraft.streaming.rounding import rounding_errors
+from loragraft.streaming.steps import Step
 from loragraft.verbs.quantize import quantize
 
 #: As which a tensor is measured (or as what stands in for it): rough enough for its cost to stand out.

@@ -25,6 +25,16 @@ from loragraft.system.interrupts import held
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def partial_path(target: Path) -> Path:
+    """What a file is called while it is written."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def journal_path(target: Path) -> Path:
+    """Where notes of what is written lie, beside it."""
+    return target.with_name(f".{target.name}.partial.journal")
+
+
 class OutputFile:
     """`size` bytes that will become the file at `path`; any thread may write any part of them.
 
@@ -41,9 +51,9 @@ class OutputFile:
         self.path = Path(path)
         self.size = size
         self._target = Path(os.path.realpath(self.path))  # through a link, the file it names is replaced
-        self.partial = self._target.with_name(f".{self._target.name}.partial")
+        self.partial = partial_path(self._target)
         """The temporary name."""
-        self.journal = self._target.with_name(f".{self._target.name}.partial.journal")
+        self.journal = journal_path(self._target)
         """Where a caller may keep notes for resuming; goes when the temporary file goes."""
         self.resumed = False
         self._fd = -1

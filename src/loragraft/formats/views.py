@@ -154,6 +154,11 @@ def widened(source: TensorSource) -> TensorSource:
     return Computed(source.name, source.shape, F32, compute, [source])
 
 
+def values_of(source: TensorSource) -> npt.NDArray[np.float32]:
+    """All values of a small tensor, as float32 in its shape."""
+    return widened(source).rows(0, source.n_rows).view(np.float32).reshape(source.shape)
+
+
 def float_rows(data: Bytes, type_: QuantType) -> npt.NDArray[np.float32]:
     """uint8 [n, row_bytes] of F32, F16, BF16 or F64 as float32 [n, columns]."""
     data = np.ascontiguousarray(data)

@@ -18,7 +18,7 @@ from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.formats.imatrix import Imatrix
-    from loragraft.streaming.pipeline import Step
+    from loragraft.streaming.steps import Step
 
 #: llama.cpp named the experts' weights one by one before it stacked them.
 _EXPERT = re.compile(r"(?P<stack>blk\.\d{1,9}\.ffn_(?:gate|down|up))\.(?P<expert>\d{1,9})\.weight")

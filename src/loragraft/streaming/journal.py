@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loragraft.errors import OutputError
-
-#: Rows [start, stop).
-Span = tuple[int, int]
+from loragraft.streaming.steps import Span
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -8,8 +8,7 @@ or [experts]; so a pass over the weights precedes the one that writes them.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,11 +17,12 @@ import numpy as np
 from loragraft.formats.gguf.scales import companion
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed
-from loragraft.progress import Progress
+from loragraft.progress import SILENT, Progress
 from loragraft.quants.roles import Category, category, scale_group
 from loragraft.quants.types import BY_NAME, F32
-from loragraft.streaming.pipeline import Step, chunks, floats_of
-from loragraft.system.threads import thread_pool
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import Chunk, Step, chunks
+from loragraft.streaming.sweep import sweep
 
 NVFP4 = BY_NAME["NVFP4"]
 
@@ -59,33 +59,36 @@ def add_scales(steps: Sequence[Step]) -> list[Step]:
     return result
 
 
-def measure_scales(steps: Sequence[Step], threads: int, progress: Progress) -> None:
-    """Fill in the scales of `steps`, in place, from the largest magnitudes of the merged weights."""
+def _own_group(step: Step) -> Hashable:
+    return scale_group(step.name)
+
+
+def measure_scales(
+    steps: Sequence[Step],
+    *,
+    threads: int,
+    progress: Progress = SILENT,
+    group: Callable[[Step], Hashable] = _own_group,
+) -> None:
+    """Fill in the scales of `steps`, in place, from the largest magnitudes of the merged weights; steps of one `group`
+    get the same, matrix by matrix."""
     scaled = [step for step in steps if step.scales is not None]
     if not scaled:
         return
     from loragraft.quants.nvfp4 import tensor_scale  # and with it every NumPy quantizer: slow to import
 
     progress.start("Measuring NVFP4 scales", sum(step.weights for step in scaled))
-    amax: dict[tuple[str, ...], list[float]] = {}
-    for step in scaled:
-        amax.setdefault(scale_group(step.name), [0.0] * (step.source.n_rows // step.matrix_rows))
-    lock = threading.Lock()
+    todo = [chunk for step in scaled for chunk in chunks(step)]
 
-    def measure(step: Step) -> None:
-        for chunk in chunks(step):
-            values = floats_of(chunk)
-            largest = max(float(values.max()), -float(values.min()))
-            step.source.release(chunk.start, chunk.stop)
-            with lock:
-                known = amax[scale_group(step.name)]
-                matrix = chunk.start // step.matrix_rows
-                known[matrix] = max(known[matrix], largest)
-            progress.advance(values.size)
+    def measure(chunk: Chunk) -> float:
+        values = floats_of(chunk)
+        progress.advance(values.size)
+        return max(float(values.max()), -float(values.min()))
 
-    with thread_pool(threads) as pool:
-        for done in [pool.submit(measure, step) for step in scaled]:
-            done.result()
+    amax: dict[tuple[Hashable, int], float] = {}
+    for chunk, largest in zip(todo, sweep(todo, measure, threads=threads), strict=True):
+        place = group(chunk.step), chunk.start // chunk.step.matrix_rows
+        amax[place] = max(amax.get(place, 0.0), largest)
     for step in scaled:
         if step.scales is not None:
-            step.scales[:] = [tensor_scale(largest) for largest in amax[scale_group(step.name)]]
+            step.scales[:] = [tensor_scale(amax[group(step), matrix]) for matrix in range(len(step.scales))]

@@ -26,7 +26,7 @@ from loragraft.quants.types import F16, QuantType
 from loragraft.streaming.importance import lacking_note, load_imatrix, matrix_path
 from loragraft.streaming.nvfp4_scales import NVFP4, add_scales
 from loragraft.streaming.options import MAX_OVERRIDE_STRING, QuantizeOptions
-from loragraft.streaming.pipeline import Step
+from loragraft.streaming.steps import Step
 from loragraft.units import plural
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
@@ -11,8 +10,9 @@ from loragraft.adapters.lora import Floats
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
 from loragraft.quants.types import QuantType
-from loragraft.streaming.pipeline import Chunk, Step, chunks, floats_of
-from loragraft.system.threads import thread_pool
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import Chunk, Step, chunks
+from loragraft.streaming.sweep import sweep
 
 
 def rounding_errors(
@@ -28,26 +28,24 @@ def rounding_errors(
     Where a step has an importance, squares are multiplied by their column's: then the sum is the squared error of the
     layer's output, for inputs that do not go together (what quantizing with an importance matrix makes small).
     """
-    errors = {(step.name, kind): 0.0 for step in steps for kind in types[step.name]}
     progress.start("Rounding", sum(step.weights * len(types[step.name]) for step in steps))
-    lock = threading.Lock()
+    todo = [chunk for step in steps for chunk in chunks(step)]
 
-    def measure(chunk: Chunk) -> None:
-        step = chunk.step
+    def measure(chunk: Chunk) -> dict[QuantType, float]:
+        step, found = chunk.step, {}
         weights = floats_of(chunk)
         importance = None
         if step.importance is not None:
             importance = step.importance[chunk.start // step.matrix_rows % len(step.importance)]
         for kind in types[step.name]:
-            error = _squares(weights, kind, importance)
+            found[kind] = _squares(weights, kind, importance)
             progress.advance(weights.size)
-            with lock:
-                errors[step.name, kind] += error
-        step.source.release(chunk.start, chunk.stop)
+        return found
 
-    with thread_pool(threads) as pool:
-        for _ in pool.map(measure, (chunk for step in steps for chunk in chunks(step))):
-            pass
+    errors = {(step.name, kind): 0.0 for step in steps for kind in types[step.name]}
+    for chunk, found in zip(todo, sweep(todo, measure, threads=threads), strict=True):
+        for kind, error in found.items():
+            errors[chunk.step.name, kind] += error
     return errors
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.adapters.delta import add_deltas
-from loragraft.adapters.lora import Floats
 from loragraft.errors import OutputError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.source import TensorSource
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
-from loragraft.streaming.pipeline import Chunk, Step, chunks
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import Chunk, Step, chunks
+from loragraft.streaming.sweep import sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class TensorError:
 
 
 def measure_errors(
-    steps: Sequence[Step], paths: Sequence[Path], progress: Progress = SILENT
+    steps: Sequence[Step], paths: Sequence[Path], *, threads: int = 1, progress: Progress = SILENT
 ) -> list[TensorError]:
     """Compare the tensors in the files `paths` with what `steps` had to store, before it was rounded.
 
@@ -37,48 +37,44 @@ def measure_errors(
     written: dict[str, TensorSource] = {}
     for path in paths:
         written.update(GGUFFile.open(path).tensors)
-    progress.start("Verifying", sum(step.weights for step in steps))
-    errors = []
     for step in steps:
         stored = written.get(step.name)
         if stored is None or stored.type != step.type or stored.n_rows != step.source.n_rows:
             raise OutputError(paths[0], f"tensor {step.name!r} is not in it as it was written")
-        if step.copies and not native.supports(step.type):
-            relative = _differs(step, stored)
-        else:
-            relative = _relative_error(step, stored, progress)
-        if step.copies and relative:
+    progress.start("Verifying", sum(step.weights for step in steps))
+    todo = [chunk for step in steps for chunk in chunks(step)]
+
+    def measure(chunk: Chunk) -> tuple[float, float]:
+        stored = written[chunk.step.name]
+        sums = _differences(chunk, stored)
+        stored.release(chunk.start, chunk.stop)
+        progress.advance((chunk.stop - chunk.start) * stored.columns)
+        return sums
+
+    wrong, total = ({step.name: 0.0 for step in steps} for _ in range(2))
+    for chunk, (own, all_) in zip(todo, sweep(todo, measure, threads=threads), strict=True):
+        wrong[chunk.step.name] += own
+        total[chunk.step.name] += all_
+    for step in steps:
+        if step.copies and wrong[step.name]:
             raise OutputError(paths[0], f"tensor {step.name!r} was to be copied, but differs from the input")
-        errors.append(TensorError(step.name, step.type.name, relative))
-    return errors
+    return [
+        TensorError(step.name, step.type.name, _relative(wrong[step.name], total[step.name]))
+        for step in steps
+    ]
 
 
-def _differs(step: Step, stored: TensorSource) -> float:
-    same = np.array_equal(step.source.rows(0, stored.n_rows), stored.rows(0, stored.n_rows))
-    return 0.0 if same else 1.0
+def _differences(chunk: Chunk, stored: TensorSource) -> tuple[float, float]:
+    """The sums of the squares of what the weights are off by, and of the weights; of a copy, how many bytes differ."""
+    step, found = chunk.step, stored.rows(chunk.start, chunk.stop)
+    if step.copies:
+        return float(np.count_nonzero(found != step.source.rows(chunk.start, chunk.stop))), float(found.size)
+    wanted = floats_of(chunk, rounded=False).astype(np.float64)
+    values = native.dequantize(found, step.type)
+    if step.scales is not None:
+        values = values * step.scales[chunk.start // step.matrix_rows]
+    return float(np.square(wanted - values).sum()), float(np.square(wanted).sum())
 
 
-def _relative_error(step: Step, stored: TensorSource, progress: Progress) -> float:
-    wrong = total = 0.0
-    for chunk in chunks(step):
-        wanted = _wanted(chunk).astype(np.float64)
-        found = native.dequantize(stored.rows(chunk.start, chunk.stop), step.type)
-        if step.scales is not None:
-            found = found * step.scales[chunk.start // step.matrix_rows]
-        wrong += float(np.square(wanted - found).sum())
-        total += float(np.square(wanted).sum())
-        for source in (step.source, stored):
-            source.release(chunk.start, chunk.stop)
-        progress.advance(wanted.size)
+def _relative(wrong: float, total: float) -> float:
     return float(np.sqrt(wrong / total)) if total else float(wrong > 0)
-
-
-def _wanted(chunk: Chunk) -> Floats:
-    """The weights of a chunk with their deltas, not rounded."""
-    step, source = chunk.step, chunk.step.source
-    weights = native.dequantize(source.rows(chunk.start, chunk.stop), source.type)
-    matrix = chunk.start // step.matrix_rows
-    if step.multiplier is not None:
-        weights = weights * step.multiplier[matrix % len(step.multiplier)]
-    first, last = chunk.start - matrix * step.matrix_rows, chunk.stop - matrix * step.matrix_rows
-    return add_deltas(weights, [delta.rows(matrix, slice(first, last)) for delta in step.deltas])

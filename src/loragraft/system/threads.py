@@ -1,13 +1,19 @@
-"""How many threads to use."""
+"""How many threads to use, and work that is shared out among them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from loragraft.errors import LoragraftError
+from loragraft.system.interrupts import held
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 #: A slip of the hand beyond that: each takes memory for its stack and its buffers.
 MAX_THREADS = 1024
@@ -42,3 +48,37 @@ def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of `threads`, which are waited for at the end. Raises LoragraftError as `starting` does."""
     with starting(threads), ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
         yield pool
+
+
+def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> list[_Result]:
+    """What `work` makes of each item, in their order. Items are taken from `items` as threads become free.
+
+    The first exception, or Ctrl-C, ends it: no further item is taken, and it is raised when the others are done. Raises
+    LoragraftError as `starting` does.
+    """
+    waiting, lock, results = enumerate(items), threading.Lock(), dict[int, _Result]()
+    stopped = False
+
+    def run() -> None:
+        nonlocal stopped
+        try:
+            while not stopped:
+                with lock:
+                    taken = next(waiting, None)
+                if taken is None:
+                    return
+                results[taken[0]] = work(taken[1])
+        except BaseException:
+            stopped = True
+            raise
+
+    with thread_pool(threads) as pool:
+        try:
+            with held():  # the pool waits at its end for the threads that it knows
+                futures = [pool.submit(run) for _ in range(threads)]
+            for future in futures:
+                future.result()
+        except BaseException:
+            stopped = True  # Ctrl-C reaches the waiting thread only
+            raise
+    return [results[number] for number in range(len(results))]

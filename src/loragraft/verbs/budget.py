@@ -37,8 +37,8 @@ from loragraft.quants.filetypes import file_type
 from loragraft.quants.roles import layer_of
 from loragraft.quants.types import BY_NAME, QuantType
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.streaming.pipeline import Step
 from loragraft.streaming.plan import WritePlan, plan_quantize
+from loragraft.streaming.steps import Step
 from loragraft.system.threads import thread_count
 from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize

@@ -19,8 +19,9 @@ from loragraft.opening import load_adapter, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 from loragraft.quants.filetypes import FileType, file_type
-from loragraft.streaming.model_writer import WriteReport
 from loragraft.streaming.options import QuantizeOptions
+from loragraft.streaming.report import WriteReport
+from loragraft.system.files import files_of
 from loragraft.verbs.merge import merge
 
 
@@ -110,7 +111,7 @@ def convert_adapter(
     if loaded.alpha is not None:
         metadata[ALPHA] = Value.f32(loaded.alpha)
     metadata["general.quantization_version"] = Value.u32(QUANTIZATION_VERSION)
-    write_gguf_adapter(loaded, metadata, Path(output), _files(path))
+    write_gguf_adapter(loaded, metadata, Path(output), files_of(path))
     for note in notes:
         progress.note(note)
     return AdapterReport(Path(output), len(loaded.pairs), loaded.n_tensors, baked=loaded.alpha is None)
@@ -147,7 +148,3 @@ def _keeping(model: ModelSource, quantized: Sequence[str], options: QuantizeOpti
     if any(model.tensors[name].type.name == "NVFP4" for name in quantized):
         override.setdefault("general.file_type", Value.u32(FILE_TYPES["NVFP4"].number))
     return replace(options, keep_quantized=True, override_kv=override)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

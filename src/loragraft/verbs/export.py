@@ -16,7 +16,8 @@ from typing import Any
 from loragraft.adapters.collect import collect_deltas
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
-from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
+from loragraft.errors import CheckpointError, FormatError, LoragraftError, naming
+from loragraft.formats.gguf.model import model_files
 from loragraft.formats.jsonfile import MAX_BYTES, load_json
 from loragraft.formats.output import OutputFile
 from loragraft.formats.source import ModelSource
@@ -24,10 +25,14 @@ from loragraft.formats.textfile import read_file
 from loragraft.huggingface.config_json import bias_flags, config_of
 from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.opening import AdapterArguments, load_adapters, open_model
-from loragraft.progress import SILENT, Progress
+from loragraft.progress import SILENT, Noted, Progress
 from loragraft.streaming.checkpoint.contents import Contents
+from loragraft.streaming.checkpoint.folder import NewFolder, check_new
 from loragraft.streaming.checkpoint.layouts import LAYOUTS, Layout
-from loragraft.streaming.checkpoint.shards import INDEX, index_of, plan_shards, write_shards
+from loragraft.streaming.checkpoint.shards import INDEX, file_plans, index_of, plan_shards
+from loragraft.streaming.nvfp4_scales import measure_scales
+from loragraft.streaming.writing import write_files
+from loragraft.system.files import files_of
 from loragraft.system.threads import thread_count
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -73,6 +78,8 @@ def export(
     format: str = "modelopt",  # noqa: A002 (the word that everyone uses for it)
     adapters: AdapterArguments = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_memory: int | None = None,
+    resume: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -82,58 +89,63 @@ def export(
     linears are quantized, q/k/v and gate/up under one scale each, so that a change to one changes its fellows' codes.
     Embeddings, output, norms, biases and routers stay in floating point. Scales of the
     activations are exported if the source has them for every linear; else the checkpoint is weight-only (W4A16_NVFP4).
-    Weights beyond `max_shard_bytes` go to further files, found by an index.
+    Weights beyond `max_shard_bytes` go to further files, found by an index. `max_memory`: bytes that the threads'
+    buffers may take together. `resume`: continue a run that was killed, in the folder that it left.
 
-    Raises `FormatError`, `AdapterError`, `UnsupportedError`, `OutputError`.
+    Raises `FormatError`, `AdapterError`, `UnsupportedError`, `QuantizeError`, `OutputError`.
     """
     if format not in LAYOUTS:
         raise LoragraftError(format, "no such format", expected=" or ".join(LAYOUTS))
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(folder, "is there already", expected="a new or empty folder")
+    check_new(folder, resume=resume)
     model = source if isinstance(source, ModelSource) else open_model(source)
     model_graph(model)  # raises for a model that is not whole
     model, loaded = load_adapters(adapters, model)
     model, deltas = collect_deltas(model, loaded)
+    progress = Noted(progress)
     notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     threads = thread_count(threads)
     tokenizers = [adapter.path for adapter, _ in loaded if adapter.tokenizer]
     with naming(model.path):
-        contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16, threads=threads)
+        contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16)
         layout = LAYOUTS[format](contents)
         shards = plan_shards(layout.tasks, max_shard_bytes)
         files = _side_files(model, contents, layout, notes, tokenizers)
+    for note in notes:
+        progress.note(note)
     if len(shards) > 1:
         files[INDEX] = _json_bytes(INDEX, index_of(shards))
-    created = _make_folder(folder)
-    try:
-        write_shards(folder, shards, threads, progress)
+    total = sum(shard.size for shard in shards)
+    names = [*(shard.name for shard in shards), *files]
+    with NewFolder(folder, names, size=total, resume=resume), naming(model.path):
+        steps = [task.step for task in layout.tasks]
+        measure_scales(
+            steps, threads=threads, progress=progress, group=lambda step: layout.group_of[step.name]
+        )
+        write_files(
+            file_plans(folder, shards),
+            inputs=[*model_files(model), *(file for adapter, _ in loaded for file in files_of(adapter.path))],
+            recipe=[(str(adapter.path), scale) for adapter, scale in loaded],
+            resume=resume,
+            threads=threads,
+            max_memory=max_memory,
+            subject=model.path,
+            progress=progress,
+            label="Exporting",
+        )
         for name, data in files.items():
             with OutputFile(folder / name, len(data)) as file:
                 file.write_at(0, data)
-    except BaseException:
-        for path in folder.iterdir():  # it was empty: whatever is there is ours
-            path.unlink()
-        if created:
-            folder.rmdir()
-        raise
-    for note in notes:
-        progress.note(note)
-    carried = sum(scale is None for _, scale in contents.linears.values())
-    size = sum(shard.size for shard in shards)
+    linears = len(layout.group_of)
     return ExportReport(
-        folder, contents.algorithm, carried, len(contents.linears) - carried, size, len(shards), notes
+        folder,
+        contents.algorithm,
+        layout.carried_over,
+        linears - layout.carried_over,
+        total,
+        len(shards),
+        progress.notes,
     )
-
-
-def _make_folder(folder: Path) -> bool:
-    """Whether it had to be made."""
-    try:
-        there = folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        return not there
-    except OSError as problem:
-        raise OutputError(folder, f"cannot be made: {problem.strerror}") from None
 
 
 def _side_files(
@@ -162,7 +174,7 @@ def _side_files(
         objects.update(tokenizer_files(model.metadata, notes))
         objects["generation_config.json"] = generation_config(model.metadata)
     config.pop("torch_dtype", None)
-    config["dtype"] = config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[contents.dtype]
+    config["dtype"] = config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[contents.dtype.name]
     config["quantization_config"] = layout.quantization_config()
     objects["config.json"] = config
     objects.update(layout.extra_files())

@@ -14,10 +14,12 @@ from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.quants.roles import layer_of
-from loragraft.streaming.model_writer import AdapterUse, WriteReport, dry_run, write_model
+from loragraft.streaming.model_writer import dry_run, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_merge
+from loragraft.streaming.report import AdapterUse, WriteReport
+from loragraft.system.files import files_of
 from loragraft.system.threads import thread_count
 
 
@@ -69,13 +71,10 @@ def merge(
         plan,
         Path(output),
         options,
-        inputs=[*(path for a, _ in loaded for path in _files(a.path)), *options.files],
+        recipe=[(str(a.path), scale) for a, scale in loaded],
+        inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],
         threads=thread_count(threads),
         progress=progress,
         label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
     )
     return replace(report, adapters=uses, notes=progress.notes)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

@@ -11,9 +11,10 @@ from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
-from loragraft.streaming.model_writer import WriteReport, dry_run, write_model
+from loragraft.streaming.model_writer import dry_run, write_model
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
+from loragraft.streaming.report import WriteReport
 from loragraft.system.threads import thread_count
 
 

@@ -10,6 +10,7 @@ from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
 from loragraft.formats.gguf.schema import check_metadata
 from loragraft.formats.gguf.values import Metadata, ValueType
 from loragraft.formats.source import ModelSource
+from loragraft.system.files import files_of
 
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
@@ -70,6 +71,14 @@ def open_shards(path: Path | str) -> list[GGUFFile]:
             files[0].path, "the split model is incomplete", found=f"{found} tensors", expected=expected
         )
     return files
+
+
+def model_files(model: ModelSource) -> list[Path]:
+    """The files that `model` is read from, as far as its tensors tell; of a folder, all."""
+    if model.path.is_dir():
+        return files_of(model.path)
+    files = {tensor.file for tensor in model.tensors.values() if isinstance(tensor, GGUFTensor)}
+    return sorted({model.path, *files})
 
 
 def joined_tensors(files: list[GGUFFile]) -> dict[str, GGUFTensor]:

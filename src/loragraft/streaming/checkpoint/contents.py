@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
@@ -10,11 +10,11 @@ from loragraft.adapters.delta import Delta
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.formats.views import in_memory
+from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.tensor_names import CheckpointNames, Place
 from loragraft.quants.roles import scale_group
-from loragraft.streaming.checkpoint.matrix import GROUP, Matrix, dequantize_rows, shared_scale
-from loragraft.system.threads import thread_pool
+from loragraft.quants.types import BY_NAME
+from loragraft.streaming.checkpoint.matrix import GROUP, Matrix
 
 _EMBEDDING = "token_embd.weight"
 #: Matrices that stay in floating point, as ModelOpt's default leaves them.
@@ -26,45 +26,31 @@ class Contents:
     """A model's tensors under their Hugging Face names."""
 
     def __init__(
-        self,
-        model: ModelSource,
-        deltas: Mapping[str, tuple[Delta, ...]],
-        notes: list[str],
-        *,
-        keep_f16: bool,
-        threads: int = 1,
+        self, model: ModelSource, deltas: Mapping[str, tuple[Delta, ...]], notes: list[str], *, keep_f16: bool
     ) -> None:
         self.model, self._deltas = model, deltas
         self._names = CheckpointNames(model.metadata)
         if _EMBEDDING not in model.tensors:
             raise UnsupportedError(model.path, f"has no {_EMBEDDING}", expected="a whole language model")
-        self.dtype = "F16" if keep_f16 and model.tensors[_EMBEDDING].type.name == "F16" else "BF16"
+        keeps = keep_f16 and model.tensors[_EMBEDDING].type.name == "F16"
+        self.dtype = BY_NAME["F16" if keeps else "BF16"]
         """Of everything that stays in floating point."""
-        self.linears: dict[str, tuple[Matrix, float | None]] = {}
-        """Matrices to export as NVFP4; the scale to quantize under, or None to carry the codes over."""
+        self.groups: dict[Hashable, list[Matrix]] = {}
+        """Matrices to write as NVFP4: those that share a scale together."""
         self.floats: dict[str, Matrix] = {}
         self.vectors: dict[str, TensorSource] = {}
-        fused: dict[tuple[tuple[str, ...], int], list[Matrix]] = {}
         for name, tensor in model.tensors.items():
             if name.endswith((".scale", ".input_scale")) or name == "rope_freqs.weight":
                 continue
-            self._sort(name, tensor, fused)
-        groups = list(fused.values())
-        requantized = [group for group in groups if not all(matrix.is_carried_over for matrix in group)]
-        with thread_pool(threads) as pool:
-            scales = dict(zip(map(id, requantized), pool.map(shared_scale, requantized), strict=True))
-        for group in groups:
-            self.linears.update({matrix.name: (matrix, scales.get(id(group))) for matrix in group})
-        known = [matrix.input_scale is not None for matrix, _ in self.linears.values()]
+            self._sort(name, tensor)
+        known = [matrix.input_scale is not None for group in self.groups.values() for matrix in group]
         self.algorithm = "NVFP4" if known and all(known) else "W4A16_NVFP4"
         if any(known) and not all(known):
             notes.append(
                 f"{known.count(False)} linears have no input_scale: all are left out, the export is weight-only"
             )
 
-    def _sort(
-        self, name: str, tensor: TensorSource, fused: dict[tuple[tuple[str, ...], int], list[Matrix]]
-    ) -> None:
+    def _sort(self, name: str, tensor: TensorSource) -> None:
         origins = self._names.origins(name)
         if not origins:
             raise UnsupportedError(
@@ -73,9 +59,8 @@ class Contents:
         if len(tensor.shape) == 1 and not name.endswith(_ROUTERS):
             self.vectors[origins[0].name] = self._vector(tensor, origins[0].place)
             return
-        rows = (
-            tensor.shape[-2] if len(tensor.shape) > 1 else 1
-        )  # GGUF drops the axis of a router with one row
+        # GGUF drops the axis of a router with one row.
+        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
         for expert, origin in enumerate(origins):
             if origin.place.values is not None:
                 raise UnsupportedError(
@@ -88,7 +73,7 @@ class Contents:
             matrix = Matrix(
                 origin.name,
                 tensor,
-                (np.arange(rows) if order is None else order) + expert * rows,
+                np.arange(rows) if order is None else order,
                 expert,
                 self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
                 self._factor(companion(name, "input_scale"), expert),
@@ -98,7 +83,7 @@ class Contents:
                 name not in _NOT_LINEAR and not name.endswith(_ROUTERS) and tensor.columns % GROUP == 0
             )
             if is_linear:
-                fused.setdefault((scale_group(name), expert), []).append(matrix)
+                self.groups.setdefault((scale_group(name), expert), []).append(matrix)
             else:
                 self.floats[origin.name] = matrix
 
@@ -106,7 +91,7 @@ class Contents:
         tensor = self.model.tensors.get(name or "")
         if tensor is None:
             return None
-        values = dequantize_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)
+        values = values_of(tensor).reshape(-1)
         return float(values[expert if len(values) > 1 else 0])
 
     @staticmethod
@@ -114,7 +99,7 @@ class Contents:
         """As the checkpoint has it."""
         if place.as_it_is:
             return tensor
-        values = dequantize_rows(tensor.rows(0, 1), tensor.type).reshape(-1)
+        values = values_of(tensor)
         order = place.inverse_order(len(values))
         values = values if order is None else values[order]
         return in_memory(tensor.name, values if place.values is None else place.values.inverse(values))

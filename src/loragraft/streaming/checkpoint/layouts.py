@@ -7,7 +7,7 @@ quantization/quant_scheme.py).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -15,24 +15,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from loragraft.errors import naming
 from loragraft.formats.safetensors import SafetensorsSpec
-from loragraft.formats.source import Bytes
-from loragraft.formats.views import float_rows
-from loragraft.quants import reference
-from loragraft.quants.types import BY_NAME
+from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.views import Computed, in_memory, values_of
+from loragraft.quants import native
+from loragraft.quants.nvfp4 import unpack_modelopt
+from loragraft.quants.types import F32
 from loragraft.streaming.checkpoint.contents import Contents
-from loragraft.streaming.checkpoint.matrix import GROUP, Matrix, check_finite, dequantize_rows
+from loragraft.streaming.checkpoint.matrix import GROUP, Matrix
+from loragraft.streaming.steps import Step
+from loragraft.streaming.writing import Pieces
 
 
 @dataclass(frozen=True)
 class Task:
-    """Tensors of the file that are computed together: `compute(start, stop)` gives the bytes of these rows of each."""
+    """Tensors of the checkpoint that one step makes: the one of its name, or those that `pieces` says."""
 
     specs: tuple[SafetensorsSpec, ...]
-    rows: int
-    chunks: Sequence[tuple[int, int]]
-    compute: Callable[[int, int], tuple[Bytes, ...]]
+    step: Step
+    pieces: Pieces | None = None
 
     @property
     def nbytes(self) -> int:
@@ -49,20 +50,24 @@ class Layout(ABC):
         self.contents = contents
         self.tasks: list[Task] = []
         for name, vector in contents.vectors.items():
-            values = dequantize_rows(vector.rows(0, vector.n_rows), vector.type)
-            check_finite(vector.name, values)
-            self._add_vector(name, values.reshape(vector.shape))
+            self._add_vector(name, vector)
         for name, matrix in contents.floats.items():
-            spec = SafetensorsSpec(name, contents.dtype, matrix.shape)
-            self.tasks.append(
-                Task((spec,), matrix.shape[0], matrix.chunks(), partial(self._float_rows, matrix))
-            )
-        for matrix, scale in contents.linears.values():
-            self._add_linear(matrix, scale)
+            spec = SafetensorsSpec(name, contents.dtype.name, matrix.shape)
+            self.tasks.append(Task((spec,), matrix.as_float(contents.dtype)))
+        self.group_of: dict[str, Hashable] = {}
+        """Of each step that quantizes: those with the same share a scale."""
+        self.carried_over = 0
+        """Matrices whose codes and scales stay as they are: of groups in which no other changes."""
+        for group, matrices in contents.groups.items():
+            carried = all(matrix.is_nvfp4 for matrix in matrices)
+            self.carried_over += len(matrices) if carried else 0
+            for matrix in matrices:
+                self._add_linear(matrix, matrix.copied() if carried else matrix.quantized())
+                self.group_of[matrix.name] = group
 
     @abstractmethod
-    def _add_linear(self, matrix: Matrix, scale: float | None) -> None:
-        """Add a quantized matrix: carried over if `scale` is None, else quantized under it."""
+    def _add_linear(self, matrix: Matrix, step: Step) -> None:
+        """Add a quantized matrix, whose blocks `step` makes."""
 
     @abstractmethod
     def quantization_config(self) -> dict[str, Any]:
@@ -72,44 +77,54 @@ class Layout(ABC):
         """Further JSON files, by name."""
         return {}
 
-    def _float_rows(self, matrix: Matrix, start: int, stop: int) -> tuple[Bytes, ...]:
-        with naming(self.contents.model.path):
-            return (_encode(matrix.floats(start, stop), self.contents.dtype),)
-
-    def _code_rows(self, matrix: Matrix, scale: float | None, start: int, stop: int) -> tuple[Bytes, ...]:
-        with naming(self.contents.model.path):
-            return matrix.codes(start, stop, scale)
-
-    def _add_vector(self, name: str, values: np.ndarray) -> None:
+    def _add_vector(self, name: str, vector: TensorSource) -> None:
         """In the checkpoint's dtype if that keeps every value, else as F32."""
-        data = _encode(values.reshape(1, -1), self.contents.dtype)
-        exact = np.array_equal(float_rows(data, BY_NAME[self.contents.dtype]).reshape(-1), values.reshape(-1))
-        dtype = self.contents.dtype if exact else "F32"
-        self._add_small(name, dtype, values.shape, _encode(values.reshape(1, -1), dtype))
+        values, dtype = values_of(vector), self.contents.dtype
+        rows = values.reshape(1, -1)
+        exact = np.array_equal(native.dequantize(native.quantize(rows, dtype), dtype), rows)
+        kind = dtype if exact else F32
+        spec = SafetensorsSpec(name, kind.name, values.shape)
+        self.tasks.append(Task((spec,), Step(name, in_memory(vector.name, values), kind)))
 
-    def _add_scalar(self, name: str, value: float, shape: tuple[int, ...]) -> None:
-        self._add_small(name, "F32", shape, np.array([value], "<f4").view(np.uint8))
+    def _add_scalar(self, name: str, value: Callable[[], float], shape: tuple[int, ...]) -> None:
+        """A number that is known when it is written: scales are measured before."""
 
-    def _add_small(self, name: str, dtype: str, shape: tuple[int, ...], data: Bytes) -> None:
+        def compute(start: int, stop: int) -> Bytes:
+            return np.array([[value()]], "<f4").view(np.uint8)[start:stop]
+
         self.tasks.append(
-            Task((SafetensorsSpec(name, dtype, shape),), 1, [(0, 1)], lambda start, stop: (data,))
+            Task((SafetensorsSpec(name, "F32", shape),), Step(name, Computed(name, (1,), F32, compute), F32))
         )
 
-    def _add_codes(self, matrix: Matrix, scale: float | None, name: str) -> None:
+    def _add_codes(self, matrix: Matrix, step: Step, name: str) -> None:
         rows, columns = matrix.shape
+
+        def split(blocks: Bytes) -> tuple[Bytes, Bytes]:
+            codes, scales = unpack_modelopt(blocks, matrix.name)
+            return codes[:, : columns // 2], scales[
+                :, : columns // GROUP
+            ]  # without what fills up the last block
+
         specs = (
             SafetensorsSpec(f"{matrix.module}.{name}", "U8", (rows, columns // 2)),
             SafetensorsSpec(f"{matrix.module}.weight_scale", "F8_E4M3", (rows, columns // GROUP)),
         )
-        self.tasks.append(Task(specs, rows, matrix.chunks(), partial(self._code_rows, matrix, scale)))
+        pieces = Pieces(tuple(spec.name for spec in specs), (columns // 2, columns // GROUP), split)
+        self.tasks.append(Task(specs, step, pieces))
+
+
+def _scale(matrix: Matrix, step: Step) -> float:
+    """What the codes that `step` makes are to be multiplied by."""
+    return matrix.scale if step.scales is None else float(step.scales[0])
 
 
 class ModelOpt(Layout):
-    def _add_linear(self, matrix: Matrix, scale: float | None) -> None:
-        self._add_codes(matrix, scale, "weight")
-        self._add_scalar(f"{matrix.module}.weight_scale_2", matrix.scale if scale is None else scale, ())
-        if self.contents.algorithm == "NVFP4" and matrix.input_scale is not None:
-            self._add_scalar(f"{matrix.module}.input_scale", matrix.input_scale, ())
+    def _add_linear(self, matrix: Matrix, step: Step) -> None:
+        self._add_codes(matrix, step, "weight")
+        self._add_scalar(f"{matrix.module}.weight_scale_2", partial(_scale, matrix, step), ())
+        known = matrix.input_scale
+        if self.contents.algorithm == "NVFP4" and known is not None:
+            self._add_scalar(f"{matrix.module}.input_scale", partial(float, known), ())
 
     def quantization_config(self) -> dict[str, Any]:
         arguments = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": GROUP}
@@ -137,13 +152,12 @@ class ModelOpt(Layout):
 class CompressedTensors(Layout):
     keeps_f16 = False  # the library unpacks to BF16, and cannot multiply that with F16
 
-    def _add_linear(self, matrix: Matrix, scale: float | None) -> None:
-        self._add_codes(matrix, scale, "weight_packed")
-        self._add_scalar(
-            f"{matrix.module}.weight_global_scale", 1 / (matrix.scale if scale is None else scale), (1,)
-        )
-        if self.contents.algorithm == "NVFP4" and matrix.input_scale is not None:
-            self._add_scalar(f"{matrix.module}.input_global_scale", 1 / matrix.input_scale, (1,))
+    def _add_linear(self, matrix: Matrix, step: Step) -> None:
+        self._add_codes(matrix, step, "weight_packed")
+        self._add_scalar(f"{matrix.module}.weight_global_scale", lambda: 1 / _scale(matrix, step), (1,))
+        known = matrix.input_scale
+        if self.contents.algorithm == "NVFP4" and known is not None:
+            self._add_scalar(f"{matrix.module}.input_global_scale", partial(float, 1 / known), (1,))
 
     def quantization_config(self) -> dict[str, Any]:
         arguments = {
@@ -179,7 +193,3 @@ LAYOUTS: dict[str, type[Layout]] = {"modelopt": ModelOpt, "compressed-tensors": 
 
 def _producer() -> dict[str, str]:
     return {"name": "loragraft", "version": version("loragraft")}
-
-
-def _encode(values: np.ndarray, dtype: str) -> Bytes:
-    return np.ascontiguousarray(reference.quantize(np.asarray(values, np.float32), BY_NAME[dtype]))

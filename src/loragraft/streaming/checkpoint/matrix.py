@@ -1,31 +1,31 @@
-"""One matrix of a checkpoint that is being exported: its rows, in Hugging Face's order, as floats or as codes."""
+"""One matrix of a checkpoint that is to be written: how it is made of a tensor of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.adapters.delta import Delta, add_deltas
-from loragraft.adapters.lora import Floats
-from loragraft.errors import QuantizeError
+from loragraft.adapters.delta import Delta
 from loragraft.formats.source import Bytes, TensorSource
-from loragraft.formats.views import float_rows
-from loragraft.quants import native, reference
-from loragraft.quants.nvfp4 import BLOCK, tensor_scale, unpack_modelopt
-from loragraft.quants.types import QuantType
+from loragraft.formats.views import Computed, Reordered
+from loragraft.quants.nvfp4 import BLOCK, NVFP4
+from loragraft.quants.types import F32, QuantType
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import Chunk, Step
 
 GROUP = 16
 """Weights per block scale."""
-_CHUNK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """`rows_of[i]` is the row of `source` that is row i of the checkpoint's tensor `name`; `expert` selects of the
-    deltas. What `source` holds is to be multiplied by `scale`."""
+    """Rows `rows_of` of the matrix `expert` of `source`, in this order, are the checkpoint's tensor `name`.
+
+    What `source` holds is to be multiplied by `scale` before the deltas are added. `input_scale`: of the activations.
+    """
 
     name: str
     source: TensorSource
@@ -44,68 +44,40 @@ class Matrix:
         return self.name.removesuffix(".weight")
 
     @property
-    def is_carried_over(self) -> bool:
-        """Whether its codes and scales can be exported as they are."""
-        return self.source.type.name == "NVFP4" and not self.deltas
+    def is_nvfp4(self) -> bool:
+        """Whether its codes and scales could be written as they are."""
+        return self.source.type == NVFP4 and not self.deltas
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """Row ranges of a bounded number of weights that cover the matrix."""
-        rows, columns = self.shape
-        step = max(1, _CHUNK_WEIGHTS // columns)
-        return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+    def copied(self) -> Step:
+        """Its codes and scales as they are."""
+        return Step(self.name, self._rows(), NVFP4)
 
-    def stored(self, start: int, stop: int) -> Bytes:
-        """Rows as the source stores them."""
-        wanted = self.rows_of[start:stop]
-        first = int(wanted.min())
-        taken: Bytes = self.source.rows(first, int(wanted.max()) + 1)[wanted - first]
-        return np.ascontiguousarray(taken)
+    def as_float(self, kind: QuantType) -> Step:
+        deltas = tuple(delta.rows(self.expert, self.rows_of) for delta in self.deltas)
+        multiplier = None if self.scale == 1.0 else np.array([self.scale], np.float32)
+        return Step(self.name, self._rows(), kind, deltas, multiplier=multiplier)
 
-    def floats(self, start: int, stop: int) -> Floats:
-        """Rows as float32: dequantized, scaled, adapters added, in this order."""
-        values = dequantize_rows(self.stored(start, stop), self.source.type)
-        if self.scale != 1.0:
-            values = values * np.float32(self.scale)
-        if self.deltas:
-            own = self.rows_of[start:stop] - self.expert * self.source.shape[-2]
-            values = add_deltas(values, [delta.rows(self.expert, own) for delta in self.deltas])
-        check_finite(self.source.name, values)
-        return values
+    def quantized(self) -> Step:
+        """As NVFP4, under a scale that is 1 until it was measured. Rows are filled up with zeros to whole blocks."""
+        step = replace(self.as_float(NVFP4), scales=np.ones(1, np.float32))
+        return step if self.source.columns % BLOCK == 0 else replace(_filled(self), scales=step.scales)
 
-    def magnitude(self) -> float:
-        """The largest absolute value."""
-        return max(float(np.abs(self.floats(*chunk)).max(initial=0.0)) for chunk in self.chunks())
-
-    def codes(self, start: int, stop: int, scale: float | None) -> tuple[Bytes, Bytes]:
-        """E2M1 codes uint8 [n, columns/2] and E4M3 scales uint8 [n, columns/16]; carried over if `scale` is None, else
-        quantized under that per-tensor scale."""
-        if scale is None:
-            return unpack_modelopt(self.stored(start, stop), self.name)
-        values = self.floats(start, stop)
-        columns = values.shape[1]
-        padded = np.pad(values, ((0, 0), (0, -columns % BLOCK)))
-        codes, scales = unpack_modelopt(native.quantize_nvfp4(padded, scale), self.name)
-        return codes[:, : columns // 2], scales[:, : columns // GROUP]
+    def _rows(self) -> TensorSource:
+        shape = self.source.shape
+        rows = shape[-2] if len(shape) > 1 else 1
+        if shape == self.shape and np.array_equal(self.rows_of, np.arange(rows)):
+            return self.source
+        return Reordered(self.source, self.rows_of + self.expert * rows, self.shape)
 
 
-def check_finite(name: str, values: Floats) -> None:
-    """Raises QuantizeError if a value of tensor `name` is not finite, which no engine could run."""
-    if not np.isfinite(values).all():
-        raise QuantizeError(
-            f"tensor {name!r}",
-            "holds a value that is not finite",
-            hint="the file is damaged or its training diverged: get it anew, or use an earlier checkpoint",
-        )
+def _filled(matrix: Matrix) -> Step:
+    """The merged weights, and zeros behind each row up to a whole number of blocks."""
+    merged = matrix.as_float(F32)
+    rows, columns = matrix.shape
+    zeros = -columns % BLOCK
 
+    def compute(start: int, stop: int) -> Bytes:
+        return np.pad(floats_of(Chunk(merged, start, stop)), ((0, 0), (0, zeros))).view(np.uint8)
 
-def shared_scale(matrices: Sequence[Matrix]) -> float:
-    """The per-tensor scale of matrices that are multiplied with the same input (ModelOpt's rule: amax / 2688)."""
-    return tensor_scale(max(matrix.magnitude() for matrix in matrices))
-
-
-def dequantize_rows(data: Bytes, kind: QuantType) -> Floats:
-    """uint8 [n, row_bytes] of any type as float32 [n, columns]."""
-    if kind.is_float:
-        return float_rows(data, kind)
-    values: Floats = (native if native.supports(kind) else reference).dequantize(data, kind)
-    return values
+    source = Computed(matrix.source.name, (rows, columns + zeros), F32, compute, [merged.source])
+    return Step(matrix.name, source, NVFP4)

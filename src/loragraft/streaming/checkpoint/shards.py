@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from loragraft.errors import OutputError
-from loragraft.formats.safetensors import SafetensorsWriter
-from loragraft.progress import Progress
+from loragraft.formats.safetensors import plan
 from loragraft.streaming.checkpoint.layouts import Task
-from loragraft.system.threads import thread_pool
+from loragraft.streaming.writing import FilePlan
 
 INDEX = "model.safetensors.index.json"
 _METADATA = {"format": "pt"}
@@ -57,31 +51,12 @@ def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
 
 
-def write_shards(folder: Path, shards: Sequence[Shard], threads: int, progress: Progress) -> None:
-    """Compute and write all tensors. Raises OutputError, before anything is computed, if the disk is too small."""
-    total, free = sum(shard.size for shard in shards), shutil.disk_usage(folder).free
-    if total > free:
-        raise OutputError(
-            folder, "not enough space on the disk", found=f"{free} bytes free", expected=f"{total}"
-        )
-    progress.start("Exporting", total)
-    with ExitStack() as files, thread_pool(threads) as pool:
+def file_plans(folder: Path, shards: Sequence[Shard]) -> list[FilePlan]:
+    """The files, to be written by `loragraft.streaming.writing`."""
+    return [_file_plan(folder / shard.name, shard.tasks) for shard in shards]
 
-        def write(writer: SafetensorsWriter, task: Task, start: int, stop: int) -> None:
-            for spec, data in zip(task.specs, task.compute(start, stop), strict=True):
-                writer.write(spec.name, spec.nbytes // task.rows * start, np.ascontiguousarray(data))
-                progress.advance(data.nbytes)
 
-        done = []
-        for shard in shards:
-            specs = [spec for task in shard.tasks for spec in task.specs]
-            writer = files.enter_context(SafetensorsWriter(folder / shard.name, specs, _METADATA))
-            done += [
-                pool.submit(write, writer, task, *chunk) for task in shard.tasks for chunk in task.chunks
-            ]
-        try:
-            for future in done:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _file_plan(path: Path, tasks: Sequence[Task]) -> FilePlan:
+    layout = plan([spec for task in tasks for spec in task.specs], _METADATA)
+    pieces = {task.step.name: task.pieces for task in tasks if task.pieces is not None}
+    return FilePlan(path, layout, [task.step for task in tasks], pieces)

@@ -1,0 +1,225 @@
+"""Files of tensors, written in one pass over the model.
+
+Every offset is known before the first row is read, so each chunk is written as soon as it is done. A thread holds one
+chunk's output and a block of floats. What is written is in a journal, so that a killed run can be continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from loragraft import __version__
+from loragraft.errors import OutputError, naming
+from loragraft.formats.layout import FileLayout, TensorWriter
+from loragraft.formats.source import Bytes
+from loragraft.progress import SILENT, Progress
+from loragraft.streaming import steps
+from loragraft.streaming.journal import Journal
+from loragraft.streaming.rows import encode
+from loragraft.streaming.steps import Chunk, Span, Step, chunks
+from loragraft.streaming.sweep import sweep
+
+#: Output (at most F32) and the block of floats, per weight of a chunk; generous.
+_BYTES_PER_WEIGHT = 8
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Tensors of the file that hold the rows of one step together: `split` makes the rows of each, of `row_bytes`
+    bytes, of the step's."""
+
+    names: tuple[str, ...]
+    row_bytes: tuple[int, ...]
+    split: Callable[[Bytes], Sequence[Bytes]]
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of the output. A step is the tensor of its name, or, by its name, the tensors that `pieces` says."""
+
+    path: Path
+    layout: FileLayout
+    steps: Sequence[Step]
+    pieces: Mapping[str, Pieces] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """One file under way."""
+
+    writer: TensorWriter
+    steps: Sequence[Step]
+    journal: Journal | None = None
+    pieces: Mapping[str, Pieces] = field(default_factory=dict)
+
+    def done(self, step: Step) -> Sequence[Span]:
+        """The rows that the journal of an earlier run says are written."""
+        return self.journal.done.get(step.name, ()) if self.journal is not None else ()
+
+    def skip(self, step: Step, rows: int) -> None:
+        """Take note that so many rows lie in the file."""
+        pieces = self.pieces.get(step.name)
+        named = (
+            [(step.name, step.row_bytes)]
+            if pieces is None
+            else zip(pieces.names, pieces.row_bytes, strict=True)
+        )
+        for name, row_bytes in named:
+            self.writer.wrote(name, rows * row_bytes)
+
+    def write(self, chunk: Chunk, rows: Bytes) -> None:
+        step, pieces = chunk.step, self.pieces.get(chunk.step.name)
+        if pieces is None:
+            self.writer.write(step.name, chunk.start * step.row_bytes, rows)
+        else:
+            for name, row_bytes, piece in zip(
+                pieces.names, pieces.row_bytes, pieces.split(rows), strict=True
+            ):
+                self.writer.write(name, chunk.start * row_bytes, np.ascontiguousarray(piece))
+        if self.journal is not None:
+            self.journal.add(step.name, chunk.start, chunk.stop)
+
+
+def write_files(
+    files: Sequence[FilePlan],
+    *,
+    inputs: Sequence[Path],
+    recipe: Iterable[object] = (),
+    resume: bool = False,
+    threads: int,
+    max_memory: int | None = None,
+    subject: Path | str = "",
+    progress: Progress = SILENT,
+    label: str = "Writing",
+) -> None:
+    """Write `files`; they appear together, when the last is whole. `inputs`: the files that the run reads.
+
+    With `resume`, what an earlier run has written is kept, if it had the same plan: the same files, steps, inputs and
+    `recipe` (whatever else decides the bytes). The rest is as for `run_pass`. Raises `OutputError`, `QuantizeError`.
+    """
+    digest = _digest(files, inputs, recipe)
+    with ExitStack() as stack:
+        parts = []
+        for file in files:
+            writer = TensorWriter(file.path, file.layout, inputs=inputs, resume=resume)
+            stack.enter_context(writer)
+            journal = Journal(writer.output.journal, digest, resume=writer.output.resumed)
+            stack.callback(journal.close)
+            parts.append(OutputPart(writer, file.steps, journal, file.pieces))
+        if resume:
+            progress.note(_resume_note(parts))
+        run_pass(
+            parts, threads=threads, max_memory=max_memory, subject=subject, progress=progress, label=label
+        )
+        for part in parts if len(parts) > 1 else ():
+            part.writer.seal()  # so that all files appear at once
+    for part in parts:
+        _check_size(part)
+
+
+def run_pass(
+    parts: Sequence[OutputPart],
+    *,
+    threads: int,
+    max_memory: int | None = None,
+    subject: Path | str = "",
+    progress: Progress = SILENT,
+    label: str = "Writing",
+) -> None:
+    """Write every tensor of `parts`, but for rows that a journal says are done.
+
+    `max_memory`: bytes that the threads' buffers may take together. `subject` names the model in errors. Raises as
+    `loragraft.streaming.rows.encode`.
+    """
+    part_of = {step.name: part for part in parts for step in part.steps}
+    todo = [step for part in parts for step in part.steps]
+    progress.start(label, sum(step.weights for step in todo))
+    for step in todo:
+        rows = sum(stop - start for start, stop in part_of[step.name].done(step))
+        part_of[step.name].skip(step, rows)
+        progress.advance(rows * step.source.columns)
+    weights = steps.CHUNK_WEIGHTS
+    if max_memory is not None:
+        weights = min(weights, max_memory // (threads * _BYTES_PER_WEIGHT))
+    buffers = threading.local()
+
+    def write(chunk: Chunk) -> None:
+        with naming(subject):
+            part_of[chunk.step.name].write(chunk, _encoded(chunk, buffers, subject))
+        progress.advance((chunk.stop - chunk.start) * chunk.step.source.columns)
+
+    items = (chunk for step in todo for chunk in chunks(step, weights, part_of[step.name].done(step)))
+    sweep(items, write, threads=threads)
+
+
+def _encoded(chunk: Chunk, buffers: threading.local, subject: Path | str) -> Bytes:
+    """The rows of the output: in the thread's buffer, unless they are the source's."""
+    step = chunk.step
+    rows = step.source.rows(chunk.start, chunk.stop)
+    if step.copies:
+        encode(chunk, rows, None, subject)
+        return rows
+    size = (chunk.stop - chunk.start) * step.row_bytes
+    buffer: Bytes = getattr(buffers, "bytes", np.empty(0, np.uint8))
+    if len(buffer) < size:
+        buffers.bytes = buffer = np.empty(size, np.uint8)
+    encode(chunk, rows, buffer[:size], subject)
+    return buffer[:size].reshape(-1, step.row_bytes)
+
+
+def _resume_note(parts: Sequence[OutputPart]) -> str:
+    total = sum(step.source.n_rows for part in parts for step in part.steps)
+    done = sum(
+        stop - start
+        for part in parts
+        if part.journal is not None
+        for spans in part.journal.done.values()
+        for start, stop in spans
+    )
+    if not done:
+        return "nothing to continue: starting from the beginning"
+    return f"continuing: {100 * done / total:.0f} % of the rows are written already"
+
+
+def _check_size(part: OutputPart) -> None:
+    size = part.writer.path.stat().st_size
+    if size != part.writer.layout.size:
+        raise OutputError(
+            part.writer.path,
+            "has another size than was written",
+            found=f"{size} bytes",
+            expected=part.writer.layout.size,
+        )
+
+
+def _digest(files: Sequence[FilePlan], inputs: Iterable[Path], recipe: Iterable[object]) -> str:
+    """Of everything that decides the output's bytes; the inputs by their size and time of change."""
+    digest = hashlib.sha256(__version__.encode())
+
+    def add(*parts: object) -> None:
+        digest.update(repr(parts).encode("utf-8", "surrogateescape"))
+
+    add(*recipe)
+    for path in inputs:
+        facts = path.stat() if path.exists() else None
+        add(str(path.resolve()), facts and (facts.st_size, facts.st_mtime_ns, facts.st_ino))
+    for file in files:
+        add(file.path.name)
+        digest.update(file.layout.header)
+        for step in file.steps:
+            source = step.source
+            add(step.name, source.name, source.shape, source.type.name, step.type.name, step.through_f16)
+            for array in (step.importance, step.multiplier, step.scales):
+                digest.update(b"none" if array is None else array.tobytes())
+            for delta in step.deltas:
+                add(delta.scale, delta.strength)
+                for array in (delta.a, delta.b, delta.magnitude):
+                    digest.update(b"none" if array is None else array.tobytes())
+    return digest.hexdigest()
