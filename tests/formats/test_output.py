@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from loragraft.formats.output import OutputFile
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What lies there, without the part of a temporary name that cannot be foreseen."""
+    return sorted(re.sub(r"\.[0-9a-f]{16}\.partial", ".partial", path.name) for path in folder.iterdir())
 
 
 def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
@@ -165,8 +168,101 @@ def test_a_read_only_file(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "x" * 216, "é" * 127, "a\nb", "\udcff"])
+def test_any_name_that_the_system_allows(tmp_path: Path, name: str) -> None:
+    for text in (b"1", b"2"):
+        with OutputFile(tmp_path / name, 1) as output:
+            output.journal.write_text("notes")
+            output.write_at(0, text)
+            assert len(os.fsencode(output.journal.name)) <= 255
+    assert (tmp_path / name).read_bytes() == b"2"
+    assert names(tmp_path) == [name]
+
+
 def test_a_name_too_long(tmp_path: Path) -> None:
-    refused(tmp_path / ("x" * 250), "cannot be written: File name too long")
+    refused(tmp_path / ("x" * 256), "cannot be written: File name too long")
+
+
+# ---- what others put there ----
+
+
+def planted(target: Path, **more: object) -> Path:
+    return target.with_name(f".{target.name}.0123456789abcdef.partial")
+
+
+def test_a_file_with_the_old_temporary_name_stays(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").write_bytes(b"precious")
+    (tmp_path / ".out.partial.journal").write_bytes(b"precious")
+    with OutputFile(tmp_path / "out", 1, inputs=[tmp_path / ".out.partial"]):
+        pass
+    assert (tmp_path / ".out.partial").read_bytes() == b"precious"
+    assert (tmp_path / ".out.partial.journal").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_input_that_looks_like_our_leavings_stays(tmp_path: Path, resume: bool) -> None:
+    source = planted(tmp_path / "out")
+    source.write_bytes(b"precious")
+    with OutputFile(tmp_path / "out", 8, inputs=[source], resume=resume) as output:
+        assert not output.resumed
+    assert source.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("kind", ["another's", "link", "second name", "folder", "pipe", "open journal"])
+def test_what_was_planted_is_neither_taken_up_nor_touched(tmp_path: Path, resume: bool, kind: str) -> None:
+    bait, secret = planted(tmp_path / "out"), tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    match kind:
+        case "another's":
+            if os.geteuid():
+                pytest.skip("only root can make another user's file")
+            bait.write_bytes(b"secret")
+            os.chown(bait, 12345, 12345)
+        case "link":
+            bait.symlink_to(secret)
+        case "second name":
+            os.link(secret, bait)
+        case "folder":
+            bait.mkdir()
+        case "pipe":
+            os.mkfifo(bait)
+        case "open journal":
+            bait.write_bytes(b"secret")
+            bait.with_name(f"{bait.name}.journal").symlink_to(secret)
+    with OutputFile(tmp_path / "out", 6, resume=resume) as output:
+        assert not output.resumed
+        assert output.partial != bait
+        output.write_at(0, b"result")
+    assert secret.read_bytes() == b"secret"
+    assert (tmp_path / "out").read_bytes() == b"result"
+    found = (tmp_path / "out").stat()
+    assert (found.st_uid, found.st_nlink) == (os.geteuid(), 1)
+    assert kind == "open journal" or os.path.lexists(bait)
+
+
+def test_a_lock_on_the_folder_does_not_stop_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loragraft.formats.output._PATIENCE", 0.1)
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with OutputFile(tmp_path / "out", 1):
+        pass
+    os.close(holder)
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_renaming_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    fsync = os.fsync
+
+    def record(fd: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with OutputFile(tmp_path / "out", 1) as output:
+        pass
+    assert flushed == [str(output.partial), str(tmp_path)]
 
 
 def test_not_enough_space(tmp_path: Path) -> None:

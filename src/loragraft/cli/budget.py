@@ -11,7 +11,7 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, argument, command, option
+from loragraft.cli.command import FILE, OUTPUT, argument, command, option
 from loragraft.cli.deployments import deployments_table
 from loragraft.cli.options import (
     JSON,
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     help="The types to choose from.",
 )
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
-@option("--output", "-o", type=FILE, metavar="FILE", help="Write the types, for --tensor-type-file.")
+@option("--output", "-o", type=OUTPUT, metavar="FILE", help="Write the types, for --tensor-type-file.")
 @context_option(256)
 @option(
     "--windows",

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from loragraft.cli import console
+from loragraft.cli.files import FILE, OUTPUT, PLACE, refuse_inputs
 
-FILE = click.Path(path_type=Path)
+__all__ = ["FILE", "OUTPUT", "PLACE", "argument", "command", "flag", "option"]
 
 
 class Argument(click.Argument):
@@ -81,6 +81,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         console.configure(quiet=ctx.params.pop("quiet"), verbose=ctx.params.pop("verbose"))
         console.silence_libraries()
+        refuse_inputs(self.params, ctx.params)
         super().invoke(ctx)
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,7 +10,7 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, argument, command, flag, option
+from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import JSON, TARGET, THREADS
 from loragraft.cli.progress import progress
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=FILE,
     help="A Hugging Face model folder, or a PEFT adapter's (with --base).",
 )
-@option("--output", "-o", required=True, type=FILE, metavar="OUT.gguf", help="The file to write.")
+@option("--output", "-o", required=True, type=OUTPUT, metavar="OUT.gguf", help="The file to write.")
 @option(
     "--type",
     "target",

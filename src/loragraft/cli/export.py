@@ -10,7 +10,7 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, command, option
+from loragraft.cli.command import PLACE, command, option
 from loragraft.cli.options import JSON, LORA, MODEL, THREADS, Parsed
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import MAX_MEMORY, RESUME
@@ -22,7 +22,7 @@ from loragraft.units import bytes_text, plural
     "loragraft export Llama-3.1-8B --lora my-adapter --format compressed-tensors -o merged-NVFP4",
 )
 @MODEL
-@option("--output", "-o", required=True, type=FILE, metavar="DIR", help="The folder to make.")
+@option("--output", "-o", required=True, type=PLACE, metavar="DIR", help="The folder to make.")
 @option(
     "--format",
     "layout",

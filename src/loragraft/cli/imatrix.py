@@ -7,7 +7,7 @@ from pathlib import Path
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, command, flag, option
+from loragraft.cli.command import OUTPUT, command, flag, option
 from loragraft.cli.options import (
     JSON,
     LORA,
@@ -36,7 +36,7 @@ from loragraft.units import plural
     "--output",
     "-o",
     required=True,
-    type=FILE,
+    type=OUTPUT,
     metavar="FILE",
     help="The importance matrix to write (GGUF).",
 )

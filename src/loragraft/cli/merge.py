@@ -10,7 +10,7 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, argument, command, flag, option
+from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import JSON, LORA, TARGET, THREADS
 from loragraft.cli.progress import progress
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "base", metavar="BASE", type=FILE, help="A Hugging Face folder, or a GGUF file (or one of a split model)."
 )
 @LORA
-@option("--output", "-o", type=FILE, metavar="OUT.gguf", help="The file to write.")
+@option("--output", "-o", type=OUTPUT, metavar="OUT.gguf", help="The file to write.")
 @option(
     "--type",
     "target",

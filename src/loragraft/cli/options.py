@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loragraft.cli.command import FILE, argument, flag, option
+from loragraft.cli.command import FILE, OUTPUT, PLACE, argument, flag, option
 from loragraft.errors import LoragraftError, TextError
 from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
 from loragraft.system.threads import MAX_THREADS
@@ -105,7 +105,7 @@ THREADS = option(
 )
 WORK_DIR = option(
     "--work-dir",
-    type=FILE,
+    type=PLACE,
     metavar="DIR",
     default_text="the system's place",
     help="Where to make temporary files.",
@@ -125,7 +125,7 @@ def context_option(default: int) -> Callable[[Callable[..., None]], Callable[...
 
 
 def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return option("--plot", type=FILE, metavar="FILE", help=f"Draw {what} (PNG or SVG; needs matplotlib).")
+    return option("--plot", type=OUTPUT, metavar="FILE", help=f"Draw {what} (PNG or SVG; needs matplotlib).")
 
 
 def prompt_of(prompt: str | None, file: Path | None) -> str:

@@ -11,6 +11,7 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
+from loragraft.cli.files import refuse_inputs
 from loragraft.cli.options import JSON, TARGET, THREAD_COUNT, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
@@ -63,6 +64,9 @@ def quantize(
         raise click.UsageError(f"unexpected {rest[-1]!r} after the type")
     if rest and threads is None and int(rest[0]):
         threads = THREAD_COUNT(rest[0])
+    context = click.get_current_context()
+    if not dry_run:
+        refuse_inputs(context.command.params, context.params, [output])
     with progress() as bars:
         report = lg.quantize(
             model, None if dry_run else output, target, options=options, threads=threads, progress=bars

@@ -9,7 +9,7 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, argument, command, flag, option
+from loragraft.cli.command import FILE, PLACE, argument, command, flag, option
 from loragraft.cli.options import JSON, Parsed
 from loragraft.cli.progress import progress
 from loragraft.units import bytes_text, plural
@@ -20,7 +20,7 @@ from loragraft.units import bytes_text, plural
     "loragraft split model.gguf model --split-max-tensors 200 --dry-run",
 )
 @argument("model", metavar="IN.gguf", type=FILE, help="The model to divide.")
-@argument("output", metavar="OUT", type=FILE, help="Beginning of the names: OUT-00001-of-00003.gguf, ...")
+@argument("output", metavar="OUT", type=PLACE, help="Beginning of the names: OUT-00001-of-00003.gguf, ...")
 @option(
     "--split-max-tensors",
     "max_tensors",

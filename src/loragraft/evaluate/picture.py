@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragraft.errors import LoragraftError
+from loragraft.formats.output import OutputFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,4 +38,7 @@ def picture(path: Path, width: float, height: float) -> Iterator[Axes]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure.subplots()
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+    with OutputFile(path, drawn.tell()) as file:
+        file.write_at(0, drawn.getbuffer())

@@ -1,8 +1,9 @@
 """A file that appears whole or not at all.
 
 It is written under a temporary name beside the target, flushed, then renamed onto the target. An exception or Ctrl-C
-removes it; a killed process leaves it, and `resume` takes it up again. The temporary name is fixed and locked, so two
-runs cannot write the same target at once.
+removes it; a killed process leaves it, and `resume` takes it up again. The temporary name cannot be foreseen, and the
+file is made anew: what lies in a shared folder under a name that somebody else chose is neither written nor removed. It
+is locked, so two runs cannot write the same target at once.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
+import re
+import secrets
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,14 +30,13 @@ from loragraft.system.interrupts import held
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def partial_path(target: Path) -> Path:
-    """What a file is called while it is written."""
-    return target.with_name(f".{target.name}.partial")
+_TEMPORARY = re.compile(r"\.(?P<stem>.*)\.(?P<token>[0-9a-f]{16})\.partial(?:\.journal)?", re.DOTALL)
 
 
-def journal_path(target: Path) -> Path:
-    """Where notes of what is written lie, beside it."""
-    return target.with_name(f".{target.name}.partial.journal")
+def is_of(name: str, target: str) -> bool:
+    """Whether `name` is `target`, or what its temporary file or their journal may be called."""
+    match = _TEMPORARY.fullmatch(name)
+    return name == target or (match is not None and match["stem"] == _stem(target))
 
 
 class OutputFile:
@@ -51,19 +55,21 @@ class OutputFile:
         self.path = Path(path)
         self.size = size
         self._target = Path(os.path.realpath(self.path))  # through a link, the file it names is replaced
-        self.partial = partial_path(self._target)
-        """The temporary name."""
-        self.journal = journal_path(self._target)
-        """Where a caller may keep notes for resuming; goes when the temporary file goes."""
+        self.partial = self.journal = self._target  # named when they are made
+        """The temporary name; where a caller may keep notes for resuming, which go when the temporary file goes."""
         self.resumed = False
         self._fd = -1
         self._done = False
         try:
             with held(), self._explained():
+                inputs = list(inputs)
                 mode = self._check_target(inputs)
-                self._fd = self._open_locked()
+                with _alone_in(self._target.parent):
+                    self._take_up(resume, inputs)
+                    if self._fd < 0:
+                        self._create(mode)
             with self._explained():
-                self._prepare(resume, mode)
+                self._prepare(mode)
         except BaseException:
             if self._fd >= 0:  # else the temporary file, if there is one, is another run's
                 self.discard()
@@ -111,14 +117,15 @@ class OutputFile:
             os.replace(self.partial, self._target)
             self._done = True
             self.journal.unlink(missing_ok=True)
+            _flush_folder(self._target.parent)
 
     def discard(self) -> None:
         """Remove the temporary file, unless it was committed; the target stays as it was."""
         if not self._done:
             self._done = True
-            with contextlib.suppress(OSError):
-                self.partial.unlink(missing_ok=True)
-                self.journal.unlink(missing_ok=True)
+            for path in (self.partial, self.journal):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
         if self._fd >= 0:
             self._close()
 
@@ -167,29 +174,46 @@ class OutputFile:
             raise OutputError(self.path, "the existing file is read-only")
         return stat.S_IMODE(target.st_mode)
 
-    def _open_locked(self) -> int:
-        """The temporary file's descriptor, held against other runs."""
-        while True:
-            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    def _name(self, token: str) -> None:
+        stem = _stem(self._target.name)
+        self.partial = self._target.with_name(f".{stem}.{token}.partial")
+        self.journal = self._target.with_name(f".{stem}.{token}.partial.journal")
+
+    def _create(self, mode: int | None) -> None:
+        self._name(secrets.token_hex(8))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self.partial, flags, 0o666 if mode is None else mode)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _take_up(self, resume: bool, inputs: Sequence[Path | str]) -> None:
+        """What killed runs of ours left for this target: it is removed, or with `resume` taken up if it is of the right
+        size. Raises `OutputError` if a run is alive."""
+        for token in _tokens(self._target):
+            self._name(token)
+            fd = _open_own(self.partial, inputs)
+            if fd is None:
+                if not os.path.lexists(self.partial) and _is_own(self.journal):
+                    self.journal.unlink(
+                        missing_ok=True
+                    )  # of a run killed between its renaming and its tidying up
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
                 raise OutputError(self.path, "another run is writing it", found=str(self.partial)) from None
             except OSError:
-                return fd  # a file system without locks
-            # Between open and flock the other run may have renamed or removed what was opened.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(self.partial)):
-                    return fd
+                pass
+            if resume and os.fstat(fd).st_size == self.size > 0 and _is_own(self.journal):
+                self._fd, self.resumed = fd, True
+                return
             os.close(fd)
+            self.partial.unlink(missing_ok=True)
+            if _is_own(self.journal):
+                self.journal.unlink(missing_ok=True)
 
-    def _prepare(self, resume: bool, mode: int | None) -> None:
-        found = os.fstat(self._fd)
-        self.resumed = resume and found.st_size == self.size > 0
-        if not self.resumed:
-            os.ftruncate(self._fd, 0)
-            self.journal.unlink(missing_ok=True)
+    def _prepare(self, mode: int | None) -> None:
         allocated = os.fstat(self._fd).st_blocks * 512
         disk = os.statvfs(self.partial.parent)
         free = disk.f_bavail * disk.f_frsize
@@ -221,6 +245,91 @@ class OutputFile:
                     self.path, "not enough space on the disk", expected=f"{self.size} bytes"
                 ) from None
             raise OutputError(self.path, f"cannot be written: {problem.strerror}") from None
+
+
+#: Bytes that a file system allows in a name; what we add to one; seconds to wait for a folder's turn.
+_MAX_NAME, _ADDED, _PATIENCE = 255, 40, 5.0
+
+
+def _stem(name: str) -> str:
+    """`name`, or where it is too long to add something to it, its beginning and what tells it from others."""
+    data = os.fsencode(name)
+    if len(data) + _ADDED <= _MAX_NAME:
+        return name
+    return os.fsdecode(data[:180]) + "~" + hashlib.sha256(data).hexdigest()[:16]
+
+
+def _tokens(target: Path) -> list[str]:
+    """Of the temporary files and journals that lie beside `target`."""
+    stem = _stem(target.name)
+    try:
+        found = [match for name in os.listdir(target.parent) if (match := _TEMPORARY.fullmatch(name))]
+    except PermissionError:  # a folder that may be written and not be listed
+        return []
+    return sorted({match["token"] for match in found if match["stem"] == stem})
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a regular file of this user's, by this name alone."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+
+
+def _open_own(path: Path, inputs: Sequence[Path | str]) -> int | None:
+    """The descriptor of an own file that is none of `inputs`."""
+    if not _is_own(path):
+        return None
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    for source in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(source), os.fstat(fd)):
+                os.close(fd)
+                return None
+    return fd
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other run looks through `folder` meanwhile. (Who may read it can hold its lock: so not without end.)"""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        yield
+        return
+    try:
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(fd)
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that a renaming outlasts a stop of the machine, where the file system can say so."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError as problem:
+        if problem.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+    finally:
+        os.close(fd)
 
 
 def flat_bytes(data: Any) -> memoryview:

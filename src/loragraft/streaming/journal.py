@@ -2,7 +2,7 @@
 
 A line is added after a chunk's bytes were handed to the system, which keeps them however the process ends. It does not
 if the whole machine stops: so the journal carries the kernel's boot identifier, and one of an earlier boot counts for
-nothing.
+nothing. A line carries its own checksum: one that was damaged, or cut off, counts for nothing either.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,17 +39,18 @@ class Journal:
         head = json.dumps({"plan": plan, "boot": boot_id()})
         self.done: Mapping[str, list[Span]] = _read(path, head) if resume else {}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags |= 0 if resume else os.O_EXCL
         try:
             self._fd = os.open(path, flags | (0 if self.done else os.O_TRUNC), 0o666)
+            if not self.done:
+                os.write(self._fd, f"{head}\n".encode())
         except OSError as problem:
             raise OutputError(path, f"cannot be written: {problem.strerror}") from None
-        if not self.done:
-            os.write(self._fd, f"{head}\n".encode())
 
     def add(self, name: str, start: int, stop: int) -> None:
         """Rows [start, stop) of tensor `name` are written. Safe from any thread (one write of one line)."""
         try:
-            os.write(self._fd, f"{json.dumps([name, start, stop])}\n".encode())
+            os.write(self._fd, _line(name, start, stop))
         except OSError as problem:
             raise OutputError(self.path, f"cannot be written: {problem.strerror}") from None
 
@@ -57,21 +59,27 @@ class Journal:
             os.close(self._fd)
 
 
+def _line(name: str, start: int, stop: int) -> bytes:
+    text = json.dumps([name, start, stop])
+    return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
+
+
 def _read(path: Path, head: str) -> dict[str, list[Span]]:
-    """The spans by tensor name, or nothing if the journal is another plan's or another boot's."""
+    """The spans by tensor name, none twice, or nothing if the journal is another plan's or another boot's."""
     try:
-        lines = path.read_text("utf-8", "replace").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError:
         return {}
-    if lines[0] != head:
+    if lines[0] != head.encode():
         return {}
-    done: dict[str, list[Span]] = {}
+    done: dict[str, set[Span]] = {}
     for line in lines[1:-1]:  # what follows the last line break was cut off
         try:
-            entry = json.loads(line)
+            entry = json.loads(line[:-9])
         except (ValueError, RecursionError):
             continue  # a line cut off by the kill, with another appended to it by the next run
         match entry:
             case [str() as name, int() as start, int() as stop] if 0 <= start < stop:
-                done.setdefault(name, []).append((start, stop))
-    return done
+                if _line(name, start, stop) == line + b"\n":
+                    done.setdefault(name, set()).add((start, stop))
+    return {name: sorted(spans) for name, spans in done.items()}

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from loragraft.errors import OutputError
-from loragraft.formats.output import journal_path, partial_path
+from loragraft.formats.output import is_of
 
 
 def check_new(folder: Path, *, resume: bool) -> None:
@@ -35,8 +35,7 @@ class NewFolder:
 
     def __init__(self, folder: Path, names: Sequence[str], *, size: int, resume: bool = False) -> None:
         self._folder, self._size, self._resume = folder, size, resume
-        targets = [folder / name for name in names]
-        self._paths = {make(path) for path in targets for make in (Path, partial_path, journal_path)}
+        self._names = names
         self._made = False
 
     def __enter__(self) -> Self:
@@ -44,7 +43,7 @@ class NewFolder:
         try:
             self._made = not self._folder.exists()
             self._folder.mkdir(parents=True, exist_ok=True)
-            strange = sorted(set(self._folder.iterdir()) - self._paths)
+            strange = sorted(set(self._folder.iterdir()) - set(self._own()))
         except OSError as problem:
             raise OutputError(self._folder, f"cannot be made: {problem.strerror}") from None
         if strange:
@@ -62,6 +61,12 @@ class NewFolder:
         if kind is not None:
             self._remove()
 
+    def _own(self) -> list[Path]:
+        """What lies there of this run, or of one that was killed."""
+        return [
+            path for path in self._folder.iterdir() if any(is_of(path.name, name) for name in self._names)
+        ]
+
     def _check_space(self) -> None:
         there = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
         free = shutil.disk_usage(self._folder).free
@@ -75,7 +80,7 @@ class NewFolder:
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
-            for path in self._paths:
+            for path in self._own():
                 path.unlink(missing_ok=True)
             if self._made:
                 self._folder.rmdir()
