@@ -162,7 +162,8 @@ def test_an_embedding_lora(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     a, b = rng.standard_normal((8, 2048), np.float32), rng.standard_normal((256, 8), np.float32)
 
-    def edit(_: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    def edit(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        config["target_modules"].append("embed_tokens")
         tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = a
         tensors["base_model.model.model.embed_tokens.lora_embedding_B"] = b
 

@@ -48,6 +48,13 @@ def searcher(expression: str) -> Callable[[str], bool]:
             return lambda name: text in name
 
 
+def whole(expression: str) -> Callable[[str], bool]:
+    """Whether `expression` matches the whole of a name. Raises PatternError."""
+    if _PLAIN.fullmatch(expression) and "." not in expression:
+        return expression.__eq__
+    return _compiled(expression, rf"^(?:{expression})$")
+
+
 class SuffixTable:
     """The value of the first expression that matches the end of a module's name, from a dot on: `get_pattern_key` of
     PEFT (utils/other.py). In an expression that is a plain name, a dot is a dot."""

@@ -51,7 +51,19 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
             pair = _pair(path, target, like.shape, _values(path, a), _values(path, b), float(alpha))
             pairs[target] = pair
         count = 2 * len(pairs) + len(replaced)
-        return Adapter(path, pairs, base.arch, float(alpha) or None, notes, count, replaced)
+        left_out = tuple(name for name in others if name not in replaced)
+        return Adapter(
+            path,
+            pairs,
+            base.arch,
+            float(alpha) or None,
+            notes,
+            count,
+            replaced,
+            left_out=left_out,
+            name=path.stem,
+            files=(path,),
+        )
 
 
 def write_gguf_adapter(adapter: Adapter, metadata: Metadata, out: Path, inputs: Iterable[Path]) -> None:

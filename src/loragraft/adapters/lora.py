@@ -66,7 +66,7 @@ class Adapter:
     """The file's global alpha, for a GGUF adapter written from this one; None if modules differ."""
     notes: list[str] = field(default_factory=list)
     n_tensors: int = 0
-    """How many tensors of the file carry adapter weights; all of them must be used."""
+    """How many tensors of the file carry adapter weights and are used."""
     replaced: Mapping[str, TensorSource] = field(default_factory=dict)
     """Tensors trained as a whole (PEFT's modules_to_save, trained biases, a resized embedding)."""
     rows: Mapping[str, TokenRows] = field(default_factory=dict)
@@ -74,6 +74,12 @@ class Adapter:
     """What is added to a bias, the adapter's scale in it; the base may have none."""
     tokenizer: Metadata = field(default_factory=dict)
     """`tokenizer.*` keys that differ from the base's, as saved beside the adapter."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the file that are not used, as PEFT does not use them, or the user does not want them."""
+    name: str = ""
+    """What to call it: its repository's name, or its folder's or file's."""
+    files: tuple[Path, ...] = ()
+    """That hold its tensors."""
 
     @property
     def targets(self) -> frozenset[str]:

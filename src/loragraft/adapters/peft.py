@@ -51,6 +51,11 @@ class ModuleDelta:
     magnitude: Floats | None = None
     """DoRA's, float32 [out]."""
 
+    @property
+    def of_parameter(self) -> bool:
+        """Whether it adapts a parameter that is no module's weight: one of a stack of experts."""
+        return self.module.removesuffix(".base_layer").endswith(".experts") or ".base_layer" in self.module
+
 
 @dataclass(frozen=True, slots=True)
 class PeftTensors:
@@ -65,10 +70,18 @@ class PeftTensors:
     """By module: rows trained alone, [n, d]; their numbers are in the configuration."""
 
     @property
+    def names(self) -> list[str]:
+        """One per tensor that was trained."""
+        found = [*self.trained, *self.rows]
+        for delta in self.deltas:
+            parts = {"A": True, "B": True, "bias": delta.bias is not None, "m": delta.magnitude is not None}
+            found += [f"{delta.module}.{part}" for part, there in parts.items() if there]
+        return found
+
+    @property
     def count(self) -> int:
         """How many tensors were trained."""
-        pairs = sum(2 + (d.bias is not None) + (d.magnitude is not None) for d in self.deltas)
-        return pairs + len(self.trained) + len(self.rows)
+        return len(self.names)
 
 
 def part_of(stored: str) -> str:

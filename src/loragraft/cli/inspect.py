@@ -10,14 +10,15 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import JSON
+from loragraft.cli.options import JSON, LORA
+from loragraft.cli.quantize_report import use_text
 from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from loragraft.huggingface.intake import Intake
-    from loragraft.verbs.inspect import FileReport
+    from loragraft.verbs.inspect import AdapterOnModel, FileReport
 
 _MAX_VALUE = 100  # characters of a metadata value
 _MAX_ITEMS = 5  # elements of an array
@@ -26,6 +27,7 @@ _MAX_ITEMS = 5  # elements of an array
 @command(
     "loragraft inspect model-Q4_K_M.gguf",
     "loragraft inspect my-adapter/ --no-tensors",
+    "loragraft inspect Llama-3.2-1B --lora my-adapter",
     "loragraft inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'",
 )
 @argument(
@@ -37,20 +39,33 @@ _MAX_ITEMS = 5  # elements of an array
 )
 @flag("--tensors/--no-tensors", default=True, help="List every tensor.")
 @flag("--full", help="Print all metadata, long values in full.")
+@LORA
 @JSON
 @intake_options
-def inspect(file: Path, tensors: bool, full: bool, as_json: bool, intake: Intake) -> None:
+def inspect(
+    file: Path,
+    tensors: bool,
+    full: bool,
+    lora: tuple[tuple[Path, float], ...],
+    as_json: bool,
+    intake: Intake,
+) -> None:
     """Show what a file holds: its metadata and its tensors.
 
-    Only headers are read. Shapes are given as (rows, columns): out x in for a linear weight.
+    Only headers are read. Shapes are given as (rows, columns): out x in for a linear weight. With --lora, FILE is a
+    model: what of each adapter would be used on it, and how large its changes are beside the weights.
     """
-    report = lg.inspect(file, intake=intake)
+    report = lg.inspect(file, lora, intake=intake)
     if as_json:
         console.result(json.dumps(report.as_json(), indent=1, allow_nan=False))
         return
     for note in report.notes:
         console.info(note)
     console.result(f"{_printable(str(report.path))}: {report.kind}")
+    if report.adapters:
+        for adapter in report.adapters:
+            _show_adapter(adapter, tensors)
+        return
     if report.metadata:
         console.show(_metadata_table(report, full))
     if tensors and report.tensors:
@@ -73,6 +88,29 @@ def _tensor_table(report: FileReport) -> Table:
         shape = " x ".join(str(length) for length in tensor.shape) or "scalar"
         table.add_row(_text(tensor.name), shape, tensor.type, bytes_text(tensor.nbytes))
     return table
+
+
+def _show_adapter(adapter: AdapterOnModel, tensors: bool) -> None:
+    receipt = adapter.receipt
+    if tensors and adapter.norms:
+        table = console.table(
+            "target", ">rank", ">scale", ">norm of the change", ">norm of the weight", ">relative"
+        )
+        for norm in adapter.norms:
+            rank, scale = (str(norm.rank), f"{norm.scale:.4g}") if norm.rank else ("", "")
+            table.add_row(
+                _text(norm.target),
+                rank,
+                scale,
+                f"{norm.delta:.4g}",
+                f"{norm.weight:.4g}",
+                f"{norm.relative:.2%}",
+            )
+        console.show(table)
+    for name in adapter.left_out:
+        console.result(f"left out: {_printable(name)}")
+    console.result(_printable(use_text(receipt)))
+    console.result(f"sha256 {receipt.sha256}" if receipt.sha256 else "no file")
 
 
 def _summary(report: FileReport) -> str:

@@ -9,6 +9,7 @@ from loragraft.cli import console
 from loragraft.units import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
+    from loragraft.adapters.receipt import AdapterReceipt
     from loragraft.streaming.report import WriteReport
 
 
@@ -46,12 +47,18 @@ def show_result(report: WriteReport) -> None:
             table.add_row(Text(error.name), error.type, f"{error.relative:.5f}")
         console.show(table)
     for use in report.adapters:
-        console.info(
-            f"{use.path}: {use.tensors} of {plural(use.tensors, 'tensor')} used, on {plural(use.targets, 'weight')}"
-            f" of the base, at scale {use.scale:g}"
-        )
+        console.info(use_text(use))
     speed = report.weights / max(report.seconds, 1e-9) / 1e6
     console.info(f"{report}, in {report.seconds:.1f} s ({count_text(round(speed))} M weights/s)")
+
+
+def use_text(use: AdapterReceipt) -> str:
+    """`A: 56 of 56 tensors used, on 28 weights of the base, at scale 1`; how many it changes, if not all."""
+    effect = "" if use.changing == use.targets else f", {use.changing} of which it changes"
+    return (
+        f"{use.path}: {use.tensors} of {plural(use.found, 'tensor')} used, on {plural(use.targets, 'weight')} of the "
+        f"base{effect}, at scale {use.scale:g}"
+    )
 
 
 def report_as_json(report: WriteReport) -> dict[str, Any]:
@@ -68,4 +75,5 @@ def report_as_json(report: WriteReport) -> dict[str, Any]:
         "adapters": [{**asdict(use), "path": str(use.path)} for use in report.adapters],
         "tensors": [asdict(tensor) for tensor in report.tensors],
         "errors": {error.name: error.relative for error in report.errors},
+        "notes": report.notes,
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from loragraft.errors import AdapterError, naming
 from loragraft.formats.peft import CONFIG, PeftFolder
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
+from loragraft.huggingface.contents import repository_name
 from loragraft.huggingface.intake import STRICT, Intake
-from loragraft.huggingface.mlx import read_mlx
+from loragraft.huggingface.mlx import MLX_WEIGHTS, read_mlx
 from loragraft.huggingface.peft_replacement import Replacements
+from loragraft.huggingface.targets import Targets, listed
 from loragraft.huggingface.task import check_task
 from loragraft.huggingface.tensor_names import Place
 from loragraft.huggingface.wrappers import TextNames, is_other_part, refuse_or_note
@@ -34,6 +37,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
     notes: list[str] = []
     if mlx:
         settings, tensors, config = read_mlx(folder)
+        files = [folder / MLX_WEIGHTS]
     else:
         peft = PeftFolder.open(folder, allow_pickle=intake.allow_pickle)
         settings, tensors, config = (
@@ -42,12 +46,16 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
             peft.config,
         )
         notes += peft.notes
+        files = peft.files
     with naming(base.path):
         names = TextNames(base.metadata)
     if EMBEDDING not in base.tensors:
         raise AdapterError(folder, f"needs a base with {EMBEDDING}", found=base.path.name)
     check_task(folder, config, tensors, notes)
+    found = tensors.names
     tensors = _text_part(folder, tensors, intake, notes)
+    if not mlx:
+        tensors = _named(folder, config, tensors, names, base, notes)
     whole = Replacements(folder, base, names, settings, notes)
     replaced = whole.tensors(tensors)
     vocabulary = {**base.tensors, **replaced}[EMBEDDING].shape[0]
@@ -76,6 +84,9 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
         rows=whole.rows(tensors.rows, vocabulary),
         biases=biases,
         tokenizer=adapter_tokenizer(folder, base, vocabulary, notes),
+        left_out=tuple(name for name in found if name not in set(tensors.names)),
+        name=repository_name(folder.resolve()),
+        files=tuple(files),
     )
 
 
@@ -90,6 +101,47 @@ def _text_part(folder: Path, tensors: PeftTensors, intake: Intake, notes: list[s
         {name: tensor for name, tensor in tensors.frozen.items() if not is_other_part(name)},
         {name: rows for name, rows in tensors.rows.items() if not is_other_part(name)},
     )
+
+
+def _named(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: PeftTensors,
+    names: TextNames,
+    base: ModelSource,
+    notes: list[str],
+) -> PeftTensors:
+    """`tensors` without the pairs of modules that the configuration does not name: PEFT leaves them out. A note on
+    them, and on modules that it names and the file has nothing for."""
+    targets = Targets(folder / CONFIG, config, notes)
+    if not targets.known:
+        return tensors
+    stray = [delta for delta in tensors.deltas if not delta.of_parameter and not targets.name(delta.module)]
+    if stray:
+        notes.append(
+            f"{folder}: {len(stray)} of {len(tensors.deltas)} adapted modules "
+            f"({listed([delta.module for delta in stray])}) are left out, as in "
+            f"peft: target_modules of {CONFIG} does not name them; add them there if they were trained"
+        )
+        modules = {delta.module for delta in stray}
+        tensors = replace(tensors, deltas=[delta for delta in tensors.deltas if delta.module not in modules])
+        if not tensors.names:
+            raise AdapterError(
+                folder,
+                f"holds no tensor that its configuration names: peft would change nothing ({listed(sorted(modules))})",
+                found=f"target_modules {config.get('target_modules')!r}"[:120],
+                expected="the modules that were trained",
+                hint=f"name them in target_modules of {CONFIG}",
+            )
+    there = {names.module(delta.module) for delta in tensors.deltas}
+    wanted = [module for module in names.modules(base.tensors) if targets.name(module)]
+    missing = [module for module in wanted if module not in there]
+    if missing and len(missing) < len(wanted):
+        notes.append(
+            f"{folder}: covers {len(wanted) - len(missing)} of the {len(wanted)} modules that target_modules of "
+            f"{CONFIG} names; the others ({listed(missing)}) stay the base's"
+        )
+    return tensors
 
 
 def _check_kind(folder: Path, settings: LoraSettings, delta: ModuleDelta) -> None:

@@ -6,7 +6,7 @@ transformers from 4.52 on calls them `model.language_model.layers.*`, before `la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,27 @@ class TextNames(TensorNames):
     def has_module(self, name: str) -> bool:
         """Whether modules of the architecture may be called `name` (`lm_head`, `mlp.gate_proj`)."""
         return any(f".{known.rpartition('.')[0]}".endswith(f".{name}") for known in self.by_name())
+
+    def modules(self, tensors: Container[str]) -> list[str]:
+        """The modules whose weights are matrices among `tensors` (GGUF's names), experts left out."""
+        return [
+            name.removesuffix(".weight")
+            for name, places in self.by_name().items()
+            if name.endswith(".weight")
+            and "{e}" not in name
+            and not places[0].tensor.exact
+            and not places[0].name.endswith("_norm.weight")
+            and places[0].name in tensors
+        ]
+
+    def module(self, name: str) -> str:
+        """The language model's own name of the module `name`."""
+        known = self.by_name()
+        for plain in plain_names(name):
+            for candidate in (plain, f"model.{plain}"):
+                if f"{candidate}.weight" in known:
+                    return candidate
+        return name
 
     def places(self, name: str) -> tuple[Place, ...]:
         return next(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loragraft.adapters.receipt import AdapterReceipt
 from loragraft.quants.filetypes import FileType
 from loragraft.units import bytes_text, plural
 
@@ -26,17 +27,6 @@ class TensorReport:
     weights: int
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterUse:
-    """An adapter that was merged: its own tensors, all of which were used, and how many weights they changed."""
-
-    path: Path
-    scale: float
-    """The user's factor."""
-    tensors: int
-    targets: int
-
-
 @dataclass(frozen=True, repr=False)
 class WriteReport:
     """What a run of `quantize` or `merge` wrote (or, for a dry run, would write)."""
@@ -48,7 +38,7 @@ class WriteReport:
     fallbacks: int = 0
     lacking_importance: list[tuple[str, str]] = field(default_factory=list)
     """Of a dry run: tensors that will need an importance matrix, and their types."""
-    adapters: tuple[AdapterUse, ...] = ()
+    adapters: tuple[AdapterReceipt, ...] = ()
     errors: list[TensorError] = field(default_factory=list)
     """With `verify`: how far each tensor of the file is from what was to be stored."""
     notes: list[str] = field(default_factory=list)

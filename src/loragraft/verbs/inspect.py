@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loragraft.adapters.norms import TargetNorm, target_norms
 from loragraft.adapters.peft import part_of
+from loragraft.adapters.receipt import AdapterReceipt, receipt_of
 from loragraft.errors import CheckpointError
 from loragraft.formats import peft
 from loragraft.formats.checkpoint import Checkpoint
@@ -24,6 +26,7 @@ from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
 from loragraft.huggingface.contents import Kind, recognise
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.mlx import MLX_WEIGHTS, mlx_part_of
+from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.units import bytes_text, plural
 
 
@@ -52,6 +55,20 @@ class TensorEntry:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterOnModel:
+    """An adapter on the model that was inspected: what became of its file, and how large its changes are."""
+
+    receipt: AdapterReceipt
+    norms: list[TargetNorm]
+    left_out: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        targets = [{**asdict(norm), "relative": _finite(norm.relative)} for norm in self.norms]
+        facts = {**asdict(self.receipt), "path": str(self.receipt.path)}
+        return {**facts, "left_out": list(self.left_out), "targets": targets}
+
+
 @dataclass(frozen=True, repr=False)
 class FileReport:
     """What `inspect` found."""
@@ -66,6 +83,8 @@ class FileReport:
     """Of an adapter's folder: how many tensors of which kind it holds."""
     notes: list[str] = field(default_factory=list)
     """How it was found, and what was passed over."""
+    adapters: list[AdapterOnModel] = field(default_factory=list)
+    """Those that were to be put on it, and what they change."""
 
     def __repr__(self) -> str:
         tensors = f"{plural(len(self.tensors), 'tensor')}, {bytes_text(self.nbytes)}"
@@ -115,11 +134,13 @@ class FileReport:
             "bytes": self.nbytes,
             "bits_per_element": round(self.bits_per_element, 4),
             "notes": self.notes,
+            **({"adapters": [adapter.as_json() for adapter in self.adapters]} if self.adapters else {}),
         }
 
 
-def inspect(path: Path | str, *, intake: Intake = STRICT) -> FileReport:
-    """Read the headers of the file or folder `path`, whatever it is; no weight is read.
+def inspect(path: Path | str, adapters: AdapterArguments = (), *, intake: Intake = STRICT) -> FileReport:
+    """Read the headers of the file or folder `path`, whatever it is; no weight is read, but with `adapters` (paths, or
+    pairs of path and strength): then the path is a model's, and the tensors that they change are read.
 
     Raises `FormatError` if it is nothing that loragraft knows, or malformed.
     """
@@ -138,7 +159,19 @@ def inspect(path: Path | str, *, intake: Intake = STRICT) -> FileReport:
             )
         case _:
             report = _gguf(found.path, found.kind)
-    return replace(report, notes=[*found.notes, *report.notes])
+    report = replace(report, notes=[*found.notes, *report.notes])
+    return _with_adapters(report, adapters, intake) if adapters else report
+
+
+def _with_adapters(report: FileReport, adapters: AdapterArguments, intake: Intake) -> FileReport:
+    base = open_model(report.path, dequantize=True, intake=intake)
+    _, loaded = load_adapters(adapters, base, intake=intake)
+    on_model = [
+        AdapterOnModel(receipt_of(adapter, strength), target_norms(base, adapter, strength), adapter.left_out)
+        for adapter, strength in loaded
+    ]
+    notes = [*report.notes, *base.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+    return replace(report, notes=notes, adapters=on_model)
 
 
 def _gguf(path: Path, kind: Kind) -> FileReport:

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.adapters.collect import collect_deltas
+from loragraft.adapters.receipt import receipt_of, receipts_metadata
 from loragraft.errors import naming
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.intake import STRICT, Intake
@@ -18,7 +19,7 @@ from loragraft.streaming.model_writer import dry_run, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_merge
-from loragraft.streaming.report import AdapterUse, WriteReport
+from loragraft.streaming.report import WriteReport
 from loragraft.system.files import files_of
 from loragraft.system.threads import thread_count
 
@@ -57,15 +58,16 @@ def merge(
     model, deltas = collect_deltas(model, loaded)
     for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
+    receipts = tuple(receipt_of(adapter, strength) for adapter, strength in loaded)
+    model = replace(model, metadata={**model.metadata, **receipts_metadata(model.metadata, receipts)})
     with naming(model.path):
         plan = plan_merge(model, kind, options, deltas)
     for note in plan.notes:
         progress.note(note)
     if lost := sum(layer_of(name) in options.prune_layers for name in deltas):
         progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
-    uses = tuple(AdapterUse(a.path, scale, a.n_tensors, len(a.targets)) for a, scale in loaded)
     if output is None:
-        return replace(dry_run(plan), adapters=uses, notes=progress.notes)
+        return replace(dry_run(plan), adapters=receipts, notes=progress.notes)
     report = write_model(
         model,
         plan,
@@ -77,4 +79,4 @@ def merge(
         progress=progress,
         label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
     )
-    return replace(report, adapters=uses, notes=progress.notes)
+    return replace(report, adapters=receipts, notes=progress.notes)

@@ -1,0 +1,99 @@
+"""What became of an adapter: how much of its file was used, how much of that changes something, and what file it was.
+
+A merged GGUF carries it under keys of our own, which other programs pass over: arrays of one entry per adapter, in the
+order of merging. Merging into such a file appends to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loragraft.adapters.effect import idle_targets
+from loragraft.adapters.lora import Adapter
+from loragraft.formats.gguf.values import Metadata, Value, ValueType
+
+NAMES, SCALES, RANKS, DIGESTS = (f"loragraft.adapters.{key}" for key in ("name", "scale", "rank", "sha256"))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReceipt:
+    """One adapter, as it was put on a model."""
+
+    path: Path
+    name: str
+    scale: float
+    """The user's factor."""
+    found: int
+    """Tensors in its files that carry what was trained."""
+    tensors: int
+    """Those that were used."""
+    targets: int
+    """Tensors of the base that it has something for."""
+    changing: int
+    """Those of them that it changes."""
+    rank: int
+    """The largest of its pairs; 0 without pairs."""
+    sha256: str
+    """Of its weights' file (of several, one after the other); empty for an adapter that comes from no file."""
+
+
+def receipt_of(adapter: Adapter, strength: float) -> AdapterReceipt:
+    """The receipt of `adapter` at `strength`. Reads its files once more, for the digest."""
+    idle = len(idle_targets(adapter)) if strength else len(adapter.targets)
+    return AdapterReceipt(
+        adapter.path,
+        adapter.name or adapter.path.name,
+        strength,
+        adapter.n_tensors + len(adapter.left_out),
+        adapter.n_tensors,
+        len(adapter.targets),
+        len(adapter.targets) - idle,
+        max((pair.rank for pair in adapter.pairs.values()), default=0),
+        digest_of(adapter.files),
+    )
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if files else ""
+
+
+def receipts_metadata(base: Metadata, receipts: Sequence[AdapterReceipt]) -> Metadata:
+    """The keys for a file made of a base with metadata `base`: its own receipts, if it has any, and these."""
+    if not receipts:
+        return {}
+    names, digests = (_texts(base, key) for key in (NAMES, DIGESTS))
+    scales, ranks = (_numbers(base, key) for key in (SCALES, RANKS))
+    if not len(names) == len(digests) == len(scales) == len(ranks):
+        names, digests, scales, ranks = [], [], [], []  # not what we write
+    return {
+        NAMES: Value.strings([*names, *(receipt.name for receipt in receipts)]),
+        SCALES: Value.numbers(ValueType.FLOAT32, [*scales, *(receipt.scale for receipt in receipts)]),
+        RANKS: Value.numbers(
+            ValueType.UINT32, [int(rank) for rank in (*ranks, *(one.rank for one in receipts))]
+        ),
+        DIGESTS: Value.strings([*digests, *(receipt.sha256 for receipt in receipts)]),
+    }
+
+
+def _texts(base: Metadata, key: str) -> list[str]:
+    data = base[key].data if key in base else []
+    return [text for text in data if isinstance(text, str)] if isinstance(data, list) else []
+
+
+def _numbers(base: Metadata, key: str) -> list[float]:
+    data = base[key].data if key in base else []
+    return (
+        [float(number) for number in data]
+        if isinstance(data, np.ndarray) and data.dtype.kind in "iuf"
+        else []
+    )

@@ -1,0 +1,87 @@
+"""Which modules a configuration names: PEFT's own answers, recorded; and what becomes of the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import loragraft as lg
+from loragraft.errors import AdapterError
+from loragraft.huggingface.targets import Targets
+from loragraft.opening import load_adapter, open_model
+from paths import data
+
+RECORDED = json.loads(data("golden/peft-targets.json").read_text())
+BASE, PLAIN = data("llama-kjv"), data("llama-kjv.shakespeare")
+
+
+@pytest.mark.parametrize("row", RECORDED["configs"], ids=lambda row: str(row["config"])[:60])
+def test_names_what_peft_names(row: dict[str, Any]) -> None:
+    notes: list[str] = []
+    targets = Targets(Path("c"), row["config"], notes)
+    assert [module for module in RECORDED["modules"] if targets.name(module)] == row["names"]
+    assert notes == []
+
+
+def test_all_linear_and_expressions_that_are_not_checked() -> None:
+    every = Targets(Path("c"), {"target_modules": "all-linear"}, [])
+    named = [module for module in RECORDED["modules"] if every.name(module)]
+    assert {"model.embed_tokens", "lm_head", "model.norm"}.isdisjoint(named)
+    assert "model.layers.0.mlp.down_proj" in named
+    notes: list[str] = []
+    assert Targets(Path("c"), {"target_modules": r"(?!x).*q_proj"}, notes).name("anything")
+    assert notes[0].startswith("c: target_modules is not checked against the tensors")
+    assert not Targets(Path("c"), {}, []).known
+    for config in ({"target_modules": 3}, {"target_modules": ["q"], "layers_to_transform": ["a"]}):
+        with pytest.raises(AdapterError, match=r"bad (target_modules|layers_to_transform)"):
+            Targets(Path("c"), config, [])
+
+
+def changed(folder: Path, **changes: Any) -> Path:
+    shutil.copytree(PLAIN, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def test_what_the_configuration_does_not_name_is_left_out(tmp_path: Path) -> None:
+    """As PEFT, which makes no module for it and passes over its tensors."""
+    narrow = changed(tmp_path / "narrow", target_modules=["q_proj", "v_proj"])
+    model = open_model(BASE)
+    adapter = load_adapter(narrow, model)
+    assert set(adapter.pairs) == {f"blk.{i}.attn_{part}.weight" for i in range(4) for part in "qv"}
+    assert adapter.n_tensors == 16
+    assert len(adapter.left_out) == 40
+    assert "20 of 28 adapted modules" in adapter.notes[0]
+    assert (
+        "are left out, as in peft: target_modules of adapter_config.json does not name them"
+        in adapter.notes[0]
+    )
+    without = changed(tmp_path / "without")
+    tensors = load_file(without / "adapter_model.safetensors")
+    kept = {name: array for name, array in tensors.items() if "q_proj" in name or "v_proj" in name}
+    save_file(kept, without / "adapter_model.safetensors")
+    ids = list(range(3, 30))
+    found, expected = (lg.load(BASE, folder).logits(ids) for folder in (narrow, without))
+    np.testing.assert_array_equal(found, expected)
+    assert "covers 8 of the 28 modules that target_modules" in load_adapter(without, model).notes[0]
+    report = lg.merge(BASE, narrow, tmp_path / "o.gguf")
+    assert (report.adapters[0].found, report.adapters[0].tensors, report.adapters[0].targets) == (56, 16, 8)
+
+
+def test_layers_and_exclusions_count_too(tmp_path: Path) -> None:
+    model = open_model(BASE)
+    some = load_adapter(changed(tmp_path / "some", layers_to_transform=[1, 3]), model)
+    assert {target.split(".")[1] for target in some.pairs} == {"1", "3"}
+    assert not any("covers" in note for note in some.notes)
+    without = load_adapter(changed(tmp_path / "without", exclude_modules=["o_proj"]), model)
+    assert len(without.pairs) == 24
+    assert not any("attn_output" in target for target in without.pairs)
+    with pytest.raises(AdapterError, match="holds no tensor that its configuration names"):
+        load_adapter(changed(tmp_path / "none", target_modules=["c_attn"]), model)
