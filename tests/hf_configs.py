@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 VOCABULARY = 64
 STEP = 3
+#: Model types whose norms multiply by 1 + weight.
+STORED_LESS_ONE = ("gemma3_text",)
 Shapes = dict[str, list[int]]
 
 
@@ -28,11 +30,13 @@ def records() -> dict[str, dict[str, Any]]:
     return found
 
 
-def weights(shapes: Shapes) -> dict[str, npt.NDArray[np.float32]]:
-    """float32 tensors, uniform: norms around 1, biases and matrices around 0. The same on every version of NumPy."""
+def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[np.float32]]:
+    """float32 tensors, uniform: norms around 1, or around 0 where they are stored less 1; biases and matrices around 0.
+    The same on every version of NumPy."""
+    norms = (-0.5, 0.5) if model_type in STORED_LESS_ONE else (0.5, 1.5)
     drawn = {}
     for name, shape in shapes.items():
-        low, high = (0.5, 1.5) if "norm" in name and name.endswith(".weight") else (-0.35, 0.35)
+        low, high = norms if "norm" in name and name.endswith(".weight") else (-0.35, 0.35)
         bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
         unit = (bits >> np.uint64(40)).astype(np.float64) / 2**24
         drawn[name] = (low + (high - low) * unit).astype(np.float32).reshape(shape)

@@ -33,6 +33,7 @@ SHARED = {**EXPERTS, "shared_expert_intermediate_size": 40}
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7}
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -62,6 +63,16 @@ def old_rope(config: dict[str, Any]) -> None:
 def unread(config: dict[str, Any]) -> None:
     """Keys of other models' configurations, which transformers does not read here."""
     config.update(final_logit_softcapping=5.0, attn_logit_softcapping=1.0, logit_scale=0.1)
+
+
+def old_gemma3(config: dict[str, Any]) -> None:
+    """As transformers 4 wrote it at first: two bases, one scaling, a pattern in place of layer_types."""
+    ropes = config.pop("rope_parameters")
+    config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
+    config["rope_theta"] = ropes["full_attention"]["rope_theta"]
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    config["sliding_window_pattern"] = 3
+    del config["layer_types"], config["_sliding_window_pattern"]
 
 
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
@@ -127,6 +138,44 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "qwen3moe-no-head-dim": ("Qwen3Moe", NORMED, None),
     "qwen3moe-bias": ("Qwen3Moe", {**NORMED, "attention_bias": True}, None),
     "qwen3moe-window": ("Qwen3Moe", {**NORMED, **WINDOW}, None),
+    "gemma3": ("Gemma3Text", GEMMA3, None),
+    "gemma3-old": ("Gemma3Text", GEMMA3, old_gemma3),
+    "gemma3-defaults": (
+        "Gemma3Text",
+        GEMMA3,
+        without(
+            "rms_norm_eps",
+            "rope_parameters",
+            "tie_word_embeddings",
+            "layer_types",
+            "hidden_activation",
+            "_sliding_window_pattern",
+        ),
+    ),
+    "gemma3-layer-types": (
+        "Gemma3Text",
+        {
+            **GEMMA3,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        None,
+    ),
+    "gemma3-scale": ("Gemma3Text", {**GEMMA3, "query_pre_attn_scalar": 40}, None),
+    "gemma3-softcap": ("Gemma3Text", {**GEMMA3, "final_logit_softcapping": 3.0}, None),
+    "gemma3-bias": ("Gemma3Text", {**GEMMA3, "attention_bias": True, "num_key_value_heads": 1}, None),
+    "gemma3-untied": ("Gemma3Text", {**GEMMA3, "tie_word_embeddings": False}, None),
+    "gemma3-ropes": (
+        "Gemma3Text",
+        {
+            **GEMMA3,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "full_attention": {"rope_type": "yarn", "rope_theta": 20000.0, **YARN},
+            },
+        },
+        None,
+    ),
     "starcoder2": ("Starcoder2", {}, None),
     "starcoder2-tied-unsaid": ("Starcoder2", {}, without("tie_word_embeddings")),
     "starcoder2-untied": ("Starcoder2", {"tie_word_embeddings": False}, None),
@@ -141,7 +190,7 @@ def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -
         model.save_pretrained(folder)
         saved = Path(folder) / "model.safetensors"
         shapes = {name: list(tensor.shape) for name, tensor in sorted(load_file(saved).items())}
-        save_file(weights(shapes), saved, {"format": "pt"})
+        save_file(weights(shapes, config.model_type), saved, {"format": "pt"})
         path = Path(folder) / "config.json"
         written = json.loads(path.read_text())
         if edit is not None:

@@ -34,7 +34,8 @@ def write(
 ) -> Path:
     """The checkpoint of a case, its configuration and tensors changed by `edit`."""
     record = records()[case]
-    config, tensors = record["config"], dict(weights(record["shapes"]))
+    config = record["config"]
+    tensors = dict(weights(record["shapes"], config["model_type"]))
     if edit is not None:
         edit(config, tensors)
     folder.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loragraft.archs import (
+    gemma3,
     llama,
     qwen2,
     qwen2moe,
@@ -14,6 +15,7 @@ from loragraft.archs.arch import Arch, ConfigClass, Registry
 
 ARCHS = Registry(
     [
+        gemma3.ARCH,
         llama.ARCH,
         qwen2.ARCH,
         qwen2moe.ARCH,

@@ -105,7 +105,7 @@ class Registry:
     def has_model_type(self, name: str) -> bool:
         return name in self._by_model_type
 
-    def by_model_type(self, name: str, subject: str) -> tuple[Arch, ConfigClass]:
+    def by_model_type(self, name: str, subject: str = "config.json") -> tuple[Arch, ConfigClass]:
         """What config.json calls `name`, and the architecture that it is; `subject` names the file in the error."""
         hint = (
             "make GGUFs of model and adapter with llama.cpp's convert_hf_to_gguf.py and convert_lora_to_gguf.py; "

@@ -160,7 +160,7 @@ def _side_files(
         for key in ("quantization_config", "compression_config"):
             config.pop(key, None)
         config["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
-        _, config_class = ARCHS.by_model_type(str(config["model_type"]), "config.json")
+        _, config_class = ARCHS.by_model_type(str(config["model_type"]))
         config.update(bias_flags(config_class, model.tensors))  # an adapter may have brought biases
         config["tie_word_embeddings"] = "output.weight" not in model.tensors
         for folder in (model.path, *tokenizers):
