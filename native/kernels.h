@@ -10,6 +10,7 @@
 
 #include "engine/engine.h"
 #include "engine/kv_pages.h"
+#include "quant/feedback.h"
 
 namespace lg {
 
@@ -48,6 +49,7 @@ struct KernelTable {
     // ggml's own quantizer).
     void (*nvfp4)(const float* x, uint8_t* y, int64_t rows, int64_t cols, float scale, const float* importance) = nullptr;
     DeltaKernels delta;
+    FeedbackKernels feedback;
     EngineKernels engine;
     PageKernels pages;
 };

@@ -63,6 +63,49 @@ void quantize_nvfp4(FloatRows x, ByteRowsOut y, float scale, std::optional<Float
                   importance ? importance->data() : nullptr);
 }
 
+template <class T, int D> using In = nb::ndarray<const T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+template <class T> using Out = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class Array> auto data_of(const std::optional<Array>& array) { return array ? array->data() : nullptr; }
+
+// See quants/feedback.py. Rows [first, last) of the arrays; rows of one job may be shared out to several threads.
+void feedback(FloatRows w, std::optional<FloatRows> units, std::optional<FloatRows> offset_units, Out<int32_t> scales,
+              std::optional<Out<int32_t>> offsets, Out<int8_t> rounded, Floats levels, bool uniform,
+              std::optional<Floats> scale_table, std::pair<int, int> scale_range, std::optional<Floats> offset_table,
+              std::pair<int, int> offset_range, In<float, 3> factor, Floats pivots, In<float, 3> h, In<float, 3> block_factor,
+              Floats block_pivots, In<float, 3> block_inverse, bool forward, int step, const std::vector<int32_t>& sweeps,
+              float damping, nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> losses, int64_t first, int64_t last, const std::string& isa) {
+    const size_t rows = w.shape(0), cols = w.shape(1), subs = scales.shape(1), n = subs ? cols / subs : 0;
+    const auto is = [](const auto& array, auto... shape) {
+        size_t i = 0;
+        return ((array.shape(i++) == size_t(shape)) && ...);
+    };
+    const bool fits = (n == 16 || n == 32) && subs * n == cols && is(scales, rows, subs) && is(rounded, rows, cols)
+        && (!units || is(*units, rows, subs)) && (!offset_units || is(*offset_units, rows, subs))
+        && (!offsets || is(*offsets, rows, subs)) && levels.shape(0) >= 2 && is(factor, subs, cols, n) && is(pivots, cols)
+        && is(h, subs, cols, n) && is(block_factor, subs, n, n) && is(block_pivots, cols) && is(block_inverse, subs, n, n) && is(losses, rows)
+        && (!scale_table || (scale_range.first >= 0 && size_t(scale_range.second) < scale_table->shape(0)))
+        && (!offset_table || (offset_range.first >= 0 && size_t(offset_range.second) < offset_table->shape(0)))
+        && 0 <= first && first <= last && size_t(last) <= rows;
+    if (!fits) {
+        throw std::invalid_argument("the arrays' shapes do not fit together");
+    }
+    lg::FeedbackJob job;
+    job.rows = int64_t(rows), job.cols = int64_t(cols), job.n = int(n);
+    job.levels = levels.data(), job.n_levels = int(levels.shape(0)), job.uniform = uniform;
+    job.scale_table = data_of(scale_table), job.scale_low = scale_range.first, job.scale_high = scale_range.second;
+    job.affine = offsets.has_value();
+    job.offset_table = data_of(offset_table), job.offset_low = offset_range.first, job.offset_high = offset_range.second;
+    job.w = w.data(), job.units = data_of(units), job.offset_units = data_of(offset_units);
+    job.scales = scales.data(), job.offsets = data_of(offsets), job.rounded = rounded.data();
+    job.factor = factor.data(), job.pivots = pivots.data(), job.h = h.data();
+    job.block_factor = block_factor.data(), job.block_pivots = block_pivots.data(), job.block_inverse = block_inverse.data();
+    job.forward = forward, job.damping = damping, job.losses = losses.data(), job.step = step, job.sweeps = sweeps.data(), job.n_sweeps = int(sweeps.size());
+    const lg::KernelTable& kernels = isa.empty() ? lg::kernels() : lg::kernels(isa.c_str());
+    nb::gil_scoped_release release;
+    kernels.feedback.round(job, first, last);
+}
+
 void dequantize(ByteRows y, FloatRowsOut x, int type, const std::string& isa) {
     const lg::TypeKernels& kernel = find(type, isa);
     check(x.shape(0), x.shape(1), y.shape(0), y.shape(1), kernel);
@@ -81,5 +124,13 @@ void bind_quants(nb::module_& m) {
           nb::arg("isa"));
     m.def("quantize_nvfp4", quantize_nvfp4, nb::arg("x"), nb::arg("out"), nb::arg("scale"),
           nb::arg("importance").none(), nb::arg("isa"));
+    m.def("feedback_rows", [](const std::string& isa) {
+        return (isa.empty() ? lg::kernels() : lg::kernels(isa.c_str())).feedback.rows;
+    }, nb::arg("isa"), "How many rows a call of feedback is best given.");
+    m.def("feedback", feedback, nb::arg("w"), nb::arg("units").none(), nb::arg("offset_units").none(), nb::arg("scales"),
+          nb::arg("offsets").none(), nb::arg("rounded"), nb::arg("levels"), nb::arg("uniform"), nb::arg("scale_table").none(),
+          nb::arg("scale_range"), nb::arg("offset_table").none(), nb::arg("offset_range"), nb::arg("factor"), nb::arg("pivots"),
+          nb::arg("h"), nb::arg("block_factor"), nb::arg("block_pivots"), nb::arg("block_inverse"), nb::arg("forward"),
+          nb::arg("step"), nb::arg("sweeps"), nb::arg("damping"), nb::arg("losses"), nb::arg("first"), nb::arg("last"), nb::arg("isa"));
     m.def("dequantize", dequantize, nb::arg("data"), nb::arg("out"), nb::arg("kind"), nb::arg("isa"));
 }

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from loragraft.backends.batch import Ids
-from loragraft.quants.codec import Bytes, Floats
+from loragraft.quants.codec import Bytes, Floats, Ints
+from loragraft.quants.grids import Levels
 
 def isa() -> str: ...
 def isas() -> list[str]: ...
@@ -38,6 +39,35 @@ def block(kind: int) -> tuple[int, int]: ...
 def quantize(x: Floats, out: Bytes, kind: int, importance: Floats | None, isa: str) -> None: ...
 def quantize_nvfp4(x: Floats, out: Bytes, scale: float, importance: Floats | None, isa: str) -> None: ...
 def dequantize(data: Bytes, out: Floats, kind: int, isa: str) -> None: ...
+def feedback_rows(isa: str) -> int: ...
+def feedback(
+    w: Floats,
+    units: Floats | None,
+    offset_units: Floats | None,
+    scales: Ints,
+    offsets: Ints | None,
+    rounded: Levels,
+    levels: Floats,
+    uniform: bool,
+    scale_table: Floats | None,
+    scale_range: tuple[int, int],
+    offset_table: Floats | None,
+    offset_range: tuple[int, int],
+    factor: Floats,
+    pivots: Floats,
+    h: Floats,
+    block_factor: Floats,
+    block_pivots: Floats,
+    block_inverse: Floats,
+    forward: bool,
+    step: int,
+    sweeps: Sequence[int],
+    damping: float,
+    losses: Floats,
+    first: int,
+    last: int,
+    isa: str,
+) -> None: ...
 
 # bind/engine.cpp
 class engine:

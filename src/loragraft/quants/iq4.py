@@ -110,19 +110,19 @@ def _iq4_xs_quantize(x: Floats, importance: Floats | None) -> Bytes:
     steps = np.clip(nearest_int(_inverse(d)[:, None] * scales), -32, 31)
     inverse = _inverse(d[:, None] * steps.astype(np.float32))
     codes = _nearest(inverse[:, :, None] * x.reshape(n, 8, 32))
-    parts = [half_bytes(d), *_pack_scales(steps + 32), pack_halves(codes).reshape(n, 128)]
+    parts = [half_bytes(d), *pack_scales(steps + 32), pack_halves(codes).reshape(n, 128)]
     return np.concatenate(parts, axis=1).reshape(len(x), -1)
 
 
-def _pack_scales(steps: Ints) -> tuple[Bytes, Bytes]:
+def pack_scales(steps: Ints) -> tuple[Bytes, Bytes]:
     """Six-bit numbers [n, 8] -> (high bits [n, 2], low nibbles [n, 4])."""
     high = (steps >> 4 << 2 * np.arange(8)).sum(axis=1).astype("<u2")
     low = steps & 15
     return high[:, None].view(np.uint8), (low[:, ::2] | low[:, 1::2] << 4).astype(np.uint8)
 
 
-def _unpack_scales(high: Bytes, low: Bytes) -> npt.NDArray[np.int32]:
-    """The inverse of `_pack_scales`."""
+def unpack_scales(high: Bytes, low: Bytes) -> npt.NDArray[np.int32]:
+    """The inverse of `pack_scales`."""
     bits = np.ascontiguousarray(high).view("<u2").astype(np.int32) >> 2 * np.arange(8, dtype=np.int32) & 3
     nibbles = np.stack([low & 15, low >> 4], axis=2).reshape(-1, 8)
     return nibbles.astype(np.int32) | bits << 4
@@ -130,7 +130,7 @@ def _unpack_scales(high: Bytes, low: Bytes) -> npt.NDArray[np.int32]:
 
 def _iq4_xs_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 136)
-    steps = _unpack_scales(blocks[:, 2:4], blocks[:, 4:8]) - 32
+    steps = unpack_scales(blocks[:, 2:4], blocks[:, 4:8]) - 32
     scales = bytes_half(blocks[:, :2])[:, None] * steps.astype(np.float32)
     codes = unpack_halves(blocks[:, 8:].reshape(-1, 8, 16))
     return (scales[:, :, None] * VALUES[codes]).reshape(len(data), -1)

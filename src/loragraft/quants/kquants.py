@@ -92,41 +92,41 @@ def _rows(parts: list[Bytes], rows: int) -> Bytes:
 # ---- bit layouts
 
 
-def _pack_crumbs(codes: Bytes) -> Bytes:
+def pack_crumbs(codes: Bytes) -> Bytes:
     """2-bit codes [super, 256] -> [super, 64]: of each 128 weights, byte l holds weights l, l + 32, l + 64, l + 96."""
     c = codes.reshape(-1, 2, 4, 32)
     packed: Bytes = c[:, :, 0] | (c[:, :, 1] << _TWO) | (c[:, :, 2] << _FOUR) | (c[:, :, 3] << _SIX)
     return packed.reshape(-1, 64)
 
 
-def _unpack_crumbs(qs: Bytes) -> Bytes:
+def unpack_crumbs(qs: Bytes) -> Bytes:
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[None, None, :, None]
     crumbs: Bytes = (qs.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)
     return crumbs.reshape(-1, SUPER)
 
 
-def _pack_nibbles(codes: Bytes) -> Bytes:
+def pack_nibbles(codes: Bytes) -> Bytes:
     """4-bit codes [super, 256] -> [super, 128]: of each 64 weights, byte l holds weights l and l + 32."""
     c = codes.reshape(-1, 4, 2, 32)
     packed: Bytes = c[:, :, 0] | (c[:, :, 1] << _FOUR)
     return packed.reshape(-1, 128)
 
 
-def _unpack_nibbles(qs: Bytes) -> Bytes:
+def unpack_nibbles(qs: Bytes) -> Bytes:
     q = qs.reshape(-1, 4, 1, 32)
     return np.concatenate([q & 15, q >> 4], axis=2).reshape(-1, SUPER)
 
 
-def _pack_high_bits(codes: Bytes) -> Bytes:
+def pack_high_bits(codes: Bytes) -> Bytes:
     """Bits [super, 256] (0 or 1) -> [super, 32]: bit k of byte l belongs to weight 32 k + l."""
     return np.packbits(codes.reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
 
 
-def _unpack_high_bits(bits: Bytes) -> Bytes:
+def unpack_high_bits(bits: Bytes) -> Bytes:
     return np.unpackbits(bits.reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, SUPER)
 
 
-def _pack_scales_mins(scales: Ints, minima: Ints) -> Bytes:
+def pack_scales_mins(scales: Ints, minima: Ints) -> Bytes:
     """Two sets of 6-bit values [8, super] -> [super, 12]: four of each plain, the rest in nibbles and top bits."""
     s, m = scales.astype(np.uint8), minima.astype(np.uint8)
     return np.concatenate(
@@ -138,12 +138,44 @@ def _pack_scales_mins(scales: Ints, minima: Ints) -> Bytes:
     ).T
 
 
-def _unpack_scales_mins(packed: Bytes) -> tuple[Bytes, Bytes]:
+def unpack_scales_mins(packed: Bytes) -> tuple[Bytes, Bytes]:
     """[super, 12] -> scales and minima, each [super, 8]."""
     a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=1)
     minima = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=1)
     return scales, minima
+
+
+def pack_q3_scales(scales: Ints) -> Bytes:
+    """6-bit values [16, super] -> [super, 12]: the low nibbles of two in a byte, then the top bits of four in one."""
+    s = scales.astype(np.uint8)
+    nibbles = s[:8] & _LOW4 | ((s[8:] & _LOW4) << _FOUR)
+    bits = s >> _FOUR
+    crumbs = bits[0:4] | (bits[4:8] << _TWO) | (bits[8:12] << _FOUR) | (bits[12:16] << _SIX)
+    return np.concatenate([nibbles, crumbs]).T
+
+
+def unpack_q3_scales(packed: Bytes) -> Bytes:
+    """The inverse of `pack_q3_scales`: [super, 12] -> [super, 16]."""
+    nibbles = np.concatenate([packed[:, :8] & _LOW4, packed[:, :8] >> _FOUR], axis=1)
+    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[None, :, None]
+    tops: Bytes = ((packed[:, None, 8:] >> shifts) & np.uint8(3)).reshape(-1, 16)
+    return np.asarray(nibbles | (tops << _FOUR), np.uint8)
+
+
+def pack_q6_codes(codes: Bytes) -> Bytes:
+    """6-bit codes [super, 256] -> [super, 192]: low nibbles (of each 128 weights, byte l holds weights l and l + 64),
+    then the top bits as `pack_crumbs`."""
+    c = codes.reshape(-1, 2, 4, 32)
+    low = (c[:, :, :2] & _LOW4) | ((c[:, :, 2:] & _LOW4) << _FOUR)
+    return np.concatenate([low.reshape(-1, 128), pack_crumbs(codes >> _FOUR)], axis=1)
+
+
+def unpack_q6_codes(packed: Bytes) -> Bytes:
+    """The inverse of `pack_q6_codes`."""
+    low = packed[:, :128].reshape(-1, 2, 2, 32)
+    codes = np.concatenate([low & _LOW4, low >> _FOUR], axis=2).reshape(-1, SUPER)
+    return np.asarray(codes | (unpack_crumbs(packed[:, 128:192]) << _FOUR), np.uint8)
 
 
 def _affine_back(codes: Bytes, d: Floats, dmin: Floats, scales: Bytes, minima: Bytes) -> Floats:
@@ -173,13 +205,13 @@ def _q2_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
     dl = _flat(through_half(d) * (packed & 15).astype(np.float32))
     ml = _flat(through_half(dmin) * (packed >> 4).astype(np.float32))
     codes = _requantize(x, codes, dl, ml, 0, 3)
-    parts = [packed.astype(np.uint8).T, _pack_crumbs(_per_super(codes)), half_bytes(d), half_bytes(dmin)]
+    parts = [packed.astype(np.uint8).T, pack_crumbs(_per_super(codes)), half_bytes(d), half_bytes(dmin)]
     return _rows(parts, len(rows))
 
 
 def _q2_k_dequantize(data: Bytes) -> Floats:
     b = data.reshape(-1, 84)
-    scales, codes = b[:, :16], _unpack_crumbs(b[:, 16:80])
+    scales, codes = b[:, :16], unpack_crumbs(b[:, 16:80])
     x = _affine_back(codes, bytes_half(b[:, 80:82]), bytes_half(b[:, 82:84]), scales & _LOW4, scales >> _FOUR)
     return x.reshape(len(data), -1)
 
@@ -204,14 +236,10 @@ def _q3_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
     dl = _flat(through_half(d) * (ls - 32).astype(np.float32))
     codes = _requantize(x, codes, dl, None, -4, 3)
     all_codes = _per_super(codes)
-    s = ls.astype(np.uint8)
-    nibbles = s[:8] & _LOW4 | ((s[8:] & _LOW4) << _FOUR)
-    bits = s >> _FOUR
-    crumbs = bits[0:4] | (bits[4:8] << _TWO) | (bits[8:12] << _FOUR) | (bits[12:16] << _SIX)
     parts = [
-        _pack_high_bits(all_codes >> _TWO),
-        _pack_crumbs(all_codes & np.uint8(3)),
-        np.concatenate([nibbles, crumbs]).T,
+        pack_high_bits(all_codes >> _TWO),
+        pack_crumbs(all_codes & np.uint8(3)),
+        pack_q3_scales(ls),
         half_bytes(d),
     ]
     return _rows(parts, len(rows))
@@ -219,12 +247,8 @@ def _q3_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
 
 def _q3_k_dequantize(data: Bytes) -> Floats:
     b = data.reshape(-1, 110)
-    packed = b[:, 96:108]
-    nibbles = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
-    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[None, :, None]
-    tops = ((packed[:, None, 8:] >> shifts) & 3).reshape(-1, 16)
-    scales = (nibbles | (tops << 4)).astype(np.float32) - F(32)
-    codes = _unpack_crumbs(b[:, 32:96]) | (_unpack_high_bits(b[:, :32]) << 2)
+    scales = unpack_q3_scales(b[:, 96:108]).astype(np.float32) - F(32)
+    codes = unpack_crumbs(b[:, 32:96]) | (unpack_high_bits(b[:, :32]) << 2)
     dl = bytes_half(b[:, 108:110])[:, None] * scales
     x: Floats = dl[:, :, None] * (codes.reshape(-1, 16, 16).astype(np.float32) - F(4))
     return x.reshape(len(data), -1)
@@ -250,8 +274,8 @@ def _affine_super(rows: Floats, importance: Floats | None, top: int) -> tuple[Fl
         dmin, lm = search.positive(_sub(low, 32), sums, 63)
         if top == 31:
             ls, lm = np.minimum(ls, 63), np.minimum(lm, 63)
-    packed = _pack_scales_mins(ls, lm)
-    scales, minima = _unpack_scales_mins(packed)
+    packed = pack_scales_mins(ls, lm)
+    scales, minima = unpack_scales_mins(packed)
     dl = (through_half(d)[:, None] * scales.astype(np.float32)).reshape(-1)
     ml = (through_half(dmin)[:, None] * minima.astype(np.float32)).reshape(-1)
     return d, dmin, packed, _per_super(_requantize(x, codes, dl, ml, 0, top))
@@ -259,13 +283,13 @@ def _affine_super(rows: Floats, importance: Floats | None, top: int) -> tuple[Fl
 
 def _q4_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
     d, dmin, packed, codes = _affine_super(rows, importance, 15)
-    return _rows([half_bytes(d), half_bytes(dmin), packed, _pack_nibbles(codes)], len(rows))
+    return _rows([half_bytes(d), half_bytes(dmin), packed, pack_nibbles(codes)], len(rows))
 
 
 def _q4_k_dequantize(data: Bytes) -> Floats:
     b = data.reshape(-1, 144)
-    scales, minima = _unpack_scales_mins(b[:, 4:16])
-    codes = _unpack_nibbles(b[:, 16:])
+    scales, minima = unpack_scales_mins(b[:, 4:16])
+    codes = unpack_nibbles(b[:, 16:])
     return _affine_back(codes, bytes_half(b[:, :2]), bytes_half(b[:, 2:4]), scales, minima).reshape(
         len(data), -1
     )
@@ -277,16 +301,16 @@ def _q5_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
         half_bytes(d),
         half_bytes(dmin),
         packed,
-        _pack_high_bits(codes >> _FOUR),
-        _pack_nibbles(codes & _LOW4),
+        pack_high_bits(codes >> _FOUR),
+        pack_nibbles(codes & _LOW4),
     ]
     return _rows(parts, len(rows))
 
 
 def _q5_k_dequantize(data: Bytes) -> Floats:
     b = data.reshape(-1, 176)
-    scales, minima = _unpack_scales_mins(b[:, 4:16])
-    codes = _unpack_nibbles(b[:, 48:]) | (_unpack_high_bits(b[:, 16:48]) << _FOUR)
+    scales, minima = unpack_scales_mins(b[:, 4:16])
+    codes = unpack_nibbles(b[:, 48:]) | (unpack_high_bits(b[:, 16:48]) << _FOUR)
     return _affine_back(codes, bytes_half(b[:, :2]), bytes_half(b[:, 2:4]), scales, minima).reshape(
         len(data), -1
     )
@@ -305,25 +329,13 @@ def _q6_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
     d = F(1) / inverse
     ls = np.minimum(127, nearest_int(inverse * scales)).astype(np.int8)
     codes = _requantize(x, codes, _flat(through_half(d) * ls.astype(np.float32)), None, -32, 31)
-    c = _per_super(codes).reshape(-1, 2, 4, 32)
-    low = np.concatenate(
-        [
-            (c[:, :, 0:1] & 15) | ((c[:, :, 2:3] & 15) << 4),
-            (c[:, :, 1:2] & 15) | ((c[:, :, 3:4] & 15) << 4),
-        ],
-        axis=2,
-    ).reshape(-1, 128)
-    blocks = np.concatenate(
-        [low, _pack_crumbs(c.reshape(-1, SUPER) >> _FOUR), ls.T.view(np.uint8), half_bytes(d)], axis=1
-    )
+    blocks = np.concatenate([pack_q6_codes(_per_super(codes)), ls.T.view(np.uint8), half_bytes(d)], axis=1)
     return np.where((np.abs(top) < search.TINY)[:, None], np.uint8(0), blocks).reshape(len(rows), -1)
 
 
 def _q6_k_dequantize(data: Bytes) -> Floats:
     b = data.reshape(-1, 210)
-    low = b[:, :128].reshape(-1, 2, 2, 32)
-    codes = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, SUPER)
-    codes = codes | (_unpack_crumbs(b[:, 128:192]) << 4)
+    codes = unpack_q6_codes(b[:, :192])
     dl = bytes_half(b[:, 208:210])[:, None] * b[:, 192:208].view(np.int8).astype(np.float32)
     x: Floats = dl[:, :, None] * (codes.reshape(-1, 16, 16).astype(np.float32) - F(32))
     return x.reshape(len(data), -1)

@@ -29,23 +29,23 @@ def _rows(parts: list[Bytes], rows: int) -> Bytes:
     return np.concatenate(parts, axis=1).reshape(rows, -1)
 
 
-def _pack_nibbles(codes: Ints) -> Bytes:
+def pack_nibbles(codes: Ints) -> Bytes:
     """Codes [32, blocks] -> uint8 [blocks, 16]: weight j in the low half of byte j, weight j + 16 in the high half."""
     packed: Bytes = codes[:16].astype(np.uint8) | (codes[16:].astype(np.uint8) << np.uint8(4))
     return packed.T
 
 
-def _unpack_nibbles(qs: Bytes) -> Ints:
-    """The inverse of `_pack_nibbles`: uint8 [blocks, 16] -> [blocks, 32]."""
+def unpack_nibbles(qs: Bytes) -> Ints:
+    """The inverse of `pack_nibbles`: uint8 [blocks, 16] -> [blocks, 32]."""
     return np.concatenate([qs & 15, qs >> 4], axis=1).astype(np.int32)
 
 
-def _pack_fifth_bits(codes: Ints) -> Bytes:
+def pack_fifth_bits(codes: Ints) -> Bytes:
     """Bit 4 of codes [32, blocks] as uint8 [blocks, 4], weight j in bit j."""
     return np.packbits((codes.T & 16) != 0, axis=1, bitorder="little")
 
 
-def _unpack_fifth_bits(bits: Bytes) -> Ints:
+def unpack_fifth_bits(bits: Bytes) -> Ints:
     """The inverse, bits in place: uint8 [blocks, 4] -> 0 or 16 [blocks, 32]."""
     return np.unpackbits(bits, axis=1, bitorder="little").astype(np.int32) << 4
 
@@ -107,23 +107,23 @@ def _symmetric(x: Floats, importance: Floats | None, half: int) -> tuple[Floats,
 
 def _q4_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, codes = _symmetric(x, importance, 8)
-    return _rows([half_bytes(d), _pack_nibbles(codes)], len(x))
+    return _rows([half_bytes(d), pack_nibbles(codes)], len(x))
 
 
 def _q4_0_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 18)
-    codes = _unpack_nibbles(blocks[:, 2:]) - 8
+    codes = unpack_nibbles(blocks[:, 2:]) - 8
     return (codes.astype(np.float32) * bytes_half(blocks[:, :2])[:, None]).reshape(len(data), -1)
 
 
 def _q5_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, codes = _symmetric(x, importance, 16)
-    return _rows([half_bytes(d), _pack_fifth_bits(codes), _pack_nibbles(codes & 15)], len(x))
+    return _rows([half_bytes(d), pack_fifth_bits(codes), pack_nibbles(codes & 15)], len(x))
 
 
 def _q5_0_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 22)
-    codes = (_unpack_nibbles(blocks[:, 6:]) | _unpack_fifth_bits(blocks[:, 2:6])) - 16
+    codes = (unpack_nibbles(blocks[:, 6:]) | unpack_fifth_bits(blocks[:, 2:6])) - 16
     return (codes.astype(np.float32) * bytes_half(blocks[:, :2])[:, None]).reshape(len(data), -1)
 
 
@@ -148,25 +148,25 @@ def _affine(x: Floats, importance: Floats | None, top: int) -> tuple[Floats, Flo
 
 def _q4_1_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, low, codes = _affine(x, importance, 15)
-    return _rows([half_bytes(d), half_bytes(low), _pack_nibbles(codes)], len(x))
+    return _rows([half_bytes(d), half_bytes(low), pack_nibbles(codes)], len(x))
 
 
 def _q4_1_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 20)
-    codes = _unpack_nibbles(blocks[:, 4:]).astype(np.float32)
+    codes = unpack_nibbles(blocks[:, 4:]).astype(np.float32)
     d, low = bytes_half(blocks[:, :2])[:, None], bytes_half(blocks[:, 2:4])[:, None]
     return (codes * d + low).reshape(len(data), -1)
 
 
 def _q5_1_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, low, codes = _affine(x, importance, 31)
-    parts = [half_bytes(d), half_bytes(low), _pack_fifth_bits(codes), _pack_nibbles(codes & 15)]
+    parts = [half_bytes(d), half_bytes(low), pack_fifth_bits(codes), pack_nibbles(codes & 15)]
     return _rows(parts, len(x))
 
 
 def _q5_1_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 24)
-    codes = (_unpack_nibbles(blocks[:, 8:]) | _unpack_fifth_bits(blocks[:, 4:8])).astype(np.float32)
+    codes = (unpack_nibbles(blocks[:, 8:]) | unpack_fifth_bits(blocks[:, 4:8])).astype(np.float32)
     d, low = bytes_half(blocks[:, :2])[:, None], bytes_half(blocks[:, 2:4])[:, None]
     return (codes * d + low).reshape(len(data), -1)
 

@@ -1,0 +1,360 @@
+"""Rounding with error feedback: what rounding one weight does to a layer's output is made up for by the weights that
+are rounded after it.
+
+For y = W x and inputs with second moments H = sum x x^T, rounding W to Q costs tr((W - Q) H (W - Q)^T), row by row. The
+columns are rounded one after another, each after the errors of those before it were added, weighed by a factor of H;
+that makes the cost small greedily (GPTQ, Frantar et al., arXiv:2210.17323; in the form of LDLQ, Chee et al.,
+arXiv:2307.13304: with H = (I + F) P (I + F)^T, F strictly upper triangular and P diagonal, the cost is the sum over
+columns k of P_k (w_k + sum over j < k of (w_j - q_j) F_jk - q_k)^2). Two things are added to it:
+
+- The scale (and offset) of a sub-block is chosen on the way: beside the one that stands, its neighbours are tried, each
+  with the whole sub-block rounded anew, and the one of least cost stays.
+- Sweeps follow. Each visits every sub-block and, while all others stay as they are, rounds it anew to what is then
+  best for it, in the same way, with the factor of its own block of H; what does not lower the cost is not taken.
+
+This is the definition. The native core (native/quant/feedback.cpp) does the same operations on every row in the same
+order, all in float32, and gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.errors import QuantizeError
+from loragraft.quants.arith import F
+from loragraft.quants.codec import Floats, Ints
+from loragraft.quants.grids import Grid, Levels, Parts
+
+Doubles = npt.NDArray[np.float64]
+Order = npt.NDArray[np.int64]
+
+DAMPING = 0.01
+"""Added to the diagonal of H, in units of its mean: what calibration did not show is taken to come a little."""
+_MAGIC = F(12582912.0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The second moments of a layer's inputs, divided by the mean of their diagonal and damped, in the order in which
+    the columns are rounded; all float32.
+
+    `order`: int64 [cols], the columns; sub-blocks of `sub` stay together. Square matrices are kept as panels
+    [cols / sub, cols, sub] of the columns of a sub-block. `h`: H; `factor`, `pivots`: of H; `block_factor`,
+    `block_pivots`, `block_inverse`: of the sub-blocks' own diagonal blocks of H.
+    """
+
+    sub: int
+    damping: float
+    mean: float
+    order: Order
+    factor: Floats
+    pivots: Floats
+    h: Floats
+    block_factor: Floats
+    block_pivots: Floats
+    block_inverse: Floats
+
+
+def prepare(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Moments:
+    """Second moments h [cols, cols], symmetric, for a grid with sub-blocks of `sub` columns.
+
+    The sub-blocks come in the order of their share of H's diagonal, the largest first, and so do the columns of each:
+    what weighs most is rounded while most is left to make up for it. Raises QuantizeError for moments that are not
+    finite, or zero.
+    """
+    cols = len(h)
+    diagonal = np.diagonal(h).astype(np.float64)
+    mean = float(diagonal.mean())
+    if not (np.isfinite(mean) and mean > 0):
+        raise QuantizeError("second moments", "are not finite and positive", found=mean)
+    by_block = diagonal.reshape(-1, sub)
+    blocks = np.argsort(-by_block.sum(axis=1), kind="stable")
+    within = np.argsort(-by_block, axis=1, kind="stable")
+    order = (blocks[:, None] * sub + within[blocks]).reshape(-1)
+    damped = h[np.ix_(order, order)].astype(np.float64) / mean
+    damped[np.arange(cols), np.arange(cols)] += damping
+    factor, pivots = _factor(damped)
+    own = np.stack([damped[k : k + sub, k : k + sub] for k in range(0, cols, sub)])
+    block_factor, block_pivots = _factor(own)
+    return Moments(
+        sub,
+        damping,
+        mean,
+        order,
+        _panels(factor, sub),
+        pivots.astype(np.float32),
+        _panels(damped, sub),
+        np.ascontiguousarray(block_factor, np.float32),
+        block_pivots.reshape(-1).astype(np.float32),
+        np.ascontiguousarray(np.linalg.inv(own), np.float32),
+    )
+
+
+def _factor(h: Doubles) -> tuple[Doubles, Doubles]:
+    """F [..., n, n], strictly upper triangular, and P [..., n] with (I + F) diag(P) (I + F)^T = h."""
+    try:
+        lower = np.linalg.cholesky(h[..., ::-1, ::-1])
+    except np.linalg.LinAlgError:
+        raise QuantizeError(
+            "second moments", "are not positive definite", hint="calibrate on more text"
+        ) from None
+    upper = lower[..., ::-1, ::-1]
+    roots = np.diagonal(upper, axis1=-2, axis2=-1)
+    factor = upper / roots[..., None, :]
+    index = np.arange(h.shape[-1])
+    factor[..., index, index] = 0
+    return factor, roots * roots
+
+
+def _panels(matrix: Doubles, sub: int) -> Floats:
+    cols = len(matrix)
+    return np.ascontiguousarray(matrix.reshape(cols, -1, sub).transpose(1, 0, 2), np.float32)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How far the numbers of scales and offsets may move: in the pass with feedback, and in each sweep; 0: not at
+    all. `forward`: whether there is that pass, or only sweeps over what is rounded already."""
+
+    step: int
+    sweeps: Sequence[int]
+    forward: bool = True
+
+
+def schedule(grid: Grid) -> Schedule:
+    """What served best on real models: docs/rounding.md."""
+    half = grid.scales.table is None
+    return Schedule(32, (32, 16, 8)) if half else Schedule(1, (1, 1, 1))
+
+
+@dataclass
+class Arranged:
+    """The rows of a tensor with their columns in the order of `Moments`: what the loops work on, in place.
+
+    `w` float32 and `levels` int8 [rows, cols]; the others [rows, sub-blocks]. `losses` float32 [rows]: what the rows
+    cost in the end, without the damping, in units of the moments' mean.
+    """
+
+    w: Floats
+    levels: Levels
+    scales: Ints
+    offsets: Ints | None
+    units: Floats | None
+    offset_units: Floats | None
+    losses: Floats
+
+    def restored(self, moments: Moments, parts: Parts) -> Parts:
+        """The columns in their own order again; units as in `parts`."""
+        columns, blocks = np.argsort(moments.order), np.argsort(_blocks(moments))
+        return Parts(
+            np.ascontiguousarray(self.levels[:, columns]),
+            np.ascontiguousarray(self.scales[:, blocks]),
+            None if self.offsets is None else np.ascontiguousarray(self.offsets[:, blocks]),
+            parts.units,
+            parts.offset_units,
+        )
+
+
+def arrange(w: Floats, grid: Grid, parts: Parts, moments: Moments) -> Arranged:
+    """`w` float32 [rows, cols] and the `parts` that it was rounded to, for the loops. Raises QuantizeError if they do
+    not fit the moments."""
+    if w.shape[1] != len(moments.order) or grid.sub != moments.sub:
+        raise QuantizeError(
+            "second moments",
+            "do not fit the weights",
+            found=f"{len(moments.order)} columns in sub-blocks of {moments.sub}",
+            expected=f"{w.shape[1]} in sub-blocks of {grid.sub}",
+        )
+    blocks = _blocks(moments)
+
+    def picked(values: Any, index: Order) -> Any:
+        return None if values is None else np.ascontiguousarray(values[:, index])
+
+    return Arranged(
+        np.asarray(picked(w, moments.order), np.float32),
+        picked(parts.levels, moments.order),
+        picked(parts.scales, blocks),
+        picked(parts.offsets, blocks),
+        picked(grid.spread(parts.units), blocks),
+        picked(grid.spread(parts.offset_units), blocks),
+        np.zeros(len(w), np.float32),
+    )
+
+
+def _blocks(moments: Moments) -> Order:
+    return moments.order[:: moments.sub] // moments.sub
+
+
+def feedback(
+    w: Floats, grid: Grid, parts: Parts, moments: Moments, plan: Schedule | None = None
+) -> tuple[Parts, Floats]:
+    """`w` float32 [rows, cols] rounded on `grid`, beginning with the scales of `parts`; units stay.
+
+    Returns the parts and what each row costs, float32 [rows], in units of `moments.mean`.
+    """
+    rows = arrange(w, grid, parts, moments)
+    plan = plan or schedule(grid)
+    with np.errstate(all="ignore"):
+        loops = _Loops(rows, grid, moments)
+        if plan.forward:
+            loops.forward(plan.step)
+        else:
+            loops.read()
+        for step in plan.sweeps:
+            loops.sweep(step)
+        rows.losses[:] = loops.losses()
+    return rows.restored(moments, parts), rows.losses
+
+
+class _Best:
+    """What a sub-block's rows were rounded to: level and value [n, rows], scale, offset and loss [rows]."""
+
+    def __init__(self, level: Floats, value: Floats, scale: Ints, offset: Ints | None, loss: Floats) -> None:
+        self.level, self.value, self.scale, self.offset, self.loss = level, value, scale, offset, loss
+
+
+class _Loops:
+    """Works on all rows at once; arrays are [cols, rows]."""
+
+    def __init__(self, rows: Arranged, grid: Grid, moments: Moments) -> None:
+        self.rows, self.grid, self.moments = rows, grid, moments
+        self.w = np.ascontiguousarray(rows.w.T)
+        self.error = np.zeros_like(self.w)
+        self.subs = rows.scales.shape[1]
+
+    def span(self, b: int) -> slice:
+        return slice(b * self.moments.sub, (b + 1) * self.moments.sub)
+
+    def forward(self, step: int) -> None:
+        for b in range(self.subs):
+            at, panel = self.span(b), self.moments.factor[b]
+            target = _add_products(self.w[at].copy(), self.error, panel[: at.start])
+            nothing = np.zeros_like(target)
+            best = _Best(nothing, nothing, *self.numbers(b), np.full_like(target[0], np.inf))
+            self.search(target, self.w[at], panel[at], self.moments.pivots[at], b, step, best)
+            self.keep(b, best)
+
+    def read(self) -> None:
+        for b in range(self.subs):
+            scale, offset = self.scale_and_offset(b, *self.numbers(b))
+            self.error[self.span(b)] = self.w[self.span(b)] - (scale * self.levels(b) + offset)
+
+    def sweep(self, step: int) -> None:
+        m = self.moments
+        for b in range(self.subs):
+            at = self.span(b)
+            gradient = _add_products(np.zeros_like(self.w[at]), self.error, m.h[b])
+            value = self.w[at] - self.error[at]
+            target = _add_products(value.copy(), gradient, m.block_inverse[b])
+            factor, pivots = m.block_factor[b], m.block_pivots[at]
+            loss = _loss(target, factor, pivots, value)
+            best = _Best(self.levels(b), value, *self.numbers(b), loss)
+            self.search(target, target, factor, pivots, b, step, best)
+            self.keep(b, best)
+
+    def losses(self) -> Floats:
+        total: Floats = np.zeros_like(self.w[0])
+        for b in range(self.subs):
+            gradient = _add_products(np.zeros_like(self.w[self.span(b)]), self.error, self.moments.h[b])
+            for g, e in zip(gradient, self.error[self.span(b)], strict=True):
+                total += (g - F(self.moments.damping) * e) * e
+        return total
+
+    def search(
+        self, target: Floats, w: Floats, factor: Floats, pivots: Floats, b: int, step: int, best: _Best
+    ) -> None:
+        """Round to the target with the scale and offset that stand, then with their neighbours; errors count from
+        `w`."""
+        scale, offset = best.scale, best.offset
+        self.attempt(target, w, factor, pivots, b, scale, offset, best)
+        for move in (-step, step) if step else ():
+            moved = np.clip(scale + np.int32(move), self.grid.scales.low, self.grid.scales.high)
+            self.attempt(target, w, factor, pivots, b, moved, offset, best)
+        if offset is None or self.grid.offsets is None:
+            return
+        scale = best.scale
+        for move in (-step, step) if step else ():
+            moved = np.clip(offset + np.int32(move), self.grid.offsets.low, self.grid.offsets.high)
+            self.attempt(target, w, factor, pivots, b, scale, moved, best)
+
+    def attempt(
+        self,
+        target: Floats,
+        w: Floats,
+        factor: Floats,
+        pivots: Floats,
+        b: int,
+        scale: Ints,
+        offset: Ints | None,
+        best: _Best,
+    ) -> None:
+        s, m = self.scale_and_offset(b, scale, offset)
+        inverse = np.where(s != 0, F(1) / s, F(0))
+        at, level, value = target.copy(), np.empty_like(target), np.empty_like(target)
+        loss = np.zeros_like(s)
+        for j in range(len(target)):
+            level[j] = self.nearest((at[j] - m) * inverse)
+            value[j] = s * level[j] + m
+            rest, error = at[j] - value[j], w[j] - value[j]
+            loss += pivots[j] * rest * rest
+            at[j + 1 :] += error * factor[j, j + 1 :, None]
+        better = loss < best.loss
+        best.level = np.where(better, level, best.level)
+        best.value = np.where(better, value, best.value)
+        best.scale = np.where(better, scale, best.scale)
+        if offset is not None and best.offset is not None:
+            best.offset = np.where(better, offset, best.offset)
+        best.loss = np.where(better, loss, best.loss)
+
+    def nearest(self, v: Floats) -> Floats:
+        """The nearest level; of two as near, the even one where levels are whole numbers, else the upper one."""
+        levels = self.grid.levels
+        v = np.where(v > levels[0], v, levels[0])
+        v = np.where(v < levels[-1], v, levels[-1])
+        if self.grid.uniform:
+            return np.asarray((v + _MAGIC) - _MAGIC, np.float32)
+        middles = (levels[1:] + levels[:-1]) / F(2)
+        return levels[np.searchsorted(middles, v, side="right")]
+
+    def numbers(self, b: int) -> tuple[Ints, Ints | None]:
+        return self.rows.scales[:, b], None if self.rows.offsets is None else self.rows.offsets[:, b]
+
+    def scale_and_offset(self, b: int, scale: Ints, offset: Ints | None) -> tuple[Floats, Floats]:
+        units, offset_units = self.rows.units, self.rows.offset_units
+        s = self.grid.scales.values(scale, None if units is None else units[:, b])
+        if offset is None or self.grid.offsets is None:
+            return s, np.zeros_like(s)
+        m = self.grid.offsets.values(offset, None if offset_units is None else offset_units[:, b])
+        return s, m if self.grid.offsets.table is None else -m
+
+    def levels(self, b: int) -> Floats:
+        return self.rows.levels[:, self.span(b)].T.astype(np.float32)
+
+    def keep(self, b: int, best: _Best) -> None:
+        self.error[self.span(b)] = self.w[self.span(b)] - best.value
+        self.rows.levels[:, self.span(b)] = best.level.T.astype(np.int8)
+        self.rows.scales[:, b] = best.scale
+        if self.rows.offsets is not None and best.offset is not None:
+            self.rows.offsets[:, b] = best.offset
+
+
+def _add_products(sums: Floats, error: Floats, panel: Floats) -> Floats:
+    """sums [n, rows] += panel [count, n]^T error [count, rows], one row of the panel after another."""
+    for weights, values in zip(panel, error, strict=False):
+        sums += weights[:, None] * values
+    return sums
+
+
+def _loss(target: Floats, factor: Floats, pivots: Floats, value: Floats) -> Floats:
+    at: Floats = target.copy()
+    loss: Floats = np.zeros_like(target[0])
+    for j in range(len(target)):
+        rest, error = at[j] - value[j], target[j] - value[j]
+        loss += pivots[j] * rest * rest
+        at[j + 1 :] += error * factor[j, j + 1 :, None]
+    return loss

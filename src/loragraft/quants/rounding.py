@@ -1,0 +1,129 @@
+"""A matrix rounded with error feedback by the native core: the bytes of an ordinary file, of any type with a grid.
+
+The scales begin as those that llama-quantize would choose with the moments' diagonal as its importance matrix. Rows
+that come out no better than they were are left as llama-quantize has them.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from loragraft import _native
+from loragraft.errors import QuantizeError
+from loragraft.quants import native
+from loragraft.quants.codec import Bytes, Floats
+from loragraft.quants.feedback import Moments, Schedule, arrange, schedule
+from loragraft.quants.grids import GRIDS, HALVES, Grid, Parts
+from loragraft.quants.nvfp4 import NVFP4
+from loragraft.quants.types import QuantType
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """`data`: uint8 [rows, row_bytes]. What rounding costs, tr((W - Q) H (W - Q)^T): `nearest` as llama-quantize
+    rounds, `cost` as it was rounded. `kept`: rows that were left as llama-quantize has them."""
+
+    data: Bytes
+    nearest: float
+    cost: float
+    kept: int
+
+
+def supports(kind: QuantType) -> bool:
+    """Whether `kind` has a grid to round on."""
+    return kind.name in GRIDS
+
+
+def round_matrix(
+    w: Floats,
+    kind: QuantType,
+    moments: Moments,
+    importance: Floats,
+    *,
+    scale: float = 0.0,
+    plan: Schedule | None = None,
+    threads: int = 1,
+) -> Rounded:
+    """`w` float32 [rows, cols] as `kind`, for inputs with the given second moments and mean squares `importance`
+    float32 [cols]. `scale`: the per-tensor scale of NVFP4; 0 for none.
+
+    Raises QuantizeError for arrays that do not fit together.
+    """
+    grid = GRIDS[kind.name]
+    if kind == NVFP4 and scale:
+        data = native.quantize_nvfp4(w, scale, importance)
+        unit = np.float32(scale)
+        w = w / unit
+    else:
+        data, unit = native.quantize(w, kind, importance), np.float32(1)
+    parts = grid.split(data)
+    _, before = feedback(w, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
+    rounded, after = feedback(w, grid, parts, moments, plan, threads=threads)
+    better = after < before
+    data[better] = grid.join(rounded)[better]
+    factor = moments.mean * float(unit) ** 2
+    nearest, cost = before.astype(np.float64), np.where(better, after, before).astype(np.float64)
+    return Rounded(data, factor * float(nearest.sum()), factor * float(cost.sum()), int((~better).sum()))
+
+
+def feedback(
+    w: Floats,
+    grid: Grid,
+    parts: Parts,
+    moments: Moments,
+    plan: Schedule | None = None,
+    *,
+    threads: int = 1,
+    isa: str = "",
+) -> tuple[Parts, Floats]:
+    """See `quants.feedback.feedback`, whose numbers these are, for any number of threads. `isa` names another
+    instruction set's kernels than the machine's best."""
+    rows = arrange(w, grid, parts, moments)
+    plan = plan or schedule(grid)
+    scales, offsets = grid.scales, grid.offsets or HALVES
+    for numbers, allowed in ((rows.scales, scales), (rows.offsets, offsets)):
+        if (
+            numbers is not None
+            and numbers.size
+            and not (allowed.low <= numbers.min() and numbers.max() <= allowed.high)
+        ):
+            raise QuantizeError("scales", "are outside of the type's range", found=int(numbers.max()))
+    at_once = _native.feedback_rows(isa)
+
+    def run(first: int) -> None:
+        _native.feedback(
+            rows.w,
+            rows.units,
+            rows.offset_units,
+            rows.scales,
+            rows.offsets,
+            rows.levels,
+            grid.levels,
+            grid.uniform,
+            scales.table,
+            (scales.low, scales.high),
+            offsets.table,
+            (offsets.low, offsets.high),
+            moments.factor,
+            moments.pivots,
+            moments.h,
+            moments.block_factor,
+            moments.block_pivots,
+            moments.block_inverse,
+            plan.forward,
+            plan.step,
+            list(plan.sweeps),
+            moments.damping,
+            rows.losses,
+            first,
+            min(first + at_once, len(w)),
+            isa,
+        )
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
+        for _ in pool.map(run, range(0, len(w), at_once)):
+            pass
+    return rows.restored(moments, parts), rows.losses

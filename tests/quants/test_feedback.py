@@ -1,0 +1,219 @@
+"""Rounding with error feedback: the native core does what the NumPy reference defines, and it never costs more than
+rounding to nearest."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from any_weights import ROWS, weights
+from loragraft.errors import QuantizeError
+from loragraft.quants import feedback as definition
+from loragraft.quants import native, nvfp4, reference, rounding
+from loragraft.quants.feedback import Schedule, prepare, schedule
+from loragraft.quants.grids import GRIDS
+from loragraft.quants.types import BY_NAME
+
+Floats = npt.NDArray[np.float32]
+COLUMNS = 512
+NAMES = list(GRIDS)
+
+
+def inputs(columns: int = COLUMNS, tokens: int = 300, seed: int = 0) -> Floats:
+    """Inputs [tokens, columns] as layers have them: columns of different sizes that go together, a few large."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(rng.standard_normal(columns))
+    size[rng.integers(0, columns, 3)] *= 20
+    mixed = rng.standard_normal((tokens, columns // 4)) @ rng.standard_normal((columns // 4, columns))
+    return ((mixed + rng.standard_normal((tokens, columns))) * size).astype(np.float32)
+
+
+def moments_of(x: Floats) -> Floats:
+    return x.T @ x
+
+
+def matrix(rows: int = 40, columns: int = COLUMNS, seed: int = 1) -> Floats:
+    return (np.random.default_rng(seed).standard_t(5, (rows, columns)) * 0.02).astype(np.float32)
+
+
+def cost(w: Floats, q: Floats, h: Floats) -> npt.NDArray[np.float64]:
+    """(w - q) H (w - q)^T of every row, [rows]."""
+    error = w.astype(np.float64) - q
+    return np.asarray(((error @ h.astype(np.float64)) * error).sum(axis=1))
+
+
+def importance(h: Floats) -> Floats:
+    return np.ascontiguousarray(np.diagonal(h) / 300)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kinds=st.lists(st.sampled_from(list(ROWS)), min_size=1, max_size=4),
+    scale=st.sampled_from([1.0, 1e-42, 1e-8, 1e4]),
+)
+def test_blocks_go_apart_and_together_without_loss(
+    name: str, seed: int, kinds: list[str], scale: float
+) -> None:
+    kind, grid = BY_NAME[name], GRIDS[name]
+    data = native.quantize(weights(seed, kinds, scale, COLUMNS), kind, np.ones(COLUMNS, np.float32))
+    parts = grid.split(data)
+    joined = grid.join(parts)
+    if kinds == ["normal"] and scale == 1.0:
+        assert np.array_equal(joined, data)
+    with np.errstate(all="ignore"):  # elsewhere a half float of minus zero may become zero
+        values = reference.dequantize(data, kind)
+        assert np.array_equal(reference.dequantize(joined, kind), values, equal_nan=True)
+        assert np.array_equal(grid.values(parts), values, equal_nan=True)
+
+
+def test_the_factor_multiplies_out_to_the_moments() -> None:
+    h = moments_of(inputs())
+    moments = prepare(h, 32, 0.05)
+    ordered = h[np.ix_(moments.order, moments.order)].astype(np.float64) / moments.mean
+    ordered += 0.05 * np.eye(COLUMNS)
+
+    def whole(panels: Floats) -> npt.NDArray[np.float64]:
+        return panels.transpose(1, 0, 2).reshape(COLUMNS, COLUMNS).astype(np.float64)
+
+    upper = np.eye(COLUMNS) + whole(moments.factor)
+    assert np.array_equal(upper, np.triu(upper))
+    assert np.allclose((upper * moments.pivots) @ upper.T, ordered, rtol=1e-4, atol=1e-5)
+    assert np.allclose(whole(moments.h), ordered, rtol=1e-6)
+    for b, inverse in enumerate(moments.block_inverse):
+        at = slice(b * 32, (b + 1) * 32)
+        assert np.allclose(inverse @ ordered[at, at], np.eye(32), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("isa", native.isas())
+def test_the_native_core_is_the_definition(name: str, isa: str) -> None:
+    """37 rows: tiles of every instruction set, and one that is not full."""
+    kind, grid = BY_NAME[name], GRIDS[name]
+    w, h = matrix(37, 256), moments_of(inputs(256))
+    parts = grid.split(native.quantize(w, kind, importance(h)))
+    moments = prepare(h, grid.sub)
+    plan = schedule(grid)
+    plan = Schedule(plan.step, plan.sweeps[:2])
+    expected, losses = definition.feedback(w, grid, parts, moments, plan)
+    found, found_losses = rounding.feedback(w, grid, parts, moments, plan, isa=isa)
+    assert np.array_equal(found.levels, expected.levels)
+    assert np.array_equal(found.scales, expected.scales)
+    if expected.offsets is not None:
+        assert np.array_equal(found.offsets, expected.offsets)
+    assert np.array_equal(found_losses, losses)
+    assert not np.array_equal(expected.levels, parts.levels)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "NVFP4"])
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kinds=st.lists(st.sampled_from(list(ROWS)), min_size=1, max_size=4),
+    scale=st.sampled_from([1.0, 1e-42, 1e-20, 1e4]),
+)
+def test_the_native_core_is_the_definition_for_any_weights(
+    name: str, seed: int, kinds: list[str], scale: float
+) -> None:
+    kind, grid = BY_NAME[name], GRIDS[name]
+    w, h = weights(seed, kinds, scale, 256), moments_of(inputs(256, seed=seed))
+    parts = grid.split(native.quantize(w, kind, importance(h)))
+    moments = prepare(h, grid.sub)
+    for plan in (Schedule(1, (1,)), Schedule(0, (1,), forward=False)):
+        expected, losses = definition.feedback(w, grid, parts, moments, plan)
+        found, found_losses = rounding.feedback(w, grid, parts, moments, plan)
+        assert np.array_equal(found.levels, expected.levels)
+        assert np.array_equal(found.scales, expected.scales)
+        assert np.array_equal(found_losses, losses, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_feedback_costs_less_than_rounding_to_nearest(name: str, seed: int) -> None:
+    """Of every row with the same scales, and with scales that may move."""
+    kind, grid = BY_NAME[name], GRIDS[name]
+    w, h = matrix(seed=seed), moments_of(inputs(seed=seed))
+    moments = prepare(h, grid.sub)
+    nearest = native.dequantize(native.quantize(w, kind, importance(h)), kind)
+    before = cost(w, nearest, h)
+    totals = [before.sum()]
+    for plan in (Schedule(0, ()), Schedule(0, (0, 0)), None):
+        rounded = rounding.round_matrix(w, kind, moments, importance(h), plan=plan)
+        after = cost(w, native.dequantize(rounded.data, kind), h)
+        assert np.all(after <= before * (1 + 1e-4))
+        assert rounded.cost == pytest.approx(after.sum(), rel=1e-3)
+        assert rounded.nearest == pytest.approx(before.sum(), rel=1e-3)
+        totals.append(after.sum())
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < 0.7 * totals[0]
+
+
+def test_scales_that_stay_are_those_of_the_importance_matrix() -> None:
+    kind, grid = BY_NAME["Q4_K"], GRIDS["Q4_K"]
+    w, h = matrix(), moments_of(inputs())
+    before = grid.split(native.quantize(w, kind, importance(h)))
+    rounded = rounding.round_matrix(w, kind, prepare(h, grid.sub), importance(h), plan=Schedule(0, (0,)))
+    after = grid.split(rounded.data)
+    for field in ("scales", "offsets", "units", "offset_units"):
+        assert np.array_equal(getattr(before, field), getattr(after, field))
+
+
+def test_a_per_tensor_scale_is_honoured() -> None:
+    kind = BY_NAME["NVFP4"]
+    w, h = matrix(), moments_of(inputs())
+    scale = nvfp4.tensor_scale(float(np.abs(w).max()))
+    before = cost(w, nvfp4.dequantize_nvfp4(native.quantize_nvfp4(w, scale, importance(h)), scale), h)
+    rounded = rounding.round_matrix(w, kind, prepare(h, 16), importance(h), scale=scale)
+    after = cost(w, nvfp4.dequantize_nvfp4(rounded.data, scale), h)
+    assert rounded.nearest == pytest.approx(before.sum(), rel=1e-3)
+    assert rounded.cost == pytest.approx(after.sum(), rel=1e-3)
+    assert after.sum() < 0.6 * before.sum()
+
+
+def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
+    """With a diagonal H rounding to nearest is best already, once the scales are given."""
+    kind, grid = BY_NAME["Q4_0"], GRIDS["Q4_0"]
+    w, h = matrix(), np.diag(np.linspace(1, 2, COLUMNS)).astype(np.float32)
+    nearest = native.quantize(w, kind, importance(h))
+    plan = Schedule(0, (0,))
+    rounded = rounding.round_matrix(w, kind, prepare(h, 32, 0.0), importance(h), plan=plan)
+    differ = grid.split(rounded.data).levels != grid.split(nearest).levels
+    assert rounded.cost <= rounded.nearest
+    # llama-quantize keeps the codes of its search, which belong to a scale before it became a half float.
+    assert differ.mean() < 0.01
+
+
+def test_threads_change_nothing() -> None:
+    kind = BY_NAME["Q5_1"]
+    w, h = matrix(100), moments_of(inputs())
+    moments = prepare(h, 32)
+    one, three = (rounding.round_matrix(w, kind, moments, importance(h), threads=n) for n in (1, 3))
+    assert np.array_equal(one.data, three.data)
+
+
+def test_columns_that_nothing_reached() -> None:
+    """Their weights are rounded too: what was not seen may still come."""
+    kind = BY_NAME["Q4_K"]
+    x = inputs()
+    x[:, ::3] = 0
+    w, h = matrix(), moments_of(x)
+    rounded = rounding.round_matrix(w, kind, prepare(h, 32), importance(h))
+    back = native.dequantize(rounded.data, kind)
+    assert rounded.cost < 0.7 * rounded.nearest
+    assert np.abs(back - w)[:, ::3].max() < np.abs(w).max()
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_moments_that_say_nothing_are_refused(bad: float) -> None:
+    with pytest.raises(QuantizeError, match="second moments"):
+        prepare(np.full((32, 32), bad, np.float32), 32)
+
+
+def test_moments_of_another_layer_are_refused() -> None:
+    moments = prepare(moments_of(inputs(256)), 32)
+    with pytest.raises(QuantizeError, match="do not fit"):
+        rounding.round_matrix(matrix(), BY_NAME["Q4_0"], moments, np.ones(COLUMNS, np.float32))
