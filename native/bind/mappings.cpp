@@ -12,5 +12,5 @@ void bind_mappings(nb::module_& m) {
     m.def("watch_mapping", [](Bytes bytes) { return lg::watch_mapping(bytes.data(), bytes.size()); }, nb::arg("bytes"),
           "A slot for the mapping, or -1.");
     m.def("forget_mapping", lg::forget_mapping, nb::arg("slot"));
-    m.def("damaged_mapping", lg::damaged_mapping, "The slot of a mapping that could not be read somewhere, or -1.");
+    m.def("is_damaged", lg::is_damaged, nb::arg("slot"), "Whether the slot's mapping could not be read somewhere.");
 }

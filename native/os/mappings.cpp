@@ -19,8 +19,8 @@ struct Watched {
 };
 constexpr int SLOTS = 4096;
 Watched watched[SLOTS];
-std::atomic<int> damaged{-1};
 std::mutex writing; // of `watched`
+struct sigaction before = {}; // what SIGBUS did in this process before
 
 void on_bus_error(int, siginfo_t* info, void*) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(info->si_addr), page = uintptr_t(sysconf(_SC_PAGESIZE));
@@ -32,11 +32,10 @@ void on_bus_error(int, siginfo_t* info, void*) {
         void* where = reinterpret_cast<void*>(at / page * page);
         if (mmap(where, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == where) {
             w.damaged.store(true);
-            damaged.store(slot);
             return; // the read is tried again
         }
     }
-    std::signal(SIGBUS, SIG_DFL); // the access is tried again, and ends the process
+    sigaction(SIGBUS, &before, nullptr); // not ours: the access is tried again, as if we had not been here
 }
 
 } // namespace
@@ -47,7 +46,7 @@ void guard_mappings() {
         struct sigaction action = {};
         action.sa_sigaction = on_bus_error;
         action.sa_flags = SA_SIGINFO | SA_NODEFER;
-        sigaction(SIGBUS, &action, nullptr);
+        sigaction(SIGBUS, &action, &before);
     });
 }
 
@@ -69,12 +68,10 @@ void forget_mapping(int slot) {
     const std::lock_guard<std::mutex> lock(writing);
     if (slot >= 0 && slot < SLOTS) {
         watched[slot].start.store(0);
+        watched[slot].damaged.store(false);
     }
 }
 
-int damaged_mapping() {
-    const int slot = damaged.load();
-    return slot >= 0 && watched[slot].damaged.load() ? slot : -1;
-}
+bool is_damaged(int slot) { return slot >= 0 && slot < SLOTS && watched[slot].damaged.load(); }
 
 } // namespace lg

@@ -7,14 +7,14 @@
 
 namespace lg {
 
-// Installs the handler, once. SIGBUS outside of a watched mapping is left to end the process.
+// Installs the handler, once. SIGBUS outside of a watched mapping does what it did before.
 void guard_mappings();
 
 // Watches [start, start + length): a slot to name it by, or -1 if there are too many.
 int watch_mapping(const void* start, size_t length);
 void forget_mapping(int slot);
 
-// A slot with a page that could not be read, or -1.
-int damaged_mapping();
+// Whether a page of it could not be read.
+bool is_damaged(int slot);
 
 } // namespace lg

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from loragraft import _native
 from loragraft.errors import FormatError
-from loragraft.system import interrupts
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
@@ -22,16 +27,17 @@ def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
     not a regular file (a pipe would block for ever, a device has no length).
     """
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise error(path, "is a folder", expected="a file")
-        if not stat.S_ISREG(mode):
-            raise error(path, "is not a regular file")
-        descriptor = os.open(path, os.O_RDONLY)
+        # Without waiting: a pipe without a writer would block before one can see that it is a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if os.fstat(descriptor).st_size == 0:
+            found = os.fstat(descriptor)
+            if stat.S_ISDIR(found.st_mode):
+                raise error(path, "is a folder", expected="a file")
+            if not stat.S_ISREG(found.st_mode):
+                raise error(path, "is not a regular file")
+            if found.st_size == 0:
                 raise error(path, "the file is empty")
-            return _watched(path, mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+            mapping = _Mapping(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
     except FileNotFoundError:
@@ -39,30 +45,75 @@ def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
     except (OSError, ValueError) as problem:  # ValueError: a path with a NUL in it
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise error(path, f"cannot be read: {reason}") from None
-
-
-_paths: dict[int, Path] = {}
-
-
-def _watched(path: Path, mapping: mmap.mmap) -> mmap.mmap:
-    """`mapping`, guarded against a file that becomes shorter, where the process's signals are ours."""
-    if interrupts.installed():
-        _native.guard_mappings()
-        slot = _native.watch_mapping(np.frombuffer(mapping, np.uint8))
-        if slot >= 0:
-            _paths[slot] = path
-            weakref.finalize(mapping, _native.forget_mapping, slot).atexit = False
+    _watch(path, mapping, error)
     return mapping
 
 
-def check_intact() -> None:
-    """Raises `FormatError` if a part of a guarded file could not be read when it was wanted, and zeros were read
-    instead: to be asked before anything is made of what was read."""
-    slot = _native.damaged_mapping()
-    if slot >= 0:
-        raise FormatError(
-            _paths[slot], "became shorter, or could not be read, while it was in use", hint="get it anew"
-        )
+class _Mapping(mmap.mmap):
+    """A mapping that is no longer watched once it is closed: its addresses will be something else's."""
+
+    unwatch: Callable[[], object] | None = None
+
+    def close(self) -> None:
+        super().close()
+        if self.unwatch is not None:
+            self.unwatch()
+
+
+class _Watched(NamedTuple):
+    path: Path
+    mapping: weakref.ref[mmap.mmap]
+
+
+_watched: dict[int, _Watched] = {}
+
+
+def _watch(path: Path, mapping: _Mapping, error: type[FormatError]) -> None:
+    """Guard `mapping` against a file that becomes shorter, which would end the whole process by SIGBUS."""
+    _native.guard_mappings()
+    slot = _native.watch_mapping(np.frombuffer(mapping, np.uint8))
+    if slot < 0:
+        raise error(path, "cannot be read: too many files are read at once")
+    _watched[slot] = _Watched(path, weakref.ref(mapping))
+    mapping.unwatch = finalizer = weakref.finalize(mapping, _forget, slot)
+    finalizer.atexit = False
+
+
+def _forget(slot: int) -> None:
+    del _watched[slot]
+    _native.forget_mapping(slot)
+
+
+def check_intact(of: Path | None = None) -> None:
+    """Raises `FormatError` if a file in use became shorter, or a part of it could not be read when it was wanted, and
+    zeros were read instead: to be asked before anything is made of what was read. With `of`, a model's file or folder,
+    for the files of that model alone."""
+    for slot, (path, reference) in list(_watched.items()):
+        mapping = reference()
+        if mapping is None or (of is not None and not _belongs(path, of)):
+            continue
+        # The rest of a page is zeros without a signal: so the size is looked at too.
+        if _native.is_damaged(slot) or mapping.size() < len(mapping):
+            raise FormatError(
+                path, "became shorter, or could not be read, while it was in use", hint="get it anew"
+            )
+
+
+def _belongs(path: Path, model: Path) -> bool:
+    """Whether `path` is the model's file, in its folder, or beside it as another part of a split one."""
+    return model in (path, path.parent) or (path.parent == model.parent and "-of-" in path.name)
+
+
+def intact(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, whose result is given only if every file in use is whole."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> T:
+        result = function(*args, **options)
+        check_intact()
+        return result
+
+    return checked
 
 
 def prefetch(mapping: mmap.mmap, start: int, stop: int) -> None:

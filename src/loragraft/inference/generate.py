@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
 from loragraft.backends.base import Session
 from loragraft.backends.batch import Floats, Ids
 from loragraft.errors import LoragraftError
+from loragraft.formats.mapped import check_intact
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.tokenizer import Tokenizer
 
@@ -50,7 +52,9 @@ def generate_ids(
 
 
 def finite(logits: Floats, subject: str | PathLike[str]) -> Floats:
-    """`logits`, if they are numbers; raises LoragraftError for NaN and infinity, of which no token can be chosen."""
+    """`logits`, if they are numbers of which a token can be chosen. Raises LoragraftError for NaN, infinity, and if a
+    file of the model became shorter meanwhile."""
+    check_intact(Path(subject))
     if not np.isfinite(peak := logits.max()):
         raise LoragraftError(
             subject,

@@ -15,6 +15,7 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.backends.base import Backend, Session
 from loragraft.backends.program import Options
 from loragraft.errors import LoragraftError, naming
+from loragraft.formats.mapped import intact
 from loragraft.formats.source import ModelSource
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
@@ -177,6 +178,7 @@ def _checked(ids: Sequence[int] | Ids) -> Ids:
     return given.astype(np.int32)
 
 
+@intact
 def load(
     path: str | PathLike[str],
     adapters: AdapterArguments = (),

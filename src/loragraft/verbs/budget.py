@@ -27,6 +27,7 @@ from loragraft.evaluate.reading import Text, check_vocabulary, read_beside
 from loragraft.evaluate.tensor_costs import TensorCost, possible_types, size_as, tensor_costs
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate
 from loragraft.evaluate.verdict import budget_verdict, percent_text
+from loragraft.formats.mapped import intact
 from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles, check_windows
 from loragraft.inference.tokenizer import Tokenizer
@@ -97,6 +98,7 @@ class Budget:
         return asdict(self)
 
 
+@intact
 def budget(
     base: str | PathLike[str],
     adapters: AdapterArguments,

@@ -16,6 +16,7 @@ from loragraft.backends.reference import ReferenceBackend, dequantized, evaluate
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter
 from loragraft.evaluate.picture import picture
+from loragraft.formats.mapped import intact
 from loragraft.formats.source import ModelSource
 from loragraft.graph import llama_cpp
 from loragraft.graph.chains import EMBEDDING, Chain, Stage, find_chains
@@ -84,6 +85,7 @@ class Conformance:
         return f"<Conformance {self.path}: {linears}, llama.cpp right on {count_text(right)}>"
 
 
+@intact
 def check(
     model: str | Path,
     adapters: AdapterArguments = (),

@@ -20,6 +20,7 @@ from loragraft.evaluate.picture import picture
 from loragraft.evaluate.reading import Text, check_vocabulary, read_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
+from loragraft.formats.mapped import intact
 from loragraft.inference.model import BackendName, Model, load
 from loragraft.inference.perplexity import DEFAULT_CONTEXT, Doubles, check_windows
 from loragraft.inference.tokenizer import Tokenizer
@@ -66,6 +67,7 @@ class Comparison:
         return asdict(self)
 
 
+@intact
 def compare(
     base: str | PathLike[str],
     adapters: AdapterArguments,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from loragraft.backends.cpu.session import NativeSession
 from loragraft.errors import LoragraftError, naming
 from loragraft.formats.imatrix import Imatrix
+from loragraft.formats.mapped import intact
 from loragraft.inference.model import load
 from loragraft.inference.perplexity import DEFAULT_CONTEXT, check_windows, count, windows
 from loragraft.opening import AdapterArguments
@@ -26,6 +27,7 @@ Ids = npt.NDArray[np.int32]
 OUTPUT = "output.weight"
 
 
+@intact
 def imatrix(
     path: str | PathLike[str],
     text: str,

@@ -22,6 +22,7 @@ from loragraft.formats.gguf.model import joined_tensors, open_shards
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.jsonfile import load_json
+from loragraft.formats.mapped import intact
 from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
 from loragraft.huggingface.contents import Kind, recognise
 from loragraft.huggingface.intake import STRICT, Intake
@@ -138,6 +139,7 @@ class FileReport:
         }
 
 
+@intact
 def inspect(path: Path | str, adapters: AdapterArguments = (), *, intake: Intake = STRICT) -> FileReport:
     """Read the headers of the file or folder `path`, whatever it is; no weight is read, but with `adapters` (paths, or
     pairs of path and strength): then the path is a model's, and the tensors that they change are read.
