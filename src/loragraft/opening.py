@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from numbers import Real
 from os import PathLike
-from pathlib import Path
+from typing import cast
 
 from loragraft.adapters.effect import idle_note
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
@@ -20,6 +20,7 @@ from loragraft.huggingface.contents import Kind, Role, recognise
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.model import open_checkpoint
 from loragraft.huggingface.peft_placement import open_peft
+from loragraft.system.files import named_path
 
 AdapterSource = str | PathLike[str] | Adapter
 AdapterArgument = AdapterSource | tuple[AdapterSource, float]
@@ -36,7 +37,7 @@ def open_model(
 
     `dequantize`: see `loragraft.huggingface.model.open_checkpoint`. Raises FormatError or UnsupportedError.
     """
-    found = recognise(Path(path), Role.MODEL)
+    found = recognise(named_path(path), Role.MODEL)
     if found.kind is Kind.CHECKPOINT:
         model = open_checkpoint(found.path, dequantize=dequantize, intake=intake)
     else:
@@ -51,7 +52,7 @@ def load_adapter(path: str | PathLike[str], base: ModelSource, *, intake: Intake
     Raises FormatError for malformed files, AdapterError for an adapter of another model, or one that holds what is not
     honoured.
     """
-    found = recognise(Path(path), Role.ADAPTER)
+    found = recognise(named_path(path), Role.ADAPTER)
     if found.kind is Kind.GGUF_ADAPTER:
         adapter = read_gguf_adapter(found.path, base)
     else:
@@ -89,5 +90,7 @@ def _listed(adapters: AdapterArguments) -> Sequence[AdapterArgument]:
     if isinstance(adapters, str | PathLike | Adapter):
         return [adapters]
     if isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], Real):
-        return [adapters]  # one, with its strength
-    return adapters
+        return [(adapters[0], adapters[1])]  # one, with its strength
+    if not isinstance(adapters, Sequence):
+        raise AdapterError("adapters", "are no list", found=repr(adapters)[:80], expected="paths")
+    return cast("Sequence[AdapterArgument]", adapters)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from loragraft.formats.safetensors import DTYPE_BITS, CheckpointTensor
 #: The pickle holds names and shapes only; those of the largest models take a few megabytes.
 _MAX_PICKLE = 1 << 26
 _MAX_AXES = 32
+_MAX_ORDER = 100  # bytes of the word little or big
+#: Tuples closed one after another, without a tensor made of them.
+_MAX_DEPTH = 64
 _LOCAL_HEADER = 30
 """Bytes of a ZIP entry's own header, before its name and its extra field, whose lengths are its last two numbers."""
 
@@ -82,13 +86,20 @@ def read_torch_file(path: Path) -> dict[str, CheckpointTensor]:
             root = next((name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
             if root is None:
                 raise CheckpointError(path, "is no archive of torch", expected="data.pkl in it")
-            if f"{root}byteorder" in entries and archive.read(f"{root}byteorder")[:3] == b"big":
+            order = entries.get(f"{root}byteorder")
+            if (
+                order is not None
+                and order.file_size < _MAX_ORDER
+                and archive.read(f"{root}byteorder")[:3] == b"big"
+            ):
                 raise CheckpointError(
                     path, "was written on a big-endian machine", hint="save it as safetensors"
                 )
             if entries[f"{root}data.pkl"].file_size > _MAX_PICKLE:
                 raise CheckpointError(path, "its data.pkl is too large", expected=f"<= {_MAX_PICKLE} bytes")
-            content = _Unpickler(path, archive.read(f"{root}data.pkl")).load()
+            data = archive.read(f"{root}data.pkl")
+            _check_opcodes(path, data)
+            content = _Unpickler(path, data).load()
     except CheckpointError:
         raise
     except Exception as problem:  # zipfile raises anything for a hostile archive
@@ -98,6 +109,62 @@ def read_torch_file(path: Path) -> dict[str, CheckpointTensor]:
         key = tensor.storage.key if isinstance(tensor.storage, _Storage) else ""
         tensors[name] = _placed(path, name, tensor, entries.get(f"{root}data/{key}"), mapping)
     return tensors
+
+
+#: What torch's pickles are made of.
+_OPCODES = frozenset(
+    (
+        *("PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
+        *(
+            "EMPTY_DICT",
+            "EMPTY_TUPLE",
+            "EMPTY_LIST",
+            "TUPLE",
+            "TUPLE1",
+            "TUPLE2",
+            "TUPLE3",
+            "APPEND",
+            "APPENDS",
+        ),
+        *("SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "BINUNICODE"),
+        *(
+            "SHORT_BINUNICODE",
+            "BININT",
+            "BININT1",
+            "BININT2",
+            "LONG1",
+            "BINFLOAT",
+            "NONE",
+            "NEWTRUE",
+            "NEWFALSE",
+        ),
+    )
+)
+_TUPLES = frozenset(["TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT"])
+
+
+def _check_opcodes(path: Path, data: bytes) -> None:
+    """Raises CheckpointError for what a pickle of weights does not do, and what takes any amount of time or memory: an
+    entry of the memo far beyond those before, or containers that hold one another more than once."""
+    memo: set[int] = set()
+    containers: set[int] = set()
+    before, depth = "", 0
+    for opcode, argument, _ in pickletools.genops(data):
+        depth = depth + 1 if opcode.name.startswith("TUPLE") else 0 if opcode.name == "REDUCE" else depth
+        if opcode.name not in _OPCODES or depth > _MAX_DEPTH:
+            raise CheckpointError(path, "its data.pkl is no dictionary of tensors", found=opcode.name)
+        if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            place = len(memo) if argument is None else argument
+            if place > 2 * len(memo) + 256:
+                raise CheckpointError(path, "its data.pkl is broken", found=f"entry {place} of its memo")
+            memo.add(place)
+            if before in _TUPLES:
+                containers.add(place)
+        elif opcode.name in ("BINGET", "LONG_BINGET") and argument in containers:
+            raise CheckpointError(
+                path, "its data.pkl is no dictionary of tensors", found="a shared container"
+            )
+        before = opcode.name
 
 
 class _Unpickler(pickle.Unpickler):

@@ -13,6 +13,7 @@ from loragraft.errors import CheckpointError
 from loragraft.formats.jsonfile import load_json
 from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.torch_file import read_torch_file
+from loragraft.system.files import named_path
 
 MODEL, ADAPTER = "model", "adapter_model"
 """How the names of a model's files begin, and those of an adapter's."""
@@ -121,7 +122,7 @@ def _indexed(index: Path, read: Callable[[Path], SafetensorsFile]) -> list[Safet
     for name in sorted(set(where.values())):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise CheckpointError(index, "a shard lies outside of the folder", found=repr(name))
-        if not (folder / name).exists():
+        if not named_path(folder / name, CheckpointError).exists():
             raise CheckpointError(
                 folder / name, "a shard that the index names is missing", expected=f"it in {folder}"
             )

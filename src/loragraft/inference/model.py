@@ -14,7 +14,7 @@ from loragraft.archs.graphs import model_graph
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.backends.base import Backend, Session
 from loragraft.backends.program import Options
-from loragraft.errors import LoragraftError, naming
+from loragraft.errors import LoragraftError, check_number, naming
 from loragraft.formats.mapped import intact
 from loragraft.formats.source import ModelSource
 from loragraft.graph.lora import attach
@@ -23,7 +23,7 @@ from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.inference.generate import BATCH, Generation, finite, read
 from loragraft.inference.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
 from loragraft.inference.sampling import Sampler, Sampling
-from loragraft.inference.tokenizer import Tokenizer
+from loragraft.inference.tokenizer import Tokenizer, checked_ids
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.system.threads import thread_count
@@ -81,6 +81,8 @@ class Model:
             raise LoragraftError(
                 self.path, "has no chat template", hint="pass the prompt as it is, without --chat"
             )
+        if not isinstance(messages, str | Sequence):
+            raise LoragraftError("messages", "are no list", found=type(messages).__name__)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         own = self.tokenizer
@@ -99,7 +101,8 @@ class Model:
 
         Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
         """
-        sequence = _checked(ids)
+        sequence = checked_ids(ids)
+        check_number("first", first, int)
         self.session.reset()
         if not 0 <= first < len(sequence):
             raise LoragraftError(
@@ -131,7 +134,8 @@ class Model:
         no room in the model's context.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-        ids = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else _checked(prompt)
+        ids = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else checked_ids(prompt)
+        check_number("max_tokens", max_tokens, int, least=0)
         room = self.context_length - len(ids)
         if room <= 0:
             raise LoragraftError(
@@ -164,20 +168,6 @@ class Model:
         return self.tokenizer.bos if self.tokenizer.add_bos else None
 
 
-def _checked(ids: Sequence[int] | Ids) -> Ids:
-    """Token ids as int32 [n], n >= 1."""
-    given = np.asarray(ids)
-    if given.ndim != 1 or not len(given):
-        raise LoragraftError(
-            "ids", "not a list of tokens", found=f"shape {given.shape}", expected="at least one"
-        )
-    if given.dtype.kind not in "iu":
-        raise LoragraftError("ids", "not a list of tokens", found=given.dtype, expected="integers")
-    if given.max() > np.iinfo(np.int32).max:  # too large to be told by the vocabulary's bound after the cast
-        raise LoragraftError("ids", "no such token", found=given.max())
-    return given.astype(np.int32)
-
-
 @intact
 def load(
     path: str | PathLike[str],
@@ -205,6 +195,8 @@ def load(
             found=activations,
             expected="one of " + ", ".join(get_args(Activations)),
         )
+    if context is not None:
+        check_number("context", context, int, least=1)
     source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake)
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     options = Options(context=context, threads=thread_count(threads), activations=activations)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, check_number
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,6 +32,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            check_number(name, getattr(self, name), float)
+        for name in ("top_k", "seed"):
+            if name != "seed" or self.seed is not None:
+                check_number(name, getattr(self, name), int)
         _demand(0 <= self.temperature < np.inf, "temperature", self.temperature, "0 or more")
         _demand(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1 (off)")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken
 
-from loragraft.errors import UnsupportedError
+from loragraft.errors import LoragraftError, TextError, UnsupportedError
 from loragraft.formats.gguf.values import TokenType, Value
 from loragraft.formats.pretokenizers import ADD_BOS, PRETOKENIZERS
 from loragraft.inference import bpe
@@ -92,6 +92,7 @@ class Tokenizer:
         `add_special` puts BOS before (and EOS behind) it if the model wants that; with `parse_special` the texts of
         control tokens (`<|eot_id|>`) become these tokens instead of being read letter by letter.
         """
+        check_text(text)
         self._bpe.encode_special_tokens = not parse_special
         ids = self._bpe.encode(text, add_special_tokens=False).ids
         before = [self.bos] if add_special and self.add_bos else []
@@ -102,7 +103,7 @@ class Tokenizer:
         """The text of `ids`; control tokens are left out unless `show_special`. Bytes that are not UTF-8 become
         U+FFFD."""
         decoder = self.decoder(show_special=show_special)
-        text = "".join([decoder.push(token) for token in ids]) + decoder.finish()
+        text = "".join([decoder.push(token) for token in checked_ids(ids, empty=True)]) + decoder.finish()
         return text.removeprefix(" ") if self._space_prefix else text
 
     def decoder(self, *, show_special: bool = False) -> TextDecoder:
@@ -212,6 +213,41 @@ class TextDecoder:
     def finish(self) -> str:
         """What was still waiting, as U+FFFD."""
         return self._utf8.decode(b"", final=True)
+
+
+def check_text(text: str) -> None:
+    """Raises TextError for what is no text: another type, or half of a surrogate pair in it."""
+    if not isinstance(text, str):
+        raise TextError("text", "is no string", found=type(text).__name__)
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise TextError(
+            "text", "holds half of a surrogate pair, which is no character", found=f"at {problem.start}"
+        ) from None
+
+
+def checked_ids(ids: Iterable[int] | npt.NDArray[Any], *, empty: bool = False) -> Ids:
+    """Token ids as int32 [n]; n >= 1, unless they may be `empty`. Raises LoragraftError for anything else."""
+    try:
+        given = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+    except (TypeError, ValueError, OverflowError):
+        raise LoragraftError(
+            "ids", "not a list of tokens", found=repr(ids)[:80], expected="integers"
+        ) from None
+    if empty and not given.size:
+        return np.empty(0, np.int32)
+    if given.ndim != 1 or not len(given):
+        raise LoragraftError(
+            "ids", "not a list of tokens", found=f"shape {given.shape}", expected="at least one"
+        )
+    if given.dtype.kind not in "iu":
+        raise LoragraftError("ids", "not a list of tokens", found=given.dtype, expected="integers")
+    range_ = np.iinfo(np.int32)
+    for extreme in (int(given.max()), int(given.min())):
+        if not range_.min <= extreme <= range_.max:  # no bound of a vocabulary would tell it after the cast
+            raise LoragraftError("ids", "no such token", found=extreme)
+    return given.astype(np.int32)
 
 
 def _byte_token(text: str) -> bytes | None:

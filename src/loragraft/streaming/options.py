@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, check_number
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.split import SplitLimits
 from loragraft.formats.textfile import decoded, read_file
@@ -66,11 +66,24 @@ def _type(given: GivenType | None) -> QuantType | None:
 
 def _rules(given: Iterable[str | tuple[str, GivenType]]) -> tuple[tuple[str, QuantType], ...]:
     listed = [given] if isinstance(given, str) else given
-    return tuple(tensor_type(rule) if isinstance(rule, str) else _rule(*rule) for rule in listed)
+    return tuple(tensor_type(rule) if isinstance(rule, str) else _rule(rule) for rule in listed)
 
 
-def _rule(pattern: str, kind: GivenType) -> tuple[str, QuantType]:
+def _rule(rule: tuple[str, GivenType]) -> tuple[str, QuantType]:
+    try:
+        pattern, kind = rule
+    except (TypeError, ValueError):
+        raise LoragraftError(
+            "tensor_types", "not a rule", found=repr(rule)[:80], expected="REGEX=TYPE"
+        ) from None
     return tensor_type(f"{pattern}={kind if isinstance(kind, str) else kind.name}")
+
+
+def _layers(given: Iterable[int]) -> frozenset[int]:
+    layers = frozenset(given)
+    for layer in layers:
+        check_number("prune_layers", layer, int)
+    return layers
 
 
 def _values(given: Mapping[str, GivenValue] | None) -> Mapping[str, Value]:
@@ -79,6 +92,8 @@ def _values(given: Mapping[str, GivenValue] | None) -> Mapping[str, Value]:
 
 def _value(key: str, given: GivenValue) -> Value:
     """A plain value as `override` would write it."""
+    if not isinstance(key, str):
+        raise LoragraftError("override_kv", "a key is no text", found=repr(key)[:80])
     if isinstance(given, Value):
         return given
     if isinstance(given, bool):
@@ -124,7 +139,7 @@ class QuantizeOptions:
     """(regular expression, type): the first that matches a tensor's name decides. Given as such or as `REGEX=TYPE`."""
     nvfp4_naive: bool = False
     """Quantize to NVFP4 as ggml does: no scale per tensor, no search for the block scales."""
-    prune_layers: Given[Iterable[int], frozenset[int]] = Given(frozenset, ())
+    prune_layers: Given[Iterable[int], frozenset[int]] = Given(_layers, ())
     """Blocks to leave out; those after them are renumbered."""
     override_kv: Given[Mapping[str, GivenValue] | None, Mapping[str, Value]] = Given(_values, None)
     """Metadata to set in the output, and to use in choosing the types."""
@@ -138,6 +153,10 @@ class QuantizeOptions:
     """Continue a run that was killed."""
     verify: bool = False
     """Read the output back and measure each tensor's error."""
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None:
+            check_number("max_memory", self.max_memory, int, least=1)
 
     @property
     def files(self) -> list[Path]:

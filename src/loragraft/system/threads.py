@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, check_number
 from loragraft.system.interrupts import held
 
 _Item = TypeVar("_Item")
@@ -24,6 +24,7 @@ def thread_count(threads: int | None) -> int:
     if threads is None:
         found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(found, MAX_THREADS)
+    check_number("threads", threads, int)
     if not 1 <= threads <= MAX_THREADS:
         problem = "too few" if threads < 1 else "too many"
         raise LoragraftError("threads", problem, found=threads, expected=f"1 to {MAX_THREADS}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loragraft.adapters.gguf_adapter import ALPHA, gguf_shapes, write_gguf_adapter
 from loragraft.adapters.lora import OUTPUT, Adapter
-from loragraft.errors import AdapterError
+from loragraft.errors import AdapterError, OutputError
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.contents import ADAPTERS, recognise
@@ -21,7 +21,7 @@ from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.report import WriteReport
-from loragraft.system.files import files_of
+from loragraft.system.files import files_of, named_path
 from loragraft.verbs.merge import merge
 
 
@@ -39,7 +39,7 @@ class AdapterReport:
 
 def is_adapter(path: str | PathLike[str]) -> bool:
     """Whether `path` holds an adapter, and no model."""
-    return recognise(Path(path)).kind in ADAPTERS
+    return recognise(named_path(path)).kind in ADAPTERS
 
 
 def convert(
@@ -111,7 +111,7 @@ def convert_adapter(
     if loaded.alpha is not None:
         metadata[ALPHA] = Value.f32(loaded.alpha)
     metadata["general.quantization_version"] = Value.u32(QUANTIZATION_VERSION)
-    write_gguf_adapter(loaded, metadata, Path(output), files_of(path))
+    write_gguf_adapter(loaded, metadata, named_path(output, OutputError), files_of(path))
     for note in notes:
         progress.note(note)
     return AdapterReport(Path(output), len(loaded.pairs), loaded.n_tensors, baked=loaded.alpha is None)

@@ -16,7 +16,7 @@ from typing import Any
 from loragraft.adapters.collect import collect_deltas
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
-from loragraft.errors import CheckpointError, FormatError, LoragraftError, naming
+from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
 from loragraft.formats.gguf.model import model_files
 from loragraft.formats.jsonfile import MAX_BYTES, load_json
 from loragraft.formats.output import OutputFile
@@ -32,7 +32,7 @@ from loragraft.streaming.checkpoint.layouts import LAYOUTS, Layout
 from loragraft.streaming.checkpoint.shards import INDEX, file_plans, index_of, plan_shards
 from loragraft.streaming.nvfp4_scales import measure_scales
 from loragraft.streaming.writing import write_files
-from loragraft.system.files import files_of
+from loragraft.system.files import files_of, named_path
 from loragraft.system.threads import thread_count
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -96,7 +96,7 @@ def export(
     """
     if format not in LAYOUTS:
         raise LoragraftError(format, "no such format", expected=" or ".join(LAYOUTS))
-    folder = Path(output)
+    folder = named_path(output, OutputError)
     check_new(folder, resume=resume)
     model = source if isinstance(source, ModelSource) else open_model(source)
     model_graph(model)  # raises for a model that is not whole

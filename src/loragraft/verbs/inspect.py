@@ -28,6 +28,7 @@ from loragraft.huggingface.contents import Kind, recognise
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.mlx import MLX_WEIGHTS, mlx_part_of
 from loragraft.opening import AdapterArguments, load_adapters, open_model
+from loragraft.system.files import named_path
 from loragraft.units import bytes_text, plural
 
 
@@ -146,7 +147,7 @@ def inspect(path: Path | str, adapters: AdapterArguments = (), *, intake: Intake
 
     Raises `FormatError` if it is nothing that loragraft knows, or malformed.
     """
-    found = recognise(Path(path))
+    found = recognise(named_path(path))
     match found.kind:
         case Kind.CHECKPOINT:
             report = _checkpoint(found.path, intake)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 
 from loragraft.adapters.collect import collect_deltas
 from loragraft.adapters.receipt import receipt_of, receipts_metadata
-from loragraft.errors import naming
+from loragraft.errors import OutputError, naming
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import AdapterArguments, load_adapters, open_model
@@ -20,7 +19,7 @@ from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_merge
 from loragraft.streaming.report import WriteReport
-from loragraft.system.files import files_of
+from loragraft.system.files import files_of, named_path
 from loragraft.system.threads import thread_count
 
 
@@ -71,7 +70,7 @@ def merge(
     report = write_model(
         model,
         plan,
-        Path(output),
+        named_path(output, OutputError),
         options,
         recipe=[(str(a.path), scale) for a, scale in loaded],
         inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],

@@ -6,7 +6,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from loragraft.errors import UnsupportedError, naming
+from loragraft.errors import OutputError, UnsupportedError, naming
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.progress import SILENT, Noted, Progress
@@ -15,6 +15,7 @@ from loragraft.streaming.model_writer import dry_run, write_model
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
 from loragraft.streaming.report import WriteReport
+from loragraft.system.files import named_path
 from loragraft.system.threads import thread_count
 
 
@@ -35,7 +36,7 @@ def quantize(
     options = options or QuantizeOptions()
     progress = Noted(progress)
     kind = file_type(type)
-    model = source if isinstance(source, ModelSource) else _open(Path(source))
+    model = source if isinstance(source, ModelSource) else _open(named_path(source))
     with naming(model.path):
         plan = plan_quantize(model, kind, options)
     for note in [*model.notes, *plan.notes]:
@@ -45,7 +46,7 @@ def quantize(
     report = write_model(
         model,
         plan,
-        Path(output),
+        named_path(output, OutputError),
         options,
         inputs=options.files,
         threads=thread_count(threads),

@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from loragraft.errors import GGUFError
+from loragraft.errors import GGUFError, OutputError
 from loragraft.formats.gguf.model import SPLIT_COUNT, joined_tensors, open_shards
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
 from loragraft.formats.gguf.writer import GGUFLayout, GGUFWriter, TensorSpec
 from loragraft.formats.split import SplitLimits, joined_metadata, plan_shards, shard_metadata, shard_paths
 from loragraft.progress import SILENT, Progress
+from loragraft.system.files import named_path
 
 _COPY_BYTES = 1 << 24
 
@@ -39,13 +40,13 @@ def split(
     All files appear together, when the last is written. Without `limits` a file holds 128 tensors. A model that is
     split already is divided anew. Raises `GGUFError`, `OutputError`.
     """
-    files = open_shards(model)
+    files = open_shards(named_path(model))
     tensors = joined_tensors(files)
     shards = plan_shards(_specs(tensors), limits or SplitLimits())
     plans = [
         (path, shard_metadata(files[0].metadata, number, len(shards), len(tensors)), specs)
         for number, (path, specs) in enumerate(
-            zip(shard_paths(Path(output), len(shards)), shards, strict=True)
+            zip(shard_paths(named_path(output, OutputError), len(shards)), shards, strict=True)
         )
     ]
     if not dry_run:
@@ -65,14 +66,16 @@ def join(model: Path | str, output: Path | str, *, progress: Progress = SILENT) 
 
     Raises `GGUFError`, also for a model that is not split, and `OutputError`.
     """
-    files = open_shards(model)
+    files = open_shards(named_path(model))
     count = files[0].metadata.get(SPLIT_COUNT)
     if count is None or count.data < 1:
         raise GGUFError(model, "is not one file of a split model", expected=f"{SPLIT_COUNT} in its metadata")
     tensors = joined_tensors(files)
     specs = _specs(tensors)
     progress.start("join", sum(tensor.nbytes for tensor in tensors.values()))
-    with GGUFWriter(output, joined_metadata(files[0].metadata), specs, inputs=_paths(files)) as writer:
+    with GGUFWriter(
+        named_path(output, OutputError), joined_metadata(files[0].metadata), specs, inputs=_paths(files)
+    ) as writer:
         _copy(tensors, specs, writer, progress)
     return Path(output)
 

@@ -117,7 +117,12 @@ def _check(spec: TensorSpec, earlier: Mapping[str, int]) -> None:
 
 
 def _string(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogateescape")
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise GGUFError(
+            repr(text)[:80], "a text for the metadata holds half of a surrogate pair, which is no character"
+        ) from None
     return struct.pack("<Q", len(data)) + data
 
 
