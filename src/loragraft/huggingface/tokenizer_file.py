@@ -8,12 +8,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from loragraft.errors import CheckpointError, UnsupportedError
+from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.schema import MAX_TOKEN
 from loragraft.formats.gguf.values import TokenType
 from loragraft.formats.pretokenizers import IGNORE_MERGES, PRETOKENIZERS, recognise
-from loragraft.huggingface.slow_tokenizer import added_tokens, has_slow_bpe, read_sentencepiece, slow_bpe
+from loragraft.huggingface.slow_tokenizer import (
+    SentencePieces,
+    added_tokens,
+    has_slow_bpe,
+    read_sentencepiece,
+    slow_bpe,
+)
 
 #: More tokens than any tokenizer has; a file that says so is refused before anything is sized by it.
 _MAX_TOKENS = 1 << 24
@@ -39,7 +45,10 @@ class TokenizerFile:
     def open(checkpoint: Checkpoint) -> TokenizerFile:
         """The tokenizer of the folder. Raises CheckpointError, UnsupportedError."""
         if checkpoint.has("tokenizer.json"):
-            return TokenizerFile(checkpoint.path / "tokenizer.json", checkpoint.json("tokenizer.json"))
+            path, content = checkpoint.path / "tokenizer.json", checkpoint.json("tokenizer.json")
+            file = TokenizerFile(path, content)
+            pieces = _pieces_beside(checkpoint, file)
+            return file if pieces is None else ScoredTokenizerFile(path, content, pieces)
         if has_slow_bpe(checkpoint):
             return TokenizerFile(checkpoint.path / "vocab.json", slow_bpe(checkpoint))
         if checkpoint.has("tokenizer.model"):
@@ -106,7 +115,7 @@ class TokenizerFile:
             texts[token["id"]] = text if special else text.replace(SPACE, " ")
             kinds[token["id"]] = TokenType.CONTROL if special else TokenType.USER_DEFINED
         if self.is_sentencepiece:
-            unknown = self.model.get("unk_token")
+            unknown = self._unknown()
             kinds.update({id_: TokenType.BYTE for id_, text in texts.items() if _BYTE.fullmatch(text)})
             kinds.update({id_: TokenType.UNKNOWN for id_, text in texts.items() if text == unknown})
         size = max(texts, default=-1) + 1
@@ -132,6 +141,11 @@ class TokenizerFile:
             [texts.get(id_, f"[PAD{id_}]") for id_ in range(vocab_size)],
             [int(kinds.get(id_, TokenType.UNUSED)) for id_ in range(vocab_size)],
         )
+
+    def _unknown(self) -> str | None:
+        """The text of the token that stands for what is no token, if it is of that type."""
+        text = self.model.get("unk_token")
+        return text if isinstance(text, str) else None
 
     @property
     def merges_nothing(self) -> bool:
@@ -184,10 +198,13 @@ class TokenizerFile:
 
         Raises UnsupportedError for a normalizer or pre-tokenizer that does more than to spell spaces.
         """
+        spelling = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
         steps = [*self._normalizers(), *flat(self.json.get("pre_tokenizer") or _NOTHING, "pretokenizers")]
         prefix = False
-        for step in steps:
+        for at, step in enumerate(steps):
             kind = step.get("type") if isinstance(step, dict) else None
+            if kind == "Split" and step.get("pattern") == {"String": " "} and spelling in steps[:at]:
+                continue  # no space is left to split at (Gemma)
             if kind == "Prepend" and step.get("prepend") == SPACE:
                 prefix = True
             elif kind == "Metaspace" and step.get("replacement") == SPACE and not self._splits_words(step):
@@ -195,7 +212,7 @@ class TokenizerFile:
                     "prepend_scheme", "always" if step.get("add_prefix_space", True) else "never"
                 )
                 prefix = scheme != "never"
-            elif kind != "Replace" or (step.get("pattern"), step.get("content")) != ({"String": " "}, SPACE):
+            elif step != spelling:
                 raise UnsupportedError(
                     self.path,
                     "a step that GGUF cannot express in a SentencePiece tokenizer",
@@ -257,6 +274,51 @@ class TokenizerFile:
         return next((token["id"] for token in self.added if token["content"] == text), None)
 
 
+class ScoredTokenizerFile(TokenizerFile):
+    """tokenizer.json beside the tokenizer.model that it was made from, `pieces`, which has the scores."""
+
+    def __init__(self, path: Path, content: dict[str, Any], pieces: SentencePieces) -> None:
+        super().__init__(path, content)
+        self._pieces = pieces
+
+    def _vocabulary(self) -> tuple[dict[int, str], dict[int, int]]:
+        texts, kinds = super()._vocabulary()
+        # tokenizer.json has what is user-defined among the added tokens
+        own = {id_: kind for id_, kind in enumerate(self._pieces.types) if kind != TokenType.USER_DEFINED}
+        return texts, kinds | own
+
+    def _unknown(self) -> str | None:
+        return None  # as tokenizer.model has it, or the added tokens
+
+    def scores(self, tokens: list[str], types: list[int], notes: list[str]) -> list[float]:
+        return _own_scores(self._pieces, self.added, types)
+
+
+def _pieces_beside(checkpoint: Checkpoint, file: TokenizerFile) -> SentencePieces | None:
+    """The pieces of tokenizer.model, if it has the same vocabulary as tokenizer.json."""
+    if not file.is_sentencepiece or not checkpoint.has("tokenizer.model"):
+        return None
+    try:
+        pieces = read_sentencepiece(checkpoint.path / "tokenizer.model")
+    except LoragraftError:
+        return None  # tokenizer.json is enough
+    added = {token["id"] for token in file.added}
+    ids = {id_ for id_ in range(len(pieces.texts)) if file.vocab.get(pieces.texts[id_]) == id_}
+    others = {id_ for id_ in [*file.vocab.values(), *range(len(pieces.texts))] if id_ not in ids}
+    return pieces if others <= added else None
+
+
+def _own_scores(pieces: SentencePieces, added: list[dict[str, Any]], types: list[int]) -> list[float]:
+    """As llama.cpp's converter: -1000 for what was added, -10000 for what pads."""
+    own = [*pieces.scores, *[-1000.0] * (len(types) - len(pieces.scores))]
+    for token in added:
+        own[token["id"]] = -1000.0
+    return [
+        -10000.0 if id_ >= len(pieces.scores) and kind == TokenType.UNUSED else own[id_]
+        for id_, kind in enumerate(types)
+    ]
+
+
 class SentencePieceModel(TokenizerFile):
     """tokenizer.model, SentencePiece's own file, with the tokens that were added beside it."""
 
@@ -277,14 +339,7 @@ class SentencePieceModel(TokenizerFile):
         return dict(enumerate(self._pieces.texts)), dict(enumerate(self._pieces.types))
 
     def scores(self, tokens: list[str], types: list[int], notes: list[str]) -> list[float]:
-        """As llama.cpp's converter: -1000 for what was added, -10000 for what pads."""
-        own = [*self._pieces.scores, *[-1000.0] * (len(tokens) - len(self._pieces.scores))]
-        for token in self.added:
-            own[token["id"]] = -1000.0
-        return [
-            -10000.0 if id_ >= len(self._pieces.scores) and kind == TokenType.UNUSED else own[id_]
-            for id_, kind in enumerate(types)
-        ]
+        return _own_scores(self._pieces, self.added, types)
 
     def adds_space(self) -> bool:
         return self._adds_space

@@ -42,7 +42,6 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
         scores = file.scores(tokens, types, notes)
         metadata["tokenizer.ggml.scores"] = Value.numbers(ValueType.FLOAT32, scores)
         metadata["tokenizer.ggml.token_type"] = kinds
-        metadata["tokenizer.ggml.add_space_prefix"] = Value.boolean(file.adds_space())
     else:
         metadata["tokenizer.ggml.token_type"] = kinds
         metadata["tokenizer.ggml.merges"] = Value.strings(file.merges())
@@ -51,6 +50,8 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
     notes += file.left_out()
     metadata.update(_special_tokens(checkpoint, file.json, file.id_of, len(tokens), notes))
     metadata.update(_chat_templates(checkpoint, notes))
+    if file.is_sentencepiece:
+        metadata["tokenizer.ggml.add_space_prefix"] = Value.boolean(file.adds_space())
     return metadata
 
 
@@ -97,6 +98,9 @@ def _special_tokens(
                     kinds.append("eot")
                     texts["eot"], texts["eos"] = texts["eos"], last
                 added["eos"] = True
+            if (separated := _separates(step, first, last, (texts["sep"], texts["eos"]))) is not None:
+                added["sep"] = separated
+                texts["sep"] = texts["sep"] or (texts["eos"] if separated else None)
     ids: dict[str, int | None] = {}
     for kind in kinds:
         if isinstance(flag := config.get(f"add_{kind}_token"), bool):
@@ -141,6 +145,28 @@ def _template_ends(single: Any) -> tuple[str | None, str | None]:
         return inner.get("id") if isinstance(inner, dict) and isinstance(inner.get("id"), str) else None
 
     return token(single[0]), token(single[-1])
+
+
+def _separates(
+    template: Mapping[str, Any], first: str | None, last: str | None, ends: tuple[str | None, ...]
+) -> bool | None:
+    """Whether a TemplateProcessing puts one of `ends` between two texts, beside what it puts around one; None if it
+    puts nothing there (gguf-py's `SpecialVocab`)."""
+    pair = template.get("pair")
+    if not isinstance(pair, list) or not pair:
+        return None
+    special = [piece.get("SpecialToken") if isinstance(piece, dict) else None for piece in pair]
+    texts = [entry.get("id") if isinstance(entry, dict) else None for entry in special]
+    begin = int(first is not None and texts[0] == first)
+    end = len(pair) - int(last is not None and texts[-1] == last)
+    inner = pair[begin:end]
+    names = [piece.get("Sequence") if isinstance(piece, dict) else None for piece in inner]
+    sequences = [entry.get("id") if isinstance(entry, dict) else None for entry in names]
+    between = texts[begin:end][1:-1]
+    if not between or (sequences[0], sequences[-1]) != ("A", "B"):
+        return None
+    separated = between[0] is not None and between[0] in ends and last is None
+    return separated or (len(between) == 2 and between[1] is not None and between[1] in ends)
 
 
 def _chat_templates(checkpoint: Checkpoint, notes: list[str]) -> Metadata:
