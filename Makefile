@@ -2,7 +2,8 @@
 PY      ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
-NATIVE  := $(wildcard native/*.* native/*/*) CMakeLists.txt pyproject.toml
+NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
+  CMakeLists.txt pyproject.toml
 
 .PHONY: quickstart test test-slow test-oracles test-sanitized test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 

@@ -16,6 +16,10 @@ const KernelTable* table() {
 #define LG_FAMILY(name) add_##name(k);
 #include "families.inc"
 #undef LG_FAMILY
+        for (const TypeFacts& facts : TYPES) {
+            k.type[facts.id].block = facts.block;
+            k.type[facts.id].bytes = facts.bytes;
+        }
         return k;
     }();
     return &t;

@@ -11,25 +11,17 @@
 #include "engine/engine.h"
 #include "engine/kv_pages.h"
 #include "quant/feedback.h"
+#include "types.h"
 
 namespace lg {
-
-// ggml's type numbers (ggml.h); the facts of each type stand in src/loragraft/quants/types.py.
-enum TypeId : int {
-    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
-    Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
-    IQ2_XXS = 16, IQ2_XS = 17, IQ3_XXS = 18, IQ1_S = 19, IQ4_NL = 20, IQ3_S = 21, IQ2_S = 22, IQ4_XS = 23,
-    IQ1_M = 29, BF16 = 30, TQ1_0 = 34, TQ2_0 = 35, MXFP4 = 39, NVFP4 = 40, Q1_0 = 41, Q2_0 = 42,
-    TYPE_COUNT = 43,
-};
 
 struct TypeKernels {
     // `rows` rows of `cols` floats -> `rows` quantized rows. `importance`: `cols` floats shared by all rows, or null.
     void (*quantize)(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float* importance) = nullptr;
     // `n` weights (a multiple of the block) -> floats.
     void (*dequantize)(const uint8_t* y, float* x, int64_t n) = nullptr;
-    int block = 0; // weights per block
-    int bytes = 0; // bytes per block
+    int block = 0; // weights per block, and its bytes: from the table of types
+    int bytes = 0;
 };
 
 // What a pass over float rows needs beside conversions: native/quant/delta.cpp.

@@ -97,9 +97,9 @@ void bf16_dequantize(const uint8_t* y, float* x, int64_t n) {
 } // namespace
 
 void add_floats(KernelTable& t) {
-    t.type[F32] = {f32_quantize, f32_dequantize, 1, 4};
-    t.type[F16] = {f16_quantize, f16_dequantize, 1, 2};
-    t.type[BF16] = {bf16_quantize, bf16_dequantize, 1, 2};
+    t.type[F32] = {f32_quantize, f32_dequantize};
+    t.type[F16] = {f16_quantize, f16_dequantize};
+    t.type[BF16] = {bf16_quantize, bf16_dequantize};
 }
 
 } // namespace lg::LG_ISA

@@ -110,8 +110,8 @@ void nvfp4_dequantize(const uint8_t* y, float* x, int64_t n) {
 } // namespace
 
 void add_fp4(KernelTable& t) {
-    t.type[MXFP4] = {mxfp4_quantize, mxfp4_dequantize, 32, 17};
-    t.type[NVFP4] = {nvfp4_quantize, nvfp4_dequantize, 64, 36};
+    t.type[MXFP4] = {mxfp4_quantize, mxfp4_dequantize};
+    t.type[NVFP4] = {nvfp4_quantize, nvfp4_dequantize};
 }
 
 } // namespace lg::LG_ISA

@@ -461,8 +461,8 @@ void dequantize(const uint8_t* y, float* x, int64_t n) {
 } // namespace
 
 void add_iq1(KernelTable& t) {
-    t.type[IQ1_S] = {quantize<iq1_s_block, 50>, dequantize<iq1_s_back, 50>, 256, 50};
-    t.type[IQ1_M] = {quantize<iq1_m_block, 56>, dequantize<iq1_m_back, 56>, 256, 56};
+    t.type[IQ1_S] = {quantize<iq1_s_block, bytes_of(IQ1_S)>, dequantize<iq1_s_back, bytes_of(IQ1_S)>};
+    t.type[IQ1_M] = {quantize<iq1_m_block, bytes_of(IQ1_M)>, dequantize<iq1_m_back, bytes_of(IQ1_M)>};
 }
 
 } // namespace lg::LG_ISA

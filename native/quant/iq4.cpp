@@ -285,8 +285,8 @@ void iq4_xs_dequantize(const uint8_t* y, float* x, int64_t n) {
 } // namespace
 
 void add_iq4(KernelTable& t) {
-    t.type[IQ4_NL] = {iq4_nl_quantize, iq4_nl_dequantize, 32, 18};
-    t.type[IQ4_XS] = {iq4_xs_quantize, iq4_xs_dequantize, 256, 136};
+    t.type[IQ4_NL] = {iq4_nl_quantize, iq4_nl_dequantize};
+    t.type[IQ4_XS] = {iq4_xs_quantize, iq4_xs_dequantize};
 }
 
 } // namespace lg::LG_ISA

@@ -516,17 +516,17 @@ void read_iq3_s(const uint8_t* y, const uint16_t* points, float* x) {
 
 template <Spec S, int BYTES, auto WRITE, auto READ>
 constexpr TypeKernels both() {
-    return {quantize<S, BYTES, WRITE>, dequantize<S.grid, BYTES, READ>, 256, BYTES};
+    return {quantize<S, BYTES, WRITE>, dequantize<S.grid, BYTES, READ>};
 }
 
 } // namespace
 
 void add_iq_lattice(KernelTable& t) {
-    t.type[IQ2_XXS] = both<IQ2_XXS_SPEC, 66, write_iq2_xxs, read_iq2_xxs>();
-    t.type[IQ2_XS] = both<IQ2_XS_SPEC, 74, write_iq2_xs, read_iq2_xs>();
-    t.type[IQ2_S] = both<IQ2_S_SPEC, 82, write_iq2_s, read_iq2_s>();
-    t.type[IQ3_XXS] = both<IQ3_XXS_SPEC, 98, write_iq3_xxs, read_iq3_xxs>();
-    t.type[IQ3_S] = both<IQ3_S_SPEC, 110, write_iq3_s, read_iq3_s>();
+    t.type[IQ2_XXS] = both<IQ2_XXS_SPEC, bytes_of(IQ2_XXS), write_iq2_xxs, read_iq2_xxs>();
+    t.type[IQ2_XS] = both<IQ2_XS_SPEC, bytes_of(IQ2_XS), write_iq2_xs, read_iq2_xs>();
+    t.type[IQ2_S] = both<IQ2_S_SPEC, bytes_of(IQ2_S), write_iq2_s, read_iq2_s>();
+    t.type[IQ3_XXS] = both<IQ3_XXS_SPEC, bytes_of(IQ3_XXS), write_iq3_xxs, read_iq3_xxs>();
+    t.type[IQ3_S] = both<IQ3_S_SPEC, bytes_of(IQ3_S), write_iq3_s, read_iq3_s>();
 }
 
 } // namespace lg::LG_ISA

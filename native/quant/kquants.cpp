@@ -542,17 +542,17 @@ void q6_k_back(const uint8_t* y, float* x) {
 
 template <auto QuantizeTile, auto Back, int BYTES>
 constexpr TypeKernels kernels_of() {
-    return {each_tile<QuantizeTile, BYTES>, each_back<Back, BYTES>, SUPER, BYTES};
+    return {each_tile<QuantizeTile, BYTES>, each_back<Back, BYTES>};
 }
 
 } // namespace
 
 void add_kquants(KernelTable& t) {
-    t.type[Q2_K] = kernels_of<q2_k_tile, q2_k_back, 84>();
-    t.type[Q3_K] = kernels_of<q3_k_tile, q3_k_back, 110>();
-    t.type[Q4_K] = kernels_of<affine_tile<15>, affine_back<15>, 144>();
-    t.type[Q5_K] = kernels_of<affine_tile<31>, affine_back<31>, 176>();
-    t.type[Q6_K] = kernels_of<q6_k_tile, q6_k_back, 210>();
+    t.type[Q2_K] = kernels_of<q2_k_tile, q2_k_back, bytes_of(Q2_K)>();
+    t.type[Q3_K] = kernels_of<q3_k_tile, q3_k_back, bytes_of(Q3_K)>();
+    t.type[Q4_K] = kernels_of<affine_tile<15>, affine_back<15>, bytes_of(Q4_K)>();
+    t.type[Q5_K] = kernels_of<affine_tile<31>, affine_back<31>, bytes_of(Q5_K)>();
+    t.type[Q6_K] = kernels_of<q6_k_tile, q6_k_back, bytes_of(Q6_K)>();
 }
 
 } // namespace lg::LG_ISA

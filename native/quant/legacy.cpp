@@ -373,33 +373,33 @@ void choose(const float* x, uint8_t* y, int64_t rows, int64_t cols, const float*
 
 template <auto Quantize, auto Back, int N, int BYTES>
 constexpr TypeKernels plain() {
-    return {each_block<Quantize, N, BYTES>, each_block_back<Back, N, BYTES>, N, BYTES};
+    return {each_block<Quantize, N, BYTES>, each_block_back<Back, N, BYTES>};
 }
 
 template <int BITS, int BYTES>
 constexpr TypeKernels symmetric() {
     return {choose<each_block<symmetric_block<BITS>, 32, BYTES>,
                    each_weighted<search_symmetric_blocks<BITS>, symmetric_weighted<BITS>, BYTES>>,
-            each_block_back<symmetric_back<BITS>, 32, BYTES>, 32, BYTES};
+            each_block_back<symmetric_back<BITS>, 32, BYTES>};
 }
 
 template <int BITS, int BYTES>
 constexpr TypeKernels affine() {
     return {choose<each_block<affine_block<BITS>, 32, BYTES>,
                    each_weighted<search_affine_blocks<BITS>, affine_weighted<BITS>, BYTES>>,
-            each_block_back<affine_back<BITS>, 32, BYTES>, 32, BYTES};
+            each_block_back<affine_back<BITS>, 32, BYTES>};
 }
 
 } // namespace
 
 void add_legacy(KernelTable& t) {
-    t.type[Q1_0] = plain<q1_0_block, q1_0_back, 128, 18>();
-    t.type[Q2_0] = plain<q2_0_block, q2_0_back, 64, 18>();
-    t.type[Q4_0] = symmetric<4, 18>();
-    t.type[Q4_1] = affine<4, 20>();
-    t.type[Q5_0] = symmetric<5, 22>();
-    t.type[Q5_1] = affine<5, 24>();
-    t.type[Q8_0] = plain<q8_0_block, q8_0_back, 32, 34>();
+    t.type[Q1_0] = plain<q1_0_block, q1_0_back, block_of(Q1_0), bytes_of(Q1_0)>();
+    t.type[Q2_0] = plain<q2_0_block, q2_0_back, block_of(Q2_0), bytes_of(Q2_0)>();
+    t.type[Q4_0] = symmetric<4, bytes_of(Q4_0)>();
+    t.type[Q4_1] = affine<4, bytes_of(Q4_1)>();
+    t.type[Q5_0] = symmetric<5, bytes_of(Q5_0)>();
+    t.type[Q5_1] = affine<5, bytes_of(Q5_1)>();
+    t.type[Q8_0] = plain<q8_0_block, q8_0_back, block_of(Q8_0), bytes_of(Q8_0)>();
 }
 
 } // namespace lg::LG_ISA

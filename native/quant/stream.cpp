@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 
 namespace lg {
@@ -12,39 +13,25 @@ constexpr int64_t BLOCK_WEIGHTS = 32 * 1024; // floats of a block of rows: 128 K
 
 constexpr uint32_t F32_EXPONENT = 0x7f800000, F16_EXPONENT = 0x7c00, BF16_EXPONENT = 0x7f80;
 
-// Where a quantized block keeps its F16 scale and minimum (byte offsets; -1: none). Types whose scale has no
-// infinity (MXFP4, NVFP4) and IQ1_M, whose scale is spread over four words, are not listed.
-struct ScaleOffsets {
-    int first = -1;
-    int second = -1;
-};
-
-ScaleOffsets scale_offsets(int type) {
-    switch (type) {
-        case Q4_1: case Q5_1: case Q4_K: case Q5_K:
-            return {0, 2};
-        case Q2_K:
-            return {80, 82};
-        case Q3_K:
-            return {108, -1};
-        case Q6_K:
-            return {208, -1};
-        case TQ1_0:
-            return {52, -1};
-        case TQ2_0:
-            return {64, -1};
-        case Q1_0: case Q2_0: case Q4_0: case Q5_0: case Q8_0:
-        case IQ1_S: case IQ2_XXS: case IQ2_XS: case IQ2_S: case IQ3_XXS: case IQ3_S: case IQ4_NL: case IQ4_XS:
-            return {0, -1};
-        default:
-            return {};
-    }
-}
-
 bool special_f16(const uint8_t* at) {
     uint16_t bits;
     std::memcpy(&bits, at, sizeof bits);
     return (bits & F16_EXPONENT) == F16_EXPONENT;
+}
+
+// The first block of `n` weights that holds one that is not finite, by its first weight; or n.
+int64_t first_bad_weight(const KernelTable& k, const TypeFacts& facts, const uint8_t* data, int64_t n) {
+    float weights[1024];
+    const int64_t step = int64_t(std::size(weights)) / facts.block * facts.block;
+    for (int64_t i = 0; i < n; i += step) {
+        const int64_t count = std::min(step, n - i);
+        k.type[facts.id].dequantize(data + i / facts.block * facts.bytes, weights, count);
+        const int64_t bad = k.delta.first_special32(reinterpret_cast<const uint8_t*>(weights), count, F32_EXPONENT);
+        if (bad < count) {
+            return i + bad / facts.block * facts.block;
+        }
+    }
+    return n;
 }
 
 // The first weight (of a quantized type: the first of its block) of `n` whose value or scale is not finite, or n.
@@ -59,14 +46,13 @@ int64_t first_bad(const KernelTable& k, int type, const uint8_t* data, int64_t n
         default:
             break;
     }
-    const ScaleOffsets offsets = scale_offsets(type);
-    if (offsets.first < 0) {
-        return n;
+    const TypeFacts facts = type_facts(type);
+    if (facts.first == -2) {
+        return first_bad_weight(k, facts, data, n);
     }
-    const TypeKernels& facts = k.type[type];
-    for (int64_t i = 0; i < n / facts.block; ++i) {
+    for (int64_t i = 0; facts.first >= 0 && i < n / facts.block; ++i) {
         const uint8_t* block = data + i * facts.bytes;
-        if (special_f16(block + offsets.first) || (offsets.second >= 0 && special_f16(block + offsets.second))) {
+        if (special_f16(block + facts.first) || (facts.second >= 0 && special_f16(block + facts.second))) {
             return i * facts.block;
         }
     }

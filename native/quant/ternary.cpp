@@ -101,8 +101,8 @@ void tq2_0_dequantize(const uint8_t* y, float* x, int64_t n) {
 } // namespace
 
 void add_ternary(KernelTable& t) {
-    t.type[TQ1_0] = {tq1_0_quantize, tq1_0_dequantize, 256, 54};
-    t.type[TQ2_0] = {tq2_0_quantize, tq2_0_dequantize, 256, 66};
+    t.type[TQ1_0] = {tq1_0_quantize, tq1_0_dequantize};
+    t.type[TQ2_0] = {tq2_0_quantize, tq2_0_dequantize};
 }
 
 } // namespace lg::LG_ISA

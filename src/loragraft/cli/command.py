@@ -101,10 +101,13 @@ class Command(click.Command):
                 formatter.write(f"  {line}\n")
 
 
-def command(*examples: str) -> Callable[[Callable[..., None]], Command]:
-    """The function as a command of its own name."""
+def command(*examples: str, **facts: str) -> Callable[[Callable[..., None]], Command]:
+    """The function as a command of its own name; its docstring, with `facts` filled in where it says {name}, is the
+    help."""
 
     def make(function: Callable[..., None]) -> Command:
+        if facts:
+            function.__doc__ = str(function.__doc__).format(**facts)
         return click.command(function.__name__, cls=Command, examples=examples)(function)
 
     return make

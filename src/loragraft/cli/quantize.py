@@ -16,6 +16,7 @@ from loragraft.cli.options import JSON, TARGET, THREAD_COUNT, THREADS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
+from loragraft.quants.filetypes import BY_NAME, find_file_type
 
 if TYPE_CHECKING:
     from loragraft.streaming.options import QuantizeOptions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     "loragraft quantize model-F16.gguf model-Q4_K_M.gguf Q4_K_M",
     "loragraft quantize --imatrix imatrix.gguf model-F16.gguf model-IQ2_XS.gguf IQ2_XS",
     "loragraft quantize --tensor-type attn_v=q8_0 --dry-run model-F16.gguf Q4_K_M",
+    types=" ".join(BY_NAME),
 )
 @argument("model", metavar="IN.gguf", type=FILE, help="The model to quantize.")
 @argument(
@@ -49,12 +51,8 @@ def quantize(
 ) -> None:
     """Quantize a GGUF model: llama-quantize's types, options and bytes.
 
-    Types: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4_MOE Q3_K_L
-    Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S Q2_0 IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 TQ1_0 Q1_0,
-    and COPY.
+    Types: {types}.
     """
-    from loragraft.quants.filetypes import find_file_type
-
     target, rest = find_file_type(words[0]), words[1:]
     if target is not None:
         output = model.with_name(f"ggml-model-{target}.gguf")

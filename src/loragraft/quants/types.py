@@ -26,13 +26,18 @@ class Family(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QuantType:
-    """One tensor type: `block` weights are stored in `bytes` bytes; `id` is ggml's number."""
+    """One tensor type: `block` weights are stored in `bytes` bytes; `id` is ggml's number.
+
+    `scales`: where a block keeps the F16 numbers that all its weights depend on, as offsets in bytes: a file in which
+    they are infinite or NaN is refused. None: they are no F16, or in pieces, and the weights themselves are looked at.
+    """
 
     name: str
     id: int
     block: int
     bytes: int
     family: Family
+    scales: tuple[int, ...] | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -69,31 +74,31 @@ _ROWS = (
     QuantType("F32", 0, 1, 4, Family.FLOAT),
     QuantType("F16", 1, 1, 2, Family.FLOAT),
     QuantType("BF16", 30, 1, 2, Family.FLOAT),
-    QuantType("Q1_0", 41, 128, 18, Family.LEGACY),
-    QuantType("Q2_0", 42, 64, 18, Family.LEGACY),
-    QuantType("Q4_0", 2, 32, 18, Family.LEGACY),
-    QuantType("Q4_1", 3, 32, 20, Family.LEGACY),
-    QuantType("Q5_0", 6, 32, 22, Family.LEGACY),
-    QuantType("Q5_1", 7, 32, 24, Family.LEGACY),
-    QuantType("Q8_0", 8, 32, 34, Family.LEGACY),
-    QuantType("Q2_K", 10, 256, 84, Family.K),
-    QuantType("Q3_K", 11, 256, 110, Family.K),
-    QuantType("Q4_K", 12, 256, 144, Family.K),
-    QuantType("Q5_K", 13, 256, 176, Family.K),
-    QuantType("Q6_K", 14, 256, 210, Family.K),
-    QuantType("IQ1_S", 19, 256, 50, Family.IQ),
+    QuantType("Q1_0", 41, 128, 18, Family.LEGACY, (0,)),
+    QuantType("Q2_0", 42, 64, 18, Family.LEGACY, (0,)),
+    QuantType("Q4_0", 2, 32, 18, Family.LEGACY, (0,)),
+    QuantType("Q4_1", 3, 32, 20, Family.LEGACY, (0, 2)),
+    QuantType("Q5_0", 6, 32, 22, Family.LEGACY, (0,)),
+    QuantType("Q5_1", 7, 32, 24, Family.LEGACY, (0, 2)),
+    QuantType("Q8_0", 8, 32, 34, Family.LEGACY, (0,)),
+    QuantType("Q2_K", 10, 256, 84, Family.K, (80, 82)),
+    QuantType("Q3_K", 11, 256, 110, Family.K, (108,)),
+    QuantType("Q4_K", 12, 256, 144, Family.K, (0, 2)),
+    QuantType("Q5_K", 13, 256, 176, Family.K, (0, 2)),
+    QuantType("Q6_K", 14, 256, 210, Family.K, (208,)),
+    QuantType("IQ1_S", 19, 256, 50, Family.IQ, (0,)),
     QuantType("IQ1_M", 29, 256, 56, Family.IQ),
-    QuantType("IQ2_XXS", 16, 256, 66, Family.IQ),
-    QuantType("IQ2_XS", 17, 256, 74, Family.IQ),
-    QuantType("IQ2_S", 22, 256, 82, Family.IQ),
-    QuantType("IQ3_XXS", 18, 256, 98, Family.IQ),
-    QuantType("IQ3_S", 21, 256, 110, Family.IQ),
-    QuantType("IQ4_NL", 20, 32, 18, Family.IQ),
-    QuantType("IQ4_XS", 23, 256, 136, Family.IQ),
-    QuantType("TQ1_0", 34, 256, 54, Family.TERNARY),
-    QuantType("TQ2_0", 35, 256, 66, Family.TERNARY),
+    QuantType("IQ2_XXS", 16, 256, 66, Family.IQ, (0,)),
+    QuantType("IQ2_XS", 17, 256, 74, Family.IQ, (0,)),
+    QuantType("IQ2_S", 22, 256, 82, Family.IQ, (0,)),
+    QuantType("IQ3_XXS", 18, 256, 98, Family.IQ, (0,)),
+    QuantType("IQ3_S", 21, 256, 110, Family.IQ, (0,)),
+    QuantType("IQ4_NL", 20, 32, 18, Family.IQ, (0,)),
+    QuantType("IQ4_XS", 23, 256, 136, Family.IQ, (0,)),
+    QuantType("TQ1_0", 34, 256, 54, Family.TERNARY, (52,)),
+    QuantType("TQ2_0", 35, 256, 66, Family.TERNARY, (64,)),
     QuantType("MXFP4", 39, 32, 17, Family.FP4),
-    QuantType("NVFP4", 40, 64, 36, Family.FP4),
+    QuantType("NVFP4", 40, 64, 36, Family.FP4, ()),  # its scales have no infinity, and NaN is read as 0
     QuantType("I8", 24, 1, 1, Family.DATA),
     QuantType("I16", 25, 1, 2, Family.DATA),
     QuantType("I32", 26, 1, 4, Family.DATA),
