@@ -102,6 +102,9 @@ class Registry:
         )
         return self._find(self._by_name, name, "general.architecture", hint)
 
+    def has_name(self, name: str) -> bool:
+        return name in self._by_name
+
     def has_model_type(self, name: str) -> bool:
         return name in self._by_model_type
 

@@ -20,6 +20,7 @@ from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
 from loragraft.huggingface.contents import repository_name
 from loragraft.huggingface.intake import STRICT, Intake
+from loragraft.huggingface.mapped_names import names_of
 from loragraft.huggingface.mlx import MLX_WEIGHTS, read_mlx
 from loragraft.huggingface.peft_replacement import Replacements
 from loragraft.huggingface.targets import Targets, listed
@@ -48,7 +49,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
         notes += peft.notes
         files = peft.files
     with naming(base.path):
-        names = TextNames(base.metadata)
+        names = names_of(base)
     if EMBEDDING not in base.tensors:
         raise AdapterError(folder, f"needs a base with {EMBEDDING}", found=base.path.name)
     check_task(folder, config, tensors, notes)

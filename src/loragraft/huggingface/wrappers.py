@@ -77,9 +77,11 @@ class TextNames(TensorNames):
         return name
 
     def places(self, name: str) -> tuple[Place, ...]:
-        return next(
-            (found for plain in plain_names(name) if (found := super(TextNames, self).places(plain))), ()
-        )
+        return next((found for plain in plain_names(name) if (found := self._direct(plain))), ())
+
+    def _direct(self, name: str) -> tuple[Place, ...]:
+        """Where the tensor goes if the base itself calls it so."""
+        return super().places(name)
 
 
 def refuse_or_note(
