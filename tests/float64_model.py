@@ -20,6 +20,7 @@ from small_models import (
     KV,
     KV_HEADS,
     LAYER_NORM,
+    POST_NORM,
     USED,
     WIDTH,
     Q,
@@ -102,14 +103,18 @@ class Float64Model:
         if f"{blk}.ffn_gate_inp.weight" in self.arrays:
             return self.mixture(blk, x)
         if self.model.arch == "starcoder2":
-            up = self.linear(f"{blk}.ffn_up", x)
-            inner = np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)
-            return self.linear(f"{blk}.ffn_down", 0.5 * up * (1 + np.tanh(inner)))
+            return self.linear(f"{blk}.ffn_down", gelu(self.linear(f"{blk}.ffn_up", x)))
         if f"{blk}.ffn_gate.weight" in self.arrays:
             gate, up = self.linear(f"{blk}.ffn_gate", x), self.linear(f"{blk}.ffn_up", x)
         else:
             gate, up = np.split(self.linear(f"{blk}.ffn_up", x), 2)
-        return self.linear(f"{blk}.ffn_down", silu(gate) * up)
+        active = gelu(gate) if self.model.arch == "gemma3" else silu(gate)
+        return self.linear(f"{blk}.ffn_down", active * up)
+
+    def behind(self, blk: str, part: int, y: Doubles) -> Doubles:
+        """The norm behind attention (0) or feed-forward (1), where there is one."""
+        names = POST_NORM.get(self.model.arch)
+        return y if names is None else self.norm(f"{blk}.{names[part]}", y)
 
     def mixture(self, blk: str, x: Doubles) -> Doubles:
         logits = self.linear(f"{blk}.ffn_gate_inp", x)
@@ -136,14 +141,18 @@ class Float64Model:
         histories: list[list[tuple[list[Doubles], list[Doubles]]]] = [[] for _ in range(layers)]
         rows = []
         for token in ids:
-            x = self.weight("token_embd")[token]
+            x = self.weight("token_embd")[token] * (np.sqrt(WIDTH) if self.model.arch == "gemma3" else 1.0)
             for layer, history in enumerate(histories):
                 blk = f"blk.{layer}"
-                x = x + self.attention(blk, self.norm(f"{blk}.attn_norm", x), history)
-                x = x + self.feed_forward(blk, self.norm(f"{blk}.ffn_norm", x))
+                x = x + self.behind(blk, 0, self.attention(blk, self.norm(f"{blk}.attn_norm", x), history))
+                x = x + self.behind(blk, 1, self.feed_forward(blk, self.norm(f"{blk}.ffn_norm", x)))
             tied = "token_embd" if "output.weight" not in self.arrays else None
             rows.append(self.linear("output", self.norm("output_norm", x), tied))
         return np.array(rows)
+
+
+def gelu(x: Doubles) -> Doubles:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def silu(x: Doubles) -> Doubles:

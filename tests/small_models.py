@@ -52,9 +52,12 @@ LAYERS = {
     "qwen3moe": ATTENTION | ROUTED,
     "qwen3moe/fused": ATTENTION | FUSED_ROUTED,
     "starcoder2": ATTENTION | PLAIN,
+    "gemma3": ATTENTION | GATED,
 }
 LAYER_NORM = {"starcoder2"}
-HEAD_NORM = {"qwen3", "qwen3moe"}
+HEAD_NORM = {"qwen3", "qwen3moe", "gemma3"}
+#: Norms behind the parts of a layer.
+POST_NORM = {"gemma3": ("post_attention_norm", "post_ffw_norm")}
 
 
 def linears(model: str, *, layer: int = 0, tied: bool = False) -> dict[str, tuple[int, ...]]:
@@ -112,6 +115,7 @@ def small_model(
     norms = {"output_norm": WIDTH}
     for i in range(layers):
         norms |= {f"blk.{i}.attn_norm": WIDTH, f"blk.{i}.ffn_norm": WIDTH}
+        norms |= {f"blk.{i}.{name}": WIDTH for name in POST_NORM.get(arch, ())}
         if arch in HEAD_NORM:
             norms |= {f"blk.{i}.attn_q_norm": HEAD_DIM, f"blk.{i}.attn_k_norm": HEAD_DIM}
     for base, size in norms.items():

@@ -48,7 +48,53 @@ LLAMA3 = {
 }
 QWEN_MOE = {"decoder_sparse_step": 1, "output_router_logits": False, "router_aux_loss_coef": 0.001}
 WINDOW = "config.json: sliding_window = 4096 is kept, but llama.cpp attends to everything in "
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106],
+    "final_logit_softcapping": None,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-6,
+    "rope_local_base_freq": 10000,
+    "rope_theta": 1000000,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.55.0.dev0",
+    "use_cache": True,
+}
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "Gemma 3 270M": (
+        {
+            **GEMMA3,
+            **sizes(640, 2048, 18, 4, 1, 32768, 262144),
+            "_sliding_window_pattern": 6,
+            "head_dim": 256,
+            "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+            "query_pre_attn_scalar": 256,
+            "rope_scaling": None,
+            "sliding_window": 512,
+            "use_bidirectional_attention": False,
+        },
+        [],
+    ),
+    "Gemma 3 27B": (
+        {
+            **GEMMA3,
+            **sizes(5376, 21504, 62, 32, 16, 131072, 262208),
+            "head_dim": 128,
+            "query_pre_attn_scalar": 168,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+            "sliding_window_pattern": 6,
+        },
+        [],
+    ),
     "Llama 3.2 1B": (
         {
             **COMMON,

@@ -18,7 +18,7 @@ from loragraft.errors import GraphError
 from loragraft.graph.lora import attach
 from loragraft.graph.misorder import Mistake, misorder
 from loragraft.graph.spec import verify
-from small_models import HEAD_NORM, LAYERS, SmallModel, linears, random_adapter, small_model
+from small_models import HEAD_NORM, LAYERS, POST_NORM, SmallModel, linears, random_adapter, small_model
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
@@ -78,9 +78,11 @@ def test_every_combination(model: str, base: str, adapters: str, bias: bool, sca
 
 
 def normalised_away(small: SmallModel, base: str, adapters: str, bias: bool) -> bool:
-    """QK norm divides q and k by their size: a missing or doubled scale cannot be seen, but for epsilon, in one that
-    is nothing but the product."""
-    return small.arch in HEAD_NORM and base.endswith(("attn_q", "attn_k")) and not adapters and not bias
+    """QK norm divides q and k by their size, a norm behind a part what that part is linear in: a missing or doubled
+    scale cannot be seen, but for epsilon, in one that is nothing but the product."""
+    normed = ("attn_q", "attn_k") if small.arch in HEAD_NORM else ()
+    behind = ("attn_v", "attn_output", "ffn_up", "ffn_down") if small.arch in POST_NORM else ()
+    return base.endswith((*normed, *behind)) and not adapters and not bias
 
 
 def expected_possible(mistake: Mistake, adapters: str, bias: bool, scale: bool) -> bool:

@@ -19,6 +19,7 @@ from loragraft.archs.keys.rule import Rule
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import Tensor
 from loragraft.errors import UnsupportedError
+from loragraft.graph.llama_cpp import PublishedArch
 from loragraft.graph.ops import Graph, TensorFact
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class Arch:
     hparams: Callable[[MetadataKeys], Hparams] = read_decoder
     extra_tensors: Callable[[Config], Mapping[str, npt.NDArray[np.float32]]] = lambda config: {}
     """Tensors that config.json implies, such as `rope_freqs.weight`."""
+    llama_cpp: PublishedArch = field(default_factory=PublishedArch)
+    """What llama.cpp's file for it knows of linears."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keys of GGUF that the graph does not read, as it computes what they say at this value; others are refused."""
 

@@ -17,6 +17,7 @@ from loragraft.archs.rope import read_rope
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD, PLUS_ONE, Tensor, in_layer
 from loragraft.formats.gguf.values import Metadata, Value
+from loragraft.graph.llama_cpp import PublishedArch, drops_ffn_scales
 
 
 def _slides(layer: int) -> bool:
@@ -134,6 +135,7 @@ ARCH = Arch(
         _norm("post_feedforward_layernorm", "post_ffw_norm"),
     ),
     hparams=hyperparameters,
+    llama_cpp=PublishedArch(unscaled=drops_ffn_scales("models/gemma3.cpp:177-182")),
     build=Decoder(
         attention=Attention(pairs="halves", head_norm=rms_norm),
         feed_forward=Gated(geglu),

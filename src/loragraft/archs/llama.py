@@ -17,6 +17,7 @@ from loragraft.archs.rope import llama3_freq_factors
 from loragraft.archs.tensors import EXPERTS, NORMS, OUTER, RopePairs, Tensor, experts, in_layer
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
 from loragraft.formats.gguf.values import Metadata, Value
+from loragraft.graph.llama_cpp import PublishedArch
 
 
 def _rotary(config: Config) -> Metadata:
@@ -93,6 +94,7 @@ ARCH = Arch(
     name="llama",
     classes=(LLAMA, MISTRAL, MIXTRAL),
     tensors=TENSORS,
+    llama_cpp=PublishedArch(biases=FEED_FORWARD | {"attn_output"}),
     build=Decoder(
         attention=Attention(pairs="adjacent"),
         feed_forward=by_feed_forward(dense=Gated(swiglu), experts=Routed(normalize=True)),

@@ -7,6 +7,7 @@ from loragraft.archs.blocks import Attention, Decoder, Gated, swiglu
 from loragraft.archs.keys.usual import rms_norm, usual_keys
 from loragraft.archs.keys.windows import UPPER_LAYERS
 from loragraft.archs.tensors import ATTENTION, FEED_FORWARD, NORMS, OUTER
+from loragraft.graph.llama_cpp import PublishedArch, drops_ffn_scales
 
 QWEN2 = ConfigClass(
     "qwen2",
@@ -27,5 +28,6 @@ ARCH = Arch(
     name="qwen2",
     classes=(QWEN2,),
     tensors=(*OUTER, *NORMS, *ATTENTION, *FEED_FORWARD),
+    llama_cpp=PublishedArch(frozenset(["output"]), drops_ffn_scales("models/qwen2.cpp:119-122")),
     build=Decoder(attention=Attention(pairs="halves"), feed_forward=Gated(swiglu)),
 )

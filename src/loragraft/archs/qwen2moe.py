@@ -8,6 +8,7 @@ from loragraft.archs.keys import Count
 from loragraft.archs.keys.usual import rms_norm, usual_keys
 from loragraft.archs.keys.windows import EVERY_OTHER_LAYER
 from loragraft.archs.tensors import ATTENTION, EXPERTS, NORMS, OUTER, SHARED_EXPERT
+from loragraft.graph.llama_cpp import PublishedArch, drops_expert_scales
 
 QWEN2_MOE = ConfigClass(
     "qwen2_moe",
@@ -45,6 +46,7 @@ ARCH = Arch(
     name="qwen2moe",
     classes=(QWEN2_MOE,),
     tensors=(*OUTER, *NORMS, *ATTENTION, *EXPERTS, *SHARED_EXPERT),
+    llama_cpp=PublishedArch(unscaled=drops_expert_scales("models/qwen2moe.cpp:132-142, 154-157")),
     build=Decoder(attention=Attention(pairs="halves"), feed_forward=Routed(normalize=False)),
     fixed={"expert_weights_norm": False},
 )

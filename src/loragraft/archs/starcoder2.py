@@ -8,6 +8,7 @@ from loragraft.archs.keys import usual
 from loragraft.archs.keys.windows import EVERY_LAYER
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import NORMS, OUTER, in_layer
+from loragraft.graph.llama_cpp import PublishedArch, drops_ffn_scales
 
 STARCODER2 = ConfigClass(
     "starcoder2",
@@ -33,6 +34,9 @@ ARCH = Arch(
         *ATTENTION_TENSORS,
         in_layer("mlp.c_fc", "ffn_up"),
         in_layer("mlp.c_proj", "ffn_down"),
+    ),
+    llama_cpp=PublishedArch(
+        frozenset(["attn_output", "ffn_up", "ffn_down"]), drops_ffn_scales("models/starcoder2.cpp:126-129")
     ),
     build=Decoder(attention=Attention(pairs="halves"), feed_forward=Plain(gelu), norm=layer_norm),
 )

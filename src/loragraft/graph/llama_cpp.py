@@ -7,7 +7,7 @@ what loragraft does, which is the same for every linear: GEMM, weight scale, LoR
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 COMMIT = "0c1e57098 (2026-10-01)"
@@ -21,11 +21,42 @@ class Outcome(StrEnum):
     REFUSES = "does not load"
 
 
+_DENSE_FFN = frozenset(["ffn_gate", "ffn_up", "ffn_down"])
+_SHARED = frozenset(["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"])
+_EXPERTS = frozenset(["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"])
+_ATTENTION_IN = frozenset(["attn_q", "attn_k", "attn_v", "attn_qkv"])
+
+
+@dataclass(frozen=True, slots=True)
+class Unscaled:
+    """Roles whose weight scales an architecture's file in llama.cpp does not hand on, and the lines that show it."""
+
+    roles: frozenset[str]
+    source: str
+
+
+def drops_ffn_scales(source: str) -> Unscaled:
+    return Unscaled(_DENSE_FFN, source)
+
+
+def drops_expert_scales(source: str) -> Unscaled:
+    return Unscaled(_EXPERTS | _SHARED, source)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedArch:
+    """What llama.cpp's file for one architecture knows of linears; architectures' records have one."""
+
+    biases: frozenset[str] = frozenset()
+    """Roles whose biases its loader creates, beside q, k and v."""
+    unscaled: Unscaled | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class LinearFacts:
     """What the rules look at. `role` is the last part of the GGUF name: `ffn_up`."""
 
-    arch: str
+    arch: PublishedArch
     role: str
     type: str
     scale: str | None = None
@@ -53,21 +84,8 @@ class Rule:
     holds: Callable[[LinearFacts], bool]
 
 
-_DENSE_FFN = {"ffn_gate", "ffn_up", "ffn_down"}
-_SHARED = {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}
-_EXPERTS = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
-_ATTENTION_IN = {"attn_q", "attn_k", "attn_v", "attn_qkv"}
-
-#: Biases that the loader of an architecture creates; q, k and v may have one everywhere.
-_LOADED_BIASES = {
-    "llama": {"attn_output", *_DENSE_FFN},
-    "qwen2": {"output"},
-    "starcoder2": {"attn_output", "ffn_up", "ffn_down"},
-}
-
-
 def _bias_is_unknown(x: LinearFacts) -> bool:
-    return x.biased and x.role not in _ATTENTION_IN | _LOADED_BIASES.get(x.arch, set())
+    return x.biased and x.role not in _ATTENTION_IN | x.arch.biases
 
 
 def _scale_is_unknown(x: LinearFacts) -> bool:
@@ -114,17 +132,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Outcome.DROPS,
-        "scaled FFN weight of Qwen2 or StarCoder2",
-        "build_ffn is given no scale",
-        "models/qwen2.cpp:119-122, models/starcoder2.cpp:126-129",
-        lambda x: x.arch in ("qwen2", "starcoder2") and x.role in _DENSE_FFN and x.scaled,
-    ),
-    Rule(
-        Outcome.DROPS,
-        "scaled expert or shared expert of Qwen2-MoE",
-        "build_moe_ffn and build_ffn are given no scale",
-        "models/qwen2moe.cpp:132-142, 154-157",
-        lambda x: x.arch == "qwen2moe" and x.role in _EXPERTS | _SHARED and x.scaled,
+        "scaled weight whose scale the architecture's graph does not hand on",
+        "build_ffn or build_moe_ffn is given no scale",
+        "by architecture, below",
+        lambda x: x.scaled and x.arch.unscaled is not None and x.role in x.arch.unscaled.roles,
     ),
     Rule(
         Outcome.ABORTS,
@@ -173,4 +184,7 @@ RULES: tuple[Rule, ...] = (
 
 def published(linear: LinearFacts) -> Rule:
     """What llama.cpp's published graph does with the linear."""
-    return next(rule for rule in RULES if rule.holds(linear))
+    rule = next(rule for rule in RULES if rule.holds(linear))
+    if rule.outcome is Outcome.DROPS and linear.arch.unscaled is not None:
+        return replace(rule, source=linear.arch.unscaled.source)
+    return rule

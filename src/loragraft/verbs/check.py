@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
 from loragraft.backends.batch import Floats, Ids, Piece
 from loragraft.backends.program import Options, Program
@@ -185,7 +186,7 @@ def _linear(graph: Graph, chain: Chain, source: ModelSource) -> LinearReport:
     type_ = graph.tensors[chain.weight].type
     rule = llama_cpp.published(
         llama_cpp.LinearFacts(
-            arch=graph.arch,
+            arch=ARCHS.by_name(graph.arch).llama_cpp,
             role=chain.base.rpartition(".")[2],
             type=type_,
             scale=scale,
