@@ -17,7 +17,9 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import loragraft as lg
+from gguf_files import write_gguf
 from loragraft.cli import app
+from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.views import float_rows, widened
 from loragraft.huggingface.intake import Intake
 from loragraft.opening import open_model
@@ -374,6 +376,51 @@ def test_09_as_the_converter_writes_it(tmp_path: Path) -> None:
     changed = {name for name, array in values(BASE).items() if not np.array_equal(found[name], array)}
     norms = {"output_norm.weight", *(f"blk.{i}.attn_norm.weight" for i in range(4))}
     assert {name for name in changed if "norm" in name} == norms
+
+
+def gguf_with(path: Path, **tensors: np.ndarray) -> Path:
+    """The case's adapter with more tensors (`__` for dots)."""
+    source = GGUFFile.open(case("09-gguf-adapter-with-norms") / "with-norms.gguf")
+    arrays = {
+        name: tensor.data().view("<f4").reshape(tensor.shape) for name, tensor in source.tensors.items()
+    }
+    arrays |= {name.replace("__", "."): array for name, array in tensors.items()}
+    return write_gguf(path, source.metadata, arrays)
+
+
+def test_09_frequencies_of_rope_are_left_out(tmp_path: Path) -> None:
+    """Converters of 2024 wrote them into every adapter of Llama 3."""
+    adapter = gguf_with(tmp_path / "a.gguf", rope_freqs__weight=np.ones(32, "f4"))
+    output = run("merge", BASE, "--lora", adapter, "-o", tmp_path / "o.gguf", "--type", "F32")
+    assert "its rope_freqs.weight is left out: frequencies of RoPE are no part of an adapter" in output
+    assert "4 of 5 tensors used" in output
+    same(
+        values(tmp_path / "o.gguf"),
+        merged(case("09-gguf-adapter-with-norms") / "with-norms.gguf", tmp_path / "e.gguf"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        (
+            "blk__1__ffn_norm__weight",
+            np.ones(8, "f4"),
+            "does not fit a tensor of the base: found (8,), expected (256,",
+        ),
+        ("blk__9__ffn_norm__weight", np.ones(256, "f4"), "expected a name with .lora_a or .lora_b"),
+        ("blk__1__ffn_norm__weight", np.full(256, np.nan, "f4"), "holds NaN or infinity"),
+    ],
+)
+def test_09_other_tensors(tmp_path: Path, name: str, array: np.ndarray, says: str) -> None:
+    adapter = gguf_with(tmp_path / "a.gguf", **{name: array})
+    assert says in run("merge", BASE, "--lora", adapter, "-o", tmp_path / "o.gguf", code=1)
+
+
+def test_09_any_tensor_of_the_bases_shape(tmp_path: Path) -> None:
+    whole = np.random.default_rng(3).standard_normal((128, 256)).astype("f4")
+    found = merged(gguf_with(tmp_path / "a.gguf", blk__2__attn_v__weight=whole), tmp_path / "o.gguf")
+    np.testing.assert_array_equal(found["blk.2.attn_v.weight"], whole)
 
 
 # ---- 10, 11: what changes nothing, what matches nothing ----

@@ -132,9 +132,8 @@ def _replaces(path: Path, base: ModelSource, tensor: GGUFTensor, notes: list[str
     name, own = tensor.name, base.tensors.get(tensor.name)
     if name == ROPE_FREQS:
         same = own is not None and np.array_equal(_values(path, tensor).reshape(-1), _first_row(own))
-        notes.append(
-            f"{path}: its {name} is left out: {'the same as' if same else 'no part of an adapter, unlike'} the base's"
-        )
+        why = "the base has the same" if same else "frequencies of RoPE are no part of an adapter"
+        notes.append(f"{path}: its {name} is left out: {why}")
         return False
     if own is None or own.shape != tensor.shape:
         raise AdapterError(

@@ -17,6 +17,10 @@ _OPTIONS = (
         help="Read pickled weights (.bin, .pt), by torch's weights-only rules: no code in them runs.",
     ),
     _file("--text-only", help="Of a multimodal model or adapter take the language model's part alone."),
+    _file(
+        "--resize-vocab",
+        help="Give the model a row for every token of its (or the adapter's) tokenizer: the mean of the others.",
+    ),
 )
 
 
@@ -24,10 +28,10 @@ def intake_options(function: Callable[..., None]) -> Callable[..., None]:
     """Gives a command these options, as the argument `intake`."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, allow_pickle: bool, text_only: bool, **others: Any) -> None:
+    def wrapped(*args: Any, allow_pickle: bool, text_only: bool, resize_vocab: bool, **others: Any) -> None:
         from loragraft.huggingface.intake import Intake
 
-        function(*args, intake=Intake(allow_pickle, text_only), **others)
+        function(*args, intake=Intake(allow_pickle, text_only, resize_vocab), **others)
 
     for decorate in reversed(_OPTIONS):
         wrapped = decorate(wrapped)

@@ -14,7 +14,7 @@ from loragraft.errors import AdapterError, FormatError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import Metadata, TokenType, Value
 from loragraft.formats.source import ModelSource
-from loragraft.huggingface.slow_tokenizer import has_slow_bpe
+from loragraft.huggingface.tokenizer_file import TokenizerFile
 from loragraft.huggingface.vocab import tokenizer_metadata, tokenizer_uses
 
 _TOKENS = "tokenizer.ggml.tokens"
@@ -55,9 +55,7 @@ def _saved(
     folder: Path, vocabulary: int, *, required: bool, notes: list[str], own_notes: list[str]
 ) -> Metadata | None:
     checkpoint = Checkpoint(folder, {}, [])
-    if not (
-        checkpoint.has("tokenizer.json") or has_slow_bpe(checkpoint) or checkpoint.has("tokenizer.model")
-    ):
+    if not TokenizerFile.is_there(checkpoint):
         return None
     try:
         return tokenizer_metadata(checkpoint, vocabulary, own_notes)

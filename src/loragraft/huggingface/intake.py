@@ -13,6 +13,8 @@ class Intake:
     """Read pickled weights (.bin, .pt), by torch's weights-only rules."""
     text_only: bool = False
     """Of a multimodal model or adapter take the language model's part, and leave the others out, with a note."""
+    resize_vocab: bool = False
+    """Give the embedding and the output a row for every token of the tokenizer, also one saved beside an adapter."""
 
 
 STRICT = Intake()

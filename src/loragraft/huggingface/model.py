@@ -24,6 +24,7 @@ from loragraft.huggingface.hyperparameters import check_expressible, hyperparame
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.huggingface.placement import Placement
+from loragraft.huggingface.resizing import grown, tokenizer_size
 from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.huggingface.weights import read_weights
@@ -55,6 +56,10 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     size = config.optional_integer("vocab_size") or rows
     if size > rows:
         _check_vocabulary(config, tensors)  # before anything is made of this size
+    if intake.resize_vocab:
+        _check_vocabulary(config, tensors)
+        size = max(size, tokenizer_size(checkpoint))
+        tensors = _resized(checkpoint.path, tensors, size, notes)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
@@ -63,7 +68,10 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
         **_activation_hints(placement.wide_activations),
         **tokenizer_metadata(checkpoint, size, notes),
     }
-    _check_vocabulary(config, tensors)
+    if size > rows:
+        metadata[f"{arch.name}.vocab_size"] = Value.u32(size)
+    else:
+        _check_vocabulary(config, tensors)
     _check_tied(config, tensors, notes)
     _check_biases(config_class, config, tensors)
     model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
@@ -78,6 +86,18 @@ def _embedding(config: Config, tensors: dict[str, TensorSource]) -> TensorSource
             config.path.parent, "lacks the embedding of tokens", expected="model.embed_tokens.weight"
         )
     return embedding
+
+
+def _resized(
+    path: Path, tensors: dict[str, TensorSource], rows: int, notes: list[str]
+) -> dict[str, TensorSource]:
+    """`tensors` with an embedding and an output of so many rows."""
+    more = rows - tensors["token_embd.weight"].shape[0]
+    if more <= 0:
+        return tensors
+    notes.append(f"{path}: {more} tokens had no row in the embedding: each gets the mean of the others")
+    names = ("token_embd.weight", "output.weight")
+    return {name: grown(tensor, rows) if name in names else tensor for name, tensor in tensors.items()}
 
 
 def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:

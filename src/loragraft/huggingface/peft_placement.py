@@ -15,6 +15,7 @@ from loragraft.adapters.olora import for_the_original
 from loragraft.adapters.peft import ModuleDelta, PeftTensors, read_tensors
 from loragraft.adapters.peft_config import LoraSettings, read_settings
 from loragraft.errors import AdapterError, naming
+from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.peft import CONFIG, PeftFolder
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.huggingface.adapter_tokenizer import adapter_tokenizer
@@ -23,9 +24,11 @@ from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.mapped_names import names_of
 from loragraft.huggingface.mlx import MLX_WEIGHTS, read_mlx
 from loragraft.huggingface.peft_replacement import Replacements
+from loragraft.huggingface.resizing import grown, tokenizer_size
 from loragraft.huggingface.targets import Targets, listed
 from loragraft.huggingface.task import check_task
 from loragraft.huggingface.tensor_names import Place
+from loragraft.huggingface.tokenizer_file import TokenizerFile
 from loragraft.huggingface.wrappers import TextNames, is_other_part, refuse_or_note
 
 
@@ -60,6 +63,8 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
     whole = Replacements(folder, base, names, settings, notes)
     replaced = whole.tensors(tensors)
     vocabulary = {**base.tensors, **replaced}[EMBEDDING].shape[0]
+    if intake.resize_vocab:
+        vocabulary = _resize(folder, base, replaced, vocabulary, notes)
     placement = _Placement(folder, base, names, settings, replaced)
     biases = {}
     for delta in tensors.deltas:
@@ -89,6 +94,24 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
         name=repository_name(folder.resolve()),
         files=tuple(files),
     )
+
+
+def _resize(
+    folder: Path, base: ModelSource, replaced: dict[str, TensorSource], rows: int, notes: list[str]
+) -> int:
+    """Rows for all tokens of the tokenizer beside the adapter, into `replaced`; how many there are then."""
+    checkpoint = Checkpoint(folder, {}, [])
+    if not TokenizerFile.is_there(checkpoint) or (wanted := tokenizer_size(checkpoint)) <= rows:
+        return rows
+    tensors = {**base.tensors, **replaced}
+    for name in (EMBEDDING, OUTPUT):
+        if name in tensors:
+            replaced[name] = grown(tensors[name], wanted)
+    replaced.setdefault(OUTPUT, replaced[EMBEDDING])  # tied, and so it stays
+    notes.append(
+        f"{folder}: {wanted - rows} tokens had no row in the embedding: each gets the mean of the others"
+    )
+    return wanted
 
 
 def _text_part(folder: Path, tensors: PeftTensors, intake: Intake, notes: list[str]) -> PeftTensors:

@@ -42,6 +42,13 @@ class TokenizerFile:
     where only the files of a slow tokenizer are there (`huggingface.slow_tokenizer`)."""
 
     @staticmethod
+    def is_there(checkpoint: Checkpoint) -> bool:
+        """Whether the folder holds a tokenizer that may be read."""
+        return (
+            checkpoint.has("tokenizer.json") or has_slow_bpe(checkpoint) or checkpoint.has("tokenizer.model")
+        )
+
+    @staticmethod
     def open(checkpoint: Checkpoint) -> TokenizerFile:
         """The tokenizer of the folder. Raises CheckpointError, UnsupportedError."""
         if checkpoint.has("tokenizer.json"):
@@ -135,7 +142,8 @@ class TokenizerFile:
                 found=f"token id {size - 1} ({texts[size - 1]!r})",
                 expected=f"ids below config.json's vocab_size {vocab_size}",
                 hint="were tokens added without resizing the model's embeddings? Take those that were not trained "
-                "out of added_tokens, or resize and save it again: model.resize_token_embeddings(len(tokenizer))",
+                "out of added_tokens; or add --resize-vocab, or resize and save the model: "
+                "model.resize_token_embeddings(len(tokenizer))",
             )
         return (
             [texts.get(id_, f"[PAD{id_}]") for id_ in range(vocab_size)],
