@@ -11,7 +11,7 @@ from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, geglu, rms_norm
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows
-from loragraft.archs.keys import Computed, GgufModel, HeadDim, LayerRopes, Number, Windows, usual
+from loragraft.archs.keys import GgufModel, HeadDim, LayerRopes, Number, Rule, Windows, usual
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.rope import read_rope
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
@@ -34,24 +34,27 @@ def _usual_scale(layers: int, width: int, heads: int, head_dim: int) -> float:
     return 1.0 / sqrt(width // heads if layers == 62 else head_dim)
 
 
-def _write_scale(config: Config) -> Metadata:
-    scale = config.number("query_pre_attn_scalar") ** -0.5
-    usual_scale = _usual_scale(config.n_layers, config.hidden_size, config.n_heads, config.head_dim)
-    return {} if isclose(scale, usual_scale, rel_tol=1e-6) else {"attention.scale": Value.f32(scale)}
+class AttentionScale(Rule):
+    """query_pre_attn_scalar ** -0.5, where it is another than the usual scale."""
 
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(["query_pre_attn_scalar"])
 
-def _scale_note(config: Config, arch: str) -> list[str]:
-    if not _write_scale(config):
-        return []
-    scalar = config.get("query_pre_attn_scalar")
-    return [
-        f"{config.path.name}: query_pre_attn_scalar = {scalar} is kept, but llama.cpp computes with the usual scale"
-    ]
+    def to_gguf(self, config: Config) -> Metadata:
+        scale = config.number("query_pre_attn_scalar") ** -0.5
+        usual_scale = _usual_scale(config.n_layers, config.hidden_size, config.n_heads, config.head_dim)
+        return {} if isclose(scale, usual_scale, rel_tol=1e-6) else {"attention.scale": Value.f32(scale)}
 
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        scale = model.h.attention_scale
+        return {} if scale is None else {"query_pre_attn_scalar": round(scale**-2)}
 
-def _scale_back(model: GgufModel) -> dict[str, Any]:
-    scale = model.h.attention_scale
-    return {} if scale is None else {"query_pre_attn_scalar": round(scale**-2)}
+    def notes(self, config: Config, arch: str) -> list[str]:
+        if not self.to_gguf(config):
+            return []
+        said = f"query_pre_attn_scalar = {config.get('query_pre_attn_scalar')}"
+        return [f"{config.path.name}: {said} is kept, but llama.cpp computes with the usual scale"]
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
@@ -84,7 +87,7 @@ TEXT = ConfigClass(
         more=(
             Number("final_logit_softcapping", "final_logit_softcapping"),
             Windows(layers=_slides_by_pattern, names=("sliding_window_pattern",), usual=_slides),
-            Computed(frozenset(["query_pre_attn_scalar"]), _write_scale, _scale_back, _scale_note),
+            AttentionScale(),
         ),
     ),
     defaults={

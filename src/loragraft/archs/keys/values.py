@@ -83,13 +83,12 @@ class Flag(Rule):
 
 @dataclass(frozen=True)
 class Computed(Rule):
-    """Whatever the others cannot say: `write` makes GGUF's keys of a config.json that has `names`, `back` the reverse;
-    `note` is as `Rule.notes`."""
+    """Whatever the others cannot say: `write` makes GGUF's keys of a config.json that has `names`, `back` the
+    reverse."""
 
     names: frozenset[str]
     write: Callable[[Config], Metadata]
     back: Callable[[GgufModel], Mapping[str, Any]] = lambda model: {}
-    note: Callable[[Config, str], list[str]] = lambda config, arch: []
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -100,9 +99,6 @@ class Computed(Rule):
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         return dict(self.back(model))
-
-    def notes(self, config: Config, arch: str) -> list[str]:
-        return self.note(config, arch)
 
 
 class Layers(Rule):
