@@ -145,7 +145,7 @@ def test_wrong_usage(words: list[str], says: str) -> None:
         (["--imatrix", "none", "in.gguf", "Q8_0"], "none: no such file"),
         (["--prune-layers", "7", "in.gguf", "Q8_0"], "layers to prune are not in the model: found 7"),
         (["--prune-layers", "0,1", "in.gguf", "Q8_0"], "no layer would be left"),
-        (["--tensor-type-file", "none", "in.gguf", "Q8_0"], "none: cannot be read"),
+        (["--tensor-type-file", "none", "in.gguf", "Q8_0"], "none: no such file"),
         (["in.gguf", "IQ2_XS"], "requires an imatrix"),
         (["in.gguf", "missing/out.gguf", "Q8_0"], "its folder does not exist"),
     ],

@@ -184,13 +184,11 @@ def _merge_command(
 
 
 def _tensors(result: Budget) -> Table:
-    from rich.text import Text
-
     in_mix = f"in {result.mix}"
     table = console.table("tensor", "type", ">bits", in_mix, "measured as", ">KL", ">KL expected")
     for row in result.tensors:
         table.add_row(
-            Text(row.name),
+            console.cell(row.name),
             row.type,
             f"{row.bits_per_weight:.2f}",
             "same" if row.mix_type == row.type else row.mix_type,

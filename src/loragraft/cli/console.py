@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _quiet = False
 _verbose = False
@@ -59,14 +61,36 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, no_color=not colours(sys.stderr))
 
 
+#: What a terminal obeys, or what makes a line look like another: control characters, line breaks but the usual one,
+#: changes of direction, and halves of surrogate pairs.
+_OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def safe(text: str) -> str:
+    """`text`, a stranger's perhaps, with what a terminal would obey as escapes, which JSON reads too."""
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def cell(text: str) -> Text:
+    """A stranger's text, in a table: no markup, in one line."""
+    from rich.text import Text
+
+    return Text(one_line(text))
+
+
+def one_line(text: str) -> str:
+    """The same, line breaks too."""
+    return safe(text).replace("\n", "\\n")
+
+
 def result(text: str = "") -> None:
-    """A line of the result, which --quiet does not silence."""
-    print(text, flush=True)
+    """Lines of the result, which --quiet does not silence."""
+    print(safe(text), flush=True)
 
 
 def write(text: str) -> None:
-    """A part of a line of the result, at once."""
-    sys.stdout.write(text)
+    """A part of a line of the result, at once; as it is, but on a terminal."""
+    sys.stdout.write(safe(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -121,14 +145,21 @@ def _show_many(table: Table) -> None:
         for cell, width, right in zip(row, widths, sides, strict=True):
             space = " " * (width - cell_len(cell))
             cells.append(space + cell if right else cell + space)
-        print("  ".join(cells).rstrip())
+        print(safe("  ".join(cells).rstrip()))
     sys.stdout.flush()
 
 
 def info(message: str) -> None:
     """A line about the run (what was written, how long it took); --quiet silences it."""
     if not _quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
+
+
+def aside(message: str) -> None:
+    """The same, where there are colours less bright."""
+    if not _quiet:
+        line = one_line(message)
+        print(f"\033[2m{line}\033[0m" if colours(sys.stderr) else line, file=sys.stderr, flush=True)
 
 
 def detail(message: str) -> None:
@@ -138,6 +169,7 @@ def detail(message: str) -> None:
 
 
 def error(message: str) -> None:
+    message = one_line(message)
     if colours(sys.stderr):
         message = f"\033[31m{message}\033[0m"
     print(message, file=sys.stderr, flush=True)

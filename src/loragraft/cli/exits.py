@@ -32,12 +32,16 @@ def reported() -> Iterator[None]:
         raise _exit(_usage_error(error), EXIT_USAGE) from None
     except BrokenPipeError:
         # The reader of our output has left (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         raise SystemExit(EXIT_ERROR) from None
     except (KeyboardInterrupt, click.Abort):
         raise _exit("interrupted", EXIT_INTERRUPTED, label="") from None
     except OSError as error:
+        if error.filename is None:
+            _silence_stdout()
         raise _exit(_system_error(error), EXIT_ERROR) from None
+    except RecursionError:
+        raise _exit("a file is nested too deeply", EXIT_ERROR) from None
     except MemoryError:
         raise _exit("out of memory; fewer --threads or a smaller --max-memory may help", EXIT_ERROR) from None
     except (SystemExit, click.exceptions.Exit):
@@ -51,6 +55,11 @@ def reported() -> Iterator[None]:
         raise _exit(
             f"internal: {line}; this is a bug in loragraft, --verbose shows where", EXIT_INTERNAL
         ) from None
+
+
+def _silence_stdout() -> None:
+    """Python flushes what is left at its end, and would complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit(message: str, code: int, label: str = "error: ") -> SystemExit:
@@ -72,6 +81,7 @@ _SYSTEM_HINTS = {
     errno.EROFS: "the file system is read-only; write elsewhere",
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
+    errno.EBADF: "a standard stream is closed",
     errno.ENOENT: "no such file or folder",
     errno.EISDIR: "is a folder, expected a file",
     errno.ENOTDIR: "is not a folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -133,11 +134,20 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise click.UsageError("give either --prompt or --file")
     if prompt is not None:
-        return prompt
+        return as_text(prompt, "--prompt")
     assert file is not None
     if str(file) == "-":
         return decoded(_read_stdin(), "stdin")
     return read_text(file)
+
+
+def as_text(argument: str, name: str) -> str:
+    """An argument of the command line as the text that its bytes are in UTF-8, whatever the locale says."""
+    try:
+        data = os.fsencode(argument)
+    except UnicodeEncodeError:
+        return argument
+    return decoded(data, name) if not argument.isascii() else argument
 
 
 def _read_stdin() -> bytes:

@@ -51,11 +51,9 @@ class Bars:
                 return
             self._said.add(message)
             if self._bar is not None:
-                self._bar.console.print(message, style="dim", markup=False)
-            elif console.colours(sys.stderr):
-                console.info(f"\033[2m{message}\033[0m")
+                self._bar.console.print(console.cell(message), style="dim")
             else:
-                console.info(message)
+                console.aside(message)
 
     def close(self) -> None:
         with self._lock:

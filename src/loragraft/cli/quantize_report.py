@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 
 def show_dry_run(report: WriteReport) -> None:
     """The table of `--dry-run`."""
-    from rich.text import Text
-
     table = console.table("tensor", "shape", "from", "to", ">size", ">bits per weight")
     for tensor in report.tensors:
         shape = " x ".join(map(str, tensor.shape))
         bits = f"{8 * tensor.size / tensor.weights:.2f}"
         kinds = tensor.source_type, tensor.type
-        table.add_row(Text(tensor.name), shape, *kinds, bytes_text(tensor.size), bits)
+        table.add_row(console.cell(tensor.name), shape, *kinds, bytes_text(tensor.size), bits)
     console.show(table)
     console.result(
         f"{plural(len(report.tensors), 'tensor')}, {plural(report.weights, 'weight')}: "
@@ -40,11 +38,9 @@ def show_dry_run(report: WriteReport) -> None:
 def show_result(report: WriteReport) -> None:
     """What was written, and with `--verify` how well."""
     if report.errors:
-        from rich.text import Text
-
         table = console.table("tensor", "type", ">relative error")
         for error in report.errors:
-            table.add_row(Text(error.name), error.type, f"{error.relative:.5f}")
+            table.add_row(console.cell(error.name), error.type, f"{error.relative:.5f}")
         console.show(table)
     for use in report.adapters:
         console.info(use_text(use))

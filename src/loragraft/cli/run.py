@@ -13,7 +13,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command, flag, option
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import BACKEND, JSON, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, prompt_of
+from loragraft.cli.options import BACKEND, JSON, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, as_text, prompt_of
 from loragraft.units import plural
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def run(
     loaded = lg.load(model, lora, backend=backend, threads=threads, intake=intake)
     for note in loaded.notes:
         console.info(note)
-    said = [("system", system), ("user", text)]
+    said = [("system", None if system is None else as_text(system, "--system")), ("user", text)]
     messages = [{"role": role, "content": content} for role, content in said if content is not None]
     stream = loaded.generate(
         loaded.chat_prompt(messages) if chat else text,

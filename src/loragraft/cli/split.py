@@ -65,4 +65,5 @@ def split(
         console.result(json.dumps({"files": facts}))
         return
     for shard in shards:
-        console.result(f"{shard.path}: {plural(shard.n_tensors, 'tensor')}, {bytes_text(shard.size)}")
+        said = f"{shard.path}: {plural(shard.n_tensors, 'tensor')}, {bytes_text(shard.size)}"
+        console.result(console.one_line(said))
