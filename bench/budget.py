@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 import loragraft as lg
-from loragraft.evaluate.reading import Text
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.tensor_costs import PROBE
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.evaluate.verdict import percent_text
 from loragraft.formats.gguf.model import open_gguf
+from loragraft.inference.measurement import Text
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.types import BY_NAME
 from loragraft.streaming.options import QuantizeOptions
@@ -48,11 +48,10 @@ def gains(base: Path, adapter: Path, imatrix: Path | None, mixes: list[str], win
         result = lg.budget(
             base,
             [adapter],
-            text_of("shakespeare-train.txt"),
+            lg.Measurement(text_of("shakespeare-train.txt"), windows=windows),
             valid=text_of("shakespeare-valid.txt"),
             like=mix,
             imatrix=imatrix,
-            limit=windows,
         )
         usual, *larger = result.mixes
         kl = [row.divergence.mean for row in (usual, result.chosen, *larger) if row.divergence is not None]
@@ -76,7 +75,7 @@ def agreement(base: Path, adapter: Path) -> None:
         path = Path(folder) / "full.gguf"
         lg.merge(base, [adapter], path)
         full = lg.load(path)
-        text = Text(full.tokenize(text_of("shakespeare-train.txt")), CONTEXT, full.window_bos, WINDOWS)
+        text = Text(full.tokenize(text_of("shakespeare-train.txt")), CONTEXT, full.tokenizer.bos, WINDOWS)
         steps = plan_quantize(full.source, file_type("Q4_K_M"), QuantizeOptions()).steps
         steps = [step for step in steps if step.type.is_quantized]
         kinds = [BY_NAME[name] for name in TYPES]

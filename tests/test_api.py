@@ -65,8 +65,8 @@ BASE, ADAPTER = data("llama-kjv"), data("llama-kjv.shakespeare")
         (lambda out: lg.load(BASE).logits([[1]]), "ids: not a list of tokens: found shape"),
         (lambda out: lg.load(BASE).logits([2**40]), "no such token"),
         (
-            lambda out: lg.load(BASE).perplexity("word " * 500, context=16, limit=0),
-            "limit: no window is left",
+            lambda out: lg.load(BASE).perplexity("word " * 500, context=16, windows=0),
+            "windows: none is left to measure: found 0",
         ),
     ],
 )

@@ -70,7 +70,7 @@ def of_model(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
         "export": lambda: lg.export(path, folder / "exported", threads=1),
         "check": lambda: lg.check(path),
         "generate": lambda: list(loaded().generate("the", max_tokens=2, temperature=0)),
-        "imatrix": lambda: lg.imatrix(path, hostile.TEXT, context=8, limit=1),
+        "imatrix": lambda: lg.imatrix(path, lg.Measurement(hostile.TEXT, context=8, windows=1)),
     }
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from loragraft.errors import QuantizeError as QuantizeError
     from loragraft.errors import TextError as TextError
     from loragraft.errors import UnsupportedError as UnsupportedError
+    from loragraft.inference.measurement import Measurement as Measurement
     from loragraft.inference.model import Model as Model
     from loragraft.inference.model import load as load
     from loragraft.inference.tokenizer import Tokenizer as Tokenizer
@@ -63,6 +64,7 @@ _HOMES = {
     "QuantizeError": "loragraft.errors",
     "TextError": "loragraft.errors",
     "UnsupportedError": "loragraft.errors",
+    "Measurement": "loragraft.inference.measurement",
     "Model": "loragraft.inference.model",
     "Tokenizer": "loragraft.inference.tokenizer",
     "budget": "loragraft.verbs.budget",
@@ -90,6 +92,7 @@ __all__ = [
     "GraphError",
     "ImatrixError",
     "LoragraftError",
+    "Measurement",
     "Model",
     "OutputError",
     "PoolError",

@@ -9,8 +9,9 @@ import pytest
 
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter, kl
-from loragraft.evaluate.reading import Text, read_beside
-from loragraft.inference.perplexity import Meter, count, log_softmax, losses, perplexity, windows
+from loragraft.evaluate.reading import read_beside
+from loragraft.inference.measurement import Text
+from loragraft.inference.perplexity import Meter, log_softmax, losses, perplexity
 
 
 class Bigram:
@@ -27,8 +28,9 @@ class Bigram:
 
 def test_windows_by_hand() -> None:
     ids = np.arange(100, 119, dtype=np.int32)  # 19 tokens: two windows of 8, three tokens dropped
-    first, second = windows(ids, 8, bos=7)
-    assert count(ids, 8) == 2
+    text = Text(ids, 8, bos=7)
+    first, second = text
+    assert len(text) == 2
     assert first.ids.tolist() == [7, 101, 102, 103, 104, 105, 106, 107]
     assert second.ids.tolist() == [7, 109, 110, 111, 112, 113, 114, 115]
     # Positions 4, 5, 6 predict the tokens at 5, 6, 7.
@@ -36,8 +38,8 @@ def test_windows_by_hand() -> None:
     assert first.targets.tolist() == [105, 106, 107]
     assert second.targets.tolist() == [113, 114, 115]
     assert ids[0] == 100  # the caller's tokens are left alone
-    assert next(windows(ids, 8, bos=None)).ids[0] == 100
-    assert len(list(windows(ids, 8, None, limit=1))) == 1
+    assert next(iter(Text(ids, 8, bos=None))).ids[0] == 100
+    assert len(list(Text(ids, 8, None, windows=1))) == len(Text(ids, 8, None, windows=1)) == 1
 
 
 def test_perplexity_written_out() -> None:
@@ -49,7 +51,7 @@ def test_perplexity_written_out() -> None:
             last, following = ids[start + position], ids[start + position + 1]
             row = [exp(float(x)) for x in model.table[last]]
             terms.append(-log(row[following] / sum(row)))
-    result = perplexity(model, ids, context=10, bos=0)
+    result = perplexity(model, Text(ids, context=10, bos=0))
     assert result.value == pytest.approx(exp(sum(terms) / len(terms)), rel=1e-12)
     assert (result.tokens, result.windows) == (16, 4)
     spread = np.std(terms) / np.sqrt(len(terms) - 1)
@@ -59,9 +61,9 @@ def test_perplexity_written_out() -> None:
 
 def test_too_short_or_too_narrow() -> None:
     with pytest.raises(LoragraftError, match="found 15 tokens, expected 16 or more, two windows of 8"):
-        perplexity(Bigram(), np.zeros(15, np.int32), context=8, bos=None)
+        Text(np.zeros(15, np.int32), context=8, bos=None)
     with pytest.raises(LoragraftError, match="too small"):
-        perplexity(Bigram(), np.zeros(15, np.int32), context=2, bos=None)
+        Text(np.zeros(15, np.int32), context=2, bos=None)
 
 
 def test_log_softmax_is_stable() -> None:

@@ -85,7 +85,7 @@ def test_running_perplexities_of_llama_perplexity(tuned: lg.Model) -> None:
     # llama-perplexity -c 256 on the merged F16 model prints [1]40.7135,[2]43.9493,[3]50.4505
     text = data("shakespeare-valid.txt").read_text()
     for windows, expected in ((1, 40.7135), (3, 50.4505)):
-        assert tuned.perplexity(text, context=256, limit=windows).value == pytest.approx(expected, rel=1e-3)
+        assert tuned.perplexity(text, context=256, windows=windows).value == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_cannot_be(tuned: lg.Model) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import pytest
 import loragraft as lg
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import kl
-from loragraft.evaluate.reading import Text, read_beside
+from loragraft.evaluate.reading import read_beside
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.imatrix import Imatrix
-from loragraft.inference.perplexity import log_softmax, windows
+from loragraft.inference.measurement import Text
+from loragraft.inference.perplexity import log_softmax
 from loragraft.quants import reference
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.types import BY_NAME
@@ -30,13 +32,13 @@ from loragraft.verbs.budget import MIXES, Budget, save_picture
 from paths import data
 
 BASE, ADAPTER, TEXT = data("llama-kjv"), data("llama-kjv.shakespeare"), data("shakespeare-valid.txt")
-SMALL = {"context": 128, "limit": 4, "valid_limit": 12, "threads": 1}
+SMALL = lg.Measurement(TEXT.read_text(), context=128, windows=4, threads=1)
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Budget:
     work = tmp_path_factory.mktemp("work")
-    found = lg.budget(BASE, [ADAPTER], TEXT.read_text(), **SMALL, work_dir=work)
+    found = lg.budget(BASE, [ADAPTER], SMALL, valid_windows=12, work_dir=work)
     assert os.listdir(work) == []
     return found
 
@@ -70,7 +72,7 @@ def test_the_types_file_makes_that_model(result: Budget, tmp_path: Path) -> None
     # ... and is judged on what the tensors were not measured on.
     lg.merge(BASE, [ADAPTER], tmp_path / "full.gguf")
     full, tuned = (lg.load(tmp_path / f"{name}.gguf") for name in ("full", "tuned"))
-    held_out = Text(full.tokenize(TEXT.read_text())[4 * 128 :], 128, full.window_bos, 12)
+    held_out = Text(full.tokenize(TEXT.read_text())[4 * 128 :], 128, full.tokenizer.bos, 12)
     _, readings = read_beside(full, {"tuned": tuned}, held_out)
     assert readings["tuned"].divergence == result.chosen.divergence
     assert readings["tuned"].perplexity == result.chosen.perplexity
@@ -93,14 +95,14 @@ def test_a_sensitivity_against_the_reference_backend(tmp_path: Path) -> None:
     lg.quantize(tmp_path / "full.gguf", tmp_path / "rough.gguf", "Q3_K_S", options=options)
     full = lg.load(tmp_path / "full.gguf")
     rough = open_gguf(tmp_path / "rough.gguf").tensors[name]
-    text = Text(full.tokenize(TEXT.read_text()[:2000]), 64, full.window_bos, 2)
+    text = Text(full.tokenize(TEXT.read_text()[:2000]), 64, full.tokenizer.bos, 2)
     found = sensitivities(full, {name: rough}, text)[name]
     one = QuantizeOptions(tensor_types=[(f"^{re.escape(name)}$", BY_NAME["Q3_K"]), (".", BY_NAME["F16"])])
     lg.quantize(tmp_path / "full.gguf", tmp_path / "one.gguf", "Q4_K_M", options=one)
     exact, changed = (lg.load(tmp_path / f"{which}.gguf", backend="reference") for which in ("full", "one"))
     expected = [
         kl(*(log_softmax(model.logits(window.ids)[window.scored]) for model in (exact, changed))).mean()
-        for window in windows(text.ids, 64, text.bos, limit=2)
+        for window in text
     ]
     assert found.value == pytest.approx(np.mean(expected), rel=0.02)
     assert found.value > 0.001
@@ -127,7 +129,12 @@ def test_rounding_errors_against_the_numpy_quantizers(weighted: bool) -> None:
 def test_experts_and_no_adapter_and_bits_per_weight() -> None:
     text = data("text/shakespeare-train.txt").read_text()[:20_000]
     found = lg.budget(
-        data("qwen3moe-8x"), [], text, bits_per_weight=4.6, types=["q3_k", "q4_k", "q6_k"], **SMALL
+        data("qwen3moe-8x"),
+        [],
+        replace(SMALL, text=text),
+        bits_per_weight=4.6,
+        types=["q3_k", "q4_k", "q6_k"],
+        valid_windows=12,
     )
     weights = sum(
         np.prod(tensor.shape) for tensor in open_gguf(data("gguf/qwen3moe-8x-f16.gguf")).tensors.values()
@@ -144,17 +151,17 @@ def test_experts_and_no_adapter_and_bits_per_weight() -> None:
 def test_an_importance_matrix_admits_the_types_that_need_one() -> None:
     matrix = data("gguf/llama-kjv.merged.imatrix.gguf")
     types = ["IQ2_XS", "IQ3_XXS", "Q4_K"]
-    small = {**SMALL, "limit": 1, "valid_limit": 2}
-    found = lg.budget(BASE, [ADAPTER], TEXT.read_text(), size=1_700_000, types=types, imatrix=matrix, **small)
+    small = replace(SMALL, windows=1)
+    found = lg.budget(BASE, [ADAPTER], small, size=1_700_000, types=types, imatrix=matrix, valid_windows=2)
     assert "IQ2_XS" in {row.type for row in found.tensors}
     assert found.mixes[0].label in MIXES
-    without = lg.budget(BASE, [ADAPTER], TEXT.read_text(), size=2_300_000, types=types, **small)
+    without = lg.budget(BASE, [ADAPTER], small, size=2_300_000, types=types, valid_windows=2)
     assert {row.type for row in without.tensors if row.name.startswith("blk.")} == {"Q4_K"}
 
 
 def test_the_least_that_keeps_a_share() -> None:
     """It is smaller than the smallest mix that does: IQ4_XS."""
-    found = lg.budget(BASE, [ADAPTER], TEXT.read_text(), keep=0.99, **SMALL)
+    found = lg.budget(BASE, [ADAPTER], SMALL, keep=0.99, valid_windows=12)
     assert found.chosen.kept is not None
     assert found.chosen.kept.at_least(0.99)
     assert found.chosen.kept.value < 0.994
@@ -176,13 +183,14 @@ def test_the_least_that_keeps_a_share() -> None:
         ({"keep": 0.999, "types": ["Q2_K"]}, "cost: cannot be had with these types"),
         ({"like": "F16"}, "F16: quantizes no tensor"),
         ({"like": "IQ2_XXS"}, "requires an imatrix"),
-        ({"limit": 500}, "too short to measure tensors on and to judge"),
+        ({"windows": 500}, "too short to measure tensors on and to judge"),
     ],
 )
 def test_what_is_refused(options: dict[str, object], says: str, tmp_path: Path) -> None:
-    small: dict[str, object] = {"context": 16, "limit": 1, "valid_limit": 2, "work_dir": tmp_path}
+    windows = options.pop("windows", 1)
+    text = lg.Measurement(TEXT.read_text()[:3000], context=16, windows=windows)  # type: ignore[arg-type]
     with pytest.raises(LoragraftError, match=re.escape(says)):
-        lg.budget(BASE, [ADAPTER], TEXT.read_text()[:3000], **{**small, **options})  # type: ignore[arg-type]
+        lg.budget(BASE, [ADAPTER], text, valid_windows=2, work_dir=tmp_path, **options)  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == []
 
 

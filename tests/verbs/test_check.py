@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import loragraft as lg
 from loragraft.errors import AdapterError, LoragraftError
 from loragraft.graph.llama_cpp import COMMIT, Outcome
 from loragraft.graph.misorder import Mistake
@@ -21,7 +22,11 @@ from peft_golden import adapter_folder, base_folder
 def report() -> Conformance:
     text = data("shakespeare-valid.txt").read_text()[:6000]
     adapters = [(data("starcoder2-bias.pattern"), 1.0)]
-    return check(data("starcoder2-bias-nvfp4"), adapters, text=text, context=256, limit=2)
+    return check(
+        data("starcoder2-bias-nvfp4"),
+        adapters,
+        text=lg.Measurement(text, context=256, windows=2),
+    )
 
 
 def test_every_linear_is_listed_with_its_order(report: Conformance) -> None:
@@ -61,7 +66,7 @@ def test_wrong_orders_cost_what_theory_says(report: Conformance) -> None:
 def test_dora(tmp_path: Path) -> None:
     case = "qwen2+dora"
     base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
-    report = check(base, [adapter], text="DOGHELPFACTLINE" * 30, context=64, limit=2)
+    report = check(base, [adapter], text=lg.Measurement("DOGHELPFACTLINE" * 30, context=64, windows=2))
     linears = {linear.name: linear for linear in report.linears}
     assert linears["blk.0.attn_q"].order == ["GEMM", "LoRA", "DoRA scale", "bias"]
     assert linears["output"].order == ["GEMM"]
@@ -79,13 +84,15 @@ def test_without_the_adapters_is_the_base_itself(tmp_path: Path) -> None:
     """Also where they replace whole tensors; where they resize the vocabulary, it cannot read the text."""
     base, text = base_folder("llama", tmp_path / "base"), "DOGHELPFACTLINE" * 30
     saved, resized = (adapter_folder(f"llama+{kind}", tmp_path / kind) for kind in ("saved", "resized"))
-    plain = {run.name: run for run in check(base, text=text, context=64, limit=2).runs}
-    adapted = check(base, [saved], text=text, context=64, limit=2)
+    plain = {run.name: run for run in check(base, text=lg.Measurement(text, context=64, windows=2)).runs}
+    adapted = check(base, [saved], text=lg.Measurement(text, context=64, windows=2))
     runs = {run.name: run for run in adapted.runs}
     assert runs[WITHOUT].perplexity == plain[RIGHT].perplexity
     assert runs[WITHOUT].mean_kl > 1e-3
     assert any("there it has to be merged" in note for note in adapted.notes)
-    assert [run.name for run in check(base, [resized], text=text, context=64, limit=2).runs] == [RIGHT]
+    assert [
+        run.name for run in check(base, [resized], text=lg.Measurement(text, context=64, windows=2)).runs
+    ] == [RIGHT]
 
 
 def test_local_errors_follow_the_closed_forms(report: Conformance) -> None:
@@ -113,7 +120,7 @@ def test_without_a_text_nothing_is_measured() -> None:
 
 def test_a_model_without_scales_has_no_wrong_order() -> None:
     text = data("shakespeare-valid.txt").read_text()[:3000]
-    report = check(data("llama-kjv"), text=text, context=64, limit=1)
+    report = check(data("llama-kjv"), text=lg.Measurement(text, context=64, windows=1))
     assert [run.name for run in report.runs] == [RIGHT]
     assert {linear.llama_cpp for linear in report.linears} == {Outcome.RIGHT}
 

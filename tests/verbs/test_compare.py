@@ -23,7 +23,7 @@ BASE, ADAPTER, TEXT = data("llama-kjv"), data("llama-kjv.shakespeare"), data("sh
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     work = tmp_path_factory.mktemp("work")
-    measured = lg.compare(BASE, [ADAPTER], TEXT.read_text(), context=256, work_dir=work)
+    measured = lg.compare(BASE, [ADAPTER], lg.Measurement(TEXT.read_text(), context=256), work_dir=work)
     assert os.listdir(work) == []
     return measured
 
@@ -90,13 +90,12 @@ class Disk:
 
 def test_several_types_one_at_a_time_on_disk(result: Comparison, tmp_path: Path) -> None:
     disk = Disk(tmp_path)
+    six = lg.Measurement(TEXT.read_text(), context=256, windows=6)
     several = lg.compare(
         BASE,
         [ADAPTER],
-        TEXT.read_text(),
+        six,
         types=["Q3_K_M", "q8_0", "Q4_K_M", "Q8_0"],
-        context=256,
-        limit=6,
         keep=0.999,
         work_dir=tmp_path,
         progress=disk,
@@ -115,7 +114,7 @@ def test_several_types_one_at_a_time_on_disk(result: Comparison, tmp_path: Path)
     )
     kept = [one.merged.kept for one in several.types]
     assert kept[0].value < kept[2].value < 0.997 < 0.9995 < kept[1].value  # type: ignore[union-attr]
-    alone = lg.compare(BASE, [ADAPTER], TEXT.read_text(), types=["Q4_K_M"], context=256, limit=6)
+    alone = lg.compare(BASE, [ADAPTER], six, types=["Q4_K_M"])
     assert alone.types == several.types[2:]
     assert alone.base == several.base
     for name in ("kept.png", "kept.svg"):
@@ -213,4 +212,4 @@ def test_files_go_when_it_fails(tmp_path: Path) -> None:
 def test_a_base_that_cannot_read_the_new_tokens(tmp_path: Path) -> None:
     base, adapter = base_folder("llama", tmp_path / "base"), adapter_folder("llama+resized", tmp_path / "new")
     with pytest.raises(LoragraftError, match="found 43 tokens, expected the 40 of base"):
-        lg.compare(base, [adapter], "DOGHELPFACTLINE" * 30, types=["Q8_0"], context=64)
+        lg.compare(base, [adapter], lg.Measurement("DOGHELPFACTLINE" * 30, context=64), types=["Q8_0"])

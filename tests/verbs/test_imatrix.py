@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import loragraft as lg
 from loragraft.formats.imatrix import Imatrix
 from loragraft.verbs.imatrix import imatrix
 from paths import data
@@ -30,7 +31,10 @@ def text() -> str:
 
 def test_with_the_adapter_active_as_the_merged_model_sees_it(text: str, tmp_path: Path) -> None:
     ours = imatrix(
-        data("llama-kjv"), text, adapters=[data("llama-kjv.shakespeare")], context=256, dataset="x"
+        data("llama-kjv"),
+        lg.Measurement(text, context=256),
+        adapters=[data("llama-kjv.shakespeare")],
+        dataset="x",
     )
     check(ours, GOLDEN["llama"], 2e-3)  # merged: the weights are rounded to F16 once more
     ours.save_gguf(tmp_path / "i.gguf")
@@ -40,7 +44,7 @@ def test_with_the_adapter_active_as_the_merged_model_sees_it(text: str, tmp_path
 
 
 def test_experts_count_what_was_routed_to_them(text: str) -> None:
-    ours = imatrix(data("gguf/qwen3moe-8x-f16.gguf"), text, context=256)
+    ours = imatrix(data("gguf/qwen3moe-8x-f16.gguf"), lg.Measurement(text, context=256))
     theirs = GOLDEN["qwen3moe"]
     assert sorted(ours.sums) == sorted(theirs)
     for name, expected in theirs.items():
@@ -51,6 +55,6 @@ def test_experts_count_what_was_routed_to_them(text: str) -> None:
 
 
 def test_output_layer_on_request(text: str) -> None:
-    ours = imatrix(data("llama-kjv"), text, context=256, limit=2, process_output=True)
+    ours = imatrix(data("llama-kjv"), lg.Measurement(text, context=256, windows=2), process_output=True)
     assert ours.sums["output.weight"].shape == (1, 256)
     assert ours.counts["output.weight"].tolist() == [512]

@@ -13,19 +13,8 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, OUTPUT, argument, command, option
 from loragraft.cli.deployments import deployments_table
-from loragraft.cli.options import (
-    JSON,
-    LORA,
-    TARGET,
-    TEXT,
-    THREADS,
-    WORK_DIR,
-    Parsed,
-    context_option,
-    named,
-    plot_option,
-    read_text,
-)
+from loragraft.cli.measure_options import Measured, measure_options
+from loragraft.cli.options import JSON, LORA, TARGET, WORK_DIR, Parsed, plot_option, read_text
 from loragraft.cli.progress import progress
 from loragraft.system.files import files_of
 
@@ -44,7 +33,6 @@ if TYPE_CHECKING:
 )
 @argument("base", metavar="BASE", type=FILE, help="A GGUF file or a Hugging Face folder.")
 @LORA
-@TEXT
 @option(
     "--valid",
     type=FILE,
@@ -74,25 +62,16 @@ if TYPE_CHECKING:
 )
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
 @option("--output", "-o", type=OUTPUT, metavar="FILE", help="Write the types, for --tensor-type-file.")
-@context_option(256)
-@option(
-    "--windows",
-    type=click.IntRange(min=1),
-    default=8,
-    metavar="N",
-    help="Measure every tensor on N windows of --text.",
-)
+@measure_options(context=256, windows=8)
 @option(
     "--valid-windows", type=click.IntRange(min=2), default=32, metavar="N", help="Judge on N windows at most."
 )
-@THREADS
 @WORK_DIR
 @plot_option("where the bits go")
 @JSON
 def budget(
     base: Path,
     lora: tuple[tuple[Path, float], ...],
-    text: Path,
     valid: Path | None,
     size: int | None,
     bpw: float | None,
@@ -101,10 +80,8 @@ def budget(
     types: str | None,
     imatrix: Path | None,
     output: Path | None,
-    context: int,
-    windows: int,
+    measured: Measured,
     valid_windows: int,
-    threads: int | None,
     work_dir: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -126,18 +103,18 @@ def budget(
     from loragraft.formats.output import OutputFile
     from loragraft.verbs.budget import TYPES, save_picture
 
-    inputs = [text, *filter(None, [valid, imatrix])]
+    inputs = [measured.path, *filter(None, [valid, imatrix])]
     inputs += [file for path in (base, *(path for path, _ in lora)) for file in files_of(path)]
     if plot is not None:
         check_picture(plot)
     if output is not None:
         OutputFile.probe(output, inputs)
-    words, held_out = read_text(text), None if valid is None else read_text(valid)
-    with named(text), progress() as bars:
+    how, held_out = measured.measurement, None if valid is None else read_text(valid)
+    with measured.named(), progress() as bars:
         result = lg.budget(
             base,
             lora,
-            words,
+            how,
             size=size,
             bits_per_weight=bpw,
             keep=keep,
@@ -145,10 +122,7 @@ def budget(
             types=TYPES if types is None else [name.strip() for name in types.split(",")],
             valid=held_out,
             imatrix=imatrix,
-            context=context,
-            limit=windows,
-            valid_limit=valid_windows,
-            threads=threads,
+            valid_windows=valid_windows,
             work_dir=work_dir,
             progress=bars,
         )
@@ -159,7 +133,7 @@ def budget(
         console.result(json.dumps(result.as_dict(), indent=1))
     else:
         console.show(_tensors(result))
-        console.show(deployments_table([result.chosen, *result.mixes], context))
+        console.show(deployments_table([result.chosen, *result.mixes], measured.context))
         console.sentences(f"Expected of the chosen types: mean KL {result.expected:.5f}. {result.verdict}")
     if output is not None:
         lines = result.tensor_types().encode()

@@ -14,8 +14,9 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
-from loragraft.cli.command import FILE, command, option
-from loragraft.cli.options import JSON, LORA, MAX_CHARS, MODEL, context_option, named, plot_option, read_text
+from loragraft.cli.command import command
+from loragraft.cli.measure_options import Measured, measure_options
+from loragraft.cli.options import JSON, LORA, MODEL, plot_option
 from loragraft.cli.progress import progress
 from loragraft.units import count_text, digits_text, plural, ranges_text
 
@@ -34,25 +35,15 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 )
 @MODEL
 @LORA
-@option("--text", "-f", type=FILE, metavar="FILE", help="Measure every wrong order on this text (UTF-8).")
-@context_option(256)
-@option(
-    "--windows",
-    type=click.IntRange(min=1),
-    default=8,
-    metavar="N",
-    help="Measure on the first N windows.",
+@measure_options(
+    context=256, windows=8, threads=False, text="Measure every wrong order on this text (UTF-8)."
 )
-@MAX_CHARS
 @plot_option("the error of every linear")
 @JSON
 def check(
     model: Path,
     lora: tuple[tuple[Path, float], ...],
-    text: Path | None,
-    context: int,
-    windows: int,
-    max_chars: int | None,
+    measured: Measured | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -64,16 +55,16 @@ def check(
     the same likeliest successor are printed. Blocks that are alike share a line, but with --verbose. This runs in
     float32 on the reference backend: slow, and four bytes of memory for each weight.
     """
-    if plot is not None and text is None:
+    if plot is not None and measured is None:
         raise click.UsageError("--plot needs --text: the errors are measured on it")
     from loragraft.evaluate.picture import check_picture
     from loragraft.verbs.check import save_picture
 
     if plot is not None:
         check_picture(plot)
-    content = None if text is None else read_text(text, max_chars)
-    with nullcontext() if text is None else named(text), progress() as bars:
-        report = lg.check(model, lora, text=content, context=context, limit=windows, progress=bars)
+    how = None if measured is None else measured.measurement
+    with nullcontext() if measured is None else measured.named(), progress() as bars:
+        report = lg.check(model, lora, text=how, progress=bars)
     if plot is not None:
         save_picture(report, plot)
         console.info(f"wrote {plot}")

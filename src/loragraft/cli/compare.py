@@ -12,26 +12,11 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
 from loragraft.cli.deployments import deployments_table
-from loragraft.cli.options import (
-    BACKEND,
-    JSON,
-    LORA,
-    MAX_CHARS,
-    TARGET,
-    TEXT,
-    THREADS,
-    WINDOWS,
-    WORK_DIR,
-    Parsed,
-    context_option,
-    named,
-    plot_option,
-    read_text,
-)
+from loragraft.cli.measure_options import Measured, measure_options
+from loragraft.cli.options import JSON, LORA, TARGET, WORK_DIR, Parsed, plot_option
 from loragraft.cli.progress import progress
 
 if TYPE_CHECKING:
-    from loragraft.inference.model import BackendName
     from loragraft.quants.filetypes import FileType
 
 
@@ -49,7 +34,6 @@ if TYPE_CHECKING:
     metavar="BASE",
     help="The base model: a GGUF file or a Hugging Face folder.",
 )
-@TEXT
 @LORA
 @option(
     "--type",
@@ -69,26 +53,17 @@ if TYPE_CHECKING:
     help="How much of the fine-tune is wanted.",
 )
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
-@context_option(512)
-@WINDOWS
-@MAX_CHARS
-@BACKEND
-@THREADS
+@measure_options(context=512, runs=True)
 @WORK_DIR
 @plot_option("the share kept against the size")
 @JSON
 def compare(
     base: Path,
-    text: Path,
     lora: tuple[tuple[Path, float], ...],
     targets: tuple[FileType, ...],
     keep: float,
     imatrix: Path | None,
-    context: int,
-    windows: int | None,
-    max_chars: int | None,
-    backend: BackendName,
-    threads: int | None,
+    measured: Measured,
     work_dir: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -113,19 +88,15 @@ def compare(
 
     if plot is not None:
         check_picture(plot)
-    words = read_text(text, max_chars)
-    with named(text), progress() as bars:
+    how = measured.measurement
+    with measured.named(), progress() as bars:
         result = lg.compare(
             base,
             lora,
-            words,
+            how,
             types=[target.name for target in targets],
             keep=keep,
             imatrix=imatrix,
-            context=context,
-            limit=windows,
-            backend=backend,
-            threads=threads,
             work_dir=work_dir,
             progress=bars,
         )
@@ -136,5 +107,5 @@ def compare(
         console.result(json.dumps(result.as_dict(), indent=2))
         return
     ways = [row for one in result.types for row in (one.merged, one.runtime)]
-    console.show(deployments_table([*ways, result.full, result.base], context))
+    console.show(deployments_table([*ways, result.full, result.base], result.context))
     console.sentences(result.verdict)

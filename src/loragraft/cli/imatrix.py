@@ -8,18 +8,8 @@ from pathlib import Path
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import OUTPUT, command, flag, option
-from loragraft.cli.options import (
-    JSON,
-    LORA,
-    MAX_CHARS,
-    MODEL,
-    TEXT,
-    THREADS,
-    WINDOWS,
-    context_option,
-    named,
-    read_text,
-)
+from loragraft.cli.measure_options import Measured, measure_options
+from loragraft.cli.options import JSON, LORA, MODEL
 from loragraft.cli.progress import progress
 from loragraft.system.files import files_of
 from loragraft.units import plural
@@ -31,7 +21,6 @@ from loragraft.units import plural
     "loragraft merge ./hf-folder --lora adapter -o out.gguf --type IQ3_S --imatrix tuned.imatrix.gguf",
 )
 @MODEL
-@TEXT
 @option(
     "--output",
     "-o",
@@ -41,22 +30,15 @@ from loragraft.units import plural
     help="The importance matrix to write (GGUF).",
 )
 @LORA
-@context_option(512)
-@WINDOWS
-@MAX_CHARS
+@measure_options(context=512)
 @flag("--process-output", help="Of the output layer too.")
-@THREADS
 @JSON
 def imatrix(
     model: Path,
-    text: Path,
     output: Path,
     lora: tuple[tuple[Path, float], ...],
-    context: int,
-    windows: int | None,
-    max_chars: int | None,
+    measured: Measured,
     process_output: bool,
-    threads: int | None,
     as_json: bool,
 ) -> None:
     """Collect an importance matrix on a text, for quantizing with --imatrix.
@@ -64,23 +46,23 @@ def imatrix(
     With --lora it is collected with the adapter active, which is what the merged model will see. The windows are those
     of llama-imatrix: --context tokens each, starting with BOS if the model uses one; every token counts.
     """
-    words = read_text(text, max_chars)
+    how = measured.measurement
 
     from loragraft.formats.output import OutputFile
 
-    inputs = [text, *(file for path in (model, *(path for path, _ in lora)) for file in files_of(path))]
+    inputs = [
+        measured.path,
+        *(file for path in (model, *(path for path, _ in lora)) for file in files_of(path)),
+    ]
     OutputFile.probe(output, inputs)
 
-    with named(text), progress() as bars:
+    with measured.named(), progress() as bars:
         result = lg.imatrix(
             model,
-            words,
+            how,
             adapters=lora,
-            context=context,
-            limit=windows,
             process_output=process_output,
-            dataset=text.name,
-            threads=threads,
+            dataset=measured.path.name,
             progress=bars,
         )
     result.save_gguf(output, inputs=inputs)

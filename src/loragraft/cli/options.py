@@ -6,15 +6,14 @@ import math
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loragraft.cli.command import FILE, OUTPUT, PLACE, argument, flag, option
-from loragraft.errors import LoragraftError, TextError
+from loragraft.errors import LoragraftError
 from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
 from loragraft.system.threads import MAX_THREADS
 
@@ -78,17 +77,6 @@ PROMPT = option("--prompt", "-p", metavar="TEXT", help="The text to read.")
 PROMPT_FILE = option(
     "--file", "-f", type=FILE, metavar="FILE", help="Read the text from a file (- for stdin)."
 )
-TEXT = option("--text", "-f", required=True, type=FILE, metavar="FILE", help="The text to measure on, UTF-8.")
-WINDOWS = option(
-    "--windows", type=click.IntRange(min=1), metavar="N", default_text="all", help="Stop after N windows."
-)
-MAX_CHARS = option(
-    "--max-chars",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default_text="all",
-    help="Use the text's first N characters.",
-)
 BACKEND = option(
     "--backend",
     type=click.Choice(["native", "reference"]),
@@ -112,17 +100,6 @@ WORK_DIR = option(
     help="Where to make temporary files.",
 )
 JSON = flag("--json", "as_json", help="Print the result as JSON.")
-
-
-def context_option(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return option(
-        "--context",
-        "-c",
-        type=click.IntRange(min=4),
-        metavar="N",
-        default=default,
-        help="Tokens per window.",
-    )
 
 
 def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -162,12 +139,3 @@ def _read_stdin() -> bytes:
 def read_text(path: Path, max_chars: int | None = None) -> str:
     """The text in a regular file, whatever its line ends; the first `max_chars` characters of it."""
     return decoded(read_file(path, MAX_TEXT), path)[:max_chars]
-
-
-@contextmanager
-def named(text: Path) -> Iterator[None]:
-    """What a verb says about the text that was given to it, it says about the file."""
-    try:
-        yield
-    except TextError as error:
-        raise error.about(text) from None

@@ -5,29 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command
-from loragraft.cli.options import (
-    BACKEND,
-    JSON,
-    LORA,
-    MAX_CHARS,
-    MODEL,
-    TEXT,
-    THREADS,
-    WINDOWS,
-    context_option,
-    named,
-    read_text,
-)
+from loragraft.cli.measure_options import Measured, measure_options
+from loragraft.cli.options import JSON, LORA, MODEL
 from loragraft.cli.progress import progress
 from loragraft.units import plural
-
-if TYPE_CHECKING:
-    from loragraft.inference.model import BackendName
 
 
 @command(
@@ -36,23 +21,13 @@ if TYPE_CHECKING:
     "loragraft perplexity ./hf-folder -f text.txt --windows 20 --json",
 )
 @MODEL
-@TEXT
 @LORA
-@context_option(512)
-@WINDOWS
-@MAX_CHARS
-@BACKEND
-@THREADS
+@measure_options(context=512, runs=True)
 @JSON
 def perplexity(
     model: Path,
-    text: Path,
     lora: tuple[tuple[Path, float], ...],
-    context: int,
-    windows: int | None,
-    max_chars: int | None,
-    backend: BackendName,
-    threads: int | None,
+    measured: Measured,
     as_json: bool,
 ) -> None:
     """Print a model's perplexity on a text, computed as llama-perplexity does.
@@ -61,12 +36,13 @@ def perplexity(
     replaced by BOS (if the model uses one). Only the second half of each window is scored, so that every prediction
     has at least half a window to go by. The result is exp of the mean negative log-likelihood.
     """
-    words = read_text(text, max_chars)
-    loaded = lg.load(model, lora, backend=backend, threads=threads)
+    how = measured.measurement
+    loaded = lg.load(model, lora, **how.running)
     for note in loaded.notes:
         console.info(note)
-    with named(text), progress() as bars:
-        result = loaded.perplexity(words, context=context, limit=windows, progress=bars)
+    context = measured.context
+    with measured.named(), progress() as bars:
+        result = loaded.perplexity(how.text, context=context, windows=how.windows, progress=bars)
     if as_json:
         console.result(json.dumps({"model": str(model), "context": context, **asdict(result)}, indent=2))
         return

@@ -18,7 +18,7 @@ from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.huggingface.intake import Intake
-    from loragraft.inference.model import BackendName
+    from loragraft.inference.measurement import BackendName
 
 _PROBABILITY = click.FloatRange(min=0, max=1)
 

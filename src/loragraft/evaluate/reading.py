@@ -7,34 +7,10 @@ from dataclasses import dataclass
 
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import Divergence, DivergenceMeter
+from loragraft.inference.measurement import Scorer, Text
 from loragraft.inference.model import Model
-from loragraft.inference.perplexity import (
-    Doubles,
-    Ids,
-    Meter,
-    Perplexity,
-    Scorer,
-    count,
-    log_softmax,
-    losses,
-    windows,
-)
+from loragraft.inference.perplexity import Doubles, Meter, Perplexity, log_softmax, losses
 from loragraft.progress import SILENT, Progress
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Tokens int32 [n] and how they are read: in windows of `context`, each starting with `bos` if that is not None,
-    the first `limit` of them (`loragraft.inference.perplexity`)."""
-
-    ids: Ids
-    context: int
-    bos: int | None
-    limit: int | None = None
-
-    @property
-    def windows(self) -> int:
-        return count(self.ids, self.context, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +34,7 @@ def read_beside(
     own = Meter()
     perplexities = {name: Meter() for name in others}
     divergences = {name: DivergenceMeter() for name in others}
-    for window in windows(text.ids, text.context, text.bos, limit=text.limit):
+    for window in text:
         reference = log_softmax(window.read_by(full))
         own.add(losses(reference, window.targets))
         progress.advance(1)

@@ -8,11 +8,11 @@ import numpy as np
 
 from loragraft.backends.program import Options
 from loragraft.evaluate.divergence import kl
-from loragraft.evaluate.reading import Text
 from loragraft.evaluate.uncertainty import Estimate, mean
 from loragraft.formats.source import TensorSource
+from loragraft.inference.measurement import Text
 from loragraft.inference.model import Model, backend_named
-from loragraft.inference.perplexity import log_softmax, windows
+from loragraft.inference.perplexity import log_softmax
 from loragraft.progress import SILENT, Progress
 
 
@@ -32,8 +32,8 @@ def sensitivities(
     """
     backend, options = backend_named("native"), Options(threads=threads, activations="f32")
     values: dict[str, list[np.ndarray]] = {name: [] for name in rough}
-    progress.start("Measuring tensors", text.windows * (len(rough) + 1))
-    for window in windows(text.ids, text.context, text.bos, limit=text.limit):
+    progress.start("Measuring tensors", len(text) * (len(rough) + 1))
+    for window in text:
         reference = log_softmax(full.logits(window.ids)[window.scored])
         progress.advance(1)
         for name, tensor in rough.items():

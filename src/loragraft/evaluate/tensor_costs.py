@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loragraft.errors import QuantizeError
-from loragraft.evaluate.reading import Text
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.formats.source import TensorSource
+from loragraft.inference.measurement import Text
 from loragraft.inference.model import Model, load
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.allocation import Choice

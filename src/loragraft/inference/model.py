@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.inference.generate import BATCH, Generation, finite, read
-from loragraft.inference.perplexity import DEFAULT_CONTEXT, Perplexity, check_windows, perplexity
+from loragraft.inference.measurement import DEFAULT_CONTEXT, Activations, BackendName, Measurement
+from loragraft.inference.perplexity import Perplexity, perplexity
 from loragraft.inference.sampling import Sampler, Sampling
 from loragraft.inference.tokenizer import Tokenizer, checked_ids
 from loragraft.opening import AdapterArguments, load_adapters, open_model
@@ -30,8 +31,6 @@ from loragraft.system.threads import thread_count
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-BackendName = Literal["native", "reference"]
-Activations = Literal["auto", "f32", "q8", "nvfp4"]
 
 
 class Model:
@@ -153,19 +152,13 @@ class Model:
         text: str,
         *,
         context: int = DEFAULT_CONTEXT,
-        limit: int | None = None,
+        windows: int | None = None,
         progress: Progress = SILENT,
     ) -> Perplexity:
-        """The perplexity on `text`, in windows of `context` tokens, the first `limit` of them; see
-        `loragraft.inference.perplexity`. Raises TextError if the text is shorter than two windows."""
-        ids = self.tokenize(text)
-        check_windows(ids, context, self.context_length, progress)
-        return perplexity(self, ids, context=context, bos=self.window_bos, limit=limit, progress=progress)
-
-    @property
-    def window_bos(self) -> int | None:
-        """What each window of a perplexity starts with, if the model wants BOS."""
-        return self.tokenizer.bos if self.tokenizer.add_bos else None
+        """The perplexity on `text`, in windows of `context` tokens, the first `windows` of them; see
+        `loragraft.inference.measurement`. Raises TextError if the text is shorter than two windows."""
+        how = Measurement(text, context=context, windows=windows)
+        return perplexity(self, how.read_by(self.tokenizer, self.context_length, progress), progress)
 
 
 @intact

@@ -23,13 +23,14 @@ import numpy as np
 from loragraft.errors import LoragraftError, QuantizeError, TextError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import Text, check_vocabulary, read_beside
+from loragraft.evaluate.reading import check_vocabulary, read_beside
 from loragraft.evaluate.tensor_costs import TensorCost, possible_types, size_as, tensor_costs
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate
 from loragraft.evaluate.verdict import budget_verdict, percent_text
 from loragraft.formats.mapped import intact
+from loragraft.inference.measurement import Measurement, Text, measurement
 from loragraft.inference.model import Model, load
-from loragraft.inference.perplexity import Doubles, check_windows
+from loragraft.inference.perplexity import Doubles
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
 from loragraft.progress import SILENT, Progress
@@ -102,7 +103,7 @@ class Budget:
 def budget(
     base: str | PathLike[str],
     adapters: AdapterArguments,
-    text: str,
+    text: str | Measurement,
     *,
     size: int | None = None,
     bits_per_weight: float | None = None,
@@ -111,10 +112,7 @@ def budget(
     types: Sequence[str] = TYPES,
     valid: str | None = None,
     imatrix: str | PathLike[str] | None = None,
-    context: int = CONTEXT,
-    limit: int = WINDOWS,
-    valid_limit: int = VALID_WINDOWS,
-    threads: int | None = None,
+    valid_windows: int = VALID_WINDOWS,
     work_dir: str | PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> Budget:
@@ -122,10 +120,10 @@ def budget(
     so that all tensors together take at most `size` bytes, or `bits_per_weight`; or as little as still keeps the share
     `keep` of the fine-tune; or, if nothing is said, as much as the mix `like` takes.
 
-    Tensors are measured on the first `limit` windows of `text`, of `context` tokens each; the result on the first
-    `valid_limit` windows of `valid`, or of what is left of `text`. `imatrix`: an importance matrix to quantize with.
-    The files that have to be made go to a temporary folder in `work_dir`: one F16 model, and one quantized model at a
-    time. Raises LoragraftError.
+    Tensors are measured on `text`, on its first 8 windows of 256 tokens each if nothing else is said; the result on the
+    first `valid_windows` windows of `valid`, or of what is left of `text`. `imatrix`: an importance matrix to quantize
+    with. The files that have to be made go to a temporary folder in `work_dir`: one F16 model, and one quantized model
+    at a time. Raises LoragraftError.
     """
     if sum(wanted is not None for wanted in (size, bits_per_weight, keep)) > 1:
         raise LoragraftError("size", "said twice", expected="bytes, or bits per weight, or a share to keep")
@@ -135,19 +133,21 @@ def budget(
         )
     kinds = [_candidate(name) for name in types]
     options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
-    threads = thread_count(threads)
-    unmerged = open_model(base)
-    tokenizer = Tokenizer(unmerged.metadata, unmerged.path)
-    check_windows(tokenizer.encode(text), context, unmerged.context_length, progress)
+    how, unmerged = measurement(text, context=CONTEXT, windows=WINDOWS), open_model(base)
+    how.only_on("native", "budget")
+    threads = thread_count(how.threads)
+    how.read_by(
+        Tokenizer(unmerged.metadata, unmerged.path), unmerged.context_length, progress
+    )  # raises early
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as place:
         path = Path(place) / "full.gguf"
         merge(base, adapters, path, type="F16", options=options, threads=threads, progress=progress)
-        full = load(path, threads=threads)
-        learn, judge = _texts(full, text, valid, context, limit, valid_limit)
-        without = load(base, threads=threads) if adapters else None
+        full = load(path, **how.running)
+        learn, judge = _texts(full, how, valid, valid_windows)
+        without = load(base, **how.running) if adapters else None
         if without is not None:
             check_vocabulary(without, full)
-        bench = _Bench(full, without, judge, options, Path(place), threads, progress)
+        bench = _Bench(full, without, judge, options, Path(place), how, threads, progress)
         mixes = bench.mix_sizes()
         if bits_per_weight is not None:
             size = bench.size_of(bits_per_weight)
@@ -186,24 +186,22 @@ def _candidate(name: str) -> QuantType:
     return kind
 
 
-def _texts(
-    full: Model, text: str, valid: str | None, context: int, limit: int, valid_limit: int
-) -> tuple[Text, Text]:
+def _texts(full: Model, how: Measurement, valid: str | None, valid_windows: int) -> tuple[Text, Text]:
     """What to measure the tensors on, and what to judge the result on."""
-    ids, bos = full.tokenize(text), full.window_bos
-    learn = Text(ids, context, bos, limit)
+    learn = how.read_by(full.tokenizer, None)
     if valid is not None:
-        return learn, Text(full.tokenize(valid), context, bos, valid_limit)
-    rest = Text(ids[learn.windows * context :], context, bos, valid_limit)
-    if rest.windows < 2:
+        return learn, replace(how, text=valid, windows=valid_windows).read_by(full.tokenizer, None)
+    rest = learn.ids[len(learn) * learn.context :]
+    if len(rest) < 2 * learn.context or valid_windows < 2:
+        wanted = (how.windows or len(learn)) + 2
         raise TextError(
             "text",
             "too short to measure tensors on and to judge the result on",
-            found=f"{len(ids)} tokens",
-            expected=f"{(limit + 2) * context} or more, for {limit + 2} windows of {context}",
+            found=f"{len(learn.ids)} tokens",
+            expected=f"{wanted * learn.context} or more, for {wanted} windows of {learn.context}",
             hint="use fewer windows, or give another text to judge on",
         )
-    return learn, rest
+    return learn, replace(learn, ids=rest, windows=valid_windows)
 
 
 def _largest_within(sizes: Mapping[str, int], size: int) -> str:
@@ -256,6 +254,7 @@ class _Bench:
     text: Text
     options: QuantizeOptions
     folder: Path
+    how: Measurement
     threads: int
     progress: Progress
 
@@ -351,8 +350,8 @@ class _Bench:
         path = self.folder / "judged.gguf"
         options = replace(self.options, tensor_types=patterns)
         quantize(self.full.source, path, mix, options=options, threads=self.threads, progress=self.progress)
-        model = load(path, threads=self.threads)
-        self.progress.start(f"Judging {label}", 2 * self.text.windows)
+        model = load(path, **self.how.running)
+        self.progress.start(f"Judging {label}", 2 * len(self.text))
         _, readings = read_beside(self.full, {label: model}, self.text, self.progress)
         path.unlink()
         return Deployment.of(label, model.size, readings[label], self._whole), readings[label].kl
@@ -364,7 +363,7 @@ class _Bench:
 
     def _divergences(self, text: Text) -> Doubles:
         assert self.base is not None
-        self.progress.start("Judging the base", 2 * text.windows)
+        self.progress.start("Judging the base", 2 * len(text))
         _, readings = read_beside(self.full, {"base": self.base}, text, self.progress)
         return readings["base"].kl
 

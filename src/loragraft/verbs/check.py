@@ -26,7 +26,8 @@ from loragraft.graph.lora import attach
 from loragraft.graph.misorder import Mistake, misorder, misorder_each, possible, wrong_epilogue
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
-from loragraft.inference.perplexity import Meter, Window, check_windows, count, log_softmax, losses, windows
+from loragraft.inference.measurement import Measurement, Window, measurement
+from loragraft.inference.perplexity import Meter, log_softmax, losses
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
@@ -91,16 +92,14 @@ def check(
     model: str | Path,
     adapters: AdapterArguments = (),
     *,
-    text: str | None = None,
-    context: int = 256,
-    limit: int | None = 8,
+    text: str | Measurement | None = None,
     progress: Progress = SILENT,
 ) -> Conformance:
     """The conformance report of `model` with `adapters` (paths, or pairs of path and strength).
 
-    With a `text`, every possible mistake is made in a copy of the graph and measured on the text's first `limit`
-    windows of `context` tokens, by the reference backend: memory for the whole model in float32, time for one
-    reading per mistake. Raises LoragraftError for files that do not fit each other and GraphError for a model whose
+    With a `text`, every possible mistake is made in a copy of the graph and measured on it (8 windows of 256 tokens, if
+    nothing else is said), by the reference backend: memory for the whole model in float32, time for one reading per
+    mistake. Raises LoragraftError for files that do not fit each other and GraphError for a model whose
     graph breaks the law.
     """
     base = open_model(model)
@@ -118,10 +117,9 @@ def check(
     names = [str(adapter.path) for adapter, _ in loaded]
     if text is None:
         return Conformance(source.path, source.arch, names, linears, notes=notes)
-    tokenizer = Tokenizer(source.metadata, source.path)
-    ids = tokenizer.encode(text)
-    check_windows(ids, context, source.context_length, progress)
-    bos = tokenizer.bos if tokenizer.add_bos else None
+    how = measurement(text, context=256, windows=8)
+    how.only_on("reference", "check")
+    words = how.read_by(Tokenizer(source.metadata, source.path), source.context_length, progress)
     weights = {name: dequantized(tensor) for name, tensor in source.tensors.items()} | extra
     graphs = _graphs(graph, linears)
     programs = {name: _prepared(wrong, weights) for name, (wrong, _) in graphs.items()}
@@ -133,8 +131,8 @@ def check(
         without = _prepared(model_graph(base), weights | others)
         programs = {RIGHT: programs.pop(RIGHT), WITHOUT: without, **programs}
     bench = _Bench(graph, weights, programs, {name: wrong for name, (_, wrong) in graphs.items()})
-    progress.start("Measuring wrong orders", count(ids, context, limit) * len(programs))
-    for window in windows(ids, context, bos, limit=limit):
+    progress.start("Measuring wrong orders", len(words) * len(programs))
+    for window in words:
         bench.read(window, progress)
     runs, tokens = bench.runs()
     return Conformance(source.path, source.arch, names, linears, runs, bench.local_errors(), tokens, notes)

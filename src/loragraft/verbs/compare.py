@@ -17,12 +17,13 @@ from typing import Any
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import Text, check_vocabulary, read_beside
+from loragraft.evaluate.reading import check_vocabulary, read_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
 from loragraft.formats.mapped import intact
-from loragraft.inference.model import BackendName, Model, load
-from loragraft.inference.perplexity import DEFAULT_CONTEXT, Doubles, check_windows
+from loragraft.inference.measurement import Measurement, Text, measurement
+from loragraft.inference.model import Model, load
+from loragraft.inference.perplexity import Doubles
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
 from loragraft.progress import SILENT, Progress
@@ -71,15 +72,11 @@ class Comparison:
 def compare(
     base: str | PathLike[str],
     adapters: AdapterArguments,
-    text: str,
+    text: str | Measurement,
     *,
     types: Sequence[str] = ("Q4_K_M",),
     keep: float = KEEP,
     imatrix: str | PathLike[str] | None = None,
-    context: int = DEFAULT_CONTEXT,
-    limit: int | None = None,
-    backend: BackendName = "native",
-    threads: int | None = None,
     work_dir: str | PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> Comparison:
@@ -88,9 +85,9 @@ def compare(
     `types`: how to quantize; `imatrix`: an importance matrix for that; `keep`: how much of the fine-tune is wanted, a
     share between 0 and 1.
 
-    Perplexity is computed as llama-perplexity does (`loragraft.inference.perplexity`), in windows of `context` tokens,
-    the first `limit` of them. The files that have to be made go to a temporary folder in `work_dir`: one F16 model, and
-    the two quantized ones of one type at a time. They are removed, whatever happens. Raises LoragraftError.
+    Perplexity is computed as llama-perplexity does, in windows of 512 tokens if `text` says nothing else. The files
+    that have to be made go to a temporary folder in `work_dir`: one F16 model, and the two quantized ones of one type
+    at a time. They are removed, whatever happens. Raises LoragraftError.
     """
     if not adapters:
         raise LoragraftError("adapters", "nothing to compare", expected="at least one adapter")
@@ -101,16 +98,17 @@ def compare(
         raise LoragraftError("types", "nothing to compare", expected="at least one type")
     # the base may be quantized already
     options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
-    unmerged = open_model(base)
-    tokenizer = Tokenizer(unmerged.metadata, unmerged.path)
-    check_windows(tokenizer.encode(text), context, unmerged.context_length, progress)
+    how, unmerged = measurement(text), open_model(base)
+    how.read_by(
+        Tokenizer(unmerged.metadata, unmerged.path), unmerged.context_length, progress
+    )  # raises early
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
-        bench = _Bench(base, adapters, options, Path(folder), backend, threads, progress)
+        bench = _Bench(base, adapters, options, Path(folder), how, progress)
         full = bench.made("full", adapters, "F16")
-        words = Text(full.tokenize(text), context, full.window_bos, limit)
-        base_model = load(base, backend=backend, threads=threads)
+        words = how.read_by(full.tokenizer, None)
+        base_model = load(base, **how.running)
         check_vocabulary(base_model, full)
-        progress.start("Comparing the base", 2 * words.windows)
+        progress.start("Comparing the base", 2 * len(words))
         perplexity, readings = read_beside(full, {BASE: base_model}, words, progress)
         whole = readings[BASE]
         measured = [_of_type(bench, kind, full, words, whole.kl) for kind in kinds]
@@ -119,7 +117,7 @@ def compare(
             Deployment("merged, F16", full.size, perplexity),
             Deployment.of("base alone", base_model.size, whole),
             keep,
-            context,
+            words.context,
         )
 
 
@@ -131,8 +129,7 @@ class _Bench:
     adapters: AdapterArguments
     options: QuantizeOptions
     folder: Path
-    backend: BackendName
-    threads: int | None
+    how: Measurement
     progress: Progress
 
     def made(
@@ -150,10 +147,10 @@ class _Bench:
             path,
             type=kind,
             options=self.options,
-            threads=self.threads,
+            threads=self.how.threads,
             progress=self.progress,
         )
-        return load(path, attached, backend=self.backend, threads=self.threads)
+        return load(path, attached, **self.how.running)
 
     def remove(self, *names: str) -> None:
         for name in names:
@@ -167,7 +164,7 @@ def _of_type(bench: _Bench, kind: str, full: Model, text: Text, base: Doubles) -
         MERGED: bench.made(MERGED, bench.adapters, kind),
         RUNTIME: bench.made(RUNTIME, (), kind, bench.adapters),
     }
-    bench.progress.start(f"Comparing {kind}", 3 * text.windows)
+    bench.progress.start(f"Comparing {kind}", 3 * len(text))
     _, readings = read_beside(full, models, text, bench.progress)
     bench.remove(MERGED, RUNTIME)
     labels = {MERGED: f"merged, {kind}", RUNTIME: f"{kind} + adapter"}

@@ -17,8 +17,8 @@ from loragraft.backends.cpu.session import NativeSession
 from loragraft.errors import LoragraftError, naming
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.mapped import intact
+from loragraft.inference.measurement import Measurement, measurement
 from loragraft.inference.model import load
-from loragraft.inference.perplexity import DEFAULT_CONTEXT, check_windows, count, windows
 from loragraft.opening import AdapterArguments
 from loragraft.progress import SILENT, Progress
 
@@ -30,22 +30,21 @@ OUTPUT = "output.weight"
 @intact
 def imatrix(
     path: str | PathLike[str],
-    text: str,
+    text: str | Measurement,
     *,
     adapters: AdapterArguments = (),
-    context: int = DEFAULT_CONTEXT,
-    limit: int | None = None,
     process_output: bool = False,
     dataset: str = "",
-    threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Imatrix:
-    """The importance matrix of the model at `path` on `text`, in windows of `context` tokens, the first `limit`.
+    """The importance matrix of the model at `path` on `text`, in windows of 512 tokens if nothing else is said.
 
     `process_output`: of the output layer too. `dataset`: what to call the text in the file. Raises TextError for a
     text shorter than two windows, LoragraftError for activations that are not finite.
     """
-    model = load(path, adapters, threads=threads)
+    how = measurement(text)
+    how.only_on("native", "imatrix")
+    model = load(path, adapters, **how.running)
     for note in model.notes:
         progress.note(note)
     session = model.session
@@ -55,10 +54,9 @@ def imatrix(
         process_output,
     )
     session.observer = collector.observe
-    ids = model.tokenize(text)
-    check_windows(ids, context, model.context_length, progress)
-    progress.start("Collecting", count(ids, context, limit))
-    for window in windows(ids, context, model.window_bos, limit=limit):
+    words = how.read_by(model.tokenizer, model.context_length, progress)
+    progress.start("Collecting", len(words))
+    for window in words:
         with naming(model.path):
             session.reset()
             if process_output:
@@ -66,7 +64,7 @@ def imatrix(
             else:
                 session.feed(window.ids)
         progress.advance(1)
-    return collector.result(dataset, count(ids, context, limit), context)
+    return collector.result(dataset, len(words), words.context)
 
 
 class Collector:
