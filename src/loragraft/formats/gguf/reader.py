@@ -29,7 +29,7 @@ from loragraft.formats.gguf.values import (
     Value,
     ValueType,
 )
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import Bytes, TensorSource, aligned_rows
 from loragraft.quants.types import BY_ID, QuantType
 
 #: No header is larger than this: the largest tokenizers in use take about 20 MB.
@@ -92,7 +92,7 @@ class GGUFTensor(TensorSource):
         view = np.frombuffer(
             self._mapping, np.uint8, (stop - start) * row_bytes, self.offset + start * row_bytes
         )
-        return view.reshape(stop - start, row_bytes)
+        return aligned_rows(view.reshape(stop - start, row_bytes), self.type)
 
     def prefetch(self, start: int, stop: int) -> None:
         mapped.prefetch(self._mapping, *self._span(start, stop))
