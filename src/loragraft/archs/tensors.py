@@ -81,8 +81,24 @@ PLUS_ONE = Values(lambda values: values + np.float32(1), lambda values: values -
 
 
 @dataclass(frozen=True, slots=True)
+class Fused:
+    """Part `index` of a GGUF tensor that is several modules of the checkpoint, one's rows below the other's.
+    `rows(h, layer)`: how many each of them has."""
+
+    index: int
+    rows: Callable[[Hparams, int], tuple[int, ...]]
+
+    def span(self, h: Hparams, layer: int) -> tuple[int, int]:
+        """Which rows of the whole are this part's: first, and the one behind the last."""
+        sizes = self.rows(h, layer)
+        first = sum(sizes[: self.index])
+        return first, first + sizes[self.index]
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A module of the checkpoint, whose `.weight` and `.bias` become those of GGUF's `gguf`."""
+    """A module of the checkpoint, whose `.weight` and `.bias` become those of GGUF's `gguf`. Its weight is first
+    transposed, then rows, columns and values are taken as they say."""
 
     hf: str
     gguf: str
@@ -91,6 +107,12 @@ class Tensor:
     values: Values | None = None
     exact: bool = False
     """Both names are whole names of tensors; nothing is added to them."""
+    columns: Rows | None = None
+    """Of the weight alone, as `rows` is; an order of all."""
+    transposed: bool = False
+    """The checkpoint has the weight as [in, out] (GPT-2's Conv1D), or as a stack of such. Adapters do not."""
+    fused: Fused | None = None
+    """None: it is a tensor of its own."""
 
 
 def in_layer(hf: str, gguf: str, rows: Rows | None = None, values: Values | None = None) -> Tensor:

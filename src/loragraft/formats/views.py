@@ -109,6 +109,80 @@ class Stacked(TensorSource):
             yield expert, (max(start, first) - first, min(stop, first + each) - first)
 
 
+class Joined(TensorSource):
+    """Sources of as many columns and one type, one's rows below the other's."""
+
+    def __init__(self, name: str, sources: Sequence[TensorSource]) -> None:
+        rows = sum(source.n_rows for source in sources)
+        self.name, self.shape, self.type = name, (rows, sources[0].columns), sources[0].type
+        self._sources = sources
+
+    def rows(self, start: int, stop: int) -> Bytes:
+        _check_range(self, start, stop)
+        parts = [source.rows(*span) for source, span in self._spans(start, stop)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, self.row_bytes), np.uint8)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        for source, span in self._spans(start, stop):
+            source.prefetch(*span)
+
+    def release(self, start: int, stop: int) -> None:
+        for source, span in self._spans(start, stop):
+            source.release(*span)
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[TensorSource, tuple[int, int]]]:
+        first = 0
+        for source in self._sources:
+            span = max(start - first, 0), min(stop - first, source.n_rows)
+            if span[0] < span[1]:
+                yield source, span
+            first += source.n_rows
+
+
+#: A value of a type of floats, as its bits.
+_BITS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2", "F64": "<u8"}
+
+
+class Transposed(TensorSource):
+    """Floats [..., a, b] as [..., b, a]. Any rows of a matrix need all of its source's."""
+
+    def __init__(self, source: TensorSource) -> None:
+        *stack, a, b = source.shape
+        self.name, self.shape, self.type = source.name, (*stack, b, a), source.type
+        self._source, self._bits = source, _BITS[source.type.name]
+
+    def rows(self, start: int, stop: int) -> Bytes:
+        _check_range(self, start, stop)
+        b, a = self.shape[-2:]
+        parts = []
+        for matrix in range(start // b, -(-stop // b)):
+            bits = self._source.rows(matrix * a, (matrix + 1) * a).view(self._bits)
+            parts.append(bits[:, max(start - matrix * b, 0) : stop - matrix * b].T)
+        joined = np.concatenate(parts) if parts else np.empty((0, a), self._bits)
+        return np.ascontiguousarray(joined).view(np.uint8)
+
+
+class ReorderedColumns(TensorSource):
+    """Floats whose column i is the source's column `order[i]`."""
+
+    def __init__(self, source: TensorSource, order: npt.NDArray[np.intp]) -> None:
+        self.name, self.shape, self.type = source.name, (*source.shape[:-1], len(order)), source.type
+        self._source, self._order, self._bits = source, order, _BITS[source.type.name]
+
+    def rows(self, start: int, stop: int) -> Bytes:
+        return np.ascontiguousarray(self._source.rows(start, stop).view(self._bits)[:, self._order]).view(
+            np.uint8
+        )
+
+    def prefetch(self, start: int, stop: int) -> None:
+        self._source.prefetch(start, stop)
+
+    def release(self, start: int, stop: int) -> None:
+        self._source.release(start, stop)
+
+
 class Computed(TensorSource):
     """Rows that a function makes of the same rows of others: `compute(start, stop)` -> uint8 [stop - start,
     row_bytes]; `of` are these others."""

@@ -214,8 +214,9 @@ Part = tuple[Floats, Floats, float, Floats | None]
 
 @dataclass(slots=True)
 class _Target:
-    """The pairs for one GGUF weight: one, or one per expert (key None or the expert)."""
+    """The pairs for one GGUF weight: one, or one per expert or part of it (key None, or which)."""
 
+    place: Place
     parts: dict[int | None, Part] = field(default_factory=dict)
 
 
@@ -260,10 +261,14 @@ class _Placement:
 
     def pairs(self) -> dict[str, LoraPair]:
         """All pairs, by target."""
-        return {
-            name: self._single(name, target) if None in target.parts else self._stacked(name, target)
-            for name, target in self._targets.items()
-        }
+        found = {}
+        for name, target in self._targets.items():
+            if target.place.tensor.fused is not None:
+                found[name] = self._joined(name, target)
+            else:
+                one = None in target.parts
+                found[name] = self._single(name, target) if one else self._stacked(name, target)
+        return found
 
     def _scale(self, name: str, rank: int) -> float:
         expected = self._settings.rank_of(name)
@@ -328,9 +333,11 @@ class _Placement:
             raise AdapterError(
                 self._path, f"adapts {module}, but the base has no {place.name}", found=self._base.path.name
             )
-        b, magnitude = self._ordered(place, module, b, magnitude)
+        a, b, magnitude = self._ordered(place, module, a, b, magnitude)
         shape = (*a.shape[:-2], b.shape[-2], a.shape[-1])
         expected = whole if place.expert is None else whole[1:]
+        if (span := place.span) is not None:
+            expected = (span[1] - span[0], *whole[1:])
         if shape != expected:
             raise AdapterError(
                 self._path,
@@ -338,26 +345,29 @@ class _Placement:
                 found=shape,
                 expected=expected,
             )
-        parts = self._targets.setdefault(place.name, _Target()).parts
-        if place.expert in parts:
+        parts = self._targets.setdefault(place.name, _Target(place)).parts
+        which = place.expert if place.tensor.fused is None else place.tensor.fused.index
+        if which in parts:
             raise AdapterError(self._path, f"adapts {module} twice")
-        parts[place.expert] = (np.ascontiguousarray(a), np.ascontiguousarray(b), scale, magnitude)
+        parts[which] = (np.ascontiguousarray(a), np.ascontiguousarray(b), scale, magnitude)
 
     def _ordered(
-        self, place: Place, module: str, b: Floats, magnitude: Floats | None
-    ) -> tuple[Floats, Floats | None]:
-        """Rows of B and of the magnitude as the weight has them in GGUF."""
+        self, place: Place, module: str, a: Floats, b: Floats, magnitude: Floats | None
+    ) -> tuple[Floats, Floats, Floats | None]:
+        """Columns of A, rows of B and of the magnitude as the weight has them in GGUF."""
         if place.values is not None:
             raise AdapterError(self._path, f"adapts {module}, whose values GGUF changes", found=place.name)
         try:
-            order = place.order(b.shape[-2])
+            order, columns = place.order(b.shape[-2]), place.column_order(a.shape[-1])
         except ValueError as problem:
             raise AdapterError(
-                self._path, f"its delta for {module} does not fit ({problem})", found=b.shape
+                self._path, f"its delta for {module} does not fit ({problem})", found=(a.shape, b.shape)
             ) from None
+        if columns is not None:
+            a = a[..., columns]
         if order is None:
-            return b, magnitude
-        return b[..., order, :], None if magnitude is None else magnitude[order]
+            return a, b, magnitude
+        return a, b[..., order, :], None if magnitude is None else magnitude[order]
 
     def _single(self, name: str, target: _Target) -> LoraPair:
         return LoraPair(name, *target.parts[None])
@@ -388,3 +398,31 @@ class _Placement:
                 hint="merge it with peft (merge_and_unload), then convert what that saved",
             )
         return LoraPair(name, stack_a, stack_b, common, lengths if decomposed else None)
+
+    def _joined(self, name: str, target: _Target) -> LoraPair:
+        """Parts of a fused weight adapted one by one, as one pair: each has its own columns of B, and rows."""
+        place, parts = target.place, target.parts
+        fused = place.tensor.fused
+        assert fused is not None
+        scales = {scale for _, _, scale, _ in parts.values()}
+        common = scales.pop() if len(scales) == 1 else 1.0
+        b = np.zeros((self._shapes[name][0], sum(a.shape[0] for a, _, _, _ in parts.values())), np.float32)
+        lengths = np.zeros(len(b), np.float32)
+        decomposed = [magnitude is not None for _, _, _, magnitude in parts.values()]
+        if any(decomposed) and (not all(decomposed) or len(parts) < place.parts):
+            raise AdapterError(
+                self._path,
+                f"DoRA of a part of {name} only is not honoured",
+                found=f"{sum(decomposed)} of {place.parts} parts",
+                hint="merge it with peft (merge_and_unload), then convert what that saved",
+            )
+        done = 0
+        for index, (_, own, scale, magnitude) in sorted(parts.items(), key=lambda item: item[0] or 0):
+            first, last = replace(fused, index=index or 0).span(place.h, place.layer)
+            block = own if common == scale else own * np.float32(scale / common)
+            b[first:last, done : done + own.shape[1]] = block
+            done += own.shape[1]
+            if magnitude is not None:
+                lengths[first:last] = magnitude
+        a = np.concatenate([parts[index][0] for index in sorted(parts, key=lambda index: index or 0)])
+        return LoraPair(name, a, b, common, lengths if any(decomposed) else None)

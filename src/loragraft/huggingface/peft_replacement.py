@@ -117,6 +117,12 @@ class Replacements:
             raise AdapterError(
                 self._path, f"holds a bias for {module}, which can have none", found=values.shape
             )
+        if places[0].tensor.fused is not None:
+            raise AdapterError(
+                self._path,
+                f"holds a bias for {module}, which is a part of {places[0].name}",
+                found=values.shape,
+            )
         order = places[0].order(len(values))
         return places[0].name, np.float32(scale) * (values if order is None else values[order])
 

@@ -11,7 +11,17 @@ import numpy as np
 from loragraft.archs.tensors import Values
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.source import Bytes, TensorSource
-from loragraft.formats.views import Computed, Reordered, Stacked, float_rows, in_memory, widened
+from loragraft.formats.views import (
+    Computed,
+    Joined,
+    Reordered,
+    ReorderedColumns,
+    Stacked,
+    Transposed,
+    float_rows,
+    in_memory,
+    widened,
+)
 from loragraft.huggingface.tensor_names import Place, TensorNames
 from loragraft.huggingface.weights import Weight
 from loragraft.quants.types import F32
@@ -53,29 +63,33 @@ class Placement:
             for place in places:
                 self._add(_Piece(place, weight))
         for name, pieces in self._stacks.items():
-            missing = [e for e in range(self._names.experts) if e not in pieces]
+            fused = next(iter(pieces.values())).place.tensor.fused is not None
+            count = next(iter(pieces.values())).place.parts if fused else self._names.experts
+            missing = [e for e in range(count) if e not in pieces]
             raise CheckpointError(
                 self._path,
-                f"{name} lacks experts",
+                f"{name} lacks {'parts' if fused else 'experts'}",
                 found=f"{len(pieces)} of them",
                 expected=f"also {missing[:4]}",
             )
         return self._tensors
 
     def _add(self, piece: _Piece) -> None:
-        name, expert = piece.place.name, piece.place.expert
-        if expert is None:
+        name, expert, fused = piece.place.name, piece.place.expert, piece.place.tensor.fused
+        if expert is None and fused is None:
             self._finish(name, [piece])
             return
         stack = self._stacks.setdefault(name, {})
-        if expert in stack or expert >= self._names.experts:
+        count = piece.place.parts if fused is not None else self._names.experts
+        index = fused.index if fused is not None else expert
+        if index is None or index in stack or index >= count:
             raise CheckpointError(
                 self._path,
                 f"{piece.weight.name!r} is no expert of the model",
-                expected=f"{self._names.experts} experts",
+                expected=f"{count} experts",
             )
-        stack[expert] = piece
-        if len(stack) == self._names.experts:
+        stack[index] = piece
+        if len(stack) == count:
             self._finish(name, [stack[e] for e in range(len(stack))])
             del self._stacks[name]
 
@@ -84,16 +98,22 @@ class Placement:
             raise CheckpointError(self._path, f"two tensors are both {name}", found=pieces[0].weight.name)
         weights = [piece.weight for piece in pieces]
         first = weights[0]
+        fused = pieces[0].place.tensor.fused is not None
         for weight in weights[1:]:
-            if (weight.shape, weight.source.type) != (first.shape, first.source.type):
+            same = weight.shape[1:] == first.shape[1:] if fused else weight.shape == first.shape
+            if not same or weight.source.type != first.source.type or (fused and weight.scale != first.scale):
                 raise CheckpointError(
                     self._path,
-                    f"the experts of {name} differ",
+                    f"the {'parts' if fused else 'experts'} of {name} differ",
                     found=f"{weight.name} {weight.source.type} {weight.shape}",
                     expected=f"{first.source.type} {first.shape}",
                 )
         sources = [self._arranged(piece) for piece in pieces]
-        source = sources[0] if pieces[0].place.expert is None else Stacked(name, sources)
+        if fused:
+            source = self._joined(name, pieces, sources)
+            weights = [first]
+        else:
+            source = sources[0] if pieces[0].place.expert is None else Stacked(name, sources)
         if _is_float32_in_gguf(name, source.shape):
             source = widened(source)
         source.name = name
@@ -102,6 +122,21 @@ class Placement:
             self.wide_activations.add(name)
         self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])
         self._add_companion(f"{name.removesuffix('.weight')}.input_scale", [w.input_scale for w in weights])
+
+    def _joined(self, name: str, pieces: list[_Piece], sources: list[TensorSource]) -> TensorSource:
+        for piece, source in zip(pieces, sources, strict=True):
+            first, last = piece.place.span or (0, 0)
+            if source.shape[0] != last - first:
+                raise CheckpointError(
+                    self._path,
+                    f"{piece.weight.name} has another number of rows than the configuration says",
+                    found=source.shape[0],
+                    expected=last - first,
+                )
+        if len(sources[0].shape) == 1:
+            values = [float_rows(source.rows(0, 1), source.type).reshape(-1) for source in sources]
+            return in_memory(name, np.concatenate(values))
+        return Joined(name, sources)
 
     def _add_companion(self, name: str, scales: list[float | None]) -> None:
         """The scales of a quantized weight, one or one per expert; absent means 1."""
@@ -112,9 +147,12 @@ class Placement:
     def _arranged(self, piece: _Piece) -> TensorSource:
         """The tensor of one piece: its rows in GGUF's order, its values GGUF's."""
         source, place = piece.weight.source, piece.place
+        if len(source.shape) > 1 and place.tensor.transposed:
+            source = Transposed(self._floats(piece, source))
         rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]
         try:
             order = place.order(rows)
+            columns = place.column_order(source.shape[-1]) if len(source.shape) > 1 else None
         except ValueError as problem:
             raise CheckpointError(
                 self._path,
@@ -128,7 +166,20 @@ class Placement:
             stack = np.arange(source.n_rows // rows)[:, None] * rows
             shape = (*source.shape[:-2], len(order), source.shape[-1])
             source = Reordered(source, (stack + order[None, :]).reshape(-1), shape)
+        if columns is not None:
+            source = ReorderedColumns(self._floats(piece, source), columns)
         return source if place.values is None else _changed(source, place.values)
+
+    def _floats(self, piece: _Piece, source: TensorSource) -> TensorSource:
+        """The source, whose columns are to move: they cannot where they are quantized together."""
+        if source.type.is_float:
+            return source
+        raise UnsupportedError(
+            self._path,
+            f"{piece.weight.name} is quantized, and GGUF has its columns in another order",
+            found=source.type,
+            hint="`convert` or `merge` with --dequantize, or from the model before it was quantized",
+        )
 
 
 def _changed(source: TensorSource, values: Values) -> TensorSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,9 @@ class Place:
 
     @property
     def as_it_is(self) -> bool:
-        """Whether rows and values are those of the checkpoint."""
-        return self.tensor.rows is None and self.tensor.values is None
+        """Whether it is a tensor of its own, with the checkpoint's rows, columns and values."""
+        changes = (self.tensor.rows, self.tensor.columns, self.tensor.values, self.tensor.fused)
+        return changes == (None,) * 4 and not self.tensor.transposed
 
     @property
     def values(self) -> Values | None:
@@ -44,10 +46,25 @@ class Place:
         ValueError if so many rows do not divide as they must."""
         return None if self.tensor.rows is None else self.tensor.rows.order(self.h, self.layer, rows)
 
-    def inverse_order(self, rows: int) -> Order | None:
-        """Row i of the checkpoint's tensor is row inverse_order[i] of GGUF's, which has all of its `rows`."""
-        order = self.order(rows)
-        return None if order is None else np.argsort(order)
+    def column_order(self, columns: int) -> Order | None:
+        """The same of the columns of a weight."""
+        return None if self.tensor.columns is None else self.tensor.columns.order(self.h, self.layer, columns)
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Which rows of the GGUF tensor are this one's, if it is one of several; else None."""
+        return None if self.tensor.fused is None else self.tensor.fused.span(self.h, self.layer)
+
+    @property
+    def parts(self) -> int:
+        """How many tensors of the checkpoint the GGUF tensor is made of, experts aside."""
+        return 1 if self.tensor.fused is None else len(self.tensor.fused.rows(self.h, self.layer))
+
+    def rows_in_gguf(self, rows: int) -> Order:
+        """Row i of the checkpoint's tensor is row rows_in_gguf[i] of GGUF's, which has `rows` and all of this one's."""
+        first, last = self.span or (0, rows)
+        order = self.order(last - first)
+        return first + (np.arange(last - first) if order is None else np.argsort(order))
 
 
 class TensorNames:
@@ -58,9 +75,12 @@ class TensorNames:
 
     def __init__(self, metadata: Metadata) -> None:
         h = read_hparams(metadata)
+        self._fill(h, ARCHS.by_name(h.arch).tensors)
+
+    def _fill(self, h: Hparams, tensors: Sequence[Tensor]) -> None:
         self.layers, self.experts = len(h.layers), h.experts
         self._places: dict[str, list[Place]] = {}
-        for tensor in ARCHS.by_name(h.arch).tensors:
+        for tensor in tensors:
             for layer in range(self.layers if "{i}" in tensor.hf else 1):
                 number = str(layer)
                 hf, gguf = tensor.hf.replace("{i}", number), tensor.gguf.replace("{i}", number)
@@ -101,20 +121,20 @@ class Origin:
 
 
 class CheckpointNames:
-    """The Hugging Face names of one model's tensors. Experts have a name each."""
+    """The Hugging Face names of one model's tensors, from all `names` that they may have. Experts have a name each."""
 
-    def __init__(self, metadata: Metadata) -> None:
-        names = TensorNames(metadata)
+    def __init__(self, names: TensorNames) -> None:
         self._origins: dict[str, list[Origin]] = {}
         for hf, places in names.by_name().items():
-            for place in places:
-                if len(places) > 1 or place.name in self._origins:
-                    continue  # only a part of that tensor, or there is a name that comes before
-                if "{e}" not in hf:
-                    self._origins[place.name] = [Origin(hf, None, place)]
-                    continue
+            [place, *others] = places
+            before = self._origins.setdefault(place.name, [])
+            if others or (before and (place.span is None or len(before) == place.parts)):
+                continue  # only a part of that tensor, or there are names that come before
+            if "{e}" in hf:
                 experts = range(names.experts)
-                self._origins[place.name] = [Origin(hf.replace("{e}", str(e)), e, place) for e in experts]
+                before += [Origin(hf.replace("{e}", str(e)), e, place) for e in experts]
+            else:
+                before.append(Origin(hf, None, place))
 
     def origins(self, name: str) -> list[Origin]:
         """The checkpoint tensors that GGUF tensor `name` is made of, experts in order; empty if it has none."""

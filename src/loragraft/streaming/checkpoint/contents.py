@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-import numpy as np
-
 from loragraft.adapters.delta import Delta
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import in_memory, values_of
-from loragraft.huggingface.tensor_names import CheckpointNames, Place
+from loragraft.huggingface.tensor_names import CheckpointNames, Place, TensorNames
 from loragraft.quants.roles import scale_group
 from loragraft.quants.types import BY_NAME
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix
@@ -29,7 +27,7 @@ class Contents:
         self, model: ModelSource, deltas: Mapping[str, tuple[Delta, ...]], notes: list[str], *, keep_f16: bool
     ) -> None:
         self.model, self._deltas = model, deltas
-        self._names = CheckpointNames(model.metadata)
+        self._names = CheckpointNames(TensorNames(model.metadata))
         if _EMBEDDING not in model.tensors:
             raise UnsupportedError(model.path, f"has no {_EMBEDDING}", expected="a whole language model")
         keeps = keep_f16 and model.tensors[_EMBEDDING].type.name == "F16"
@@ -57,23 +55,24 @@ class Contents:
                 self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
             )
         if len(tensor.shape) == 1 and not name.endswith(_ROUTERS):
-            self.vectors[origins[0].name] = self._vector(tensor, origins[0].place)
+            for origin in origins:
+                self.vectors[origin.name] = self._vector(tensor, origin.place)
             return
         # GGUF drops the axis of a router with one row.
         rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
-        for expert, origin in enumerate(origins):
-            if origin.place.values is not None:
+        for origin in origins:
+            moved = origin.place.tensor
+            if moved.values is not None or moved.columns is not None or moved.transposed:
                 raise UnsupportedError(
                     self.model.path,
-                    f"tensor {name!r} has other values than its checkpoint's, of which only vectors "
-                    "can be exported",
+                    f"tensor {name!r} has other values or columns than its checkpoint's: it cannot be exported",
                     found=tensor.shape,
                 )
-            order = origin.place.inverse_order(rows)
+            expert = origin.expert or 0
             matrix = Matrix(
                 origin.name,
                 tensor,
-                np.arange(rows) if order is None else order,
+                origin.place.rows_in_gguf(rows),
                 expert,
                 self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
                 self._factor(companion(name, "input_scale"), expert),
@@ -99,9 +98,8 @@ class Contents:
         """As the checkpoint has it."""
         if place.as_it_is:
             return tensor
-        values = values_of(tensor)
-        order = place.inverse_order(len(values))
-        values = values if order is None else values[order]
+        values = values_of(tensor).reshape(-1)
+        values = values[place.rows_in_gguf(len(values))]
         return in_memory(tensor.name, values if place.values is None else place.values.inverse(values))
 
     def unquantized_modules(self) -> list[str]:
