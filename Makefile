@@ -69,7 +69,7 @@ $(SANITIZED)/installed: $(NATIVE)
 test-sanitized: $(SANITIZED)/installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" OPENBLAS_NUM_THREADS=1 \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/quants tests/backends tests/formats \
+	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/quants tests/backends tests/formats tests/system \
 	  tests/streaming tests/adapters --deselect tests/streaming/test_pipeline.py::test_memory_does_not_grow_with_the_model
 
 test-neon: $(VENV)/tested build/neon/quantize_rows

@@ -6,7 +6,7 @@
 namespace nb = nanobind;
 
 void bind_engine(nb::module_&);
-void bind_mappings(nb::module_&);
+void bind_os(nb::module_&);
 void bind_quants(nb::module_&);
 void bind_stream(nb::module_&);
 
@@ -14,7 +14,7 @@ NB_MODULE(_native, m) {
     m.doc() = "loragraft's native kernels";
     m.def("isa", [] { return lg::kernels().isa; }, "The instruction set whose kernels run.");
     bind_engine(m);
-    bind_mappings(m);
+    bind_os(m);
     bind_quants(m);
     bind_stream(m);
 }

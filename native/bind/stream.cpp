@@ -6,16 +6,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <cerrno>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
-
-#ifdef __linux__
-#include <fcntl.h>
-#endif
 
 #include "kernels.h"
 #include "quant/stream.h"
@@ -80,35 +75,9 @@ std::tuple<int, int64_t, int64_t> stream_rows(Bytes src, int src_type, std::opti
     return {int(result.fault), result.row, result.col};
 }
 
-// Has the system begin to write a range of a file to the disk, without waiting. A hint: failing changes nothing.
-void start_writeback(int fd, int64_t offset, int64_t length) {
-#ifdef __linux__
-    nb::gil_scoped_release release;
-    (void)sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE);
-#else
-    (void)fd, (void)offset, (void)length;
-#endif
-}
-
-// Has the file system set aside the first `size` bytes of a file, so that writing them neither fails for want of space
-// nor looks for it block by block. Returns errno, 0 on success.
-int reserve(int fd, int64_t size) {
-#ifdef __linux__
-    nb::gil_scoped_release release;
-    return fallocate(fd, 0, 0, size) == 0 ? 0 : errno;
-#else
-    (void)fd, (void)size;
-    return ENOSYS;
-#endif
-}
-
 } // namespace
 
 void bind_stream(nb::module_& m) {
-    m.def("start_writeback", &start_writeback, "fd"_a, "offset"_a, "length"_a,
-          "Have the system begin to write bytes [offset, offset + length) of a file to the disk.");
-    m.def("reserve", &reserve, "fd"_a, "size"_a,
-          "Have the file system set aside the first `size` bytes of a file; errno, or 0.");
     m.def("stream_rows", &stream_rows, "src"_a, "src_type"_a, "dst"_a.none(), "dst_type"_a, "rows"_a, "cols"_a,
           "deltas"_a, "through_f16"_a, "importance"_a.none(), "multiplier"_a = 1.0f, "nvfp4_scale"_a = 0.0f, "isa"_a = "",
           "Rows of `src` to rows of `dst`: x multiplier, + deltas, rounded, quantized. (fault, row, column); fault 0: none, "

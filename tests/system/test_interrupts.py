@@ -16,7 +16,7 @@ CODE = """
 import os, signal, sys
 from pathlib import Path
 from loragraft.system import interrupts
-from loragraft.formats import output
+from loragraft.system import output
 interrupts.install()
 real = os.open
 def interrupting(path, *args, **options):
@@ -38,7 +38,7 @@ def test_a_file_just_created_is_removed(tmp_path: Path, number: signal.Signals, 
 
 
 def test_an_output_dropped_without_with_is_removed(tmp_path: Path) -> None:
-    code = "import sys; from loragraft.formats.output import OutputFile; OutputFile(sys.argv[1] + '/x', 10)"
+    code = "import sys; from loragraft.system.output import OutputFile; OutputFile(sys.argv[1] + '/x', 10)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
     assert os.listdir(tmp_path) == []
 

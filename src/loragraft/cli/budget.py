@@ -100,7 +100,7 @@ def budget(
     if keep is not None and not lora:
         raise click.UsageError("--keep needs --lora: it is the fine-tune that is to be kept")
     from loragraft.evaluate.picture import check_picture
-    from loragraft.formats.output import OutputFile
+    from loragraft.system.output import OutputFile
     from loragraft.verbs.budget import TYPES, save_picture
 
     inputs = [measured.path, *filter(None, [valid, imatrix])]

@@ -24,7 +24,7 @@ def reported() -> Iterator[None]:
     """Turns what goes wrong inside into a line on stderr and SystemExit."""
     try:
         yield
-        if mapped := sys.modules.get("loragraft.formats.mapped"):
+        if mapped := sys.modules.get("loragraft.system.mapped"):
             mapped.check_intact()
     except LoragraftError as error:
         raise _exit(str(error), EXIT_ERROR) from None

@@ -48,7 +48,7 @@ def imatrix(
     """
     how = measured.measurement
 
-    from loragraft.formats.output import OutputFile
+    from loragraft.system.output import OutputFile
 
     inputs = [
         measured.path,

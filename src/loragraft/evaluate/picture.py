@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragraft.errors import LoragraftError
-from loragraft.formats.output import OutputFile
+from loragraft.system.output import OutputFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

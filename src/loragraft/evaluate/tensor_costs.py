@@ -9,18 +9,20 @@ from pathlib import Path
 from loragraft.errors import QuantizeError
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.uncertainty import Estimate
+from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import TensorSource
 from loragraft.inference.measurement import Text
-from loragraft.inference.model import Model, load
+from loragraft.inference.model import Model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.allocation import Choice
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.mixes import fitting, needs_importance
 from loragraft.quants.types import QuantType
+from loragraft.streaming.model_writer import write_model
 from loragraft.streaming.options import QuantizeOptions
+from loragraft.streaming.plan import plan_quantize
 from loragraft.streaming.rounding import rounding_errors
 from loragraft.streaming.steps import Step
-from loragraft.verbs.quantize import quantize
 
 #: As which a tensor is measured (or as what stands in for it): rough enough for its cost to stand out.
 PROBE = file_type("Q3_K_S")
@@ -101,7 +103,9 @@ def _rough(
 ) -> Mapping[str, TensorSource]:
     """The tensors of `full` as `PROBE`, mapped from a file that is removed already."""
     path, pure = folder / "rough.gguf", replace(options, pure=True)
-    quantize(full.source, path, PROBE, options=pure, threads=threads, progress=progress)
-    tensors = load(path, threads=threads).source.tensors
+    plan = plan_quantize(full.source, PROBE, pure)
+    label = f"Quantizing to {PROBE}"
+    write_model(full.source, plan, path, pure, threads=threads, progress=progress, label=label)
+    tensors = open_gguf(path).tensors
     path.unlink()
     return tensors

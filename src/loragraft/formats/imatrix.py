@@ -20,8 +20,8 @@ from loragraft.errors import ImatrixError
 from loragraft.formats.gguf.reader import MAX_TENSORS, GGUFFile, GGUFTensor
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
-from loragraft.formats.mapped import map_file
 from loragraft.quants.types import F32
+from loragraft.system.mapped import map_file
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]

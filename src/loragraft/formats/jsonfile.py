@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loragraft.errors import FormatError
-from loragraft.formats.mapped import map_file
+from loragraft.system.mapped import map_file
 
 #: The largest tokenizer.json in use take about 40 MB.
 MAX_BYTES = 1 << 26

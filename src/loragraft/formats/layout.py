@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from loragraft.errors import OutputError
-from loragraft.formats.output import OutputFile, flat_bytes
+from loragraft.system.output import OutputFile, flat_bytes
 
 
 @dataclass(frozen=True)

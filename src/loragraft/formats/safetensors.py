@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.errors import CheckpointError, UnsupportedError
-from loragraft.formats import mapped
 from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.layout import FileLayout, TensorWriter
 from loragraft.formats.source import Bytes
+from loragraft.system import mapped
 
 #: As in huggingface/safetensors.
 MAX_HEADER = 100_000_000

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from loragraft.errors import CheckpointError
-from loragraft.formats import mapped
 from loragraft.formats.safetensors import DTYPE_BITS, CheckpointTensor
+from loragraft.system import mapped
 
 #: The pickle holds names and shapes only; those of the largest models take a few megabytes.
 _MAX_PICKLE = 1 << 26

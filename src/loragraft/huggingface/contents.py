@@ -18,9 +18,9 @@ from loragraft.errors import AdapterError, CheckpointError, FormatError, Loragra
 from loragraft.formats import peft
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.jsonfile import load_json
-from loragraft.formats.mapped import map_file
 from loragraft.formats.weight_files import ADAPTER, MODEL, weight_files
 from loragraft.huggingface.mlx import MLX_WEIGHTS, is_mlx_adapter
+from loragraft.system.mapped import map_file
 
 MODEL_CONFIG = "config.json"
 

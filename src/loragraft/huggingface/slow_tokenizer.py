@@ -15,8 +15,8 @@ from typing import Any
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import TokenType
-from loragraft.formats.mapped import map_file
 from loragraft.formats.pretokenizers import PRETOKENIZERS
+from loragraft.system.mapped import map_file
 
 #: GGUF's pre-tokenizers, by transformers' classes (models/<name>/tokenization_<name>.py).
 _CLASSES = {"GPT2Tokenizer": "gpt-2", "GPTNeoXTokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}

@@ -11,9 +11,9 @@ import numpy as np
 from loragraft.backends.base import Session
 from loragraft.backends.batch import Floats, Ids
 from loragraft.errors import LoragraftError
-from loragraft.formats.mapped import check_intact
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.tokenizer import Tokenizer
+from loragraft.system.mapped import check_intact
 
 BATCH = 512  # tokens of a prompt per forward pass, which bounds the memory for activations
 

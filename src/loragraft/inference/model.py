@@ -15,7 +15,6 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.backends.base import Backend, Session
 from loragraft.backends.program import Options
 from loragraft.errors import LoragraftError, check_number, naming
-from loragraft.formats.mapped import intact
 from loragraft.formats.source import ModelSource
 from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
@@ -27,6 +26,7 @@ from loragraft.inference.sampling import Sampler, Sampling
 from loragraft.inference.tokenizer import Tokenizer, checked_ids
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
+from loragraft.system.mapped import intact
 from loragraft.system.threads import thread_count
 
 Ids = npt.NDArray[np.int32]

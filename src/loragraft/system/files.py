@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 from loragraft.errors import LoragraftError
+
+
+@contextmanager
+def regular_file(path: Path, error: type[LoragraftError] = LoragraftError) -> Iterator[int]:
+    """A descriptor of the regular file at `path`, to read it. Raises `error` for anything else (a pipe would block for
+    ever, a device has no end), and for what fails within."""
+    try:
+        # Without waiting: a pipe without a writer would block before one can see that it is a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                raise error(path, "is a folder", expected="a file")
+            if not stat.S_ISREG(mode):
+                raise error(path, "is not a regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise error(path, "no such file") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL, or half of a surrogate pair, in the path
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise error(path, f"cannot be read: {reason}") from None
 
 
 def files_of(path: Path) -> list[Path]:

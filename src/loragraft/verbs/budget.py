@@ -27,7 +27,6 @@ from loragraft.evaluate.reading import check_vocabulary, read_beside
 from loragraft.evaluate.tensor_costs import TensorCost, possible_types, size_as, tensor_costs
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate
 from loragraft.evaluate.verdict import budget_verdict, percent_text
-from loragraft.formats.mapped import intact
 from loragraft.inference.measurement import Measurement, Text, measurement
 from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles
@@ -41,6 +40,7 @@ from loragraft.quants.types import BY_NAME, QuantType
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import WritePlan, plan_quantize
 from loragraft.streaming.steps import Step
+from loragraft.system.mapped import intact
 from loragraft.system.threads import thread_count
 from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize

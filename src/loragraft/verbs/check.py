@@ -17,7 +17,6 @@ from loragraft.backends.reference import ReferenceBackend, dequantized, evaluate
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import DivergenceMeter
 from loragraft.evaluate.picture import picture
-from loragraft.formats.mapped import intact
 from loragraft.formats.source import ModelSource
 from loragraft.graph import llama_cpp
 from loragraft.graph.chains import EMBEDDING, Chain, Stage, find_chains
@@ -31,6 +30,7 @@ from loragraft.inference.perplexity import Meter, log_softmax, losses
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
+from loragraft.system.mapped import intact
 from loragraft.units import count_text, plural
 
 RIGHT = "right order"

@@ -20,7 +20,6 @@ from loragraft.evaluate.picture import picture
 from loragraft.evaluate.reading import check_vocabulary, read_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
-from loragraft.formats.mapped import intact
 from loragraft.inference.measurement import Measurement, Text, measurement
 from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles
@@ -29,6 +28,7 @@ from loragraft.opening import AdapterArguments, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import file_type
 from loragraft.streaming.options import QuantizeOptions
+from loragraft.system.mapped import intact
 from loragraft.verbs.merge import merge
 
 MERGED, RUNTIME, BASE = "merged", "runtime", "base"

@@ -19,7 +19,6 @@ from loragraft.archs.graphs import model_graph
 from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
 from loragraft.formats.gguf.model import model_files
 from loragraft.formats.jsonfile import MAX_BYTES, load_json
-from loragraft.formats.output import OutputFile
 from loragraft.formats.source import ModelSource
 from loragraft.formats.textfile import read_file
 from loragraft.huggingface.config_json import bias_flags, config_of
@@ -33,6 +32,7 @@ from loragraft.streaming.checkpoint.shards import INDEX, file_plans, index_of, p
 from loragraft.streaming.nvfp4_scales import measure_scales
 from loragraft.streaming.writing import write_files
 from loragraft.system.files import files_of, named_path
+from loragraft.system.output import OutputFile
 from loragraft.system.threads import thread_count
 
 MAX_SHARD_BYTES = 5 * 10**9

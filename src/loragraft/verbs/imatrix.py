@@ -16,11 +16,11 @@ import numpy.typing as npt
 from loragraft.backends.cpu.session import NativeSession
 from loragraft.errors import LoragraftError, naming
 from loragraft.formats.imatrix import Imatrix
-from loragraft.formats.mapped import intact
 from loragraft.inference.measurement import Measurement, measurement
 from loragraft.inference.model import load
 from loragraft.opening import AdapterArguments
 from loragraft.progress import SILENT, Progress
+from loragraft.system.mapped import intact
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]

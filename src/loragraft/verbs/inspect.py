@@ -22,13 +22,13 @@ from loragraft.formats.gguf.model import joined_tensors, open_shards
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.jsonfile import load_json
-from loragraft.formats.mapped import intact
 from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
 from loragraft.huggingface.contents import Kind, recognise
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.mlx import MLX_WEIGHTS, mlx_part_of
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.system.files import named_path
+from loragraft.system.mapped import intact
 from loragraft.units import bytes_text, plural
 
 

@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 
 from loragraft.errors import GGUFError
-from loragraft.formats import mapped
 from loragraft.formats.gguf.values import (
     DEFAULT_ALIGNMENT,
     MAX_DIMS,
@@ -31,6 +30,7 @@ from loragraft.formats.gguf.values import (
 )
 from loragraft.formats.source import Bytes, TensorSource, aligned_rows
 from loragraft.quants.types import BY_ID, QuantType
+from loragraft.system import mapped
 
 #: No header is larger than this: the largest tokenizers in use take about 20 MB.
 MAX_HEADER = 1 << 27

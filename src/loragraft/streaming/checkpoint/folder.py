@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from loragraft.errors import OutputError
-from loragraft.formats.output import is_of
+from loragraft.system.output import is_of
 
 
 def check_new(folder: Path, *, resume: bool) -> None:

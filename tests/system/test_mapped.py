@@ -12,10 +12,10 @@ import pytest
 
 import hostile_models as hostile
 import loragraft as lg
-from loragraft.formats import mapped
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.safetensors import SafetensorsFile
+from loragraft.system import mapped
 
 CUTS = {
     "logits": "m = lg.load(p, threads=1); os.truncate(p, 1000); m.logits([1, 2, 3])",

@@ -16,7 +16,7 @@ import pytest
 
 from loragraft import _native
 from loragraft.errors import OutputError
-from loragraft.formats.output import OutputFile
+from loragraft.system.output import OutputFile
 
 
 def names(folder: Path) -> list[str]:
@@ -242,7 +242,7 @@ def test_what_was_planted_is_neither_taken_up_nor_touched(tmp_path: Path, resume
 
 
 def test_a_lock_on_the_folder_does_not_stop_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loragraft.formats.output._PATIENCE", 0.1)
+    monkeypatch.setattr("loragraft.system.output._PATIENCE", 0.1)
     holder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with OutputFile(tmp_path / "out", 1):
@@ -295,7 +295,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
 
 WRITE = """
 import sys, time
-from loragraft.formats.output import OutputFile
+from loragraft.system.output import OutputFile
 with OutputFile(sys.argv[1], 6) as output:
     output.write_at(0, b"abc")
     output.journal.write_text("3")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-import stat
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.errors import FormatError
+from loragraft.system.files import regular_file
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,25 +26,10 @@ def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
     The mapping lives as long as a view of it does. Raises `error` for a file that is missing, unreadable, empty, or
     not a regular file (a pipe would block for ever, a device has no length).
     """
-    try:
-        # Without waiting: a pipe without a writer would block before one can see that it is a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
-            if stat.S_ISDIR(found.st_mode):
-                raise error(path, "is a folder", expected="a file")
-            if not stat.S_ISREG(found.st_mode):
-                raise error(path, "is not a regular file")
-            if found.st_size == 0:
-                raise error(path, "the file is empty")
-            mapping = _Mapping(descriptor, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise error(path, "no such file") from None
-    except (OSError, ValueError) as problem:  # ValueError: a path with a NUL in it
-        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise error(path, f"cannot be read: {reason}") from None
+    with regular_file(path, error) as descriptor:
+        if os.fstat(descriptor).st_size == 0:
+            raise error(path, "the file is empty")
+        mapping = _Mapping(descriptor, 0, access=mmap.ACCESS_READ)
     _watch(path, mapping, error)
     return mapping
 

@@ -24,8 +24,8 @@ from typing import Any, Self
 
 from loragraft import _native
 from loragraft.errors import OutputError
-from loragraft.formats.mapped import check_intact
 from loragraft.system.interrupts import held
+from loragraft.system.mapped import check_intact
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
