@@ -73,6 +73,28 @@ def test_extremes(backend: Backend) -> None:
     assert np.isnan(run(backend, Op.CLAMP, {"low": -1.0, "high": 1.0}, weights)[1, 0])
 
 
+@pytest.mark.parametrize("backend", [backend for backend, _ in BACKENDS], ids=["reference", "native"])
+def test_learned_positions(backend: Backend) -> None:
+    """Continued over two calls; a position that the model has no row for is refused, and the sequence goes on."""
+    rng = np.random.default_rng(2)
+    weights = {
+        "token_embd.weight": rng.normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32),
+        "position_embd.weight": rng.normal(0, 1, (TOKENS, WIDTH)).astype(np.float32),
+    }
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
+    graph = g.finish(g.add(Op.ADD, (g.embed(g.tokens()), g.embed_positions()), label="sum"))
+    session = backend.open(graph, weights)
+    found = np.concatenate([session.forward(IDS[:3]), session.forward(IDS[3:6])])
+    expected = weights["token_embd.weight"][IDS[:6]] + weights["position_embd.weight"][:6]
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(
+        GraphError, match="positions: the model has no such position: found 7, expected up to 6"
+    ):
+        session.forward(IDS[:2])
+    last = weights["token_embd.weight"][IDS[6]] + weights["position_embd.weight"][6]
+    np.testing.assert_array_equal(session.forward(IDS[6:])[0], last)
+
+
 @pytest.mark.parametrize(
     ("op", "attrs", "message"),
     [

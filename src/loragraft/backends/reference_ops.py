@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
+from loragraft.errors import GraphError
 from loragraft.graph.ops import Node, Op
 
 Array = npt.NDArray[Any]
@@ -48,6 +49,15 @@ def rows_product(x: Floats, w: Floats) -> Floats:
     for row, out in zip(rows, y, strict=True):
         np.dot(w, row, out=out)
     return y.reshape(*x.shape[:-1], len(w))
+
+
+def _positions(s: Pass, node: Node) -> Array:
+    last, most = int(s.positions.max()), node.attrs["most"]
+    if last >= most:
+        raise GraphError(
+            "positions", "the model has no such position", found=last, expected=f"up to {most - 1}"
+        )
+    return s.positions.astype(np.int32)
 
 
 def _embed(s: Pass, node: Node, ids: Ids) -> Array:
@@ -247,6 +257,7 @@ def _last(s: Pass, node: Node, x: Floats) -> Array:
 
 
 OPS: Mapping[Op, Run] = {
+    Op.POSITIONS: _positions,
     Op.EMBED: _embed,
     Op.EMBED_SCALE: _scale,
     Op.EMBED_LORA: _embed_lora,

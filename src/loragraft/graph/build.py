@@ -55,6 +55,11 @@ class GraphBuilder:
     def tokens(self) -> Ref:
         return self.add(Op.TOKENS, label="tokens")
 
+    def embed_positions(self, base: str = "position_embd") -> Ref:
+        """Rows of `<base>.weight` [positions, d], by the tokens' positions."""
+        most = self.fact(f"{base}.weight").shape[0]
+        return self.embed(self.add(Op.POSITIONS, label="positions", most=most), base)
+
     def embed(self, ids: Ref, base: str = "token_embd", *, arch_scale: float | None = None) -> Ref:
         """Rows of `<base>.weight`, fully dequantized: [T, d]."""
         self.fact(f"{base}.weight")

@@ -21,6 +21,8 @@ class Op(StrEnum):
     """() -> ids int32 [T]"""
     HIDDEN = "hidden"
     """(; width) -> [T, width], given by the caller: where a slice of a graph begins (`graph.slices`)"""
+    POSITIONS = "positions"
+    """(; most) -> int32 [T]: each token's position in its sequence, below `most`; a later one is a GraphError"""
     EMBED = "embed"
     """(ids; W [vocab, d]) -> [T, d]; rows of W"""
     EMBED_SCALE = "embed_scale"

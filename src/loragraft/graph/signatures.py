@@ -197,6 +197,12 @@ def _gelu(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return ins[0]
 
 
+def _positions(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if at["most"] < 1:
+        raise IllegalNode("positions", at["most"], "at least 1")
+    return ()
+
+
 def _hidden(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     if at["width"] < 1:
         raise IllegalNode("width", at["width"], "at least 1")
@@ -221,6 +227,7 @@ _SCALE = (("scale", _FLOAT),)
 
 SIGNATURES: dict[Op, Signature] = {
     Op.TOKENS: Signature("", lambda ins, ws, at: (), gives="i"),
+    Op.POSITIONS: Signature("", _positions, attrs=(("most", _INT),), gives="i"),
     Op.HIDDEN: Signature("", _hidden, attrs=(("width", _INT),)),
     Op.EMBED: Signature("i", _embed, (1, 1)),
     Op.EMBED_SCALE: Signature("f", _scalar, (1, 1)),

@@ -59,6 +59,8 @@ class Decoder:
         g = GraphBuilder(h.arch, tensors)
         scale = None if h.embedding_scale == 1.0 else h.embedding_scale
         x = g.embed(g.tokens(), arch_scale=scale)
+        if g.has("position_embd.weight"):
+            x = g.add(Op.ADD, (x, g.embed_positions()), label="position_embd_sum")
         for layer in range(len(h.layers)):
             g.cut(x)
             x = self._parallel(g, h, x, layer) if self.parallel else self._in_turn(g, h, x, layer)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from loragraft import _native
 from loragraft.backends.batch import Floats, Ids
-from loragraft.errors import UnsupportedError
+from loragraft.errors import GraphError, UnsupportedError
 from loragraft.graph.ops import Graph, Node, Op
 
 engine = _native.engine
@@ -93,6 +93,15 @@ class Run:
 
 def _tokens(run: Run, node: Node) -> Array:
     return run.ids
+
+
+def _positions(run: Run, node: Node) -> Array:
+    end, most = run.n_past + len(run.ids), node.attrs["most"]
+    if end > most:
+        raise GraphError(
+            "positions", "the model has no such position", found=end - 1, expected=f"up to {most - 1}"
+        )
+    return np.arange(run.n_past, end, dtype=np.int32)
 
 
 def _embed(run: Run, node: Node, ids: Ids) -> Floats:
@@ -264,6 +273,7 @@ def _last(run: Run, node: Node, x: Floats) -> Floats:
 
 OPS: dict[Op, Callable[..., Array]] = {
     Op.TOKENS: _tokens,
+    Op.POSITIONS: _positions,
     Op.EMBED: _embed,
     Op.EMBED_SCALE: _embed_scale,
     Op.EMBED_LORA: _embed_lora,
