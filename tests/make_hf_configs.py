@@ -34,6 +34,12 @@ MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+}
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -58,6 +64,11 @@ def old_rope(config: dict[str, Any]) -> None:
     config["rope_theta"] = scaling.pop("rope_theta")
     scaling["type"] = scaling.pop("rope_type")
     config["rope_scaling"] = scaling
+
+
+def rotary_pct(config: dict[str, Any]) -> None:
+    """As published files have it; llama.cpp's converter wants it."""
+    config["rotary_pct"] = 1.0
 
 
 def unread(config: dict[str, Any]) -> None:
@@ -180,6 +191,70 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "starcoder2-tied-unsaid": ("Starcoder2", {}, without("tie_word_embeddings")),
     "starcoder2-untied": ("Starcoder2", {"tie_word_embeddings": False}, None),
     "starcoder2-window": ("Starcoder2", {"sliding_window": 8}, None),
+    "granite": ("Granite", GRANITE, None),
+    "granite-bias": ("Granite", {**GRANITE, "attention_bias": True, "mlp_bias": True}, None),
+    "granite-untied": ("Granite", {**GRANITE, "tie_word_embeddings": False}, None),
+    "granitemoe": ("GraniteMoe", {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}, None),
+    "olmo2": ("Olmo2", {"pad_token_id": None}, None),
+    "olmo2-bias": ("Olmo2", {"attention_bias": True}, None),
+    "olmo2-yarn": ("Olmo2", rope("yarn", **YARN), None),
+    "olmo3": ("Olmo3", {"sliding_window": 8, "num_hidden_layers": 4}, None),
+    "olmo3-types": (
+        "Olmo3",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        None,
+    ),
+    "olmo3-yarn": ("Olmo3", {"sliding_window": 8, "num_hidden_layers": 4, **rope("yarn", **YARN)}, None),
+    "olmoe": ("Olmoe", EXPERTS, None),
+    "seed_oss": ("SeedOss", {"head_dim": 16}, None),
+    "seed_oss-biases": (
+        "SeedOss",
+        {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+        None,
+    ),
+    "arcee": ("Arcee", {}, None),
+    "arcee-bias": ("Arcee", {"attention_bias": True, "mlp_bias": True}, None),
+    "arcee-yarn": ("Arcee", {"head_dim": 16, **rope("yarn", **YARN)}, None),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "pad_token_id": 0}, None),
+    "smollm3-bias": (
+        "SmolLM3",
+        {"num_hidden_layers": 4, "pad_token_id": 0, "attention_bias": True, "mlp_bias": True},
+        None,
+    ),
+    "nemotron": ("Nemotron", {}, None),
+    "nemotron-quarter": (
+        "Nemotron",
+        {"partial_rotary_factor": 0.25, "attention_bias": True, "mlp_bias": True},
+        None,
+    ),
+    "cohere": ("Cohere", {"logit_scale": 0.25}, None),
+    "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 8, "logit_scale": 0.25}, rotary_pct),
+    "stablelm": ("StableLm", {}, None),
+    "stablelm-half": ("StableLm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}, None),
+    "exaone4": (
+        "Exaone4",
+        {"num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 4},
+        None,
+    ),
+    "gemma": ("Gemma", {"head_dim": 16, "pad_token_id": 0}, None),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 16,
+            "pad_token_id": 0,
+            "num_hidden_layers": 4,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+        None,
+    ),
+    "gemma2-usual": (
+        "Gemma2",
+        {"head_dim": 8, "pad_token_id": 0, "sliding_window": 8, "query_pre_attn_scalar": 8},
+        None,
+    ),
 }
 
 

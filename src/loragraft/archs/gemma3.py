@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isclose, sqrt
 from typing import Any
 
@@ -29,13 +29,16 @@ def _slides_by_pattern(config: Config, layer: int) -> bool:
     return (layer + 1) % config.integer("sliding_window_pattern") > 0
 
 
-def _usual_scale(layers: int, width: int, heads: int, head_dim: int) -> float:
-    """Of q k, which llama.cpp tells from the number of layers alone: 27B has one of its own."""
-    return 1.0 / sqrt(width // heads if layers == 62 else head_dim)
-
-
+@dataclass(frozen=True)
 class AttentionScale(Rule):
-    """query_pre_attn_scalar ** -0.5, where it is another than the usual scale."""
+    """query_pre_attn_scalar ** -0.5, where it is another than the usual scale. `largest`: the layers of the 27B model,
+    by which llama.cpp tells that it has a scale of its own."""
+
+    largest: int
+
+    def usual(self, layers: int, width: int, heads: int, head_dim: int) -> float:
+        """Of q k, as llama.cpp computes it."""
+        return 1.0 / sqrt(width // heads if layers == self.largest else head_dim)
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -43,7 +46,7 @@ class AttentionScale(Rule):
 
     def to_gguf(self, config: Config) -> Metadata:
         scale = config.number("query_pre_attn_scalar") ** -0.5
-        usual_scale = _usual_scale(config.n_layers, config.hidden_size, config.n_heads, config.head_dim)
+        usual_scale = self.usual(config.n_layers, config.hidden_size, config.n_heads, config.head_dim)
         return {} if isclose(scale, usual_scale, rel_tol=1e-6) else {"attention.scale": Value.f32(scale)}
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
@@ -57,6 +60,9 @@ class AttentionScale(Rule):
         return [f"{config.path.name}: {said} is kept, but llama.cpp computes with the usual scale"]
 
 
+_SCALE = AttentionScale(62)
+
+
 def hyperparameters(keys: MetadataKeys) -> Hparams:
     h = read_decoder(keys)
     first = h.layers[0]
@@ -68,7 +74,7 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
         window = windows[index]
         return replace(own, window=window, rope=own.rope if window is None else local)
 
-    usual_scale = _usual_scale(len(h.layers), h.width, first.heads, first.key_dim)
+    usual_scale = _SCALE.usual(len(h.layers), h.width, first.heads, first.key_dim)
     return replace(
         h.with_layers(layer),
         embedding_scale=h.width**0.5,
@@ -87,7 +93,7 @@ TEXT = ConfigClass(
         more=(
             Number("final_logit_softcapping", "final_logit_softcapping"),
             Windows(layers=_slides_by_pattern, names=("sliding_window_pattern",), usual=_slides),
-            AttentionScale(),
+            _SCALE,
         ),
     ),
     defaults={

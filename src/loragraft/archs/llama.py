@@ -24,18 +24,25 @@ def _rotary(config: Config) -> Metadata:
     return {"rope.dimension_count": Value.u32(config.head_dim)}
 
 
-def _keys(*, experts: bool = False, windows: Windows | None = None) -> tuple[Rule, ...]:
+def llama_keys(
+    *,
+    experts: bool = False,
+    windows: Windows | None = None,
+    head_dim: HeadDim | None = None,
+    more: tuple[Rule, ...] = (),
+) -> tuple[Rule, ...]:
+    """What llama.cpp's converter writes of Llama and of what it derives from it, then `more`."""
     return usual_keys(
         norm=rms_norm(),
         rope=RopeParameters(llama3=True),
         experts=experts,
-        head_dim=HeadDim(always=True),
+        head_dim=head_dim or HeadDim(always=True),
         windows=windows,
-        more=(Count("vocab_size", ("vocab_size",)), Computed(frozenset(), _rotary)),
+        more=(Count("vocab_size", ("vocab_size",)), Computed(frozenset(), _rotary), *more),
     )
 
 
-def _rope_freqs(config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
+def rope_freqs(config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
     factors = llama3_freq_factors(config)
     return {} if factors is None else {"rope_freqs.weight": factors}
 
@@ -43,7 +50,7 @@ def _rope_freqs(config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
 LLAMA = ConfigClass(
     "llama",
     "LlamaForCausalLM",
-    keys=_keys(),
+    keys=llama_keys(),
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
     requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
@@ -52,7 +59,7 @@ LLAMA = ConfigClass(
 MISTRAL = ConfigClass(
     "mistral",
     "MistralForCausalLM",
-    keys=_keys(windows=EVERY_LAYER),
+    keys=llama_keys(windows=EVERY_LAYER),
     defaults={
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -66,7 +73,7 @@ MISTRAL = ConfigClass(
 MIXTRAL = ConfigClass(
     "mixtral",
     "MixtralForCausalLM",
-    keys=_keys(experts=True, windows=EVERY_LAYER),
+    keys=llama_keys(experts=True, windows=EVERY_LAYER),
     defaults={
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
@@ -78,13 +85,17 @@ MIXTRAL = ConfigClass(
     requires={"hidden_act": ("silu",)},
     experts=True,
 )
-TENSORS: tuple[Tensor, ...] = (
-    *OUTER,
-    *NORMS,
+#: Attention whose rows of q and k GGUF has in another order.
+PERMUTED_ATTENTION = (
     in_layer("self_attn.q_proj", "attn_q", RopePairs("heads")),
     in_layer("self_attn.k_proj", "attn_k", RopePairs("kv_heads")),
     in_layer("self_attn.v_proj", "attn_v"),
     in_layer("self_attn.o_proj", "attn_output"),
+)
+TENSORS: tuple[Tensor, ...] = (
+    *OUTER,
+    *NORMS,
+    *PERMUTED_ATTENTION,
     *FEED_FORWARD_TENSORS,
     in_layer("block_sparse_moe.gate", "ffn_gate_inp"),
     *experts("block_sparse_moe", gate="w1", down="w2", up="w3"),
@@ -99,6 +110,6 @@ ARCH = Arch(
         attention=Attention(pairs="adjacent"),
         feed_forward=by_feed_forward(dense=Gated(swiglu), experts=Routed(normalize=True)),
     ),
-    extra_tensors=_rope_freqs,
+    extra_tensors=rope_freqs,
     fixed={"expert_weights_norm": True},
 )

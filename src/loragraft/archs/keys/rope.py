@@ -65,14 +65,9 @@ class RopeParameters(Rule):
 
     @property
     def config_keys(self) -> frozenset[str]:
+        part = [] if self.partial else ["partial_rotary_factor"]
         return frozenset(
-            [
-                "original_max_position_embeddings",
-                "partial_rotary_factor",
-                "rope_parameters",
-                "rope_scaling",
-                "rope_theta",
-            ]
+            ["original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta", *part]
         )
 
     def to_gguf(self, config: Config) -> Metadata:

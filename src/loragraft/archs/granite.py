@@ -1,0 +1,92 @@
+"""Granite (IBM): Llama with multipliers of its own for embedding, attention, residuals and logits; dense and MoE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, swiglu
+from loragraft.archs.hparams import Hparams, read_decoder
+from loragraft.archs.keys import HeadDim, Number
+from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys, rope_freqs
+from loragraft.archs.metadata import MetadataKeys
+from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
+from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, in_layer
+
+_MULTIPLIERS = (
+    Number("attention.scale", "attention_multiplier"),
+    Number("embedding_scale", "embedding_multiplier"),
+    Number("residual_scale", "residual_multiplier"),
+    Number("logit_scale", "logits_scaling"),
+)
+_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    "attention_multiplier": 1.0,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
+
+
+def hyperparameters(keys: MetadataKeys) -> Hparams:
+    """The logits are divided by `logit_scale`."""
+    return replace(
+        read_decoder(keys),
+        attention_scale=keys.optional_number("attention.scale"),
+        embedding_scale=keys.number("embedding_scale", 1.0),
+        residual_scale=keys.number("residual_scale", 1.0),
+        logit_scale=1.0 / (keys.optional_number("logit_scale") or 1.0),
+    )
+
+
+GRANITE = ConfigClass(
+    "granite",
+    "GraniteForCausalLM",
+    keys=llama_keys(head_dim=HeadDim(), more=_MULTIPLIERS),
+    defaults=_DEFAULTS,
+    requires={"hidden_act": ("silu",)},
+    biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
+    experts=False,
+)
+GRANITE_MOE = ConfigClass(
+    "granitemoe",
+    "GraniteMoeForCausalLM",
+    keys=llama_keys(experts=True, head_dim=HeadDim(), more=_MULTIPLIERS),
+    defaults={**_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
+    requires={"hidden_act": ("silu",)},
+    biases={"attention_bias": ATTENTION},
+    experts=True,
+)
+
+
+def _stack(hf: str, gguf: str, part: Part | None = None) -> Tensor:
+    name = f"model.layers.{{i}}.block_sparse_moe.{hf}.weight"
+    return Tensor(name, f"blk.{{i}}.{gguf}.weight", part, exact=True)
+
+
+ARCH = Arch(
+    name="granite",
+    classes=(GRANITE,),
+    tensors=(*OUTER, *NORMS, *PERMUTED_ATTENTION, *FEED_FORWARD_TENSORS),
+    hparams=hyperparameters,
+    build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Gated(swiglu)),
+    extra_tensors=rope_freqs,
+)
+MOE = Arch(
+    name="granitemoe",
+    classes=(GRANITE_MOE,),
+    tensors=(
+        *OUTER,
+        *NORMS,
+        *PERMUTED_ATTENTION,
+        in_layer("block_sparse_moe.router.layer", "ffn_gate_inp"),
+        _stack("input_linear", "ffn_gate_exps", Part(0)),
+        _stack("input_linear", "ffn_up_exps", Part(1)),
+        _stack("output_linear", "ffn_down_exps"),
+    ),
+    hparams=hyperparameters,
+    build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Routed(normalize=True)),
+    extra_tensors=rope_freqs,
+)

@@ -1,0 +1,33 @@
+"""OLMoE (arXiv 2409.02060): routed experts, QK norm across all heads."""
+
+from __future__ import annotations
+
+from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
+from loragraft.archs.blocks import Attention, Decoder, Routed, rms_norm
+from loragraft.archs.keys import usual
+from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
+from loragraft.archs.tensors import EXPERTS, HEAD_NORMS, NORMS, OUTER
+
+OLMOE = ConfigClass(
+    "olmoe",
+    "OlmoeForCausalLM",
+    keys=usual.usual_keys(norm=usual.rms_norm(), experts=True),
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 4096,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+    },
+    requires={"hidden_act": ("silu",), "clip_qkv": (None,), "norm_topk_prob": (False,)},
+    biases={"attention_bias": ATTENTION},
+    experts=True,
+)
+ARCH = Arch(
+    name="olmoe",
+    classes=(OLMOE,),
+    tensors=(*OUTER, *NORMS, *ATTENTION_TENSORS, *HEAD_NORMS, *EXPERTS),
+    build=Decoder(
+        attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=Routed(normalize=False)
+    ),
+)

@@ -1,0 +1,53 @@
+"""What llama.cpp's converter makes of small models of each architecture: names, order, shapes, bytes, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loragraft as lg
+from hf_configs import records, weights, write_tokenizer
+from loragraft.formats.gguf.model import open_gguf
+from paths import data
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads(data("golden/hf-convert.json").read_text())
+#: Written beside the converter's: what llama.cpp assumes otherwise than transformers computes.
+OURS = {"gemma2": {"attention.scale"}}
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_the_file_is_that_of_the_reference_converter(tmp_path: Path, case: str) -> None:
+    record, folder = records()[case], tmp_path / "m"
+    folder.mkdir()
+    save_file(weights(record["shapes"], record["config"]["model_type"]), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(record["config"]))
+    write_tokenizer(folder)
+    lg.convert(folder, tmp_path / "m.gguf", type="F32")
+    model = open_gguf(tmp_path / "m.gguf")
+    tensors = [
+        [name, list(tensor.shape), hashlib.sha256(bytes(tensor.rows(0, tensor.n_rows))).hexdigest()[:16]]
+        for name, tensor in model.tensors.items()
+    ]
+    assert tensors == GOLDEN[case]["tensors"]
+    prefix = f"{model.metadata['general.architecture'].data}."
+    keys = {
+        key.removeprefix(prefix): value.data
+        for key, value in model.metadata.items()
+        if key.startswith(prefix)
+    }
+    mine = {key: value for key, value in keys.items() if key not in OURS.get(case, ())}
+    assert keys.keys() - mine.keys() == OURS.get(case, set())
+    assert list(mine) == list(GOLDEN[case]["keys"])
+    for key, value in GOLDEN[case]["keys"].items():
+        np.testing.assert_array_equal(np.asarray(mine[key]), np.asarray(value), err_msg=key)
+
+
+def test_every_recorded_case_is_one_of_the_models() -> None:
+    assert len(GOLDEN) >= 28
+    assert GOLDEN.keys() <= records().keys()

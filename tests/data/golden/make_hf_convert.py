@@ -1,0 +1,80 @@
+"""Records hf-convert.json: what llama.cpp's converter makes of the models of hf-configs.json.
+
+    PYTHONPATH=llama.cpp/gguf-py:llama.cpp:tests python make_hf_convert.py      (torch; llama.cpp at 0c1e57098)
+
+By case: `keys`, the architecture's own, in order; `tensors`, in order: name, shape (NumPy's order), the first 16 digits
+of its bytes' sha256. Vocabularies are left out: these have letters for tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import conversion
+import gguf
+from safetensors.numpy import save_file
+
+from hf_configs import records, weights, write_tokenizer
+
+#: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
+SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "gemma3")
+
+
+def without_vocabulary() -> None:
+    find = conversion.get_model_class
+
+    def found(name: str, mmproj: bool = False) -> Any:
+        model = find(name, mmproj)
+        model.set_vocab = lambda self: None
+        return model
+
+    conversion.get_model_class = found
+
+
+def convert(record: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file(
+            weights(record["shapes"], record["config"]["model_type"]),
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+        (folder / "config.json").write_text(json.dumps(record["config"]))
+        write_tokenizer(folder)
+        program = Path(conversion.__file__).parent.parent / "convert_hf_to_gguf.py"
+        sys.argv = [str(program), str(folder), "--outfile", str(folder / "m.gguf"), "--outtype", "f32"]
+        runpy.run_path(str(program), run_name="__main__")
+        reader = gguf.GGUFReader(folder / "m.gguf")
+        arch = reader.fields["general.architecture"].contents()
+        return {
+            "keys": {
+                key.removeprefix(f"{arch}."): field.contents()
+                for key, field in reader.fields.items()
+                if key.startswith(f"{arch}.")
+            },
+            "tensors": [
+                [
+                    tensor.name,
+                    [int(n) for n in reversed(tensor.shape)],
+                    hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16],
+                ]
+                for tensor in reader.tensors
+            ],
+        }
+
+
+def main() -> None:
+    without_vocabulary()
+    made = {case: convert(record) for case, record in records().items() if not case.startswith(SKIPPED)}
+    text = json.dumps(made, separators=(",", ":")).replace('},"', '},\n"')
+    (Path(__file__).parent / "hf-convert.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
