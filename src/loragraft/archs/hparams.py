@@ -52,6 +52,8 @@ class Hparams:
     """Of q k; None: 1 / sqrt(key_dim)."""
     attention_softcap: float | None = None
     """Scores s become softcap * tanh(s / softcap)."""
+    clamp_qkv: float | None = None
+    """q, k and v stay within -clamp_qkv and clamp_qkv."""
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0

@@ -116,6 +116,10 @@ class GraphBuilder:
         """cap * tanh(x / cap); x itself without a cap."""
         return x if cap is None else self.add(Op.SOFT_CAP, (x,), label=label, cap=float(cap))
 
+    def clamp(self, x: Ref, limit: float | None, label: str) -> Ref:
+        """x within -limit and limit; x itself without a limit."""
+        return x if limit is None else self.add(Op.CLAMP, (x,), label=label, low=-limit, high=limit)
+
     def layer_norm(self, x: Ref, base: str, eps: float) -> Ref:
         self.fact(f"{base}.weight")
         return self.add(

@@ -13,6 +13,7 @@ from loragraft.archs.blocks.decoder import (
 )
 from loragraft.archs.blocks.experts import Routed
 from loragraft.archs.blocks.feed_forward import (
+    ClampedSwiglu,
     Gated,
     Plain,
     gated_by,
@@ -28,6 +29,7 @@ from loragraft.archs.blocks.feed_forward import (
 __all__ = [
     "Attention",
     "Branch",
+    "ClampedSwiglu",
     "Decoder",
     "Gated",
     "Norm",

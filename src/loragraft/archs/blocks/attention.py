@@ -27,7 +27,10 @@ class Attention:
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk, own = f"blk.{layer}", h.layers[layer]
-        q, k, v = self._project(g, own, x, blk)
+        q, k, v = (
+            g.clamp(part, h.clamp_qkv, f"{blk}.clamp_{name}")
+            for part, name in zip(self._project(g, own, x, blk), "qkv", strict=True)
+        )
         if self.head_norm is not None:
             q = self.head_norm(g, h, q, f"{blk}.attn_q_norm")
             k = self.head_norm(g, h, k, f"{blk}.attn_k_norm")

@@ -56,6 +56,21 @@ geglu = gated_by(gelu)
 
 
 @dataclass(frozen=True, slots=True)
+class ClampedSwiglu:
+    """gate * sigmoid(alpha * gate) * (up + 1), of a gate below `limit` and an up within it (gpt-oss)."""
+
+    limit: float = 7.0
+    alpha: float = 1.702
+
+    def __call__(self, g: GraphBuilder, gate: Ref, up: Ref, label: str) -> Ref:
+        gate = g.add(Op.CLAMP, (gate,), label=label, low=None, high=self.limit)
+        up = g.add(Op.SHIFT, (g.clamp(up, self.limit, label),), label=label, value=1.0)
+        opened = g.add(Op.SIGMOID, (g.scale(gate, self.alpha, label),), label=label)
+        active = g.add(Op.MUL, (gate, opened), label=label)
+        return g.add(Op.MUL, (active, up), label=label)
+
+
+@dataclass(frozen=True, slots=True)
 class Gated:
     """down(gate(ffn_gate(x), ffn_up(x))). Gate and up may be one tensor `ffn_up`, gate first."""
 
