@@ -54,16 +54,13 @@ def bench_product(kind: QuantType, threads: int) -> None:
     rows, columns = 8192 * 4, 2048
     data = random_rows(kind, rows, columns)
     weight = engine.Weight(data, kind.id, columns)
-    end = engine.LinearEnd(1, rows, None, None, None, 1.0)
     pool = engine.ThreadPool(threads)
     weight.pack(pool, engine.Arena())
     cells = [f"{kind.name:8}"]
     for tokens in (1, 4, 32, 256):
-        x = engine.Input()
-        values = RNG.standard_normal((tokens, columns), dtype=np.float32)
-        x.set(values)
+        x = RNG.standard_normal((tokens, columns), dtype=np.float32)
         y = np.empty((tokens, rows), np.float32)
-        seconds = best(lambda: engine.linear(pool, weight, x, y, end, None, 0, True))  # noqa: B023
+        seconds = best(lambda: engine.multiply(pool, weight, x, y, True))  # noqa: B023
         if tokens == 1:
             cells.append(f"{data.nbytes / seconds / 1e9:7.1f} GB/s")
         cells.append(f"{rows * columns * tokens / seconds / 1e9:7.1f}")

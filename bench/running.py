@@ -25,6 +25,7 @@ import numpy as np
 import child
 import loragraft as lg
 from engine import read_bandwidth
+from loragraft.backends.batch import Piece
 from loragraft.opening import open_model
 from merge_memory import EXAMPLE, make_adapter, make_base
 
@@ -63,8 +64,9 @@ def run_ours(model: Path, adapter: Path | None, prompt: int, generate: int, thre
     """In a process of its own: print the figures that only it knows."""
     loaded = lg.load(model, adapters=[adapter] if adapter else [], threads=threads)
     ids = np.random.default_rng(0).integers(2, 2000, prompt).astype(np.int32)
-    session = loaded.session
-    session.forward(ids[:1], last_only=True)
+    program, adapters = loaded.program, loaded.adapters.active
+    sequence = program.open_sequence()
+    program.run([Piece(sequence, ids[:1], adapters)])
     ready = time.clock_gettime(time.CLOCK_BOOTTIME) - _started()
     best = {}
     for name, tokens, behind, parts in (
@@ -73,10 +75,10 @@ def run_ours(model: Path, adapter: Path | None, prompt: int, generate: int, thre
     ):
         seconds = []
         for _ in range(3):
-            session.reset(behind)
+            program.truncate_sequence(sequence, behind)
             start = time.perf_counter()
             for part in parts:
-                session.forward(part, last_only=True)
+                program.run([Piece(sequence, part, adapters)])
             seconds.append(time.perf_counter() - start)
         best[name] = tokens / min(seconds)
     print(json.dumps({**best, "ready": ready}))

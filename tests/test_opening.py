@@ -22,6 +22,7 @@ from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.graph.lora import attach
 from loragraft.opening import load_adapter, open_model
 from paths import arrays, data
+from running import logits_of
 from tolerances import REFERENCE, nmse
 
 
@@ -43,7 +44,7 @@ def test_logits_of_peft(base: str, adapter: str, case: str) -> None:
         [(load_adapter(data(adapter), model), 1.0)],
         model.tensors,
     )
-    logits = ReferenceBackend().open(graph, {**model.tensors, **more}).forward(golden["ids"].astype(np.int32))
+    logits = logits_of(ReferenceBackend(), graph, {**model.tensors, **more}, golden["ids"])
     assert nmse(logits, golden[case]) < REFERENCE
 
 

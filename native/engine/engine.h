@@ -66,23 +66,6 @@ struct PackedKernels {
     LinearKernel linear = nullptr; // 8-bit activations; reads `packed`
 };
 
-// How attention's keys and values lie. Keys: blocks of 16 positions, transposed, so that a block's scores need no
-// horizontal sum. One head each.
-constexpr int64_t KEY_BLOCK = 16;
-struct HeadCache {
-    const float* k; // [ceil(positions / 16)][head_dim][16]
-    const float* v; // [positions][head_dim]
-};
-
-struct CachedAttention {
-    const float* q = nullptr; // [tokens][heads * head_dim]
-    float* y = nullptr;       // [tokens][heads * head_dim]
-    int64_t tokens = 0, past = 0;
-    int heads = 0, kv_heads = 0, head_dim = 0;
-    float scale = 1.0f;
-    int64_t window = 0; // 0: none
-};
-
 struct EngineKernels {
     void (*quantize_activations)(const float* x, int64_t cols, int8_t* codes, float* d, int32_t* sum16, int32_t* sum32,
                                  float* dsum16, float* dsum32) = nullptr; // one row
@@ -107,8 +90,6 @@ struct EngineKernels {
     // One head: turns the first `rotary` elements by the angles whose cosines and sines are given.
     void (*rope)(const float* x, float* y, int head_dim, int rotary, bool adjacent, const float* cosines,
                  const float* sines) = nullptr;
-    // Query rows [first, last) of kv head `head`, row = token * (heads / kv_heads) + head in its group.
-    void (*attend)(const CachedAttention&, const HeadCache&, int head, int64_t first, int64_t last) = nullptr;
 };
 
 } // namespace lg

@@ -41,15 +41,10 @@ int64_t rows_per_chunk(int64_t rows, int threads) {
 
 } // namespace
 
-void run_linear(ThreadPool& pool, const Linear& task) {
-    const LinearKernel kernel = kernel_of(task);
-    const int64_t step = rows_per_chunk(task.rows, pool.size());
-    pool.run((task.rows + step - 1) / step,
-             [&](int64_t chunk, int) { kernel(task, chunk * step, std::min(task.rows, (chunk + 1) * step)); });
-}
-
 void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks) {
-    std::vector<int64_t> first{0}; // the first chunk of each task
+    thread_local std::vector<int64_t> starts; // the first chunk of each task
+    std::vector<int64_t>& first = starts;
+    first.assign(1, 0);
     for (const Linear& task : tasks) {
         const int64_t step = rows_per_chunk(task.rows, pool.size());
         first.push_back(first.back() + (task.rows + step - 1) / step);
@@ -59,57 +54,6 @@ void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks) {
         const Linear& task = tasks[i];
         const int64_t step = rows_per_chunk(task.rows, pool.size()), at = (chunk - first[i]) * step;
         kernel_of(task)(task, at, std::min(task.rows, at + step));
-    });
-}
-
-LayerCache::LayerCache(int kv_heads, int head_dim)
-    : kv_heads_(kv_heads), head_dim_(head_dim), k_(size_t(kv_heads)), v_(size_t(kv_heads)) {}
-
-void LayerCache::append(ThreadPool& pool, const float* k, const float* v, int64_t past, int64_t tokens) {
-    positions_ = past + tokens;
-    const int64_t hd = head_dim_, width = hd * kv_heads_;
-    // Here, not in the pool: a thread of the pool could not report that there is no memory.
-    const size_t room = size_t((positions_ + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK * hd);
-    for (size_t head = 0; head < k_.size(); ++head) {
-        if (k_[head].size() < room) {
-            k_[head].resize(room);
-        }
-        if (v_[head].size() < room) {
-            v_[head].resize(room);
-        }
-    }
-    const auto copy = [&](int64_t head, int) {
-        std::vector<float>&keys = k_[size_t(head)], &values = v_[size_t(head)];
-        for (int64_t t = 0; t < tokens; ++t) {
-            const int64_t at = past + t;
-            const float* from = k + t * width + head * hd;
-            float* block = keys.data() + at / KEY_BLOCK * KEY_BLOCK * hd + at % KEY_BLOCK;
-            for (int64_t d = 0; d < hd; ++d) {
-                block[d * KEY_BLOCK] = from[d];
-            }
-            std::copy_n(v + t * width + head * hd, hd, values.data() + at * hd);
-        }
-    };
-    if (tokens == 1) {
-        for (int head = 0; head < kv_heads_; ++head) {
-            copy(head, 0);
-        }
-    } else {
-        pool.run(kv_heads_, copy);
-    }
-}
-
-void LayerCache::attend(ThreadPool& pool, const CachedAttention& task) const {
-    const int64_t group = task.heads / task.kv_heads;
-    const int64_t rows = task.tokens * group;
-    constexpr int64_t STEP = 32;
-    const int64_t steps = (rows + STEP - 1) / STEP;
-    // The last tokens see the most keys: hand them out first.
-    pool.run(steps * task.kv_heads, [&](int64_t chunk, int) {
-        const int head = int(chunk % task.kv_heads);
-        const int64_t at = (steps - 1 - chunk / task.kv_heads) * STEP;
-        const HeadCache cache{k_[size_t(head)].data(), v_[size_t(head)].data()};
-        kernels().engine.attend(task, cache, head, at, std::min(rows, at + STEP));
     });
 }
 

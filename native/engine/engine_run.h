@@ -1,7 +1,10 @@
 // Shares the engine's operations out over a thread pool. Nothing here depends on Python; callers have checked shapes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "engine/engine.h"
@@ -9,6 +12,12 @@
 #include "os/threads.h"
 
 namespace lg {
+
+inline void require(bool ok, const char* what) {
+    if (!ok) {
+        throw std::invalid_argument(std::string("engine: ") + what);
+    }
+}
 
 // The 8-bit form of some rows of activations; memory is kept for the next rows.
 class QuantizedRows {
@@ -22,28 +31,24 @@ class QuantizedRows {
     Scratch<int32_t> sum16_, sum32_;
 };
 
-// A product over all rows of the weight.
-void run_linear(ThreadPool& pool, const Linear& task);
-
-// Products of tokens with the experts they were routed to: tasks differ in weight, columns and epilogue.
+// Products over all rows of their weights: of layers that read the same x, of tokens with the experts they were routed
+// to. Tasks may differ in everything.
 void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks);
 
-// One layer's keys and values, growing as tokens come.
-class LayerCache {
-  public:
-    LayerCache(int kv_heads, int head_dim);
-    // Writes k and v [tokens][kv_heads * head_dim] at positions [past, past + tokens).
-    void append(ThreadPool& pool, const float* k, const float* v, int64_t past, int64_t tokens);
-    // Attends from the tokens at [task.past, task.past + task.tokens), already appended.
-    void attend(ThreadPool& pool, const CachedAttention& task) const;
-    int64_t positions() const { return positions_; }
-    int kv_heads() const { return kv_heads_; }
-    int head_dim() const { return head_dim_; }
+// Shares rows of floats out: chunks of some thousand elements, one alone for a token.
+template <typename F> void over_rows(ThreadPool& pool, int64_t rows, int64_t width, F body) {
+    const int64_t step = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, width));
+    pool.run((rows + step - 1) / step, [&](int64_t chunk, int) {
+        for (int64_t r = chunk * step; r < std::min(rows, (chunk + 1) * step); ++r) {
+            body(r);
+        }
+    });
+}
 
-  private:
-    int kv_heads_, head_dim_;
-    int64_t positions_ = 0; // how many are written
-    std::vector<std::vector<float>> k_, v_; // one each per head
-};
+// Shares `n` elements out: body(first, how many).
+template <typename F> void over_elements(ThreadPool& pool, int64_t n, F body) {
+    constexpr int64_t STEP = 16384;
+    pool.run((n + STEP - 1) / STEP, [&](int64_t c, int) { body(c * STEP, std::min(STEP, n - c * STEP)); });
+}
 
 } // namespace lg

@@ -1,6 +1,9 @@
 """The native core's functions as Python sees them; each is documented where native/bind/ defines it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from loragraft.backends.batch import Ids
 from loragraft.quants.codec import Bytes, Floats, Ints
@@ -86,37 +89,146 @@ class engine:
 
         def __init__(self, data: Bytes, kind: int, cols: int, experts: int = 1) -> None: ...
         @property
+        def rows(self) -> int: ...
+        @property
         def cols(self) -> int: ...
         @property
         def has_q8(self) -> bool: ...
         def pack(self, pool: engine.ThreadPool, arena: engine.Arena) -> bool: ...
-        def gather(self, pool: engine.ThreadPool, ids: Ids, y: Floats) -> None: ...
+        def gather(self, ids: Ids, y: Floats) -> None: ...
 
-    class LinearEnd:
-        """The epilogue: scale [experts], b [experts, rows, rank], dora_scale and bias [experts, rows], each or none."""
+    class Value:
+        """Number `id`: `width` elements a row, `offset` floats a row into the program's memory; -1: the output."""
+
+        def __init__(self, id: int, offset: int, width: int, wanted: bool) -> None: ...  # noqa: A002
+
+    class LayerSite:
+        """A linear layer in a step: scale and input_scale [experts], bias [experts * rows]."""
 
         def __init__(
             self,
-            experts: int,
-            rows: int,
+            weight: engine.Weight,
+            y: engine.Value,
             scale: Floats | None,
-            b: Floats | None,
             bias: Floats | None,
             arch_scale: float,
-            dora_scale: Floats | None = None,
+            input_scale: Floats | None,
         ) -> None: ...
+
+    class RopeTable: ...
+
+    class Adapter:
+        """Steps are known by the numbers that the program's methods return."""
+
+        def __init__(self) -> None: ...
+        def linear(self, step: int, a: Floats, layers: Sequence[tuple[int, int, float, Floats]]) -> None:
+            """a [experts, ranks, in]; of each layer its place in the step, its first row in a, its scale, and
+            b [experts, rows, rank]."""
+
+        def embed(self, step: int, a: Floats, b: Floats, scale: float) -> None: ...
+
+    class AdapterSet:
+        def __init__(self, members: tuple[tuple[engine.Adapter, float], ...]) -> None: ...
+        def rescale(self, step: int, member: int, layer: int, b: Floats) -> None: ...
+        def dora(self, step: int, layer: int, factors: Floats) -> None: ...
+
+    class Program:
+        """native/engine/program.h. `layers`: (kv_heads, key_dim, value_dim, window or 0) each. The methods that add a
+        step return its number."""
+
+        def __init__(
+            self,
+            threads: int,
+            activations: str,
+            floats_per_row: int,
+            layers: list[tuple[int, int, int, int]],
+            state_floats: list[int],
+            keys_values: str,
+            max_bytes: int,
+        ) -> None: ...
+        def embed(
+            self,
+            weight: engine.Weight,
+            y: engine.Value,
+            by_position: bool,
+            scale: float,
+            arch_scale: float,
+            /,
+        ) -> int: ...
+        def hidden(self, y: engine.Value, /) -> int: ...
+        def last(self, x: engine.Value, y: engine.Value, /) -> int: ...
+        def linear(
+            self, x: engine.Value, ids: engine.Value | None, layers: list[engine.LayerSite]
+        ) -> int: ...
+        def rms_norm(self, x: engine.Value, y: engine.Value, w: Floats, eps: float, /) -> int: ...
+        def layer_norm(
+            self, x: engine.Value, y: engine.Value, w: Floats, b: Floats | None, eps: float
+        ) -> int: ...
+        def unary(
+            self, name: str, x: engine.Value, y: engine.Value, a: float = 0.0, b: float = 0.0
+        ) -> int: ...
+        def affine(self, x: engine.Value, y: engine.Value, factor: float, shift: float, /) -> int: ...
+        def binary(self, name: str, a: engine.Value, b: engine.Value, y: engine.Value, /) -> int: ...
+        def mul_rows(self, a: engine.Value, b: engine.Value, y: engine.Value, /) -> int: ...
+        def split(self, x: engine.Value, y: engine.Value, parts: int, start: int, /) -> int: ...
+        def top_k(self, logits: engine.Value, ids: engine.Value, /) -> int: ...
+        def route(
+            self,
+            logits: engine.Value,
+            ids: engine.Value,
+            weights: engine.Value,
+            softmax: bool,
+            normalize: bool,
+            scale: float,
+            /,
+        ) -> int: ...
+        def experts_sum(self, y: engine.Value, weights: engine.Value, total: engine.Value, /) -> int: ...
+        def rope_table(
+            self, per_position: npt.NDArray[np.float64], magnitude: float, /
+        ) -> engine.RopeTable: ...
+        def rope(
+            self,
+            x: engine.Value,
+            y: engine.Value,
+            table: engine.RopeTable,
+            heads: int,
+            adjacent: bool,
+            /,
+        ) -> int: ...
+        def attention(
+            self,
+            q: engine.Value,
+            k: engine.Value,
+            v: engine.Value,
+            y: engine.Value,
+            layer: int,
+            heads: int,
+            scale: float,
+            soft_cap: float,
+            sinks: Floats | None,
+        ) -> int: ...
         @property
-        def rank(self) -> int: ...
-
-    class Input:
-        """The x of products, [rows, cols]; quantized to 8 bits by the first product that wants it."""
-
-        def set(self, x: Floats) -> None: ...
+        def threads(self) -> engine.ThreadPool: ...
+        def check(self, chosen: engine.AdapterSet, /) -> None: ...
+        def open(self) -> int: ...
+        def fork(self, sequence: int, length: int, /) -> int: ...
+        def truncate(self, sequence: int, length: int, /) -> None: ...
+        def close(self, sequence: int, /) -> None: ...
         @property
-        def rows(self) -> int: ...
-
-    class LayerCache:
-        def __init__(self, kv_heads: int, head_dim: int) -> None: ...
+        def bytes(self) -> int: ...
+        def run(
+            self,
+            tokens: Ids,
+            sequences: npt.NDArray[np.int64],
+            positions: Ids,
+            wants: npt.NDArray[np.bool_],
+            sets_of: Ids,
+            sets: list[engine.AdapterSet],
+            hidden: Floats | None,
+            value: engine.Value,
+            output: Floats,
+            look: Callable[[int, Floats, Ids | None], None] | None,
+        ) -> None: ...
 
     class StatePool:
         """native/engine/state_pool.h, for the tests. `layers`: (kv_heads, key_dim, value_dim, window or 0) each; rows
@@ -160,83 +272,17 @@ class engine:
     @staticmethod
     def has_type(kind: int) -> bool: ...
     @staticmethod
-    def linear(
+    def multiply(
         pool: ThreadPool,
         weight: Weight,
-        x: Input,
-        y: Floats,
-        end: LinearEnd,
-        xa: Floats | None,
-        xa_first: int,
-        q8: bool,
-    ) -> None: ...
-    @staticmethod
-    def linears(
-        pool: ThreadPool,
-        x: Input,
-        products: list[tuple[Weight, Floats, LinearEnd, int]],
-        xa: Floats | None,
-        q8: bool,
-    ) -> None: ...
-    @staticmethod
-    def experts_linear(
-        pool: ThreadPool,
-        weight: Weight,
-        x: Input,
-        ids: Ids,
-        y: Floats,
-        end: LinearEnd,
-        xa: Floats | None,
-        q8: bool,
-    ) -> None: ...
-    @staticmethod
-    def attention(
-        pool: ThreadPool,
-        cache: LayerCache,
-        q: Floats,
-        k: Floats,
-        v: Floats,
-        y: Floats,
-        past: int,
-        heads: int,
-        scale: float,
-        window: int,
-    ) -> None: ...
-    @staticmethod
-    def rms_norm(pool: ThreadPool, x: Floats, w: Floats, y: Floats, eps: float) -> None: ...
-    @staticmethod
-    def layer_norm(
-        pool: ThreadPool, x: Floats, w: Floats, b: Floats | None, y: Floats, eps: float
-    ) -> None: ...
-    @staticmethod
-    def rope(
-        pool: ThreadPool,
         x: Floats,
         y: Floats,
-        cosines: Floats,
-        sines: Floats,
-        heads: int,
-        adjacent: bool,
+        q8: bool,
+        ids: Ids | None = None,
+        scale: float = 1.0,
+        bias: Floats | None = None,
+        arch_scale: float = 1.0,
+        b: Floats | None = None,
+        xa: Floats | None = None,
+        dora_scale: Floats | None = None,
     ) -> None: ...
-    @staticmethod
-    def round_nvfp4(pool: ThreadPool, x: Floats, y: Floats, scales: Floats) -> None: ...
-    @staticmethod
-    def silu(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def sigmoid(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def gelu_tanh(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def softplus(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def soft_cap(pool: ThreadPool, x: Floats, y: Floats, cap: float) -> None: ...
-    @staticmethod
-    def clamp(pool: ThreadPool, x: Floats, y: Floats, low: float, high: float) -> None: ...
-    @staticmethod
-    def gelu_erf(pool: ThreadPool, x: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def silu_mul(pool: ThreadPool, gate: Floats, up: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def add(pool: ThreadPool, a: Floats, b: Floats, y: Floats) -> None: ...
-    @staticmethod
-    def mul(pool: ThreadPool, a: Floats, b: Floats, y: Floats) -> None: ...

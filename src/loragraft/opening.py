@@ -72,8 +72,17 @@ def load_adapters(
     Raises as `load_adapter`, and AdapterError for a strength that is no finite number, or adapters that exclude each
     other.
     """
+    loaded = read_adapters(adapters, base, intake=intake)
+    return rebase(base, loaded), loaded
+
+
+def read_adapters(
+    adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT
+) -> list[tuple[Adapter, float]]:
+    """All of `adapters`, each with its strength, their pairs on the tensors of `base`. Raises as `load_adapter`, and
+    AdapterError for a strength that is no finite number."""
     loaded: list[tuple[Adapter, float]] = []
-    for argument in _listed(adapters):
+    for argument in listed(adapters):
         source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)
         adapter = source if isinstance(source, Adapter) else load_adapter(source, base, intake=intake)
         if not (isinstance(scale, Real) and isfinite(scale)):
@@ -83,10 +92,11 @@ def load_adapters(
                 adapter, notes=[*adapter.notes, f"{adapter.path}: given twice, and added twice"]
             )
         loaded.append((adapter, float(scale)))
-    return rebase(base, loaded), loaded
+    return loaded
 
 
-def _listed(adapters: AdapterArguments) -> Sequence[AdapterArgument]:
+def listed(adapters: AdapterArguments) -> Sequence[AdapterArgument]:
+    """As a list, also where it is one adapter, or one with its strength."""
     if isinstance(adapters, str | PathLike | Adapter):
         return [adapters]
     if isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], Real):

@@ -18,6 +18,7 @@ from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.formats.views import float_rows
 from loragraft.opening import open_model
 from paths import arrays
+from running import logits_of
 from tolerances import REFERENCE, nmse
 
 ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
@@ -118,7 +119,7 @@ def test_the_checkpoint_is_the_model_of_transformers(tmp_path: Path, case: str) 
         values = float_rows(tensor.rows(0, tensor.n_rows), tensor.type).reshape(-1)
         np.testing.assert_array_equal(values, golden[f"{case}:{name}"].astype(np.float32).reshape(-1), name)
     graph = build_graph(model.metadata, tensor_facts(model.tensors))
-    logits = ReferenceBackend().open(graph, model.tensors).forward(golden["ids"].astype(np.int32))
+    logits = logits_of(ReferenceBackend(), graph, model.tensors, golden["ids"])
     assert nmse(logits, golden[f"{case}:logits"]) < REFERENCE
 
 

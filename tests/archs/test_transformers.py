@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from loragraft.archs.graphs import build_graph
-from loragraft.backends.base import Backend
-from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Backend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.gguf.values import Value
 from loragraft.graph.ops import TensorFact
 from paths import arrays
+from running import logits_of
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 EXPERTS = {"expert_count": Value.u32(4), "expert_used_count": Value.u32(2)}
@@ -67,5 +68,5 @@ def test_small_models_of_transformers(case: str, backend: Backend, tolerance: fl
     }
     facts = {name: TensorFact(array.shape, "F32") for name, array in weights.items()}
     graph = build_graph({"general.architecture": Value.string(arch), **metadata}, facts)
-    logits = backend.open(graph, weights).forward(golden["ids"])
+    logits = logits_of(backend, graph, weights, golden["ids"])
     assert nmse(logits, golden[f"{case}:logits"]) < tolerance

@@ -7,13 +7,13 @@ import pytest
 
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.activations import round_nvfp4, round_q8
-from loragraft.backends.base import Backend
-from loragraft.backends.cpu.session import NativeBackend
-from loragraft.backends.program import Options
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Backend, Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
 from loragraft.opening import load_adapter, open_model
 from paths import arrays, data
+from running import logits_of
 from tolerances import nmse
 
 
@@ -63,7 +63,8 @@ def test_both_backends_round_alike(model: str, adapter: str, activations: str) -
     weights = {**source.tensors, **extra}
 
     def logits(backend: Backend, how: str) -> np.ndarray:
-        return backend.open(graph, weights, Options(activations=how)).forward(ids)  # type: ignore[arg-type]
+        options = Options(activations=how, keys_values="f32")  # type: ignore[arg-type]
+        return logits_of(backend, graph, weights, ids, options)
 
     found = nmse(logits(NativeBackend(), activations), logits(ReferenceBackend(), activations))
     cost = nmse(logits(ReferenceBackend(), activations), logits(ReferenceBackend(), "f32"))

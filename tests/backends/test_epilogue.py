@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from float64_model import Float64Model
-from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Options
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import GraphError
 from loragraft.graph.lora import attach
 from loragraft.graph.misorder import Mistake, misorder
 from loragraft.graph.spec import verify
+from running import logits_of
 from small_models import HEAD_NORM, LAYERS, POST_NORM, SmallModel, linears, random_adapter, small_model
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
@@ -55,8 +56,7 @@ def test_every_combination(model: str, base: str, adapters: str, bias: bool, sca
     weights = small.arrays | tensors
     wanted = Float64Model(small).logits(IDS)
     for backend, tolerance in BACKENDS:
-        session = backend.open(graph, weights)
-        assert nmse(session.forward(IDS), wanted) < tolerance, backend.name
+        assert nmse(logits_of(backend, graph, weights, IDS), wanted) < tolerance, backend.name
 
     start = "lookup" if base == "token_embd" else "GEMM"
     for mistake in Mistake:
@@ -66,15 +66,15 @@ def test_every_combination(model: str, base: str, adapters: str, bias: bool, sca
             continue
         for backend, _ in BACKENDS:
             with pytest.raises(GraphError, match=f"^{base}.weight: .*found {start}.*, expected {start}"):
-                backend.open(wrong, weights)
-        session = ReferenceBackend().open(wrong, weights, Options(unchecked=True))
+                backend.prepare(wrong, weights)
+        wrongly = logits_of(ReferenceBackend(), wrong, weights, IDS, Options(unchecked=True))
         if len(
             adapters
         ) < 3 and not (  # of four, the last may drown what is before it in a gate that saturates
             mistake in (Mistake.SCALE_OMITTED, Mistake.SCALE_TWICE)
             and normalised_away(small, base, adapters, bias)
         ):
-            assert nmse(session.forward(IDS), wanted) > 1e-5, f"the oracle cannot see: {mistake}"
+            assert nmse(wrongly, wanted) > 1e-5, f"the oracle cannot see: {mistake}"
 
 
 def normalised_away(small: SmallModel, base: str, adapters: str, bias: bool) -> bool:
@@ -117,6 +117,5 @@ def test_everything_at_once(model: str, tied: bool) -> None:
     verify(graph)
     wanted = Float64Model(small).logits(IDS)
     for backend, tolerance in BACKENDS:
-        assert nmse(backend.open(graph, small.arrays | tensors).forward(IDS), wanted) < tolerance, (
-            backend.name
-        )
+        found = logits_of(backend, graph, small.arrays | tensors, IDS)
+        assert nmse(found, wanted) < tolerance, backend.name

@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from loragraft.backends.base import Backend
-from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.batch import Piece
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Backend
 from loragraft.backends.reference import ReferenceBackend
-from loragraft.errors import GraphError, UnsupportedError
+from loragraft.errors import GraphError
 from loragraft.graph.build import GraphBuilder
 from loragraft.graph.ops import Op, TensorFact
 from loragraft.graph.spec import verify
+from running import EXACT, all_logits, logits_of
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 Floats = npt.NDArray[Any]
@@ -45,7 +47,7 @@ def run(backend: Backend, op: Op, attrs: dict[str, Any], weights: dict[str, Floa
     """The value of `op` on the embeddings of all tokens."""
     g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
     graph = g.finish(g.add(op, (g.embed(g.tokens()),), label="op", **attrs))
-    return backend.open(graph, weights).forward(IDS)
+    return logits_of(backend, graph, weights, IDS)
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
@@ -83,16 +85,17 @@ def test_learned_positions(backend: Backend) -> None:
     }
     g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
     graph = g.finish(g.add(Op.ADD, (g.embed(g.tokens()), g.embed_positions()), label="sum"))
-    session = backend.open(graph, weights)
-    found = np.concatenate([session.forward(IDS[:3]), session.forward(IDS[3:6])])
+    program = backend.prepare(graph, weights)
+    sequence = program.open_sequence()
+    found = np.concatenate(
+        [program.run([Piece(sequence, part, wants="all")]) for part in (IDS[:3], IDS[3:6])]
+    )
     expected = weights["token_embd.weight"][IDS[:6]] + weights["position_embd.weight"][:6]
     np.testing.assert_array_equal(found, expected)
-    with pytest.raises(
-        GraphError, match="positions: the model has no such position: found 7, expected up to 6"
-    ):
-        session.forward(IDS[:2])
+    with pytest.raises(GraphError, match="the model has no such position: found 7, expected up to 6"):
+        program.run([Piece(sequence, IDS[:2])])
     last = weights["token_embd.weight"][IDS[6]] + weights["position_embd.weight"][6]
-    np.testing.assert_array_equal(session.forward(IDS[6:])[0], last)
+    np.testing.assert_array_equal(program.run([Piece(sequence, IDS[6:])])[0], last)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +170,6 @@ def test_attention(options: dict[str, Any]) -> None:
     sinks = ("sinks.weight",) if options.get("sinks") else ()
     graph = g.finish(g.add(Op.ATTENTION, (q, k, v), sinks, "attention", **attrs))
     verify(graph)
-    session = ReferenceBackend().open(graph, weights)
-    found = np.concatenate([session.forward(IDS[:4]), session.forward(IDS[4:])])
-    assert nmse(found, attend(weights, options)) < REFERENCE
-    with pytest.raises(UnsupportedError, match=r"attention: no native kernel .*; use backend reference"):
-        NativeBackend().open(graph, weights)
+    for backend, tolerance in BACKENDS:
+        found = all_logits(backend.prepare(graph, weights, EXACT), IDS, [4])
+        assert nmse(found, attend(weights, options)) < tolerance, backend.name

@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 
 from loragraft.backends.batch import Batch, Piece
+from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend, Options, Program
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import AdapterError, GraphError, LoragraftError, PoolError
 from loragraft.formats.gguf.values import Value
 from loragraft.graph.lora import attach
 from loragraft.graph.slices import slice_graph
+from running import EXACT, all_logits, logits_of
 from small_models import WIDTH, linears, random_adapter, small_model
 from tolerances import REFERENCE, nmse
 
 IDS = np.array([3, 17, 39, 0, 17, 5, 21, 8], dtype=np.int32)
-BACKENDS = [ReferenceBackend()]
+BACKENDS = [ReferenceBackend(), NativeBackend()]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -31,21 +33,14 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return cast(Backend, request.param)
 
 
-def small_program(backend: Backend, options: Options | None = None) -> Program:
+def small_program(backend: Backend, options: Options = EXACT) -> Program:
     small = small_model("llama", np.random.default_rng(2), layers=2)
     return backend.prepare(small.graph(), small.arrays, options)
 
 
-def all_logits(program: Program, ids: np.ndarray = IDS) -> np.ndarray:
-    sequence = program.open_sequence()
-    logits = program.run([Piece(sequence, ids, wants="all")])
-    program.close_sequence(sequence)
-    return logits
-
-
 def test_a_sequence_goes_on_where_it_ended(backend: Backend) -> None:
     program = small_program(backend)
-    whole = all_logits(program)
+    whole = all_logits(program, IDS)
     sequence = program.open_sequence()
     pieces = [program.run([Piece(sequence, part, wants="all")]) for part in np.split(IDS, [1, 2, 6])]
     assert program.length(sequence) == len(IDS)
@@ -61,7 +56,7 @@ def test_logits_of_the_wanted_rows(backend: Backend, wants: object, rows: list[i
     logits = program.run([Piece(sequence, IDS, wants=wants)])  # type: ignore[arg-type]
     assert logits.shape == (len(rows), 40)
     assert logits.dtype == np.float32
-    assert np.allclose(logits, all_logits(program)[list(rows)], rtol=1e-5, atol=1e-6)
+    assert np.allclose(logits, all_logits(program, IDS)[list(rows)], rtol=1e-5, atol=1e-6)
     assert program.length(sequence) == 8
 
 
@@ -79,12 +74,12 @@ def test_pieces_of_one_sequence_follow_one_another(backend: Backend) -> None:
     program = small_program(backend)
     sequence = program.open_sequence()
     logits = program.run([Piece(sequence, IDS[:5], wants="none"), Piece(sequence, IDS[5:], wants="all")])
-    assert nmse(logits, all_logits(program)[5:]) < REFERENCE
+    assert nmse(logits, all_logits(program, IDS)[5:]) < REFERENCE
 
 
 def test_forks_and_rewinds(backend: Backend) -> None:
     program = small_program(backend)
-    whole = all_logits(program)
+    whole = all_logits(program, IDS)
     first = program.open_sequence()
     program.run([Piece(first, IDS)])
     second = program.fork_sequence(first, 5)
@@ -105,10 +100,10 @@ def test_forks_and_rewinds(backend: Backend) -> None:
 
 def test_a_window_hides_what_is_further_back(backend: Backend) -> None:
     small = small_model("qwen2", np.random.default_rng(2))
-    full = all_logits(backend.prepare(small.graph(), small.arrays))
+    full = logits_of(backend, small.graph(), small.arrays, IDS)
     small.metadata["qwen2.attention.sliding_window"] = Value.u32(4)
-    program = backend.prepare(small.graph(), small.arrays)
-    windowed = all_logits(program)
+    program = backend.prepare(small.graph(), small.arrays, EXACT)
+    windowed = all_logits(program, IDS)
     assert nmse(windowed[:4], full[:4]) < REFERENCE
     assert nmse(windowed[4:], full[4:]) > 1e-4
 
@@ -121,7 +116,7 @@ def test_every_row_has_its_own_adapters(backend: Backend, model: str, dora: bool
     small = small_model(model, rng, layers=1)
     shapes = linears(model)
     inner = {base: shape for base, shape in shapes.items() if base != "token_embd"}
-    program = backend.prepare(small.graph(), small.arrays)
+    program = backend.prepare(small.graph(), small.arrays, EXACT)
     adapters = [random_adapter(rng, shapes), random_adapter(rng, inner, rank=5, dora=dora)]
     slots = [program.add_adapter(adapter) for adapter in adapters]
     chosen = [(), ((0, 1.0),), ((1, 0.5),), ((1, 1.0), (0, -0.5)), ((0, 2.0), (1, 1.0))]
@@ -133,7 +128,7 @@ def test_every_row_has_its_own_adapters(backend: Backend, model: str, dora: bool
     for pairs, logits in zip(chosen, np.split(program.run(pieces), len(chosen)), strict=True):
         graph, tensors = attach(small.graph(), [(adapters[i], s) for i, s in pairs], small.arrays)
         alone = ReferenceBackend().prepare(graph, small.arrays | tensors)
-        assert nmse(logits, all_logits(alone)) < REFERENCE, pairs
+        assert nmse(logits, all_logits(alone, IDS)) < REFERENCE, pairs
 
 
 def test_adapters_change_within_a_sequence(backend: Backend) -> None:
@@ -144,7 +139,7 @@ def test_adapters_change_within_a_sequence(backend: Backend) -> None:
     sequence = program.open_sequence()
     program.run([Piece(sequence, IDS[:4], ((slot, 1.0),))])
     mixed = program.run([Piece(sequence, IDS[4:], wants="all")])
-    assert nmse(mixed, all_logits(program)[4:]) > 1e-4
+    assert nmse(mixed, all_logits(program, IDS)[4:]) > 1e-4
     again = program.open_sequence()
     once = program.run([Piece(again, IDS[:4], ((slot, 1.0),)), Piece(again, IDS[4:], wants=0)])
     assert nmse(once[1:], mixed) < REFERENCE
@@ -174,7 +169,7 @@ def test_slots(backend: Backend) -> None:
 
 
 def test_misuse_is_refused_and_changes_nothing(backend: Backend) -> None:
-    program = small_program(backend, Options(context=8))
+    program = small_program(backend, Options(context=8, keys_values="f32"))
     sequence, other = program.open_sequence(), program.open_sequence()
     program.run([Piece(sequence, IDS[:3])])
 
@@ -209,7 +204,7 @@ def test_misuse_is_refused_and_changes_nothing(backend: Backend) -> None:
     with pytest.raises(GraphError, match="is not open"):
         program.length(other)
     left = program.run([Piece(sequence, IDS[3:], wants="all")])
-    assert nmse(left, all_logits(small_program(backend))[3:]) < REFERENCE
+    assert nmse(left, all_logits(small_program(backend), IDS)[3:]) < REFERENCE
 
 
 def test_a_pool_of_a_given_size(backend: Backend) -> None:
@@ -229,11 +224,11 @@ def test_a_slice_takes_and_gives_hidden_rows(backend: Backend) -> None:
     hidden = None
     for part in (slice_graph(graph, 0, 1), slice_graph(graph, 1, 2), slice_graph(graph, 2)):
         weights = {name: small.arrays[name] for name in part.tensors}
-        program = backend.prepare(part, weights)
+        program = backend.prepare(part, weights, EXACT)
         hidden = program.run([Piece(program.open_sequence(), IDS, wants=6)], hidden)
     assert hidden is not None
-    assert nmse(hidden, all_logits(backend.prepare(graph, small.arrays))[6:]) < REFERENCE
-    program = backend.prepare(slice_graph(graph, 1), small.arrays)
+    assert nmse(hidden, logits_of(backend, graph, small.arrays, IDS)[6:]) < REFERENCE
+    program = backend.prepare(slice_graph(graph, 1), small.arrays, EXACT)
     with pytest.raises(GraphError, match=r"hidden: is not what this graph takes: expected shape \(8, 32\)"):
         program.run([Piece(program.open_sequence(), IDS)])
 
@@ -253,7 +248,9 @@ def test_an_observer_that_fails_stops_the_pass(backend: Backend) -> None:
         program.run([Piece(sequence, IDS[4:])])
     program.observer = None
     assert program.length(sequence) == 4
-    assert nmse(program.run([Piece(sequence, IDS[4:], wants="all")]), all_logits(program)[4:]) < REFERENCE
+    assert (
+        nmse(program.run([Piece(sequence, IDS[4:], wants="all")]), all_logits(program, IDS)[4:]) < REFERENCE
+    )
 
 
 def test_threads_take_turns(backend: Backend) -> None:
@@ -276,7 +273,7 @@ def test_threads_take_turns(backend: Backend) -> None:
 
 def test_a_forked_child_computes_the_same(backend: Backend) -> None:
     """A fork copies no thread but the caller's: a pool made before must not wait for the others."""
-    program = small_program(backend, Options(threads=3))
+    program = small_program(backend, Options(threads=3, keys_values="f32"))
     expected = all_logits(program, np.tile(IDS, 8))
     child = os.fork()
     if child == 0:

@@ -11,6 +11,7 @@ from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.lora import attach
 from loragraft.opening import load_adapter, open_model
 from paths import arrays, data
+from running import logits_of
 from tolerances import REFERENCE, REFERENCE_F16_MERGE, nmse
 
 CASES = [
@@ -28,9 +29,7 @@ def distance(file: str, model: str, adapter: str | None, case: str) -> float:
     graph, extra = attach(
         build_graph(source.metadata, tensor_facts(source.tensors)), adapters, source.tensors
     )
-    logits = (
-        ReferenceBackend().open(graph, {**source.tensors, **extra}).forward(golden["ids"].astype(np.int32))
-    )
+    logits = logits_of(ReferenceBackend(), graph, {**source.tensors, **extra}, golden["ids"])
     assert logits.dtype == np.float32
     return nmse(logits, golden[case])
 

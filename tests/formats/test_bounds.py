@@ -117,7 +117,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "lists": (lambda: b'{"a":[' + b"[]," * 10_000_000 + b"[]]}", JSON, "too many small values"),
     "objects": (lambda: b'{"a":[' + b"{}," * 2_000_000 + b"{}]}", JSON, "too many small values"),
     "short texts": (lambda: b'{"a":[' + b'"a",' * 4_000_000 + b"1]}", JSON, "too many small values"),
-    "some short texts": (lambda: b'{"a":[' + b'"ab",' * 1_200_000 + b"1]}", JSON, "read"),
+    "some short texts": (lambda: b'{"a":[' + b'"ab",' * 1_500_000 + b"1]}", JSON, "read"),
     "brackets": (lambda: b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", JSON, "nested too deeply"),
     "a long number": (lambda: b'{"a":' + b"1" * 1_000_000 + b"}", JSON, "is not JSON"),
     "entries of an importance matrix": (

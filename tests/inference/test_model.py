@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -49,18 +51,66 @@ def test_generation_streams_and_repeats(tuned: lg.Model) -> None:
     assert "".join(tuned.generate("ROMEO:", max_tokens=20, seed=drawn.seed)) == text
 
 
-def test_a_generation_is_not_continued_on_another_sequence(tuned: lg.Model) -> None:
-    """Its cache would be the other's: better no text than a wrong one."""
-    alone = list(tuned.generate("ROMEO:", max_tokens=4, temperature=0))
-    first = tuned.generate("ROMEO:", max_tokens=4, temperature=0)
-    second = tuned.generate("JULIET:", max_tokens=4, temperature=0)
-    assert next(first) == alone[0]
-    next(second)
-    with pytest.raises(LoragraftError, match="another sequence was begun on this model since"):
-        list(first)
-    unstarted = tuned.generate("ROMEO:", max_tokens=4, temperature=0)
+def test_generations_go_on_side_by_side(tuned: lg.Model) -> None:
+    """Each is a sequence of its own: none sees what the others, or `logits`, read meanwhile."""
+    prompts = ["ROMEO:", "JULIET:"]
+    alone = [list(tuned.generate(prompt, max_tokens=6, temperature=0)) for prompt in prompts]
+    first, second = (tuned.generate(prompt, max_tokens=6, temperature=0) for prompt in prompts)
+    pieces: tuple[list[str], list[str]] = ([next(first)], [])
     tuned.logits([1, 2, 3])
-    assert list(unstarted) == alone
+    for _ in range(3):
+        pieces[1].append(next(second))
+        pieces[0].append(next(first))
+    assert [pieces[0] + list(first), pieces[1] + list(second)] == alone
+
+
+def test_a_generation_that_is_left_frees_its_sequence(tuned: lg.Model) -> None:
+    stream = tuned.generate("ROMEO:", max_tokens=6, temperature=0)
+    next(stream)
+    held = set(tuned.program._lengths)
+    assert held
+    del stream
+    gc.collect()
+    assert not held & set(tuned.program._lengths)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_adapters_can_be_changed(backend: lg.inference.model.BackendName) -> None:
+    golden = arrays("golden/hf-logits.npz")
+    ids = golden["ids"].astype(np.int32)
+    model = lg.load(BASE, backend=backend)
+    base, size = model.logits(ids), model.size
+    began = model.generate("ROMEO:", max_tokens=4, temperature=0)
+    before = list(model.generate("ROMEO:", max_tokens=4, temperature=0))
+    model.set_adapters([(ADAPTER, 1.0)])
+    assert model.size > size
+    for expected, found in (("llama+lora", model.logits(ids)), ("llama", base)):
+        assert np.square(found - golden[expected]).sum() / np.square(golden[expected]).sum() < 1e-6
+    assert list(began) == before, "a generation goes on under the adapters that it began with"
+    model.set_adapters([(ADAPTER, 0.5)])
+    np.testing.assert_array_equal(
+        model.logits(ids[:5]), lg.load(BASE, [(ADAPTER, 0.5)], backend=backend).logits(ids[:5])
+    )
+    with pytest.raises(LoragraftError, match="which the base has not"):
+        model.set_adapters([data("starcoder2-bias.pattern")])
+    model.set_adapters([])
+    assert model.size == size
+    np.testing.assert_array_equal(model.logits(ids), base)
+
+
+def test_whole_tensors_are_changed_at_the_load_alone() -> None:
+    saved = data("llama-kjv.embed")
+    model = lg.load(BASE)
+    with pytest.raises(LoragraftError, match=r"changes whole tensors.*; load the model with it"):
+        model.set_adapters(saved)
+    model = lg.load(BASE, [saved, (ADAPTER, 0.5)])
+    with_both = model.logits([1, 2, 3])
+    with pytest.raises(LoragraftError, match=r"must stay in use: expected strength 1\.0"):
+        model.set_adapters([ADAPTER])
+    model.set_adapters([saved])
+    assert np.abs(model.logits([1, 2, 3]) - with_both).max() > 0.01
+    model.set_adapters([saved, (ADAPTER, 0.5)])
+    np.testing.assert_array_equal(model.logits([1, 2, 3]), with_both)
 
 
 def test_greedy_takes_the_likeliest(tuned: lg.Model) -> None:

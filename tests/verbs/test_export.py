@@ -30,6 +30,7 @@ from loragraft.streaming.checkpoint import folder, layouts
 from loragraft.verbs.export import export
 from paths import ROOT, arrays, data
 from peft_golden import adapter_folder, base_folder, tensors_of
+from running import logits_of
 from tolerances import nmse
 
 EXPORTED = json.loads((ROOT / "tests/data/golden/export.json").read_text())
@@ -124,8 +125,8 @@ def test_a_merged_model_survives(
     assert report.algorithm == "W4A16_NVFP4"
     assert report.carried_over == 0
     model = open_model(tmp_path / "out")
-    session = ReferenceBackend().open(build_graph(model.metadata, tensor_facts(model.tensors)), model.tensors)
-    logits = session.forward(golden["ids"].astype(np.int32))
+    graph = build_graph(model.metadata, tensor_facts(model.tensors))
+    logits = logits_of(ReferenceBackend(), graph, model.tensors, golden["ids"])
     error = nmse(logits, golden[case])
     assert error < 0.012
     if adapter:

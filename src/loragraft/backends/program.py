@@ -75,9 +75,14 @@ class Program(ABC):
         self.observer: Observer | None = None
         """Shown the input of every product, before it."""
         shapes = value_shapes(graph)
-        self._vocabulary = next(
-            (graph.tensors[node.weights[0]].shape[0] for node in graph.nodes if node.op is Op.EMBED), None
+        embedded = (
+            graph.tensors[node.weights[0]].shape[0]
+            for node in graph.nodes
+            if node.op is Op.EMBED and graph.nodes[node.inputs[0]].op is Op.TOKENS
         )
+        self._vocabulary = next(embedded, None)
+        most = [node.attrs["most"] for node in graph.nodes if node.op is Op.POSITIONS]
+        self._positions = min(most, default=None)
         self._hidden = next((node.attrs["width"] for node in graph.nodes if node.op is Op.HIDDEN), None)
         self.width = shapes[graph.output][-1]
         """Of a row of the output: the vocabulary, or of a slice that ends at a cut, d."""
@@ -87,6 +92,7 @@ class Program(ABC):
         self._slots: set[int] = set()
         self._turn = threading.RLock()
         self._running = False
+        self._ended: list[int] = []
 
     # ---- adapters ----
 
@@ -138,8 +144,11 @@ class Program(ABC):
 
     def close_sequence(self, sequence: int) -> None:
         """Forget it altogether."""
-        with self._mine():
+        with self._turn:
             self._reached(sequence, None)
+            if self._running:  # a generator that nobody needs any more may be collected at any time
+                self._ended.append(sequence)
+                return
             self._close(sequence)
             del self._lengths[sequence]
 
@@ -174,8 +183,11 @@ class Program(ABC):
             values = self._forward(batch, hidden)
         finally:
             self._running = False
+            while self._ended:
+                self.close_sequence(self._ended.pop())
         for run in runs:
-            self._lengths[run.sequence] += run.stop - run.first
+            if run.sequence in self._lengths:
+                self._lengths[run.sequence] += run.stop - run.first
         return values if self._selects or self._at_cut else values[batch.wants]
 
     def _check(self, batch: Batch, runs: Sequence[Run], hidden: Floats | None) -> None:
@@ -207,6 +219,13 @@ class Program(ABC):
                     "is not continued",
                     found=f"positions {positions[:8].tolist()}",
                     expected=f"from {length} on",
+                )
+            if self._positions is not None and length + count > self._positions:
+                raise GraphError(
+                    f"sequence {run.sequence}",
+                    "the model has no such position",
+                    found=length + count - 1,
+                    expected=f"up to {self._positions - 1}",
                 )
             context = self.options.context
             if context is not None and length + count > context:

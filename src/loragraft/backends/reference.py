@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter
 from loragraft.backends.activations import round_nvfp4, round_q8
-from loragraft.backends.base import Backend
 from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
-from loragraft.backends.program import Options, Program, Weights
+from loragraft.backends.program import Backend, Options, Program, Weights
 from loragraft.backends.reference_ops import OPS, Array
 from loragraft.backends.slots import Slots
 from loragraft.errors import PoolError, UnsupportedError

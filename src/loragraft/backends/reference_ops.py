@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
-from loragraft.errors import GraphError
 from loragraft.graph.ops import Node, Op
 
 Array = npt.NDArray[Any]
@@ -52,12 +51,7 @@ def rows_product(x: Floats, w: Floats) -> Floats:
 
 
 def _positions(s: Pass, node: Node) -> Array:
-    last, most = int(s.positions.max()), node.attrs["most"]
-    if last >= most:
-        raise GraphError(
-            "positions", "the model has no such position", found=last, expected=f"up to {most - 1}"
-        )
-    return s.positions.astype(np.int32)
+    return s.positions
 
 
 def _embed(s: Pass, node: Node, ids: Ids) -> Array:

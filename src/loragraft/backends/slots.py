@@ -12,6 +12,8 @@ from loragraft.graph.lora import RowFactors, attach
 from loragraft.graph.ops import Graph
 from loragraft.graph.spec import verify
 
+_KEPT = 4096
+
 
 class Slots:
     """Adapters by number; a number is not used twice."""
@@ -21,6 +23,7 @@ class Slots:
         self._adapters: dict[int, Adapter] = {}
         self._numbers = count()
         self._factors = RowFactors()
+        self._lawful: set[tuple[int, ...]] = set()
 
     def add(self, adapter: Adapter) -> tuple[int, Graph, dict[str, Floats]]:
         """Its slot, and the graph with it alone, at strength 1. Raises AdapterError if it does not fit."""
@@ -35,6 +38,25 @@ class Slots:
 
     def drop(self, slot: int) -> None:
         self._factors.forget(self._adapters.pop(slot))
+        self._lawful = {slots for slots in self._lawful if slot not in slots}
+
+    def adapter(self, slot: int) -> Adapter:
+        return self._adapters[slot]
+
+    def decomposed(self, chosen: AdapterSet) -> bool:
+        """Whether one of them is DoRA's: then strengths change more than factors."""
+        return any(
+            pair.magnitude is not None for slot, _ in chosen for pair in self._adapters[slot].pairs.values()
+        )
+
+    def check(self, chosen: AdapterSet) -> None:
+        """Verify the graph with this set. Its nodes are the same for all strengths: the same slots are tried once."""
+        slots = tuple(slot for slot, _ in chosen)
+        if slots not in self._lawful:
+            self.attached(chosen)
+            if len(self._lawful) > _KEPT:
+                self._lawful.clear()
+            self._lawful.add(slots)
 
     def attached(self, chosen: AdapterSet) -> tuple[Graph, dict[str, Floats]]:
         """The graph with this set, verified, and the set's tensors (`graph.lora.attach`)."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from loragraft.backends.batch import Piece
 from loragraft.backends.program import Options
 from loragraft.evaluate.divergence import kl
 from loragraft.evaluate.uncertainty import Estimate, mean
@@ -34,10 +35,12 @@ def sensitivities(
     values: dict[str, list[np.ndarray]] = {name: [] for name in rough}
     progress.start("Measuring tensors", len(text) * (len(rough) + 1))
     for window in text:
-        reference = log_softmax(full.logits(window.ids)[window.scored])
+        reference = log_softmax(window.read_by(full))
         progress.advance(1)
         for name, tensor in rough.items():
-            session = backend.open(full.graph, {**full.source.tensors, name: tensor}, options)
-            values[name].append(kl(reference, log_softmax(session.forward(window.ids)[window.scored])))
+            program = backend.prepare(full.graph, {**full.source.tensors, name: tensor}, options)
+            piece = Piece(program.open_sequence(), window.ids, wants=window.scored.start)
+            logits = program.run([piece])[: len(window.targets)]
+            values[name].append(kl(reference, log_softmax(logits)))
             progress.advance(1)
     return {name: mean(np.stack(own)) for name, own in values.items()}

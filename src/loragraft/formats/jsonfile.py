@@ -12,9 +12,9 @@ from loragraft.system.mapped import map_file
 
 #: The largest tokenizer.json in use take about 40 MB.
 MAX_BYTES = 1 << 26
-#: Python makes an object of up to 80 bytes out of a value of 2, and a larger one out of `{}`: what the values of a text
-#: take in memory beside its characters is bounded before they are made.
-_VALUE, _OBJECT = 80, 240
+#: Python makes objects of some 64 bytes out of values of 2, objects with keys of their own out of `{}`: what the values
+#: of a text take in memory beside its characters is bounded before they are made.
+_VALUE, _OBJECT = 64, 240
 _FREE, _PER_BYTE = 100_000_000, 3
 
 

@@ -69,11 +69,6 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def aligned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """`values`, or a copy of them where they lie at an address that their type does not allow."""
-    return values if values.flags.aligned else values.copy()
-
-
 class CheckpointTensor:
     """A tensor of a mapped safetensors file. `shape` may be empty: a scalar."""
 
@@ -111,15 +106,14 @@ class CheckpointTensor:
         mapped.release(self._mapping, self.offset + start, self.offset + stop)
 
     def array(self) -> npt.NDArray[Any]:
-        """Its elements in its shape, as a read-only view of the mapped file, or a copy where they lie askew in it: the
-        header may be of any length, and numbers that are not aligned are undefined to C++.
+        """Its elements in its shape, as a read-only view of the mapped file.
 
         Raises `UnsupportedError` for a dtype that NumPy lacks (BF16, F8_*, ...); read its `data` instead.
         """
         dtype = _NUMPY_TYPES.get(self.dtype)
         if dtype is None:
             raise UnsupportedError(self.name, "NumPy has no such dtype", found=self.dtype)
-        return aligned(self.data().view(dtype)).reshape(self.shape)
+        return self.data().view(dtype).reshape(self.shape)
 
     def __repr__(self) -> str:
         return f"CheckpointTensor({self.name!r}, {self.dtype}, {self.shape})"

@@ -22,16 +22,6 @@ from loragraft.quants.types import QuantType
 Bytes = npt.NDArray[np.uint8]
 
 
-#: Bytes of the types whose rows are read as C++ numbers; blocks of quantized types are read byte by byte.
-_NUMBERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-def aligned_rows(rows: Bytes, type_: QuantType) -> Bytes:
-    """`rows`, or a copy of them where they lie at an address at which C++ allows no numbers of this type: a file may
-    put them anywhere."""
-    return rows.copy() if rows.ctypes.data % _NUMBERS.get(type_.name, 1) else rows
-
-
 class TensorSource(ABC):
     """One tensor whose rows can be read in any order, from any thread, without holding the rest in memory."""
 

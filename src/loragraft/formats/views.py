@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
-from loragraft.formats.source import Bytes, TensorSource, aligned_rows
+from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import F32, QuantType
 
 
@@ -33,7 +33,7 @@ class Stored(TensorSource):
 
     def rows(self, start: int, stop: int) -> Bytes:
         _check_range(self, start, stop)
-        return aligned_rows(self._where.data().reshape(self.n_rows, self.row_bytes)[start:stop], self.type)
+        return self._where.data().reshape(self.n_rows, self.row_bytes)[start:stop]
 
     def prefetch(self, start: int, stop: int) -> None:
         self._where.prefetch(start * self.row_bytes, stop * self.row_bytes)
@@ -235,7 +235,7 @@ def values_of(source: TensorSource) -> npt.NDArray[np.float32]:
 
 def float_rows(data: Bytes, type_: QuantType) -> npt.NDArray[np.float32]:
     """uint8 [n, row_bytes] of F32, F16, BF16 or F64 as float32 [n, columns]."""
-    data = aligned_rows(np.ascontiguousarray(data), type_)
+    data = np.ascontiguousarray(data)
     if type_.name == "BF16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     return data.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[type_.name]).astype(np.float32, copy=False)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from loragraft.adapters.dora import weight_factors
 from loragraft.adapters.lora import Adapter, LoraPair
-from loragraft.errors import AdapterError
+from loragraft.errors import AdapterError, GraphError
 from loragraft.formats.gguf.scales import scale_of
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import float_rows, in_memory
@@ -55,6 +55,8 @@ def attach(
     """
     chains = {chain.target: chain for chain in find_chains(graph)}
     factors = factors or RowFactors()
+    if adapters and any(chain.at(Stage.LORA) for chain in chains.values()):
+        raise GraphError("graph", "has adapters already", hint="attach them all at once")
     epilogues: dict[str, _Epilogue] = {}
     for number, (adapter, factor) in enumerate(adapters):
         if adapter.arch is not None and adapter.arch != graph.arch:

@@ -78,7 +78,7 @@ def _needed(graph: Graph, start: int | None, output: int) -> set[int]:
     if start is not None:
         for index in sorted(needed):
             node = graph.nodes[index]
-            if index < start and node.op is not Op.TOKENS:
+            if index < start and node.op not in (Op.TOKENS, Op.POSITIONS):
                 raise GraphError(
                     node.label or "graph",
                     "its value crosses the cut, where only the residual stream may pass",

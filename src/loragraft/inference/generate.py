@@ -1,4 +1,4 @@
-"""One token after another from a session."""
+"""One token after another from a program."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.backends.base import Session
-from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.batch import AdapterSet, Floats, Ids, Piece
+from loragraft.backends.program import Program
 from loragraft.errors import LoragraftError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.tokenizer import Tokenizer
@@ -19,36 +19,35 @@ BATCH = 512  # tokens of a prompt per forward pass, which bounds the memory for 
 
 
 def generate_ids(
-    session: Session,
+    program: Program,
     prompt: Ids,
     sampler: Sampler,
     *,
     max_tokens: int,
+    adapters: AdapterSet = (),
     end_ids: Collection[int] = (),
     subject: str | PathLike[str] = "the model",
 ) -> Iterator[int]:
-    """Appends `prompt` (int32 [T], T >= 1) to the session, then yields up to `max_tokens` new tokens.
+    """Reads `prompt` (int32 [T], T >= 1) as a sequence of its own, then yields up to `max_tokens` new tokens, all under
+    `adapters`.
 
     A token of `end_ids` ends it and is not yielded. Raises LoragraftError for an empty prompt, or predictions that are
-    not finite (naming `subject`), or a session on which another sequence was begun between two tokens.
+    not finite (naming `subject`).
     """
     if not len(prompt):
         raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
-    logits = read(session, prompt)
-    sequence = session.n_resets
-    for count in range(max_tokens):
-        token = sampler.pick(finite(logits, subject))
-        if token in end_ids:
-            return
-        yield token
-        if count + 1 < max_tokens:
-            if session.n_resets != sequence:
-                raise LoragraftError(
-                    subject,
-                    "another sequence was begun on this model since, so this one cannot go on",
-                    hint="finish one before the next, or load the model twice",
-                )
-            logits = session.forward(np.array([token], dtype=np.int32), last_only=True)[0]
+    sequence = program.open_sequence()
+    try:
+        logits = read(program, sequence, prompt, adapters)
+        for count in range(max_tokens):
+            token = sampler.pick(finite(logits, subject))
+            if token in end_ids:
+                return
+            yield token
+            if count + 1 < max_tokens:
+                logits = program.run([Piece(sequence, np.array([token], np.int32), adapters)])[0]
+    finally:
+        program.close_sequence(sequence)
 
 
 def finite(logits: Floats, subject: str | PathLike[str]) -> Floats:
@@ -65,41 +64,50 @@ def finite(logits: Floats, subject: str | PathLike[str]) -> Floats:
     return logits
 
 
-def read(session: Session, prompt: Ids) -> Floats:
+def read(program: Program, sequence: int, prompt: Ids, adapters: AdapterSet = ()) -> Floats:
     """Appends `prompt` batch by batch; the logits float32 [vocab] behind its last token."""
     for start in range(0, len(prompt), BATCH):
-        logits = session.forward(prompt[start : start + BATCH], last_only=True)
-    last: Floats = logits[0]
-    return last
+        part = prompt[start : start + BATCH]
+        last = start + BATCH >= len(prompt)
+        logits = program.run([Piece(sequence, part, adapters, wants="last" if last else "none")])
+    return np.asarray(logits[0])
 
 
 class Generation(Iterator[str]):
     """The text of a generation, piece by piece as it becomes certain.
 
     `prompt_tokens`: how many were read; `ids`: the tokens made so far; `limit`: how many there can be, with the room in
-    the model's context; `seed`: what to pass for the same text again.
+    the model's context; `seed`: what to pass for the same text again; `adapters`: the set that it runs under, from its
+    beginning to its end.
     """
 
     def __init__(
         self,
-        session: Session,
+        program: Program,
         tokenizer: Tokenizer,
         prompt: Ids,
         sampler: Sampler,
         max_tokens: int,
+        adapters: AdapterSet = (),
         subject: str | PathLike[str] = "the model",
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.seed = sampler.seed
         self.limit = max_tokens
+        self.adapters = adapters
         self.ids: list[int] = []
         tokens = generate_ids(
-            session, prompt, sampler, max_tokens=max_tokens, end_ids=tokenizer.end_ids, subject=subject
+            program,
+            prompt,
+            sampler,
+            max_tokens=max_tokens,
+            adapters=adapters,
+            end_ids=tokenizer.end_ids,
+            subject=subject,
         )
-        self._text = self._decoded(session, tokens, tokenizer)
+        self._text = self._decoded(tokens, tokenizer)
 
-    def _decoded(self, session: Session, tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
-        session.reset()  # now, not at the call: another sequence may have come between
+    def _decoded(self, tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
         decoder = tokenizer.decoder()
         for token in tokens:
             self.ids.append(token)

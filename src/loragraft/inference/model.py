@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any, get_args
+from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.backends.base import Backend, Session
-from loragraft.backends.program import Options
+from loragraft.backends.batch import Piece
+from loragraft.backends.program import Backend, Options, Program
 from loragraft.errors import LoragraftError, check_number, naming
 from loragraft.formats.source import ModelSource
-from loragraft.graph.lora import attach
 from loragraft.graph.ops import Graph
 from loragraft.huggingface.intake import STRICT, Intake
-from loragraft.inference.generate import BATCH, Generation, finite, read
+from loragraft.inference.adapters import ModelAdapters
+from loragraft.inference.generate import BATCH, Generation, finite
 from loragraft.inference.measurement import DEFAULT_CONTEXT, Activations, BackendName, Measurement
 from loragraft.inference.perplexity import Perplexity, perplexity
 from loragraft.inference.sampling import Sampler, Sampling
@@ -34,21 +35,43 @@ Floats = npt.NDArray[np.float32]
 
 
 class Model:
-    """A model ready to run. One sequence at a time, for one thread at a time: a second one is refused.
+    """A model ready to run, for any number of generations at once.
 
-    `source`: the file's metadata and tensors; `graph`: what runs, adapters included; `size`: bytes of the weights and
-    of the adapters' as float32; `notes`: what the readers of the files want the user to know.
+    `source`: the file's metadata and tensors; `graph`: what runs, without adapters; `program`: what runs it;
+    `adapters`: those in use; `notes`: what the readers of the files want the user to know.
     """
 
     def __init__(
-        self, source: ModelSource, graph: Graph, session: Session, *, size: int, notes: Sequence[str] = ()
+        self,
+        source: ModelSource,
+        graph: Graph,
+        program: Program,
+        adapters: ModelAdapters,
+        *,
+        notes: Sequence[str] = (),
     ) -> None:
         self.source = source
         self.path = source.path
         self.graph = graph
-        self.size = size
+        self.program = program
+        self.adapters = adapters
         self.notes = list(notes)
-        self.session = session
+        self._generations: WeakSet[Generation] = WeakSet()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights, and of the adapters in use as float32."""
+        weights = sum(tensor.n_rows * tensor.row_bytes for tensor in self.source.tensors.values())
+        return weights + self.adapters.nbytes
+
+    def set_adapters(self, adapters: AdapterArguments) -> None:
+        """Use `adapters` (paths, or pairs of path and strength) from now on, in place of those in use. A generation
+        under way goes on with those it began with.
+
+        Other strengths cost nothing; an adapter that was not in use yet is read once. Raises AdapterError for one that
+        does not fit, or that changes whole tensors, which only `load` can do; nothing is changed then.
+        """
+        self.adapters.use(adapters, [generation.adapters for generation in self._generations])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -100,20 +123,29 @@ class Model:
 
         Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
         """
-        sequence = checked_ids(ids)
+        tokens = checked_ids(ids)
         check_number("first", first, int)
-        self.session.reset()
-        if not 0 <= first < len(sequence):
+        if not 0 <= first < len(tokens):
             raise LoragraftError(
-                "first", "is outside of the sequence", found=first, expected=f"0 to {len(sequence) - 1}"
+                "first", "is outside of the sequence", found=first, expected=f"0 to {len(tokens) - 1}"
             )
-        if first:
-            read(self.session, sequence[:first])
-        parts = []
-        for start in range(first, len(sequence), BATCH):
-            batch = sequence[start : start + BATCH]
-            parts.append(finite(self.session.forward(batch, last_only=last_only), self.path))
-        return parts[-1] if last_only else np.concatenate(parts)
+        if last_only:
+            first = len(tokens) - 1
+        sequence = self.program.open_sequence()
+        try:
+            parts = [
+                self._read(sequence, tokens[start : start + BATCH], first - start)
+                for start in range(0, len(tokens), BATCH)
+            ]
+        finally:
+            self.program.close_sequence(sequence)
+        return np.concatenate([part for part in parts if len(part)])
+
+    def _read(self, sequence: int, tokens: Ids, first: int) -> Floats:
+        """The logits from row `first` on; of none if that lies beyond them."""
+        wants: int | Literal["none"] = max(first, 0) if first < len(tokens) else "none"
+        logits = self.program.run([Piece(sequence, tokens, self.adapters.active, wants)])
+        return finite(logits, self.path) if len(logits) else logits
 
     def generate(
         self,
@@ -143,9 +175,17 @@ class Model:
                 found=f"{len(ids)} tokens",
                 expected=f"fewer than {self.context_length}",
             )
-        return Generation(
-            self.session, self.tokenizer, ids, Sampler(sampling), min(max_tokens, room), self.path
+        generation = Generation(
+            self.program,
+            self.tokenizer,
+            ids,
+            Sampler(sampling),
+            min(max_tokens, room),
+            self.adapters.active,
+            self.path,
         )
+        self._generations.add(generation)
+        return generation
 
     def perplexity(
         self,
@@ -191,20 +231,19 @@ def load(
     if context is not None:
         check_number("context", context, int, least=1)
     source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake)
-    graph, extra = attach(model_graph(source), loaded, source.tensors)
+    graph = model_graph(source)
     options = Options(context=context, threads=thread_count(threads), activations=activations)
     with naming(source.path):
-        session = backend_named(backend).open(graph, {**source.tensors, **extra}, options)
-    size = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())
-    size += sum(array.nbytes for array in extra.values())
+        program = backend_named(backend).prepare(graph, source.tensors, options)
+    used = ModelAdapters(program, source, loaded, intake)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
-    return Model(source, graph, session, size=size, notes=notes)
+    return Model(source, graph, program, used, notes=notes)
 
 
 def backend_named(name: BackendName) -> Backend:
     """The backend called `name`."""
     if name == "native":
-        from loragraft.backends.cpu.session import NativeBackend
+        from loragraft.backends.cpu.program import NativeBackend
 
         return NativeBackend()
     if name == "reference":

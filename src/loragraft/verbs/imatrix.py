@@ -13,14 +13,20 @@ from os import PathLike
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.cpu.session import NativeSession
+from loragraft.archs.graphs import model_graph
+from loragraft.backends.batch import Piece
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Options
 from loragraft.errors import LoragraftError, naming
 from loragraft.formats.imatrix import Imatrix
+from loragraft.graph.slices import slice_graph
+from loragraft.inference.adapters import ModelAdapters
 from loragraft.inference.measurement import Measurement, measurement
-from loragraft.inference.model import load
-from loragraft.opening import AdapterArguments
+from loragraft.inference.tokenizer import Tokenizer
+from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.system.mapped import intact
+from loragraft.system.threads import thread_count
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -44,31 +50,33 @@ def imatrix(
     """
     how = measurement(text)
     how.only_on("native", "imatrix")
-    model = load(path, adapters, **how.running)
-    for note in model.notes:
+    source, loaded = load_adapters(adapters, open_model(path))
+    graph = model_graph(source)
+    for note in [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
-    session = model.session
-    assert isinstance(session, NativeSession)
-    collector = Collector(
-        {name: tensor.shape[0] for name, tensor in model.graph.tensors.items() if len(tensor.shape) == 3},
-        process_output,
-    )
-    session.observer = collector.observe
-    words = how.read_by(model.tokenizer, model.context_length, progress)
+    if not process_output:  # of its predictions nothing is wanted
+        graph = slice_graph(graph, 0, len(graph.cuts) - 1)
+    weights = {name: source.tensors[name] for name in graph.tensors}
+    options = Options(threads=thread_count(how.threads), activations=how.activations or "auto")
+    with naming(source.path):
+        program = NativeBackend().prepare(graph, weights, options)
+    active = ModelAdapters(program, source, loaded).active
+    experts = {name: fact.shape[0] for name, fact in graph.tensors.items() if len(fact.shape) == 3}
+    collector = Collector(experts, process_output)
+    program.observer = collector.observe
+    words = how.read_by(Tokenizer(source.metadata, source.path), source.context_length, progress)
     progress.start("Collecting", len(words))
     for window in words:
-        with naming(model.path):
-            session.reset()
-            if process_output:
-                session.forward(window.ids)
-            else:
-                session.feed(window.ids)
+        with naming(source.path):
+            sequence = program.open_sequence()
+            program.run([Piece(sequence, window.ids, active, wants="all")])
+            program.close_sequence(sequence)
         progress.advance(1)
     return collector.result(dataset, len(words), words.context)
 
 
 class Collector:
-    """Sums squares of the inputs of linear layers; `observe` is called before every product (`native.Observer`).
+    """Sums squares of the inputs of linear layers; `observe` is a `backends.program.Observer`.
 
     `experts`: how many there are of each weight that has some.
     """

@@ -46,11 +46,8 @@ def multiply(
     weight = engine.Weight(data, kind.id, x.shape[1])
     if mode == "packed":
         weight.pack(engine.ThreadPool(threads), engine.Arena())
-    source = engine.Input()
-    source.set(x)
     y = np.full((len(x), rows), np.nan, np.float32)
-    end = engine.LinearEnd(1, rows, None, None, None, 1.0)
-    engine.linear(engine.ThreadPool(threads), weight, source, y, end, None, 0, mode != "f32")
+    engine.multiply(engine.ThreadPool(threads), weight, x, y, mode != "f32")
     return y
 
 
@@ -101,42 +98,39 @@ def test_other_instruction_sets(isa: str) -> None:
 
 
 def test_the_epilogue_in_its_order() -> None:
-    """scale, LoRA, bias, architectural scale, per expert."""
+    """scale, LoRA, DoRA scale, bias, architectural scale; for the experts that rows were routed to."""
     rng = np.random.default_rng(3)
     experts, rows, columns, rank, tokens, used = 3, 21, 64, 5, 11, 2
     w = rng.standard_normal((experts, rows, columns), dtype=np.float32)
-    scale = rng.uniform(0.01, 0.1, experts).astype(np.float32)
-    b = rng.standard_normal((experts, rows, rank), dtype=np.float32)
-    bias = rng.standard_normal((experts, rows), dtype=np.float32)
+    b = rng.standard_normal((rows, rank), dtype=np.float32)
+    bias = rng.standard_normal(rows, dtype=np.float32)
+    lengths = rng.uniform(0.5, 2, rows).astype(np.float32)
     xa = rng.standard_normal((tokens * used, rank), dtype=np.float32)
     x = rng.standard_normal((tokens, columns), dtype=np.float32)
     ids = rng.integers(0, experts, tokens * used).astype(np.int32)
     weight = engine.Weight(w.reshape(-1, columns).view(np.uint8), BY_NAME["F32"].id, columns, experts)
-    source = engine.Input()
-    source.set(x)
     y = np.empty((tokens * used, rows), np.float32)
-    end = engine.LinearEnd(experts, rows, scale, b, bias, 0.5)
-    engine.experts_linear(engine.ThreadPool(2), weight, source, ids, y, end, xa, False)
+    engine.multiply(engine.ThreadPool(2), weight, x, y, False, ids, 0.03, bias, 0.5, b, xa, lengths)
     for p, e in enumerate(ids):
         product = w[e].astype(np.float64) @ x[p // used]
-        wanted = 0.5 * (scale[e] * product + b[e].astype(np.float64) @ xa[p] + bias[e])
+        wanted = 0.5 * (lengths * (np.float32(0.03) * product + b.astype(np.float64) @ xa[p]) + bias)
         assert np.allclose(y[p], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_shapes_are_refused() -> None:
-    pool, source = engine.ThreadPool(1), engine.Input()
-    source.set(np.zeros((2, 64), np.float32))
+    pool = engine.ThreadPool(1)
     q8_0 = BY_NAME["Q8_0"].id
     weight = engine.Weight(np.zeros((4, 68), np.uint8), q8_0, 64)
-    end = engine.LinearEnd(1, 4, None, None, None, 1.0)
+    x = np.zeros((2, 64), np.float32)
     with pytest.raises(ValueError, match="row bytes do not fit the type"):
         engine.Weight(np.zeros((4, 67), np.uint8), q8_0, 64)
     with pytest.raises(ValueError, match="not a whole number of blocks"):
         engine.Weight(np.zeros((4, 68), np.uint8), q8_0, 63)
     with pytest.raises(ValueError, match="wrong shape of y"):
-        engine.linear(pool, weight, source, np.zeros((2, 5), np.float32), end, None, 0, True)
-    source.set(np.zeros((2, 32), np.float32))
+        engine.multiply(pool, weight, x, np.zeros((2, 5), np.float32), True)
     with pytest.raises(ValueError, match="x does not fit"):
-        engine.linear(pool, weight, source, np.zeros((2, 4), np.float32), end, None, 0, True)
+        engine.multiply(pool, weight, x[:, :32].copy(), np.zeros((2, 4), np.float32), True)
+    with pytest.raises(ValueError, match="no such expert"):
+        engine.multiply(pool, weight, x, np.zeros((2, 4), np.float32), True, np.array([0, 1], np.int32))
     with pytest.raises(ValueError, match="row out of range"):
-        weight.gather(pool, np.array([4], np.int32), np.zeros((1, 64), np.float32))
+        weight.gather(np.array([4], np.int32), np.zeros((1, 64), np.float32))

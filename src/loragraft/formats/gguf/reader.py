@@ -28,7 +28,7 @@ from loragraft.formats.gguf.values import (
     Value,
     ValueType,
 )
-from loragraft.formats.source import Bytes, TensorSource, aligned_rows
+from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 from loragraft.system import mapped
 
@@ -92,7 +92,7 @@ class GGUFTensor(TensorSource):
         view = np.frombuffer(
             self._mapping, np.uint8, (stop - start) * row_bytes, self.offset + start * row_bytes
         )
-        return aligned_rows(view.reshape(stop - start, row_bytes), self.type)
+        return view.reshape(stop - start, row_bytes)
 
     def prefetch(self, start: int, stop: int) -> None:
         mapped.prefetch(self._mapping, *self._span(start, stop))

@@ -1,0 +1,108 @@
+// Adapters as the engine applies them: A stacked for the layers that share an x, B packed as the epilogue reads it; and
+// sets of them, each with its strengths.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/scratch.h"
+
+namespace lg {
+
+// B of one layer for the epilogue: [experts][ceil(rows / 16)][rank][16].
+class PackedB {
+  public:
+    PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank); // b [experts][rows][rank]
+    const float* of(int64_t expert) const { return data_ + expert * stride_; }
+
+  private:
+    Scratch<float> memory_;
+    float* data_;
+    int64_t stride_;
+};
+
+// What one adapter adds to one layer of a step.
+struct LayerLora {
+    int layer;     // which of the step's
+    int64_t first; // its rows in the stacked A
+    int64_t rank;
+    int64_t rows; // of the layer, for each expert
+    float scale;
+    PackedB b;
+};
+
+// What one adapter does in one step of a program: a linear step, whose layers share x.
+struct StepLora {
+    int64_t experts = 1, rank = 0, cols = 0; // rank: of all layers together
+    Scratch<float> a;                        // [experts][rank][cols]
+    std::vector<LayerLora> layers;
+    const float* a_of(int64_t expert) const { return a_data + expert * rank * cols; }
+    const float* a_data = nullptr;
+};
+
+// An embedding's: delta of row `id` = scale * b[id] A.
+struct EmbedLora {
+    int64_t rank = 0, cols = 0, vocabulary = 0;
+    float scale = 1.0f;
+    std::vector<float> a, b; // [rank][cols], [vocabulary][rank]
+};
+
+class Adapter {
+  public:
+    Adapter() = default;
+    Adapter(const Adapter&) = delete;
+    Adapter& operator=(const Adapter&) = delete;
+    StepLora& linear(int step, const float* a, int64_t experts, int64_t rank, int64_t cols); // a [experts][rank][cols]
+    void embed(int step, EmbedLora lora);
+    const StepLora* linear_at(int step) const;
+    const EmbedLora* embed_at(int step) const;
+    const std::map<int, StepLora>& linears() const { return linears_; }
+    const std::map<int, EmbedLora>& embeds() const { return embeds_; }
+
+  private:
+    std::map<int, StepLora> linears_;
+    std::map<int, EmbedLora> embeds_;
+};
+
+// One adapter of a set, in one step.
+struct SetTerm {
+    const StepLora* lora;
+    size_t member;            // which of the set
+    std::vector<float> gamma; // scale * strength of each row of the stacked A
+    std::vector<const PackedB*> b; // of each of lora->layers
+};
+
+struct SetStep {
+    std::vector<SetTerm> terms;
+    std::vector<std::vector<float>> dora; // of each layer of the step: [experts][rows], or empty
+};
+
+struct SetEmbed {
+    const EmbedLora* lora;
+    float gamma;
+};
+
+// Adapters that work together, in order. The adapters must outlive it.
+class AdapterSet {
+  public:
+    explicit AdapterSet(const std::vector<std::pair<const Adapter*, double>>& members);
+    AdapterSet(const AdapterSet&) = delete;
+    AdapterSet& operator=(const AdapterSet&) = delete;
+    // DoRA: member `member`'s B for a layer with its rows rescaled, and the factors of the layer's rows.
+    void rescale(int step, size_t member, size_t lora_layer, const float* b, int64_t experts, int64_t rows,
+                 int64_t rank);
+    void dora(int step, size_t layer, std::vector<float> factors);
+    const SetStep* linear_at(int step) const;
+    const std::vector<SetEmbed>* embed_at(int step) const;
+
+  private:
+    std::map<int, SetStep> linears_;
+    std::map<int, std::vector<SetEmbed>> embeds_;
+    std::vector<std::unique_ptr<PackedB>> own_;
+};
+
+} // namespace lg

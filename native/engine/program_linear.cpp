@@ -1,0 +1,313 @@
+// Linear layers that read the same x, dense or by expert. The base's weights are multiplied once for all rows; what
+// adapters add, segment by segment of rows that share a set, is handed to the products' epilogue.
+#include "engine/program.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+
+namespace lg {
+
+namespace {
+
+// Sorts pairs of token and expert by expert. `ids` [n][used]; pair p reads row x_row(p) of x and writes row p of y.
+template <typename XRow> void sort(Routing& r, const int32_t* ids, int64_t pairs, int64_t experts, XRow x_row) {
+    r.start.assign(size_t(experts) + 1, 0);
+    r.x_row.resize(size_t(pairs));
+    r.y_row.resize(size_t(pairs));
+    for (int64_t p = 0; p < pairs; ++p) {
+        require(ids[p] >= 0 && ids[p] < experts, "experts: no such expert");
+        ++r.start[size_t(ids[p]) + 1];
+    }
+    for (size_t e = 0; e < size_t(experts); ++e) {
+        r.start[e + 1] += r.start[e];
+    }
+    std::vector<int32_t> next(r.start.begin(), r.start.end() - 1);
+    for (int64_t p = 0; p < pairs; ++p) {
+        const size_t at = size_t(next[size_t(ids[p])]++);
+        r.x_row[at] = int32_t(x_row(p));
+        r.y_row[at] = int32_t(p);
+    }
+}
+
+// Gives the task the columns of one expert; whether it has any.
+bool give_columns(Linear& l, const Routing& r, int64_t expert) {
+    const int32_t first = r.start[size_t(expert)];
+    l.columns = r.start[size_t(expert) + 1] - first;
+    l.x_row = r.x_row.data() + first;
+    l.y_row = r.y_row.data() + first;
+    return l.columns > 0;
+}
+
+class LinearStep : public Step {
+  public:
+    LinearStep(int number, Value x, const Value* ids, std::vector<LayerSite> layers)
+        : Step(layers.front().y.space), number_(number), x_(x), routed_(ids != nullptr), layers_(std::move(layers)) {
+        const Weight& first = *layers_.front().weight;
+        if (ids) {
+            ids_ = *ids;
+        }
+        used_ = ids ? ids->width : 1;
+        cols_ = first.cols();
+        experts_ = first.experts();
+        require(x.width == cols_ || (ids && x.width == used_ * cols_), "linear: x does not fit the weight");
+        require(x.space == space && (!ids || ids->space == space), "linear: all rows and wanted rows are mixed");
+        for (const LayerSite& layer : layers_) {
+            const Weight& w = *layer.weight;
+            require(w.cols() == cols_ && w.experts() == experts_ && (ids || experts_ == 1), "linear: weights differ");
+            require(layer.y.width == used_ * w.rows() && layer.y.space == space, "linear: y does not fit the weight");
+            require(!w.has_q8() || cols_ % 32 == 0, "8-bit activations need a multiple of 32 columns");
+            for (const std::vector<float>* part : {&layer.scale, &layer.input_scale}) {
+                require(part->empty() || int64_t(part->size()) == experts_, "linear: one scale for each expert");
+            }
+            require(layer.bias.empty() || int64_t(layer.bias.size()) == w.n_rows(), "linear: the bias's size");
+        }
+    }
+
+    void check(const AdapterSet& set) const override {
+        const SetStep* own = set.linear_at(number_);
+        for (size_t t = 0; own && t < own->terms.size(); ++t) {
+            const StepLora& lora = *own->terms[t].lora;
+            require(lora.cols == cols_ && lora.experts == experts_, "adapter: A does not fit the layers");
+            for (const LayerLora& layer : lora.layers) {
+                require(layer.layer >= 0 && size_t(layer.layer) < layers_.size()
+                            && layer.rows == layers_[size_t(layer.layer)].weight->rows(),
+                        "adapter: B does not fit its layer");
+            }
+        }
+        for (size_t i = 0; own && i < own->dora.size(); ++i) {
+            require(own->dora[i].empty()
+                        || (i < layers_.size() && int64_t(own->dora[i].size()) == layers_[i].weight->n_rows()),
+                    "adapter: the DoRA factors' size");
+        }
+    }
+
+    void run(Pass& pass) const override {
+        const int64_t rows = pass.rows[space];
+        const int32_t* ids = routed_ ? pass.ints(ids_) : nullptr;
+        const int64_t each = x_.width / cols_; // rows of x of a token
+        if (pass.look && *pass.look) {
+            (*pass.look)(number_, pass.floats(x_), rows, each, cols_, ids, used_);
+        }
+        LinearScratch& scratch = pass.linear;
+        const size_t segments = pass.segments.size();
+        if (scratch.routings.size() < segments + 1) {
+            scratch.routings.resize(segments + 1);
+        }
+        const RowEnd* ends = adapt(pass, rows, ids, each);
+        Routing& all = scratch.routings[segments];
+        if (routed_) {
+            sort(all, ids, rows * used_, experts_, [&](int64_t p) { return each == 1 ? p / used_ : p; });
+        }
+        scratch.tasks.clear();
+        if (scratch.rounded.size() < layers_.size()) {
+            scratch.rounded.resize(layers_.size());
+        }
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            const LayerSite& layer = layers_[i];
+            bool by_pair = false;
+            const Activations x = input(pass, layer, rows, ids, each, scratch.rounded[i], by_pair);
+            for (int64_t e = 0; e < experts_; ++e) {
+                Linear l = layer.weight->task(e);
+                l.x = x;
+                l.columns = rows;
+                if (routed_) {
+                    if (!give_columns(l, all, e)) {
+                        continue;
+                    }
+                    l.x_row = by_pair ? l.y_row : l.x_row;
+                }
+                l.y = pass.floats(layer.y);
+                l.scale = layer.scale.empty() ? 1.0f : layer.scale[size_t(e)];
+                l.bias = layer.bias.empty() ? nullptr : layer.bias.data() + e * l.rows;
+                l.arch_scale = layer.arch_scale;
+                l.row_end = ends ? ends + int64_t(i) * rows * used_ : nullptr;
+                scratch.tasks.push_back(l);
+            }
+        }
+        run_linears(pass.threads, scratch.tasks);
+    }
+
+  private:
+    // x as the layer's product sees it: float, in 8 bits, or rounded to NVFP4 (a row for each pair, where experts have
+    // scales of their own).
+    Activations input(Pass& pass, const LayerSite& layer, int64_t rows, const int32_t* ids, int64_t each,
+                      Scratch<float>& memory, bool& by_pair) const {
+        const float* x = pass.floats(x_);
+        const Weight& w = *layer.weight;
+        if (pass.rounding == Rounding::Q8 && w.has_q8()) {
+            return pass.quantized(x_, cols_);
+        }
+        Activations a;
+        a.rows = rows * each;
+        a.cols = cols_;
+        a.x = x;
+        if (pass.rounding != Rounding::NVFP4 || w.type() != NVFP4) {
+            return a;
+        }
+        by_pair = routed_;
+        a.rows = rows * used_;
+        float* rounded = memory.get(a.rows * cols_);
+        over_rows(pass.threads, a.rows, cols_, [&](int64_t p) {
+            const float* row = x + (each == 1 ? p / used_ : p) * cols_;
+            float unit = layer.input_scale.empty() ? 0.0f : layer.input_scale[ids ? size_t(ids[p]) : 0];
+            if (unit == 0.0f) {
+                for (int64_t i = 0; i < cols_; ++i) {
+                    unit = std::max(unit, std::fabs(row[i]) / 2688.0f);
+                }
+            }
+            kernels().engine.round_nvfp4(row, rounded + p * cols_, cols_, unit > 0.0f ? unit : 1.0f);
+        });
+        a.x = rounded;
+        return a;
+    }
+
+    // What adapters do to every row of every layer's y, [layers][rows * used]; null if they do nothing here.
+    const RowEnd* adapt(Pass& pass, int64_t rows, const int32_t* ids, int64_t each) const {
+        LinearScratch& scratch = pass.linear;
+        int64_t n_xa = 0, n_terms = 0;
+        for (const Segment& segment : pass.segments) {
+            const SetStep* set = segment.set->linear_at(number_);
+            const int64_t pairs = int64_t(segment.rows[space].size()) * used_;
+            for (size_t t = 0; set && t < set->terms.size(); ++t) {
+                const StepLora& lora = *set->terms[t].lora;
+                n_xa += pairs * lora.rank;
+                n_terms += pairs * int64_t(lora.layers.size());
+            }
+        }
+        if (!n_terms) {
+            return nullptr;
+        }
+        float* xa = scratch.xa.get(n_xa);
+        multiply_by_a(pass, ids, each, xa);
+        const int64_t n = rows * used_;
+        RowEnd* ends = scratch.ends.get(int64_t(layers_.size()) * n);
+        std::fill_n(ends, int64_t(layers_.size()) * n, RowEnd{});
+        LoraTerm* term = scratch.terms.get(n_terms);
+        for (const Segment& segment : pass.segments) {
+            const SetStep* set = segment.set->linear_at(number_);
+            if (!set) {
+                continue;
+            }
+            const std::vector<int32_t>& own = segment.rows[space];
+            for (size_t i = 0; i < layers_.size(); ++i) {
+                term = fill_ends(*set, i, own, ids, xa, ends + int64_t(i) * n, term);
+            }
+            for (const SetTerm& t : set->terms) {
+                xa += int64_t(own.size()) * used_ * t.lora->rank;
+            }
+        }
+        return ends;
+    }
+
+    // x A^T for every adapter of every segment, times the adapters' scales, one after the other in `xa`.
+    void multiply_by_a(Pass& pass, const int32_t* ids, int64_t each, float* xa) const {
+        LinearScratch& scratch = pass.linear;
+        scratch.tasks.clear();
+        float* y = xa;
+        for (size_t s = 0; s < pass.segments.size(); ++s) {
+            const Segment& segment = pass.segments[s];
+            const SetStep* set = segment.set->linear_at(number_);
+            if (!set) {
+                continue;
+            }
+            const std::vector<int32_t>& own = segment.rows[space];
+            const int64_t pairs = int64_t(own.size()) * used_;
+            Routing& routing = scratch.routings[s];
+            if (routed_) {
+                chosen_.resize(size_t(pairs));
+                for (int64_t p = 0; p < pairs; ++p) {
+                    chosen_[size_t(p)] = ids[own[size_t(p / used_)] * used_ + p % used_];
+                }
+                sort(routing, chosen_.data(), pairs, experts_, [&](int64_t p) {
+                    const int64_t row = own[size_t(p / used_)];
+                    return each == 1 ? row : row * used_ + p % used_;
+                });
+            }
+            for (const SetTerm& t : set->terms) {
+                const StepLora& lora = *t.lora;
+                for (int64_t e = 0; e < experts_; ++e) {
+                    Linear l;
+                    l.type = F32;
+                    l.rows = lora.rank;
+                    l.cols = cols_;
+                    l.row_bytes = cols_ * 4;
+                    l.weight = reinterpret_cast<const uint8_t*>(lora.a_of(e));
+                    l.x.rows = pass.rows[space] * each;
+                    l.x.cols = cols_;
+                    l.x.x = pass.floats(x_);
+                    l.columns = pairs;
+                    l.x_row = own.data();
+                    l.y = y;
+                    if (!routed_ || give_columns(l, routing, e)) {
+                        if (l.columns) {
+                            scratch.tasks.push_back(l);
+                        }
+                    }
+                }
+                y += pairs * lora.rank;
+            }
+        }
+        run_linears(pass.threads, scratch.tasks);
+        for (const Segment& segment : pass.segments) {
+            const SetStep* set = segment.set->linear_at(number_);
+            for (size_t t = 0; set && t < set->terms.size(); ++t) {
+                const std::vector<float>& gamma = set->terms[t].gamma;
+                for (int64_t p = 0; p < int64_t(segment.rows[space].size()) * used_; ++p) {
+                    for (float g : gamma) {
+                        *xa++ *= g;
+                    }
+                }
+            }
+        }
+    }
+
+    // The ends of layer `i` for the rows `own` of a segment, whose products with A begin at `xa`; takes terms from `term`
+    // on and returns what is left.
+    LoraTerm* fill_ends(const SetStep& set, size_t i, const std::vector<int32_t>& own, const int32_t* ids,
+                        const float* xa, RowEnd* ends, LoraTerm* term) const {
+        const float* dora = i < set.dora.size() && !set.dora[i].empty() ? set.dora[i].data() : nullptr;
+        const int64_t pairs = int64_t(own.size()) * used_;
+        for (int64_t p = 0; p < pairs; ++p) {
+            const int64_t at = own[size_t(p / used_)] * used_ + p % used_;
+            const int64_t expert = ids ? ids[at] : 0;
+            RowEnd& end = ends[at];
+            end.terms = term;
+            end.dora_scale = dora ? dora + expert * layers_[i].weight->rows() : nullptr;
+            const float* product = xa;
+            for (const SetTerm& t : set.terms) {
+                const StepLora& lora = *t.lora;
+                for (size_t k = 0; k < lora.layers.size(); ++k) {
+                    const LayerLora& layer = lora.layers[k];
+                    if (size_t(layer.layer) == i) {
+                        *term++ = {t.b[k]->of(expert), product + p * lora.rank + layer.first, int(layer.rank)};
+                        ++end.n_terms;
+                    }
+                }
+                product += pairs * lora.rank;
+            }
+        }
+        return term;
+    }
+
+    const int number_;
+    const Value x_;
+    const bool routed_;
+    Value ids_;
+    const std::vector<LayerSite> layers_;
+    int64_t used_, cols_, experts_;
+    mutable std::vector<int32_t> chosen_;
+};
+
+} // namespace
+
+std::unique_ptr<Step> linear_step(int step, Value x, const Value* ids, std::vector<LayerSite> layers) {
+    require(!layers.empty(), "linear: no layers");
+    for (const LayerSite& layer : layers) {
+        require(layer.weight, "linear: a weight is missing");
+    }
+    return std::make_unique<LinearStep>(step, x, ids, std::move(layers));
+}
+
+} // namespace lg

@@ -1,0 +1,120 @@
+// Steps that work on each row, or each element, by itself.
+#include "engine/program.h"
+
+#include <algorithm>
+
+#include "kernels.h"
+
+namespace lg {
+
+namespace {
+
+void check_alike(const Value& x, const Value& y) {
+    require(x.width == y.width && x.space == y.space, "values of different widths");
+}
+
+// A step given as a function of the pass.
+template <typename Body> class BodyStep : public Step {
+  public:
+    BodyStep(Space space, Body body) : Step(space), body_(std::move(body)) {}
+    void run(Pass& pass) const override { body_(pass); }
+
+  private:
+    const Body body_;
+};
+
+template <typename Body> std::unique_ptr<Step> step_of(Space space, Body body) {
+    return std::make_unique<BodyStep<Body>>(space, std::move(body));
+}
+
+} // namespace
+
+std::unique_ptr<Step> rms_norm_step(Value x, Value y, std::vector<float> weight, float eps) {
+    check_alike(x, y);
+    const int64_t n = int64_t(weight.size());
+    require(n > 0 && x.width % n == 0, "rms_norm: the weight's size");
+    return step_of(x.space, [=, weight = std::move(weight)](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* to = pass.floats(y);
+        over_rows(pass.threads, pass.rows[x.space] * (x.width / n), n, [&](int64_t r) {
+            kernels().engine.rms_norm(from + r * n, weight.data(), to + r * n, n, eps);
+        });
+    });
+}
+
+std::unique_ptr<Step> layer_norm_step(Value x, Value y, std::vector<float> weight, std::vector<float> bias, float eps) {
+    check_alike(x, y);
+    const int64_t n = x.width;
+    require(int64_t(weight.size()) == n && (bias.empty() || int64_t(bias.size()) == n), "layer_norm: the weight's size");
+    return step_of(x.space, [=, weight = std::move(weight), bias = std::move(bias)](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* to = pass.floats(y);
+        over_rows(pass.threads, pass.rows[x.space], n, [&](int64_t r) {
+            kernels().engine.layer_norm(from + r * n, weight.data(), bias.empty() ? nullptr : bias.data(), to + r * n, n,
+                                        eps);
+        });
+    });
+}
+
+std::unique_ptr<Step> unary_step(Value x, Value y, Unary f) {
+    check_alike(x, y);
+    return step_of(x.space, [=](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* to = pass.floats(y);
+        over_elements(pass.threads, pass.rows[x.space] * x.width,
+                      [&](int64_t at, int64_t n) { f(from + at, to + at, n); });
+    });
+}
+
+std::unique_ptr<Step> affine_step(Value x, Value y, float factor, float shift) {
+    check_alike(x, y);
+    return step_of(x.space, [=](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* to = pass.floats(y);
+        over_elements(pass.threads, pass.rows[x.space] * x.width, [&](int64_t at, int64_t n) {
+            for (int64_t i = at; i < at + n; ++i) {
+                to[i] = from[i] * factor + shift;
+            }
+        });
+    });
+}
+
+std::unique_ptr<Step> binary_step(Value a, Value b, Value y, Binary f) {
+    check_alike(a, y);
+    check_alike(a, b);
+    return step_of(a.space, [=](Pass& pass) {
+        const float *left = pass.floats(a), *right = pass.floats(b);
+        float* to = pass.floats(y);
+        over_elements(pass.threads, pass.rows[a.space] * a.width,
+                      [&](int64_t at, int64_t n) { f(left + at, right + at, to + at, n); });
+    });
+}
+
+std::unique_ptr<Step> mul_rows_step(Value a, Value b, Value y) {
+    check_alike(a, y);
+    require(b.space == a.space && b.width > 0 && a.width % b.width == 0, "values of different widths");
+    const int64_t each = a.width / b.width;
+    return step_of(a.space, [=](Pass& pass) {
+        const float *left = pass.floats(a), *right = pass.floats(b);
+        float* to = pass.floats(y);
+        over_rows(pass.threads, pass.rows[a.space] * b.width, each, [&](int64_t r) {
+            for (int64_t i = r * each; i < (r + 1) * each; ++i) {
+                to[i] = left[i] * right[r];
+            }
+        });
+    });
+}
+
+std::unique_ptr<Step> split_step(Value x, Value y, int64_t parts, int64_t start) {
+    require(parts > 0 && x.width % parts == 0 && y.width % parts == 0 && x.space == y.space, "split: widths");
+    const int64_t from_width = x.width / parts, to_width = y.width / parts;
+    require(start >= 0 && start + to_width <= from_width, "split: no such range");
+    return step_of(x.space, [=](Pass& pass) {
+        const float* from = pass.floats(x) + start;
+        float* to = pass.floats(y);
+        over_rows(pass.threads, pass.rows[x.space] * parts, to_width,
+                  [&](int64_t r) { std::copy_n(from + r * from_width, to_width, to + r * to_width); });
+    });
+}
+
+} // namespace lg

@@ -1,0 +1,115 @@
+// Which experts a token goes to, and what becomes of what they give.
+#include "engine/program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace lg {
+
+namespace {
+
+class TopKStep : public Step {
+  public:
+    TopKStep(Value logits, Value ids) : Step(logits.space), logits_(logits), ids_(ids) {
+        require(ids.space == logits.space && ids.width > 0 && ids.width <= logits.width, "top_k: widths");
+    }
+    void run(Pass& pass) const override {
+        const int64_t experts = logits_.width, used = ids_.width;
+        const float* logits = pass.floats(logits_);
+        int32_t* ids = pass.ints(ids_);
+        std::vector<int32_t> order(size_t(experts), 0);
+        for (int64_t row = 0; row < pass.rows[space]; ++row) {
+            const float* own = logits + row * experts;
+            std::iota(order.begin(), order.end(), 0);
+            // Largest first, ties to the lower index; what is no number comes last.
+            std::partial_sort(order.begin(), order.begin() + used, order.end(), [own](int32_t a, int32_t b) {
+                const bool first = !std::isnan(own[a]), second = !std::isnan(own[b]);
+                if (first != second) {
+                    return first;
+                }
+                return first && own[a] != own[b] ? own[a] > own[b] : a < b;
+            });
+            std::copy_n(order.begin(), used, ids + row * used);
+        }
+    }
+
+  private:
+    const Value logits_, ids_;
+};
+
+class RouteStep : public Step {
+  public:
+    RouteStep(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale)
+        : Step(logits.space), logits_(logits), ids_(ids), weights_(weights), softmax_(softmax), normalize_(normalize),
+          scale_(scale) {
+        require(ids.width == weights.width && ids.space == space && weights.space == space, "route: widths");
+    }
+    void run(Pass& pass) const override {
+        const int64_t experts = logits_.width, used = ids_.width;
+        for (int64_t row = 0; row < pass.rows[space]; ++row) {
+            const float* logits = pass.floats(logits_) + row * experts;
+            const int32_t* ids = pass.ints(ids_) + row * used;
+            float* weights = pass.floats(weights_) + row * used;
+            const float largest = *std::max_element(logits, logits + experts);
+            float total = 0.0f;
+            for (int64_t e = 0; softmax_ && e < experts; ++e) {
+                total += std::exp(logits[e] - largest);
+            }
+            float chosen = 0.0f;
+            for (int64_t j = 0; j < used; ++j) {
+                require(ids[j] >= 0 && ids[j] < experts, "route: no such expert");
+                const float x = logits[ids[j]];
+                weights[j] = softmax_ ? std::exp(x - largest) / total : 1.0f / (1.0f + std::exp(-x));
+                chosen += weights[j];
+            }
+            for (int64_t j = 0; j < used; ++j) {
+                weights[j] = (normalize_ ? weights[j] / chosen : weights[j]) * scale_;
+            }
+        }
+    }
+
+  private:
+    const Value logits_, ids_, weights_;
+    const bool softmax_, normalize_;
+    const float scale_;
+};
+
+class ExpertsSumStep : public Step {
+  public:
+    ExpertsSumStep(Value y, Value weights, Value sum) : Step(y.space), y_(y), weights_(weights), sum_(sum) {
+        require(y.width == weights.width * sum.width && weights.space == space && sum.space == space,
+                "experts_sum: widths");
+    }
+    void run(Pass& pass) const override {
+        const int64_t width = sum_.width, used = weights_.width;
+        const float *y = pass.floats(y_), *weights = pass.floats(weights_);
+        float* sum = pass.floats(sum_);
+        over_rows(pass.threads, pass.rows[space], width * used, [&](int64_t row) {
+            float* to = sum + row * width;
+            std::fill_n(to, width, 0.0f);
+            for (int64_t j = 0; j < used; ++j) {
+                const float* from = y + (row * used + j) * width;
+                const float weight = weights[row * used + j];
+                for (int64_t i = 0; i < width; ++i) {
+                    to[i] += weight * from[i];
+                }
+            }
+        });
+    }
+
+  private:
+    const Value y_, weights_, sum_;
+};
+
+} // namespace
+
+std::unique_ptr<Step> top_k_step(Value logits, Value ids) { return std::make_unique<TopKStep>(logits, ids); }
+std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale) {
+    return std::make_unique<RouteStep>(logits, ids, weights, softmax, normalize, scale);
+}
+std::unique_ptr<Step> experts_sum_step(Value y, Value weights, Value sum) {
+    return std::make_unique<ExpertsSumStep>(y, weights, sum);
+}
+
+} // namespace lg

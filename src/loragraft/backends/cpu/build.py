@@ -1,0 +1,219 @@
+"""From a plan to a program of the C++ core: one short function for each kind of step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loragraft import _native
+from loragraft.backends.batch import Floats
+from loragraft.backends.cpu.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
+from loragraft.backends.cpu.weights import EngineWeights
+from loragraft.backends.program import Options
+from loragraft.errors import UnsupportedError
+from loragraft.graph.ops import Graph, Node, Op
+from loragraft.graph.spec import value_shapes
+
+engine = _native.engine
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The program, and where its output lies."""
+
+    program: Any
+    output: Any
+
+
+def build(graph: Graph, plan: Plan, weights: EngineWeights, options: Options, rounding: str) -> Built:
+    """The program of `plan`. Raises UnsupportedError for what the engine lacks."""
+    return _Builder(graph, plan, weights, options, rounding).built()
+
+
+class _Builder:
+    def __init__(
+        self, graph: Graph, plan: Plan, weights: EngineWeights, options: Options, rounding: str
+    ) -> None:
+        self._plan, self.weights, self._pack = plan, weights, rounding == "q8"
+        self.shapes = value_shapes(graph)
+        attention = [node for node in graph.nodes if node.op is Op.ATTENTION]
+        self.layers = {node.attrs["layer"]: number for number, node in enumerate(attention)}
+        kept = options.keys_values
+        if kept == "auto":
+            kept = "f32" if options.activations == "f32" else "f16"
+        self.program = engine.Program(
+            options.threads or 0,
+            rounding,
+            plan.floats,
+            [_layer_shape(node) for node in attention],
+            [],
+            kept,
+            options.pool_bytes or 0,
+        )
+        self._tables: dict[tuple[Any, ...], Any] = {}
+        self.values = {
+            index: engine.Value(
+                index, -1 if place.offset is None else place.offset, place.width, place.wanted
+            )
+            for index, place in plan.places.items()
+        }
+
+    def built(self) -> Built:
+        for number, step in enumerate(self._plan.steps):
+            match step:
+                case LinearStep():
+                    made = self._linear(step)
+                case EmbedStep():
+                    made = self._embed(step)
+                case GatedStep():
+                    made = self.program.binary("silu_mul", *self._of(step.gate, step.up, step.result))
+                case NodeStep():
+                    made = self._node(step)
+            assert made == number
+        return Built(self.program, self.values[self._plan.output])
+
+    def _of(self, *nodes: int) -> list[Any]:
+        return [self.values[node] for node in nodes]
+
+    def one(self, scale: str | float | None) -> float:
+        """A scale that may be a tensor [1]."""
+        if isinstance(scale, str):
+            return float(self.weights.floats(scale).reshape(-1)[0])
+        return 1.0 if scale is None else scale
+
+    def _embed(self, step: EmbedStep) -> int:
+        weight = self.weights.matrix(step.weight)
+        scale, arch_scale = self.one(step.scale), self.one(step.arch_scale)
+        return int(self.program.embed(weight, self.values[step.result], step.by_position, scale, arch_scale))
+
+    def _linear(self, step: LinearStep) -> int:
+        ids = None if step.ids is None else self.values[step.ids]
+        return int(self.program.linear(self.values[step.x], ids, [self._site(one) for one in step.linears]))
+
+    def _site(self, linear: Linear) -> Any:
+        weight = self.weights.packed(linear.weight, self.program.threads)
+        return engine.LayerSite(
+            weight,
+            self.values[linear.result],
+            self._flat(linear.scale),
+            self._flat(linear.bias),
+            self.one(linear.arch_scale),
+            self._flat(linear.input_scale),
+        )
+
+    def _flat(self, name: str | None) -> Floats | None:
+        return None if name is None else self.weights.floats(name).reshape(-1)
+
+    def _node(self, step: NodeStep) -> int:
+        try:
+            make = NODES[step.node.op]
+        except KeyError:
+            raise UnsupportedError(
+                step.node.label or step.node.op, f"no native step for {step.node.op}"
+            ) from None
+        return int(make(self, step.node, *self._of(*step.inputs, step.result)))
+
+    def rope_table(self, node: Node) -> Any:
+        """One for all nodes that turn alike."""
+        at = node.attrs
+        key = (at["frequencies"], node.weights, at["magnitude"])
+        if key not in self._tables:
+            per_position = np.asarray(at["frequencies"], np.float64)
+            if node.weights:
+                per_position = per_position / self.weights.floats(node.weights[0])
+            self._tables[key] = self.program.rope_table(np.ascontiguousarray(per_position), at["magnitude"])
+        return self._tables[key]
+
+
+def _layer_shape(node: Node) -> tuple[int, int, int, int]:
+    at = node.attrs
+    return at["kv_heads"], at["head_dim"], at.get("value_dim") or at["head_dim"], at["window"] or 0
+
+
+def _rms_norm(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    weight = b.weights.floats(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
+    return int(b.program.rms_norm(x, y, weight, node.attrs["eps"]))
+
+
+def _layer_norm(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    weight, bias = (b.weights.floats(name) for name in node.weights), None
+    first = next(weight)
+    bias = next(weight, None)
+    return int(b.program.layer_norm(x, y, first, bias, node.attrs["eps"]))
+
+
+def _arch_scale(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    factor = b.one(node.weights[0]) if node.weights else node.attrs["value"]
+    return int(b.program.affine(x, y, factor, 0.0))
+
+
+def _mul(b: _Builder, node: Node, left: Any, right: Any, y: Any) -> int:
+    if b.shapes[node.inputs[0]] == b.shapes[node.inputs[1]]:
+        return int(b.program.binary("mul", left, right, y))
+    return int(b.program.mul_rows(left, right, y))
+
+
+def _split(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    parts = int(np.prod(b.shapes[node.inputs[0]][:-1], dtype=np.int64))
+    return int(b.program.split(x, y, parts, node.attrs["start"]))
+
+
+def _route(b: _Builder, node: Node, logits: Any, ids: Any, y: Any) -> int:
+    at = node.attrs
+    return int(b.program.route(logits, ids, y, at["gating"] == "softmax", at["normalize"], at["scale"]))
+
+
+def _rope(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    at = node.attrs
+    return int(b.program.rope(x, y, b.rope_table(node), at["heads"], at["pairs"] == "adjacent"))
+
+
+def _attention(b: _Builder, node: Node, q: Any, k: Any, v: Any, y: Any) -> int:
+    at = node.attrs
+    sinks = b.weights.floats(node.weights[0]) if node.weights else None
+    layer, cap = b.layers[at["layer"]], at.get("softcap") or 0.0
+    return int(b.program.attention(q, k, v, y, layer, at["heads"], at["scale"], cap, sinks))
+
+
+def _gelu(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    return int(b.program.unary("gelu_tanh" if node.attrs["approximate"] == "tanh" else "gelu_erf", x, y))
+
+
+def _clamp(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    low, high = node.attrs["low"], node.attrs["high"]
+    return int(
+        b.program.unary("clamp", x, y, -np.inf if low is None else low, np.inf if high is None else high)
+    )
+
+
+def _plain(name: str) -> Callable[..., int]:
+    return lambda b, node, x, y: int(b.program.unary(name, x, y))
+
+
+NODES: dict[Op, Callable[..., int]] = {
+    Op.HIDDEN: lambda b, node, y: b.program.hidden(y),
+    Op.LAST: lambda b, node, x, y: b.program.last(x, y),
+    Op.RMS_NORM: _rms_norm,
+    Op.LAYER_NORM: _layer_norm,
+    Op.ARCH_SCALE: _arch_scale,
+    Op.SHIFT: lambda b, node, x, y: b.program.affine(x, y, 1.0, node.attrs["value"]),
+    Op.ROPE: _rope,
+    Op.ATTENTION: _attention,
+    Op.TOP_K: lambda b, node, logits, ids: b.program.top_k(logits, ids),
+    Op.ROUTE: _route,
+    Op.EXPERTS_SUM: lambda b, node, y, weights, total: b.program.experts_sum(y, weights, total),
+    Op.SPLIT: _split,
+    Op.ADD: lambda b, node, left, right, y: b.program.binary("add", left, right, y),
+    Op.MUL: _mul,
+    Op.SILU: _plain("silu"),
+    Op.SIGMOID: _plain("sigmoid"),
+    Op.SOFTPLUS: _plain("softplus"),
+    Op.GELU: _gelu,
+    Op.RELU: lambda b, node, x, y: b.program.unary("clamp", x, y, 0.0, np.inf),
+    Op.TANH: lambda b, node, x, y: b.program.unary("soft_cap", x, y, 1.0),
+    Op.SOFT_CAP: lambda b, node, x, y: b.program.unary("soft_cap", x, y, node.attrs["cap"]),
+    Op.CLAMP: _clamp,
+}
