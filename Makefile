@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-slow test-oracles test-sanitized test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-oracles test-sanitized test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 $(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
@@ -32,7 +32,7 @@ quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
 test: $(VENV)/tested
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
@@ -43,6 +43,14 @@ test-slow: $(VENV)/tested
 	$(PY) -m venv .venv-oracle
 	.venv-oracle/bin/pip install -q --disable-pip-version-check $(ORACLE_PIP) -r $<
 	touch $@
+
+# The server's page in Chromium (Debian's package of this name).
+$(VENV)/browsing: $(VENV)/tested
+	$(BIN)/pip install -q --disable-pip-version-check playwright
+	touch $@
+
+test-page: $(VENV)/browsing
+	$(BIN)/python -m pytest -q -m browser
 
 test-oracles: $(VENV)/tested .venv-oracle/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m oracle

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loragraft.errors import AdapterError as AdapterError
+    from loragraft.errors import BusyError as BusyError
     from loragraft.errors import CheckpointError as CheckpointError
     from loragraft.errors import FormatError as FormatError
     from loragraft.errors import GGUFError as GGUFError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from loragraft.errors import PoolError as PoolError
     from loragraft.errors import QuantizeError as QuantizeError
     from loragraft.errors import TextError as TextError
+    from loragraft.errors import TimeLimitError as TimeLimitError
     from loragraft.errors import UnsupportedError as UnsupportedError
     from loragraft.inference.measurement import Measurement as Measurement
     from loragraft.inference.model import Model as Model
@@ -53,6 +55,8 @@ __version__ = "0.1.0"
 #: Where each public name is defined.
 _HOMES = {
     "AdapterError": "loragraft.errors",
+    "BusyError": "loragraft.errors",
+    "TimeLimitError": "loragraft.errors",
     "CheckpointError": "loragraft.errors",
     "FormatError": "loragraft.errors",
     "GGUFError": "loragraft.errors",
@@ -86,6 +90,7 @@ _HOMES = {
 
 __all__ = [
     "AdapterError",
+    "BusyError",
     "CheckpointError",
     "FormatError",
     "GGUFError",
@@ -99,6 +104,7 @@ __all__ = [
     "QuantizeError",
     "QuantizeOptions",
     "TextError",
+    "TimeLimitError",
     "Tokenizer",
     "UnsupportedError",
     "__version__",

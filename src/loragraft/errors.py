@@ -11,6 +11,8 @@
     ├── TextError             a text that cannot be measured on
     ├── GraphError            a graph that breaks the rules of graph/spec.py, or a batch that does not fit one
     ├── PoolError             no room for more keys and values, within the bytes that were allowed
+    ├── BusyError            a scheduler has too many requests waiting
+    ├── TimeLimitError       a request took longer than it may
     └── OutputError           the target cannot be written (no space, read-only, same as the input)
 
 A message names the object, what was found, what was expected and what to do, in one line.
@@ -159,6 +161,14 @@ class GraphError(LoragraftError):
 
 class PoolError(LoragraftError):
     """No room for more keys and values within the bytes that were allowed: closing a sequence makes some."""
+
+
+class BusyError(LoragraftError):
+    """Too many requests wait for a scheduler, or it is stopping: the caller should come back later."""
+
+
+class TimeLimitError(LoragraftError):
+    """A request was not finished within its time limit."""
 
 
 class OutputError(LoragraftError):

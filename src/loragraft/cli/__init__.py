@@ -37,6 +37,8 @@ PANELS: dict[str, dict[str, str]] = {
     },
     "Use": {
         "run": "Continue a prompt, printing the text as it is made.",
+        "chat": "Talk to a model in the terminal.",
+        "serve": "Serve a model over HTTP: OpenAI's API, adapters by name, and a page to talk to it.",
         "tokenize": "Print the tokens of a text, one per line: id and text.",
     },
     "Files": {

@@ -40,15 +40,20 @@ def render(
     bos: str = "",
     eos: str = "",
     open_reply: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    extra: Mapping[str, Any] | None = None,
     subject: str | PathLike[str] = "chat template",
 ) -> str:
     """The text of `messages` under `template`; with `open_reply` up to where the model's reply begins.
 
-    `bos`, `eos`: the texts of these tokens. Raises LoragraftError, naming `subject`, for a template that is malformed,
+    `bos`, `eos`: the texts of these tokens; `tools`: functions that the model may call; `extra`: further variables of
+    the template. Raises LoragraftError, naming `subject`, for a template that is malformed,
     that refuses the messages, or that takes more time or memory than any conversation needs.
     """
     variables = {
+        **(extra or {}),
         "messages": list(messages),
+        "tools": None if tools is None else list(tools),
         "bos_token": bos,
         "eos_token": eos,
         "add_generation_prompt": open_reply,

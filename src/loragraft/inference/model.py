@@ -96,26 +96,48 @@ class Model:
 
         Raises LoragraftError if the file has no template, or its template refuses the messages.
         """
+        if not isinstance(messages, str | Sequence):
+            raise LoragraftError("messages", "are no list", found=type(messages).__name__)
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.with_bos(self.tokenize(self.chat_text(messages), add_special=False, parse_special=True))
+
+    def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of `chat_prompt`. `tools`: functions that the model may call, as OpenAI's API describes them;
+        `extra`: more variables for the template."""
         from loragraft.inference.chat import render
 
+        own = self.tokenizer
+        bos, eos = (
+            "" if token is None else own.decode([token], show_special=True) for token in (own.bos, own.eos)
+        )
+        return render(self._template, messages, bos=bos, eos=eos, tools=tools, extra=extra, subject=self.path)
+
+    def with_bos(self, ids: Ids) -> Ids:
+        """The tokens of a chat with BOS first, if the model wants it. Most templates write it themselves; as in
+        llama.cpp, it comes once."""
+        missing = self.tokenizer.add_bos and (not len(ids) or ids[0] != self.tokenizer.bos)
+        return np.concatenate([[self.tokenizer.bos], ids]).astype(np.int32) if missing else ids
+
+    @property
+    def template_takes_tools(self) -> bool:
+        """Whether the chat template reads `tools`."""
+        return "tools" in self._template
+
+    @property
+    def _template(self) -> str:
         template = self.source.metadata.get("tokenizer.chat_template")
         if template is None:
             raise LoragraftError(
                 self.path, "has no chat template", hint="pass the prompt as it is, without --chat"
             )
-        if not isinstance(messages, str | Sequence):
-            raise LoragraftError("messages", "are no list", found=type(messages).__name__)
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        own = self.tokenizer
-        bos, eos = (
-            "" if token is None else own.decode([token], show_special=True) for token in (own.bos, own.eos)
-        )
-        text = render(str(template.data), messages, bos=bos, eos=eos, subject=self.path)
-        ids = self.tokenize(text, add_special=False, parse_special=True)
-        # Most templates write BOS themselves. As in llama.cpp, it comes once if the model wants it.
-        missing = own.add_bos and (not len(ids) or ids[0] != own.bos)
-        return np.concatenate([[own.bos], ids]).astype(np.int32) if missing else ids
+        return str(template.data)
 
     def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False, first: int = 0) -> Floats:
         """Logits float32 [n - first, vocab] of the tokens from `first` on of the sequence `ids`, read from its start,

@@ -50,12 +50,13 @@ def _demand(fine: bool, name: str, found: object, expected: str) -> None:
 
 
 class Sampler:
-    """Draws tokens; the same `Sampling` with the same seed draws the same. `seed` is the one in use."""
+    """Draws tokens; the same `Sampling` with the same seed draws the same. `seed` is the one in use; `stream` tells
+    several replies to one prompt apart."""
 
-    def __init__(self, options: Sampling | None = None) -> None:
+    def __init__(self, options: Sampling | None = None, stream: int = 0) -> None:
         self.options = options or Sampling()
         self.seed = secrets.randbits(32) if self.options.seed is None else self.options.seed
-        self._random = np.random.default_rng(self.seed)
+        self._random = np.random.default_rng([self.seed, stream] if stream else self.seed)
 
     def pick(self, logits: Floats) -> int:
         """The next token, for logits float32 [vocab]."""

@@ -86,6 +86,15 @@ class Tokenizer:
         self._space_prefix = self.kind == "llama" and self._flag(metadata, "add_space_prefix", default=True)
         self._bpe = self._build(metadata)
 
+    @property
+    def control_texts(self) -> list[str]:
+        """The texts of control tokens (`<|im_end|>`): what `encode` with `parse_special` turns into them."""
+        return [
+            text
+            for text, kind in zip(self._tokens, self._types, strict=True)
+            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and text
+        ]
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
         """`text` as ids, int32 [n].
 

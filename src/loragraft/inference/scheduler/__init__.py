@@ -1,0 +1,1 @@
+"""Continuous batching: requests with different adapters, lengths and settings share every pass through one model."""

@@ -1,0 +1,563 @@
+"""The scheduler: one thread that passes batches through a program and hands out what comes of them.
+
+Every pass holds one row for each reply under way, and pieces of prompts in what room is left, so that a long prompt
+delays replies by no more than `chunk` rows. Prompts are admitted in turn by adapter, so that one popular adapter does
+not starve the others. Whatever else is in a batch, a reply's tokens are the same to the bit: the program guarantees it
+(docs/engine.md), and every choice has random numbers of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from loragraft.backends.batch import Piece as Rows
+from loragraft.backends.program import Program
+from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
+from loragraft.graph.chains import find_chains
+from loragraft.inference.sampling import Sampler
+from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache
+from loragraft.inference.scheduler.request import (
+    Constraint,
+    Done,
+    Embedded,
+    Failed,
+    Finished,
+    FinishReason,
+    Floats,
+    Piece,
+    Request,
+    Scored,
+    Started,
+)
+from loragraft.inference.scheduler.shelf import Lease, Shelf
+from loragraft.inference.scheduler.stopping import StopTexts
+from loragraft.inference.scheduler.telemetry import Telemetry
+from loragraft.inference.tokenizer import TextDecoder, Tokenizer
+
+log = logging.getLogger("loragraft.scheduler")
+
+
+@dataclass(eq=False)
+class _Choice:
+    """One reply under way."""
+
+    number: int
+    sequence: int
+    sampler: Sampler
+    decoder: TextDecoder
+    stops: StopTexts
+    constraint: Constraint | None
+    made: list[int] = field(default_factory=list)
+    unsent: list[Scored] = field(default_factory=list)
+    next: int | None = None
+    """The token to feed; None before the first and after the last."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request and how far it is."""
+
+    request: Request
+    submitted: float
+    lease: Lease | None = None
+    admitted: float = 0.0
+    first_token: float = 0.0
+    cached: int = 0
+    read: int = 0
+    """Tokens of the prompt whose states are in `sequence`."""
+    sequence: int | None = None
+    choices: list[_Choice] = field(default_factory=list)
+    completed: int = 0
+    hidden: list[Floats] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.request.adapters)
+
+    @property
+    def deadline(self) -> float:
+        return float("inf") if self.request.timeout is None else self.submitted + self.request.timeout
+
+
+class Scheduler:
+    """Runs requests on one program.
+
+    `sequences`: replies at once at most; `chunk`: rows of prompts in a pass that also holds replies; `waiting`:
+    requests that may queue, more are refused with `BusyError`. `start` before the first `submit`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tokenizer: Tokenizer,
+        shelf: Shelf,
+        *,
+        context: int,
+        subject: str = "the model",
+        sequences: int = 64,
+        chunk: int = 256,
+        waiting: int = 256,
+        prefixes: int = 256,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self.shelf = shelf
+        self.context = context
+        self.telemetry = telemetry or Telemetry()
+        self._program = program
+        self._tokenizer = tokenizer
+        self._subject = subject
+        self._sequences = sequences
+        self._chunk = chunk
+        self._most_waiting = waiting
+        chains = {chain.result: chain for chain in find_chains(program.graph)}
+        self._output_weight = chains[program.graph.output].weight if program.graph.output in chains else None
+        self._cache = PrefixCache(program.close_sequence, prefixes)
+        self._wake = threading.Condition()
+        self._waiting: dict[tuple[str, ...], deque[_Job]] = {}
+        self._running: list[_Job] = []
+        self._jobs: dict[int, _Job] = {}
+        self._state = "new"
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+        shelf.changed = self._nudge
+
+    # ---- from any thread ----
+
+    def start(self) -> None:
+        self._state = "running"
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue `request`; its events come through `request.emit`.
+
+        Raises BusyError when too many wait or the scheduler stops, LoragraftError for a prompt that is empty or leaves
+        no room in the model's context.
+        """
+        if not len(request.prompt):
+            raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
+        if len(request.prompt) + (request.embed is None) > self.context:
+            raise LoragraftError(
+                "prompt",
+                "longer than the model's context",
+                found=f"{len(request.prompt)} tokens",
+                expected=f"fewer than {self.context}",
+            )
+        if request.choices > self._sequences:
+            raise LoragraftError(
+                "n", "too many choices", found=request.choices, expected=f"at most {self._sequences}"
+            )
+        with self._wake:
+            if self._state != "running":
+                raise BusyError("server", "is stopping")
+            if self.queued >= self._most_waiting:
+                raise BusyError(
+                    "server", "too many requests are waiting", found=self.queued, hint="try again later"
+                )
+            job = _Job(request, time.monotonic())
+            self._jobs[request.number] = job
+            self._waiting.setdefault(job.adapters, deque()).append(job)
+            self._wake.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Stop working on `request`; no event of it follows. One that has ended is left alone."""
+        with self._wake:
+            if (job := self._jobs.get(request.number)) is not None:
+                job.cancelled = True
+                self._wake.notify()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Refuse new requests, finish those that wait or run, end the thread. Those not done after `timeout` seconds
+        fail."""
+        with self._wake:
+            if self._state == "new":
+                self._state = "stopped"
+                return
+            self._state = "draining"
+            self._wake.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._wake:
+                self._state = "aborting"
+                self._wake.notify()
+            self._thread.join()
+        self.shelf.close()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(len(queue) for queue in list(self._waiting.values()))
+
+    @property
+    def active(self) -> int:
+        """Requests that run."""
+        return len(self._running)
+
+    @property
+    def prefixes(self) -> int:
+        """Sequences kept for prompts that begin like them."""
+        return len(self._cache)
+
+    def _nudge(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    # ---- the scheduler's thread ----
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs and self._state == "running":
+                    self._wake.wait()
+                if self._state == "aborting" or (self._state == "draining" and not self._jobs):
+                    break
+            try:
+                self._turn()
+            except Exception as bug:  # whatever it is, nobody must wait for an answer that never comes
+                log.exception("the scheduler failed")
+                for job in list(self._jobs.values()):
+                    self._fail(
+                        job, LoragraftError("scheduler", f"failed ({type(bug).__name__}); this is a bug")
+                    )
+        for job in list(self._jobs.values()):
+            self._fail(job, BusyError("server", "stopped before the request was done"))
+        self._cache.clear()
+        self._state = "stopped"
+
+    def _turn(self) -> None:
+        self._sweep()
+        self._admit()
+        if self._running:
+            self._pass()
+        else:
+            with self._wake:  # adapters are being loaded
+                if self._jobs:
+                    self._wake.wait(0.05)
+
+    def _sweep(self) -> None:
+        """End what was cancelled or took too long."""
+        now = time.monotonic()
+        for job in list(self._jobs.values()):
+            if job.cancelled:
+                self._end(job, "cancelled")
+            elif now > job.deadline:
+                self._fail(
+                    job, TimeLimitError("request", "not finished in time", found=f"{job.request.timeout:g} s")
+                )
+
+    def _admit(self) -> None:
+        """Move waiting requests to the running ones while there is room, one of each adapter in turn."""
+        room = self._sequences - sum(job.request.choices for job in self._running)
+        blocked = False
+        while not blocked:
+            blocked = True
+            for adapters in list(self._waiting):
+                with self._wake:
+                    queue = self._waiting[adapters]
+                    if not queue:
+                        del self._waiting[adapters]
+                        continue
+                    job = queue[0]
+                if job.request.choices > room:
+                    continue
+                try:
+                    lease = self.shelf.lease(job.request.adapters)
+                except LoragraftError as error:
+                    self._fail(job, error)
+                    blocked = False
+                    continue
+                if lease is None:
+                    continue
+                with self._wake:
+                    queue.popleft()
+                    # To the back of the line of adapters.
+                    self._waiting[adapters] = self._waiting.pop(adapters)
+                job.lease, job.admitted = lease, time.monotonic()
+                self._begin(job)
+                room -= job.request.choices
+                blocked = False
+
+    def _begin(self, job: _Job) -> None:
+        assert job.lease is not None
+        self._running.append(job)
+        if job.request.embed is None:
+            self._take_prefix(job, job.lease.key)
+        if job.sequence is None:
+            job.sequence = self._program.open_sequence()
+        self.telemetry.read(len(job.request.prompt), job.cached)
+        job.request.emit(Started(job.lease.ran))
+
+    def _take_prefix(self, job: _Job, key: AdapterKey) -> None:
+        """Begin with the states of the longest known sequence that the prompt begins like. Its last token is always
+        read anew: the reply follows from its logits."""
+        prompt, most = job.request.prompt, len(job.request.prompt) - 1
+        for sequence, shared in [*self._under_way(key, prompt), *self._cache.longest(key, prompt)]:
+            length = min(shared, most)
+            if length <= job.cached:
+                continue
+            try:
+                fork = self._program.fork_sequence(sequence, length)
+            except LoragraftError:
+                continue  # a state that cannot be rewound, or no memory: then it is read again
+            if job.sequence is not None:
+                self._program.close_sequence(job.sequence)
+            job.sequence, job.cached, job.read = fork, length, length
+
+    def _under_way(self, key: AdapterKey, prompt: Ids) -> Iterator[tuple[int, int]]:
+        """Prompts that are being read now: (sequence, shared length)."""
+        for other in self._running:
+            if other.lease is not None and other.lease.key == key and other.sequence is not None:
+                known = other.request.prompt[: other.read]
+                n = min(len(known), len(prompt))
+                differing = np.flatnonzero(known[:n] != prompt[:n])
+                shared = int(differing[0]) if len(differing) else n
+                if shared:
+                    yield other.sequence, shared
+
+    def _pass(self) -> None:
+        """One batch: every reply's next token, then pieces of prompts."""
+        plan = list(self._compose())
+        start = time.perf_counter()
+        try:
+            found = self._forward(plan)
+        except LoragraftError as error:
+            for job in {id(job): job for job, _, _ in plan}.values():
+                self._fail(job, error)
+            return
+        if found is None:
+            return
+        logits, hidden = found
+        rows = sum(len(rows.tokens) for _, _, rows in plan)
+        self.telemetry.passed(rows, len(plan), time.perf_counter() - start)
+        at = 0
+        for job, choice, piece in plan:
+            mine = slice(at, at + self._wanted(piece))
+            at = mine.stop
+            if job.request.number not in self._jobs:
+                continue  # failed by an earlier row of this pass
+            try:
+                if choice is not None:
+                    self._continue(job, choice, logits[mine][0])
+                elif job.request.embed is not None:
+                    assert hidden is not None
+                    self._text_read(job, hidden[mine])
+                else:
+                    self._prompt_read(job, len(piece.tokens), logits[mine])
+            except LoragraftError as error:
+                self._fail(job, error)
+
+    @staticmethod
+    def _wanted(rows: Rows) -> int:
+        return {"none": 0, "last": 1}.get(str(rows.wants), len(rows.tokens))
+
+    def _compose(self) -> Iterator[tuple[_Job, _Choice | None, Rows]]:
+        replies = 0
+        for job in self._running:
+            assert job.lease is not None
+            for choice in job.choices:
+                if choice.next is not None:
+                    replies += 1
+                    tokens = np.array([choice.next], np.int32)
+                    yield job, choice, Rows(choice.sequence, tokens, job.lease.slots, "last")
+        room = self._chunk if replies else 2 * self._chunk
+        reading = [job for job in self._running if not job.choices]
+        for count, job in enumerate(reading):
+            assert job.lease is not None
+            assert job.sequence is not None
+            share = max(1, room // (len(reading) - count))
+            left = job.request.prompt[job.read :]
+            tokens = left[: min(share, room)]
+            if not len(tokens):
+                return
+            room -= len(tokens)
+            last = len(tokens) == len(left)
+            wants: Literal["all", "last", "none"] = "all" if job.request.embed else "last" if last else "none"
+            yield job, None, Rows(job.sequence, tokens, job.lease.slots, wants)
+
+    def _forward(self, plan: list[tuple[_Job, _Choice | None, Rows]]) -> tuple[Floats, Floats | None] | None:
+        """The logits of a batch, and if a text is to be embedded the hidden states behind the last norm, of the rows
+        whose logits are wanted. Where the memory for states is full, forgets kept prefixes, then fails the request that
+        came last; None if the batch must be composed again without it."""
+        pieces = [piece for _, _, piece in plan]
+        while True:
+            try:
+                if all(job.request.embed is None for job, _, _ in plan):
+                    return self._program.run(pieces), None
+                return self._run_observed(pieces)
+            except PoolError as full:
+                if self._cache.forget_oldest():
+                    continue
+                self._fail(max((job for job, _, _ in plan), key=lambda job: job.admitted), full)
+                return None
+
+    def _run_observed(self, pieces: list[Rows]) -> tuple[Floats, Floats]:
+        hidden: list[Floats] = []
+
+        def observe(weights: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+            if self._output_weight in weights:
+                hidden.append(x.copy())
+
+        self._program.observer = observe
+        try:
+            logits = self._program.run(pieces)
+        finally:
+            self._program.observer = None
+        return logits, np.concatenate(hidden)
+
+    def _text_read(self, job: _Job, hidden: Floats) -> None:
+        """Part of a text to embed was read: `hidden` [tokens, d]."""
+        job.read += len(hidden)
+        job.hidden.append(hidden.sum(axis=0, dtype=np.float64) if job.request.embed == "mean" else hidden[-1])
+        if job.read < len(job.request.prompt):
+            return
+        pooled = np.sum(job.hidden, axis=0) if job.request.embed == "mean" else job.hidden[-1]
+        pooled = np.asarray(pooled, np.float64)
+        job.first_token = time.monotonic()
+        length = np.sqrt(np.square(pooled).sum())
+        if not np.isfinite(length):
+            raise LoragraftError(self._subject, "the model's hidden states are not finite", found=length)
+        job.request.emit(Embedded(np.asarray(pooled / (length or 1.0), np.float32)))
+        self._complete(job)
+
+    def _prompt_read(self, job: _Job, tokens: int, logits: Floats) -> None:
+        request = job.request
+        job.read += tokens
+        if job.read < len(request.prompt):
+            return
+        job.first_token = time.monotonic()
+        self.telemetry.first_token(job.first_token - job.submitted)
+        assert job.sequence is not None
+        for number in range(request.choices):
+            last = number == request.choices - 1
+            sequence = job.sequence if last else self._program.fork_sequence(job.sequence, job.read)
+            sampling = request.sampling
+            choice = _Choice(
+                number,
+                sequence,
+                Sampler(sampling, stream=number),
+                self._tokenizer.decoder(show_special=request.show_special),
+                StopTexts(request.stop),
+                request.constraint() if request.constraint is not None else None,
+            )
+            job.choices.append(choice)
+        job.sequence = None
+        for choice in list(job.choices):
+            self._continue(job, choice, logits[0])
+
+    def _continue(self, job: _Job, choice: _Choice, logits: Floats) -> None:
+        """Choose the next token of a reply and send what can be sent."""
+        request = job.request
+        if not np.isfinite(logits.max()):
+            raise LoragraftError(
+                self._subject,
+                "the model's predictions are not finite",
+                found=logits.max(),
+                hint="a weight holds NaN or infinity, or an adapter's strength is too large",
+            )
+        if len(choice.made) >= request.max_tokens:  # asked for none
+            self._finish(job, choice, "length")
+            return
+        own = logits
+        if request.penalties.active or choice.constraint is not None:
+            own = logits.copy()
+            request.penalties.apply(own, choice.made)
+            if choice.constraint is not None:
+                choice.constraint.mask(own)
+        token = choice.sampler.pick(own)
+        ended = token in self._tokenizer.end_ids
+        complete = choice.constraint.accept(token) if choice.constraint is not None else False
+        if ended:
+            self._finish(job, choice, "stop")
+            return
+        choice.made.append(token)
+        self.telemetry.made("+".join(job.adapters), 1)
+        choice.unsent.append(_scored(token, logits, request.logprobs))
+        text = choice.stops.push(choice.decoder.push(token))
+        full = len(request.prompt) + len(choice.made) >= self.context
+        if choice.stops.hit or complete or full or len(choice.made) == request.max_tokens:
+            reason: FinishReason = "stop" if choice.stops.hit or complete else "length"
+            self._finish(job, choice, reason, text)
+            return
+        choice.next = token
+        if text or request.logprobs is not None:
+            self._send(job, choice, text)
+
+    def _send(self, job: _Job, choice: _Choice, text: str) -> None:
+        tokens, choice.unsent = tuple(choice.unsent), []
+        if text or tokens:
+            job.request.emit(Piece(choice.number, text, tokens))
+
+    def _finish(self, job: _Job, choice: _Choice, reason: FinishReason, text: str = "") -> None:
+        if not choice.stops.hit:
+            text += choice.stops.push(choice.decoder.finish()) + choice.stops.finish()
+        self._send(job, choice, text)
+        job.request.emit(Finished(choice.number, reason))
+        choice.next = None
+        job.completed += 1
+        self._keep(job, choice)
+        if job.completed == job.request.choices:
+            self._complete(job)
+
+    def _complete(self, job: _Job) -> None:
+        assert job.lease is not None
+        done = Done(
+            len(job.request.prompt),
+            job.cached,
+            sum(len(choice.made) for choice in job.choices),
+            job.lease.ran,
+            job.admitted - job.submitted,
+            job.first_token - job.submitted,
+            time.monotonic() - job.submitted,
+        )
+        self._end(job, "done")
+        job.request.emit(done)
+
+    def _keep(self, job: _Job, choice: _Choice) -> None:
+        """Leave the states of a finished reply to prompts that begin like it."""
+        assert job.lease is not None
+        tokens = np.concatenate([job.request.prompt, np.array(choice.made, np.int32)])
+        sequence, choice.sequence = choice.sequence, -1
+        self._cache.add(job.lease.key, tokens[: self._program.length(sequence)], sequence)
+
+    def _fail(self, job: _Job, error: LoragraftError) -> None:
+        self._end(job, "failed")
+        job.request.emit(Failed(error))
+
+    def _end(self, job: _Job, how: str) -> None:
+        with self._wake:
+            if self._jobs.pop(job.request.number, None) is None:
+                return
+            queue = self._waiting.get(job.adapters)
+            if queue is not None and job in queue:
+                queue.remove(job)
+        if job in self._running:
+            self._running.remove(job)
+        for sequence in [job.sequence, *(choice.sequence for choice in job.choices)]:
+            if sequence is not None and sequence >= 0:
+                self._program.close_sequence(sequence)
+        job.sequence = None
+        job.choices = [choice for choice in job.choices if choice.sequence < 0]
+        if job.lease is not None:
+            self.shelf.release(job.lease)
+        self.telemetry.ended(how)
+
+
+def _scored(token: int, logits: Floats, top: int | None) -> Scored:
+    if top is None:
+        return Scored(token)
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    logprobs = wide - np.log(np.exp(wide).sum())
+    best: tuple[tuple[int, float], ...] = ()
+    if top:
+        chosen = np.argpartition(-logprobs, min(top, len(logprobs) - 1))[:top]
+        chosen = chosen[np.argsort(-logprobs[chosen], kind="stable")]
+        best = tuple((int(t), float(logprobs[t])) for t in chosen)
+    return Scored(token, float(logprobs[token]), best)

@@ -1,0 +1,317 @@
+"""Adapters by name: loaded when a request first asks for one, dropped when others need the memory.
+
+Reading an adapter's files happens on a thread of its own, so that replies under way do not wait for it. An adapter
+that cannot be loaded is the error of the requests that ask for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loragraft.adapters.lora import Adapter
+from loragraft.backends.program import Program
+from loragraft.errors import AdapterError
+from loragraft.inference.scheduler.request import Ran
+
+Reader = Callable[[Path], Adapter]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """An adapter in a slot of the program."""
+
+    slot: int
+    size: int
+    """Bytes of its matrices as float32."""
+    sha256: str
+    scale: float | None
+    tensors: int
+    changing: int
+
+    def ran(self, name: str, strength: float) -> Ran:
+        return Ran(name, strength, self.sha256, self.scale, self.tensors, self.changing)
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    path: Path
+    strength: float
+    loaded: Loaded | None = None
+    loading: Future[Loaded] | None = None
+    users: int = 0
+    used: int = 0
+    stale: bool = False
+    """Its name was given to another file, or taken away, while requests still ran with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What can be told of a known adapter."""
+
+    name: str
+    path: Path
+    strength: float
+    loaded: bool
+    size: int
+    users: int
+
+
+@dataclass(slots=True)
+class Lease:
+    """What a request holds while it runs: its adapters cannot be dropped."""
+
+    known: list[tuple[str, _Known, float]] = field(default_factory=list)
+
+    @property
+    def slots(self) -> tuple[tuple[int, float], ...]:
+        return tuple((entry.loaded.slot, strength) for _, entry, strength in self.known if entry.loaded)
+
+    @property
+    def key(self) -> tuple[tuple[str, float], ...]:
+        return tuple((entry.loaded.sha256, strength) for _, entry, strength in self.known if entry.loaded)
+
+    @property
+    def ran(self) -> tuple[Ran, ...]:
+        return tuple(entry.loaded.ran(name, strength) for name, entry, strength in self.known if entry.loaded)
+
+
+class Shelf:
+    """The adapters that a program can run with. `most_bytes`: how much those loaded may take together (None: any).
+
+    Methods may be called from any thread.
+    """
+
+    def __init__(self, program: Program, reader: Reader, *, most_bytes: int | None = None) -> None:
+        self._program = program
+        self._reader = reader
+        self._most_bytes = most_bytes
+        self._known: dict[str, _Known] = {}
+        self._leaving: list[_Known] = []
+        self._lock = threading.RLock()
+        self._threads = ThreadPoolExecutor(1, "adapters")
+        self._clock = 0
+        self.changed: Callable[[], None] = lambda: None
+        """Called, from any thread, when a load has ended."""
+
+    # ---- names ----
+
+    def register(self, name: str, path: Path, strength: float = 1.0) -> None:
+        """Let `name` mean the adapter at `path`; its files are read when a request asks for it, or by `preload`."""
+        with self._lock:
+            self._leave(name)
+            self._known[name] = _Known(path, strength)
+
+    def unregister(self, name: str) -> None:
+        """Forget `name`. Requests that run with it go on. Raises AdapterError for a name that is not known."""
+        with self._lock:
+            self._find(name)
+            self._leave(name)
+
+    @staticmethod
+    def trial_name(name: str) -> str:
+        """A name that no client can ask for, to load an adapter under before it takes its own."""
+        return f"/{name}"
+
+    def rename(self, old: str, new: str) -> None:
+        """Let `new` mean what `old` meant. What `new` meant before is unregistered."""
+        with self._lock:
+            entry = self._find(old)
+            self._leave(new)
+            self._known[new] = self._known.pop(old)
+            assert self._known[new] is entry
+
+    def set_strength(self, name: str, strength: float) -> None:
+        """The strength for requests that give none."""
+        with self._lock:
+            self._find(name).strength = strength
+
+    def default_strength(self, name: str) -> float:
+        with self._lock:
+            return self._find(name).strength
+
+    def knows(self, name: str) -> bool:
+        with self._lock:
+            return name in self._known
+
+    def listed(self) -> list[Listed]:
+        with self._lock:
+            return [
+                Listed(
+                    name,
+                    entry.path,
+                    entry.strength,
+                    entry.loaded is not None,
+                    entry.loaded.size if entry.loaded else 0,
+                    entry.users,
+                )
+                for name, entry in self._known.items()
+                if not name.startswith("/")
+            ]
+
+    @property
+    def bytes(self) -> int:
+        """Of the adapters that are loaded."""
+        with self._lock:
+            return sum(entry.loaded.size for entry in self._entries() if entry.loaded)
+
+    def preload(self, name: str) -> Loaded:
+        """Load `name` now. Raises what its files are wrong about."""
+        while True:
+            with self._lock:
+                entry = self._find(name)
+                if entry.loaded is not None:
+                    return entry.loaded
+                future = self._start(entry)
+            future.result()
+
+    # ---- requests ----
+
+    def lease(self, adapters: Iterable[tuple[str, float]]) -> Lease | None:
+        """Hold these adapters for a request, or None while one of them is still being loaded.
+
+        Raises AdapterError for an unknown name, and the error of an adapter that cannot be loaded.
+        """
+        with self._lock:
+            wanted = [(name, self._find(name), strength) for name, strength in adapters]
+            ready = True
+            for _, entry, _ in wanted:
+                if entry.loaded is None:
+                    if entry.loading is not None and entry.loading.done():
+                        failed, entry.loading = entry.loading, None
+                        failed.result()
+                    self._start(entry)
+                    ready = False
+            if not ready:
+                return None
+            self._clock += 1
+            for _, entry, _ in wanted:
+                entry.users += 1
+                entry.used = self._clock
+            return Lease(wanted)
+
+    def release(self, lease: Lease) -> None:
+        with self._lock:
+            for _, entry, _ in lease.known:
+                entry.users -= 1
+            for entry in [e for e in self._leaving if not e.users]:
+                self._leaving.remove(entry)
+                self._drop(entry)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    # ---- loading ----
+
+    def _find(self, name: str) -> _Known:
+        if name not in self._known:
+            raise AdapterError(
+                name,
+                "no adapter of this name",
+                expected="one of " + (", ".join(list(self._known)[:20]) or "none: no adapter is known"),
+            )
+        return self._known[name]
+
+    def _entries(self) -> Iterable[_Known]:
+        return [*self._known.values(), *self._leaving]
+
+    def _start(self, entry: _Known) -> Future[Loaded]:
+        if entry.loading is None:
+            entry.loading = self._threads.submit(self._load, entry)
+            entry.loading.add_done_callback(lambda _: self.changed())
+        return entry.loading
+
+    def _load(self, entry: _Known) -> Loaded:
+        adapter = self._reader(entry.path)
+        size = sum(pair.a.nbytes + pair.b.nbytes for pair in adapter.pairs.values())
+        digest = sha256_of(entry.path)
+        with self._lock:
+            self._make_room(size, entry.path)
+        slot = self._program.add_adapter(adapter)
+        loaded = Loaded(
+            slot, size, digest, _common_scale(adapter), adapter.n_tensors, _changing(adapter.pairs)
+        )
+        with self._lock:
+            entry.loading = None
+            if entry.stale and not entry.users:  # unregistered meanwhile
+                self._program.drop_adapter(slot)
+            else:
+                entry.loaded = loaded
+        return loaded
+
+    def _make_room(self, size: int, path: Path) -> None:
+        if self._most_bytes is None:
+            return
+        if size > self._most_bytes:
+            raise AdapterError(
+                path,
+                "larger than the memory for adapters",
+                found=f"{size} bytes",
+                expected=f"at most {self._most_bytes}",
+                hint="start with a larger --adapter-memory",
+            )
+        while self.bytes + size > self._most_bytes:
+            idle = [e for e in self._known.values() if e.loaded and not e.users]
+            if not idle:
+                return  # all in use: over the bound until one of them ends
+            self._drop(min(idle, key=lambda e: e.used))
+
+    def _leave(self, name: str) -> None:
+        entry = self._known.pop(name, None)
+        if entry is None:
+            return
+        entry.stale = True
+        if entry.users:
+            self._leaving.append(entry)
+        else:
+            self._drop(entry)
+
+    def _drop(self, entry: _Known) -> None:
+        if entry.loaded is not None:
+            slot, entry.loaded = entry.loaded.slot, None
+            self._program.drop_adapter(slot)
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of an adapter: of the file, or of the weights and config in its folder."""
+    digest = hashlib.sha256()
+    files = [path]
+    if path.is_dir():
+        files = sorted(
+            file
+            for file in path.iterdir()
+            if file.is_file()
+            and (file.suffix in (".safetensors", ".gguf") or file.name == "adapter_config.json")
+        )
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _common_scale(adapter: Adapter) -> float | None:
+    scales = {pair.scale for pair in adapter.pairs.values()}
+    return scales.pop() if len(scales) == 1 else None
+
+
+def _changing(pairs: Mapping[str, object]) -> int:
+    return sum(bool(pair.a.any() and pair.b.any()) for pair in pairs.values())  # type: ignore[attr-defined]
+
+
+def plain_only(adapter: Adapter) -> Adapter:
+    """`adapter`, if it is made of pairs alone. Raises AdapterError for one that replaces whole tensors of the base,
+    which all requests share."""
+    if not adapter.is_plain:
+        raise AdapterError(
+            adapter.path,
+            "replaces whole tensors of the base, which other adapters share",
+            found=", ".join(sorted({*adapter.replaced, *adapter.rows, *adapter.biases})[:4]),
+            expected="low-rank pairs only",
+            hint="merge it into a model of its own: loragraft merge BASE --lora ADAPTER -o OUT.gguf",
+        )
+    return adapter

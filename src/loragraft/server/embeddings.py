@@ -1,0 +1,80 @@
+"""POST /v1/embeddings: the hidden states behind the last norm, pooled and brought to length 1."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import numpy as np
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from loragraft.inference.scheduler.request import Embedded, Floats, Request
+from loragraft.server import answers
+from loragraft.server.bodies import read_body
+from loragraft.server.completions import prompts_of
+from loragraft.server.errors import unhonoured
+from loragraft.server.options import nobody
+from loragraft.server.running import Running, receipt, receipt_header, unless_gone
+from loragraft.server.schema import EmbeddingRequest
+from loragraft.server.state import State
+
+
+class Embeddings:
+    """The endpoint, for one served model."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def __call__(self, http: HttpRequest) -> Response:
+        body = await read_body(http, EmbeddingRequest, self._state.limits)
+        if body.dimensions is not None:
+            raise unhonoured("dimensions", body.dimensions, "the model's width is the only size")
+        adapters = self._state.adapters_of(body.model, body.lora)
+        running = [
+            Running(
+                self._state.scheduler,
+                Request(
+                    ids,
+                    emit=nobody,
+                    adapters=adapters,
+                    max_tokens=0,
+                    embed=body.pooling,
+                    timeout=self._state.limits.seconds,
+                ),
+            )
+            for ids in prompts_of(self._state, body.input, "input")
+        ]
+        async with AsyncExitStack() as stack:
+            for each in running:
+                await stack.enter_async_context(each)
+            vectors = await unless_gone(_vectors(running), http)
+        tokens = sum(len(each.request.prompt) for each in running)
+        whole = {
+            "object": "list",
+            "model": body.model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+                for index, vector in enumerate(vectors)
+            ],
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "loragraft": receipt(running[0].adapters, running[0].done),
+        }
+        return answers.answer(whole, receipt_header(running[0].adapters))
+
+
+async def _vectors(running: Sequence[Running]) -> list[Floats]:
+    vectors = []
+    for each in running:
+        await each.started()
+        async for event in each:
+            if isinstance(event, Embedded):
+                vectors.append(event.vector)
+    return vectors
+
+
+def _encoded(vector: Floats, form: str) -> list[float] | str:
+    if form == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(value) for value in np.asarray(vector)]

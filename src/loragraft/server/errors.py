@@ -1,0 +1,50 @@
+"""Errors as OpenAI's API has them: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.responses import Response
+
+from loragraft.errors import AdapterError, BusyError, LoragraftError, TimeLimitError
+
+RETRY_SECONDS = 2
+
+
+class ApiError(Exception):
+    """A request that is refused: what the client reads, and the HTTP status."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code, self.kind = message, status, param, code, kind
+
+    @property
+    def body(self) -> dict[str, object]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {"retry-after": str(RETRY_SECONDS)} if self.status == 429 else {}
+        return Response(msgspec.json.encode(self.body), self.status, headers, "application/json")
+
+
+def api_error(error: LoragraftError) -> ApiError:
+    """What the library refused, for the client. A message names no more of this machine than the client gave."""
+    if isinstance(error, BusyError):
+        return ApiError(str(error), status=429, kind="rate_limit_error", code="busy")
+    if isinstance(error, TimeLimitError):
+        return ApiError(str(error), status=504, kind="timeout_error", code="timeout")
+    if isinstance(error, AdapterError):
+        return ApiError(str(error), param="model", code="adapter_error")
+    return ApiError(str(error), param=error.subject if error.subject.isidentifier() else None)
+
+
+def unhonoured(param: str, found: object, reason: str) -> ApiError:
+    """For a field that this server knows and does not honour."""
+    return ApiError(f"{param}: {reason}: found {found!r}", param=param, code="unsupported_value")

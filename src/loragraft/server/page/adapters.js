@@ -1,0 +1,32 @@
+// The adapters of one side, each with a slider for its strength; 0 is off.
+
+import { made } from "./markdown.js";
+
+export class Strengths {
+  constructor(place, adapters, changed) {
+    this.values = new Map(adapters.map((adapter) => [adapter.name, 0]));
+    place.replaceChildren();
+    if (!adapters.length) place.append(made("p", "none: start with --lora NAME=PATH", "none"));
+    for (const { name } of adapters) {
+      const label = place.appendChild(made("label", `${name} `));
+      const shown = label.appendChild(made("output", "0"));
+      const slider = label.appendChild(made("input"));
+      Object.assign(slider, { type: "range", min: 0, max: 2, step: 0.05, value: 0 });
+      slider.setAttribute("aria-label", `Strength of ${name}`);
+      slider.addEventListener("input", () => {
+        this.values.set(name, Number(slider.value));
+        shown.textContent = Number(slider.value).toFixed(2);
+        changed();
+      });
+    }
+  }
+
+  // As the field `lora` of a request.
+  get lora() {
+    return [...this.values].filter(([, scale]) => scale).map(([name, scale]) => ({ name, scale }));
+  }
+
+  get label() {
+    return this.lora.map(({ name, scale }) => `${name} × ${scale}`).join(" + ") || "base";
+  }
+}

@@ -1,0 +1,65 @@
+// One reply as it comes: its text, what ran, how fast.
+
+import { chat } from "./api.js";
+import { made, render } from "./markdown.js";
+
+export class Reply {
+  constructor(place, label) {
+    this.element = place.appendChild(made("article", "", "reply"));
+    this.body = this.element.appendChild(made("div", "", "busy"));
+    this.facts = this.element.appendChild(made("div", label, "facts"));
+    this.label = label;
+    this.text = "";
+    this.tokens = [];
+  }
+
+  // Runs the request to its end; errors are shown in the reply. `scroll` is called as it grows.
+  async run(body, signal, scroll) {
+    const start = performance.now();
+    let first = 0;
+    let last = null;
+    try {
+      for await (const chunk of chat({ ...body, logprobs: true }, signal)) {
+        const [choice] = chunk.choices;
+        if (choice?.delta.content || choice?.logprobs) {
+          first ||= performance.now();
+          this.text += choice.delta.content || "";
+          this.tokens.push(...(choice.logprobs?.content || []).map((token) => token.token));
+          this.body.replaceChildren(render(this.text));
+          scroll();
+        }
+        if (chunk.loragraft) last = chunk;
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") this.element.append(made("p", error.message, "error"));
+      this.failed = true;
+    }
+    this.body.classList.remove("busy");
+    if (last) this.#account(last, first - start, performance.now() - first);
+  }
+
+  #account(chunk, waited, took) {
+    const made_ = chunk.usage.completion_tokens;
+    const speed = made_ > 1 ? ` · ${((made_ - 1) / (took / 1000)).toFixed(1)} tokens/s` : "";
+    this.facts.textContent =
+      `${this.label} · ${made_} tokens${speed} · first after ${(waited / 1000).toFixed(2)} s · `;
+    const details = this.facts.appendChild(made("details"));
+    details.append(made("summary", "receipt"), made("pre", JSON.stringify(chunk.loragraft, null, 2)));
+  }
+
+  // Shows the tokens as they are, those from `at` on that differ from `other` highlighted.
+  part(other, at) {
+    const raw = made("div", "", "raw");
+    this.tokens.forEach((token, index) => {
+      raw.append(index >= at && token !== other.tokens[index] ? made("span", token, "parted") : token);
+    });
+    this.body.replaceChildren(raw);
+  }
+}
+
+// Where two replies part: the index of the first token that differs, or null.
+export function parting(a, b) {
+  const length = Math.max(a.tokens.length, b.tokens.length);
+  for (let at = 0; at < length; at++) if (a.tokens[at] !== b.tokens[at]) return at;
+  return null;
+}

@@ -1,0 +1,168 @@
+"""From an endpoint's coroutine to the scheduler's thread and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from loragraft.errors import LoragraftError
+from loragraft.inference.scheduler.loop import Scheduler
+from loragraft.inference.scheduler.request import (
+    Done,
+    Embedded,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Piece,
+    Ran,
+    Request,
+    Scored,
+    Started,
+)
+from loragraft.server.errors import ApiError, api_error
+
+T = TypeVar("T")
+
+#: The status that proxies log for a client that went away (nginx's); nobody reads it.
+CLIENT_GONE = 499
+
+
+class Running:
+    """A submitted request, as an asynchronous iterator over its events up to `Done`.
+
+    Raises ApiError for a request that fails. Leaving the block before that cancels the request.
+    """
+
+    def __init__(self, scheduler: Scheduler, request: Request) -> None:
+        self._scheduler = scheduler
+        self.request = request
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._over = False
+        self.adapters: tuple[Ran, ...] = ()
+        self.done: Done | None = None
+
+    async def __aenter__(self) -> Running:
+        loop = asyncio.get_running_loop()
+
+        def emit(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody listens any more
+                loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        self.request.emit = emit
+        try:
+            self._scheduler.submit(self.request)
+        except LoragraftError as error:
+            self._over = True
+            raise api_error(error) from None
+        return self
+
+    async def __aexit__(self, *what: object) -> None:
+        if not self._over:
+            self._scheduler.cancel(self.request)
+
+    async def started(self) -> None:
+        """Wait until the request is worked on: what it runs with is known then, and most errors have shown."""
+        event = await self._next()
+        assert isinstance(event, Started)
+        self.adapters = event.adapters
+
+    async def __aiter__(self) -> AsyncIterator[Piece | Finished | Embedded]:
+        while True:
+            event = await self._next()
+            if isinstance(event, Done):
+                self._over, self.done = True, event
+                return
+            if not isinstance(event, Started):
+                assert not isinstance(event, Failed)
+                yield event
+
+    async def _next(self) -> Event:
+        event = await self._events.get()
+        if isinstance(event, Failed):
+            self._over = True
+            raise api_error(event.error)
+        return event
+
+
+@dataclass(slots=True)
+class Reply:
+    """One complete choice."""
+
+    text: str = ""
+    tokens: list[Scored] = field(default_factory=list)
+    reason: FinishReason = "length"
+
+
+async def gather(running: Running) -> list[Reply]:
+    """All choices, complete. Raises ApiError for a request that fails."""
+    replies = [Reply() for _ in range(running.request.choices)]
+    async for event in running:
+        if isinstance(event, Piece):
+            replies[event.choice].text += event.text
+            replies[event.choice].tokens.extend(event.tokens)
+        elif isinstance(event, Finished):
+            replies[event.choice].reason = event.reason
+    return replies
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], http: HttpRequest) -> T:
+    """Await `work`, unless the client goes away first: then ApiError, and the work is cancelled."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError("the client went away", status=CLIENT_GONE)
+        return await task
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def receipt(adapters: Sequence[Ran], done: Done | None = None) -> dict[str, object]:
+    """What ran, for the `loragraft` field of an answer."""
+    facts: dict[str, object] = {
+        "adapters": [
+            {
+                "name": ran.name,
+                "strength": ran.strength,
+                "scale": ran.scale,
+                "tensors": ran.tensors,
+                "changing": ran.changing,
+                "sha256": ran.sha256,
+            }
+            for ran in adapters
+        ]
+    }
+    if done is not None:
+        facts["cached_tokens"] = done.cached_tokens
+        facts["seconds"] = {
+            "queued": round(done.queued_seconds, 4),
+            "first_token": round(done.first_token_seconds, 4),
+            "total": round(done.seconds, 4),
+        }
+    return facts
+
+
+def receipt_header(adapters: Sequence[Ran]) -> dict[str, str]:
+    """The same for the header: name, strength and digest of each adapter, or "none"."""
+    listed = ", ".join(
+        f"{_token(ran.name)};strength={ran.strength:g};sha256={ran.sha256}" for ran in adapters
+    )
+    return {"x-loragraft-adapters": listed or "none"}
+
+
+def _token(name: str) -> str:
+    return "".join(char if char.isascii() and (char.isalnum() or char in "-_.") else "_" for char in name)

@@ -1,0 +1,46 @@
+"""Who may ask: an API key where one is set, and only pages of this server's own."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loragraft.server.errors import ApiError
+
+#: What is served without a key: the page itself (which asks for the key) and the health check.
+_OPEN_PATHS = ("/", "/health", "/page/")
+
+
+class Guard:
+    """Refuses requests without the key, and those that a browser sends on behalf of another site."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self._app = app
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refused := self._refused(scope)):
+            await refused.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refused(self, scope: Scope) -> ApiError | None:
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+            return ApiError("requests of other sites' pages are refused", status=403, code="cross_origin")
+        path = scope["path"]
+        if self._key is None or path in _OPEN_PATHS or path.startswith("/page/"):
+            return None
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            given = headers.get(b"x-api-key", b"")
+        if hmac.compare_digest(given.strip(), self._key):
+            return None
+        return ApiError(
+            "the API key is missing or wrong: send it as Authorization: Bearer KEY",
+            status=401,
+            kind="authentication_error",
+            code="invalid_api_key",
+        )

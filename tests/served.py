@@ -1,0 +1,102 @@
+"""A real server process for tests: the example model with a chat template, and adapters."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paths import data
+
+#: A plain template in the manner of ChatML, whose marks are this vocabulary's control tokens.
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def chat_model(folder: Path) -> Path:
+    """The example model with a chat template."""
+    model = folder / "kjv"
+    shutil.copytree(data("llama-kjv"), model)
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
+    return model
+
+
+def scaled_adapter(folder: Path, factor: float, seed: int) -> Path:
+    """Another adapter: the example's with its B multiplied and disturbed."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(data("llama-kjv.shakespeare"), folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    random = np.random.default_rng(seed)
+    for name, array in weights.items():
+        if "lora_B" in name:
+            noise = random.standard_normal(array.shape).astype(array.dtype) * array.std()
+            weights[name] = (array * factor + 0.3 * noise).astype(array.dtype)
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+@dataclass
+class Served:
+    """A server that runs: its address and process."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def serving(model: Path, *options: object, env: dict[str, str] | None = None) -> Iterator[Served]:
+    """`loragraft serve` of `model` on a free port, until the block ends."""
+    command = [sys.executable, "-m", "loragraft", "serve", str(model), "--port", "0", *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
+    assert process.stderr is not None
+    said: list[str] = []
+    reading: threading.Thread | None = None
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"listening on (http://\S+)", line):
+                break
+        else:
+            raise AssertionError("".join(said))
+        # What it says later must not fill the pipe.
+        reading = threading.Thread(target=said.extend, args=(process.stderr,))
+        reading.start()
+        yield Served(found[1], process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if reading is not None:
+            reading.join()
+        process.stderr.close()
+
+
+def refuses_to_start(model: Path, *options: Sequence[object] | object) -> str:
+    """What `loragraft serve` says where it ends at once."""
+    command = [sys.executable, "-m", "loragraft", "serve", str(model), "--port", "0", *map(str, options)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1, ended.stderr
+    return ended.stderr

@@ -1,0 +1,165 @@
+"""Adapters that come and go, on a server process."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from paths import data
+from served import Served, chat_model, refuses_to_start, scaled_adapter, serving
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    adapters = folder / "adapters"
+    adapters.mkdir()
+    scaled_adapter(adapters / "one", 1.0, 1)
+    with serving(chat_model(folder), "--adapters-dir", adapters, "--adapter-memory", "3MB") as server:
+        yield server
+
+
+def complete(served: Served, model: str, **more: object) -> httpx.Response:
+    body = {"model": model, "prompt": "What say you,", "max_tokens": 8, "temperature": 0, **more}
+    return httpx.post(f"{served.url}/v1/completions", json=body, timeout=60)
+
+
+def names(served: Served) -> list[str]:
+    return [model["id"] for model in httpx.get(f"{served.url}/v1/models").json()["data"]]
+
+
+def wait_for(served: Served, wanted: list[str]) -> None:
+    end = time.monotonic() + 20
+    while names(served) != wanted and time.monotonic() < end:
+        time.sleep(0.1)
+    assert names(served) == wanted
+
+
+def test_a_watched_folder(served: Served, folder: Path) -> None:
+    assert names(served) == ["kjv", "one"]
+    first = complete(served, "one").json()
+    scaled_adapter(folder / "two", 0.7, 2)
+    shutil.move(folder / "two", folder / "adapters" / "two")
+    wait_for(served, ["kjv", "one", "two"])
+    assert complete(served, "two").json()["loragraft"]["adapters"][0]["name"] == "two"
+    # Another adapter under the same name is another adapter.
+    scaled_adapter(folder / "new-one", -1.0, 3)
+    shutil.rmtree(folder / "adapters" / "one")
+    wait_for(served, ["kjv", "two"])
+    shutil.move(folder / "new-one", folder / "adapters" / "one")
+    wait_for(served, ["kjv", "two", "one"])
+    second = complete(served, "one").json()
+    assert second["loragraft"]["adapters"][0]["sha256"] != first["loragraft"]["adapters"][0]["sha256"]
+    assert second["choices"][0]["text"] != first["choices"][0]["text"]
+    shutil.rmtree(folder / "adapters" / "two")
+    wait_for(served, ["kjv", "one"])
+
+
+def test_memory_for_adapters_is_bounded(served: Served, folder: Path) -> None:
+    size = sum(f.stat().st_size for f in data("llama-kjv.shakespeare").glob("*.safetensors"))
+    for number in range(6):
+        scaled_adapter(folder / "many", 0.5, number)
+        shutil.move(folder / "many", folder / "adapters" / f"m{number}")
+    wait_for(served, ["kjv", "one", *(f"m{number}" for number in range(6))])
+    texts = {n: complete(served, f"m{n}").json()["choices"][0]["text"] for n in range(6)}
+    listed = httpx.get(f"{served.url}/lora-adapters").json()
+    assert sum(one["bytes"] for one in listed) <= 3_000_000
+    assert 0 < sum(one["loaded"] for one in listed) < 7
+    assert size > 0
+    for number, text in texts.items():  # dropped ones come back
+        assert complete(served, f"m{number}").json()["choices"][0]["text"] == text
+
+
+def test_loading_and_unloading(served: Served, folder: Path) -> None:
+    def post(path: str, **body: object) -> httpx.Response:
+        return httpx.post(f"{served.url}/v1/{path}", json=body, timeout=60)
+
+    assert post("load_lora_adapter", lora_name="mine", lora_path="one").status_code == 200
+    assert "mine" in names(served)
+    assert complete(served, "mine").json()["choices"] == complete(served, "one").json()["choices"]
+    again = post("load_lora_adapter", lora_name="mine", lora_path="one")
+    assert again.status_code == 400
+    assert "unload it first" in again.json()["error"]["message"]
+    assert post("load_lora_adapter", lora_name="mine", lora_path="one", load_inplace=True).status_code == 200
+    assert post("unload_lora_adapter", lora_name="mine").status_code == 200
+    assert complete(served, "mine").status_code == 404
+    assert post("unload_lora_adapter", lora_name="mine").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["..", "../adapters", "/etc", ".", "nothing", "one/../../kjv", "a\0b"])
+def test_paths_outside_of_the_folder(served: Served, path: str) -> None:
+    answer = httpx.post(
+        f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": path}, timeout=60
+    )
+    assert answer.status_code == 404
+    assert (
+        answer.json()["error"]["message"]
+        == "lora_path: no such adapter in the folder given by --adapters-dir"
+    )
+
+
+def test_a_link_out_of_the_folder(served: Served, folder: Path) -> None:
+    (folder / "adapters" / ".link").symlink_to(data("llama-kjv.shakespeare"))
+    answer = httpx.post(f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": ".link"})
+    assert answer.status_code == 404
+
+
+def test_a_broken_adapter_refuses_its_own_requests(served: Served, folder: Path) -> None:
+    broken = scaled_adapter(folder / "broken", 1.0, 9)
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    shutil.move(broken, folder / "adapters" / "broken")
+    end = time.monotonic() + 20
+    while "broken" not in names(served) and time.monotonic() < end:
+        time.sleep(0.1)
+    for _ in range(2):
+        answer = complete(served, "broken")
+        assert answer.status_code == 400
+        assert "adapter_model.safetensors" in answer.json()["error"]["message"]
+        assert complete(served, "one").status_code == 200
+    stream = httpx.post(
+        f"{served.url}/v1/completions", json={"model": "broken", "prompt": "a", "stream": True}, timeout=60
+    )
+    assert stream.status_code == 400
+    shutil.rmtree(folder / "adapters" / "broken")
+
+
+def test_keys(folder: Path) -> None:
+    model = folder / "kjv"
+    with serving(model, env={"LORAGRAFT_API_KEY": "sesame"}) as server:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert (
+            httpx.get(f"{server.url}/v1/models", headers={"authorization": "Bearer sesam"}).status_code == 401
+        )
+        assert (
+            httpx.get(f"{server.url}/v1/models", headers={"authorization": "Bearer sesame"}).status_code
+            == 200
+        )
+        assert httpx.get(f"{server.url}/v1/models", headers={"x-api-key": "sesame"}).status_code == 200
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(server.url).status_code == 200
+        loads = httpx.post(
+            f"{server.url}/v1/load_lora_adapter",
+            json={"lora_name": "x", "lora_path": "/etc"},
+            headers={"x-api-key": "sesame"},
+        )
+        assert loads.status_code == 403
+        assert server.stop() in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def test_an_open_address_needs_a_key(folder: Path) -> None:
+    assert "pass --api-key KEY" in refuses_to_start(folder / "kjv", "--host", "0.0.0.0")
+
+
+def test_a_wrong_adapter_at_the_start(folder: Path) -> None:
+    assert "no such file" in refuses_to_start(folder / "kjv", "--lora", "x=/nowhere/at/all")

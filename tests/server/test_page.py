@@ -1,0 +1,131 @@
+"""The page in a real browser: Chromium, where it is installed (`make test-page`)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paths import data
+from served import Served, chat_model, serving
+
+pytestmark = pytest.mark.browser
+_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with serving(chat_model(folder), "--lora", f"poet={data('llama-kjv.shakespeare')}") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=_FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, served: Served) -> Iterator[Any]:
+    """The page, loaded; errors on its console fail the test."""
+    opened = browser.new_page(viewport={"width": 1200, "height": 800})
+    problems: list[str] = []
+    opened.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.goto(served.url)
+    opened.locator(".adapters label").first.wait_for()
+    opened.fill("#seed", "3")
+    opened.fill("#max-tokens", "24")
+    yield opened
+    opened.close()
+    assert problems == []
+
+
+def send(page: Any, text: str, replies: int) -> None:
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+    page.locator(".facts details").nth(replies - 1).wait_for(timeout=60_000)
+    page.locator("#send", has_text="Send").wait_for()
+
+
+def slide(page: Any, side: int, value: float) -> None:
+    slider = page.locator(f'.side[data-side="{side}"] input[type=range]').first
+    slider.evaluate("(e, value) => { e.value = value; e.dispatchEvent(new Event('input')); }", value)
+
+
+def test_a_reply_comes_with_its_receipt(page: Any) -> None:
+    slide(page, 0, 0.5)
+    send(page, "What say you?", 1)
+    assert len(page.locator(".reply").inner_text()) > 20
+    assert "poet × 0.5 · 24 tokens" in page.locator(".facts").first.inner_text()
+    page.locator(".facts summary").click()
+    receipt = page.locator(".facts pre").inner_text()
+    assert '"strength": 0.5' in receipt
+    assert '"sha256"' in receipt
+
+
+def test_two_settings_side_by_side(page: Any) -> None:
+    page.keyboard.press("Alt+c")
+    slide(page, 1, 1.0)
+    send(page, "What say you?", 2)
+    assert page.locator(".reply").count() == 2
+    assert page.locator(".parted").count() > 2
+    page.keyboard.press("Alt+n")
+    slide(page, 1, 0)
+    send(page, "What say you?", 2)
+    assert "Both are the same, token by token." in page.locator("#log").inner_text()
+
+
+def test_what_a_model_says_is_never_html(page: Any) -> None:
+    shown = page.evaluate(
+        """async () => {
+            const { render } = await import('/page/markdown.js');
+            const box = document.createElement('div');
+            box.append(render('# Title\\n**bold** <img src=x onerror=alert(1)> [x](javascript:alert(1)) `a<b`\\n' +
+                '- one\\n- two\\n```py\\n<script>\\n```'));
+            return box.innerHTML;
+        }"""
+    )
+    assert "<h3>Title</h3>" in shown
+    assert "<strong>bold</strong>" in shown
+    assert "&lt;img src=x" in shown
+    assert 'href="javascript' not in shown
+    assert "<li>one</li><li>two</li>" in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_at_a_phone_s_width_nothing_is_cut(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 700})
+    send(page, "What say you of the king and of all his people, and of bread and wine?", 1)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.click("#toggle")
+    assert page.locator("#temperature").is_visible()
+
+
+def test_dark_mode(page: Any) -> None:
+    def ground() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    before = ground()
+    page.keyboard.press("Alt+d")
+    assert ground() != before
+
+
+def test_stopping(page: Any, tmp_path: Path) -> None:
+    page.fill("#max-tokens", "900")
+    page.fill("#prompt", "Go on")
+    page.keyboard.press("Enter")
+    page.locator(".reply p").first.wait_for(timeout=60_000)
+    page.keyboard.press("Escape")
+    page.locator("#send", has_text="Send").wait_for()
+    assert page.locator(".error").count() == 0
