@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
+from killed import killed_after
 from loragraft.formats.gguf.values import Value
 from loragraft.progress import Silent
 from loragraft.streaming import journal, steps
@@ -94,32 +94,10 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
     assert sum(note.startswith("continuing") for note in notes) > 10
 
 
-#: Quantizes with one thread in chunks of 64 rows, and is killed after some of them.
-DOOMED = """
-import os, signal, sys
-from loragraft.streaming import steps
-from loragraft.streaming.journal import Journal
-from loragraft.verbs.quantize import quantize
-
-source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-steps.CHUNK_WEIGHTS = 64 * 1024
-add, count = Journal.add, 0
-
-def add_or_die(self, *span):
-    global count
-    add(self, *span)
-    count += 1
-    if count == chunks:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.add = add_or_die
-quantize(source, out, "Q8_0", threads=1)
-"""
-
-
 def interrupted(source: Path, out: Path, chunks: int) -> None:
-    result = subprocess.run([sys.executable, "-c", DOOMED, str(source), str(out), str(chunks)])
-    assert result.returncode == -signal.SIGKILL
+    """Quantizes in chunks of 64 rows."""
+    call = "import loragraft as lg; lg.quantize(*arguments, 'Q8_0', threads=1)"
+    killed_after(chunks, call, source, out, weights=64 * 1024)
 
 
 def test_only_what_is_missing_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,26 +143,6 @@ def test_a_changed_run_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
-DOOMED_MERGE = """
-import os, signal, sys
-from loragraft.streaming.journal import Journal
-from loragraft.verbs.merge import merge
-
-base, adapter, out = sys.argv[1:]
-add, count = Journal.add, 0
-
-def add_or_die(self, *span):
-    global count
-    add(self, *span)
-    count += 1
-    if count == 12:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.add = add_or_die
-merge(base, [(adapter, 0.5)], out, threads=1)
-"""
-
-
 def test_another_strength_of_a_replaced_tensor_is_another_run(tmp_path: Path) -> None:
     """Such a tensor has no delta that tells the runs apart."""
     base = base_folder("qwen2", tmp_path / "base")
@@ -192,8 +150,8 @@ def test_another_strength_of_a_replaced_tensor_is_another_run(tmp_path: Path) ->
     kept = {name: values for name, values in load_file(adapter / WEIGHTS).items() if "lora_" not in name}
     save_file(kept, adapter / WEIGHTS)
     out = tmp_path / "out.gguf"
-    killed = subprocess.run([sys.executable, "-c", DOOMED_MERGE, str(base), str(adapter), str(out)])
-    assert killed.returncode == -signal.SIGKILL
+    call = "import loragraft as lg; lg.merge(arguments[0], [(arguments[1], 0.5)], arguments[2], threads=1)"
+    killed_after(12, call, base, adapter, out)
     merge(base, [(adapter, 1.0)], tmp_path / "whole.gguf")
     report = merge(base, [(adapter, 1.0)], out, options=QuantizeOptions(resume=True))
     assert "nothing to continue: starting from the beginning" in report.notes

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from click.testing import CliRunner
 
 import loragraft as lg
 from checkpoints import E2M1
+from killed import killed_after
 from loragraft.adapters.lora import Adapter
 from loragraft.archs.graphs import build_graph, tensor_facts
 from loragraft.backends.reference import ReferenceBackend
@@ -202,35 +200,15 @@ def test_the_weights_are_those_that_were_recorded(tmp_path: Path, case: str) -> 
     assert hashlib.sha256(written).hexdigest() == EXPORTED[case]["sha256"]
 
 
-#: Exports in chunks of some rows, and is killed after some of them.
-DOOMED = """
-import os, signal, sys
-import loragraft as lg
-from loragraft.streaming import steps
-from loragraft.streaming.journal import Journal
-
-source, out, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-steps.CHUNK_WEIGHTS = 16 * 1024
-add, count = Journal.add, 0
-
-def add_or_die(self, *span):
-    global count
-    add(self, *span)
-    count += 1
-    if count == chunks:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.add = add_or_die
-lg.export(source, out, max_shard_bytes=1_500_000, threads=1)
-"""
+#: With one thread.
+EXPORT = "import loragraft as lg; lg.export(*arguments, max_shard_bytes=1_500_000, threads=1)"
 
 
 def test_a_killed_export_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "CHUNK_WEIGHTS", 16 * 1024)
     source, out, whole = data("llama-kjv"), tmp_path / "out", tmp_path / "whole"
     lg.export(source, whole, max_shard_bytes=1_500_000)
-    killed = subprocess.run([sys.executable, "-c", DOOMED, str(source), str(out), "150"])
-    assert killed.returncode == -signal.SIGKILL
+    killed_after(150, EXPORT, source, out, weights=16 * 1024)
     with pytest.raises(OutputError, match=r"is there already: .*; pass --resume to continue"):
         lg.export(source, out, max_shard_bytes=1_500_000)
     with pytest.raises(
