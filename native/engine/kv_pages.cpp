@@ -1,8 +1,6 @@
 #include "engine/kv_pages.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "kernels.h"
@@ -14,7 +12,7 @@ namespace {
 int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-constexpr int MOST = 4096; // elements that are rounded at a time
+constexpr int MOST = 1024; // elements that are rounded at a time, whole groups
 constexpr int Q8_0_BYTES = 34;
 
 // Element d of position `slot` of transposed keys.
@@ -26,29 +24,33 @@ void to_halves(const float* x, int n, uint16_t* y) {
     kernels().type[F16].quantize(x, reinterpret_cast<uint8_t*>(y), 1, n, nullptr);
 }
 
-// Codes and scales of up to `MOST` elements, filled up with zeros to whole groups. Calls put(element, codes[32], scale).
+// Codes and scales of n elements, filled up with zeros to whole groups. Calls put(first element, codes[32], scale).
 template <typename Put> void to_codes(const float* x, int n, Put put) {
-    for (int at = 0; at < n; at += KV_GROUP) {
-        float part[KV_GROUP] = {};
-        std::copy_n(x + at, std::min(KV_GROUP, n - at), part);
-        uint8_t block[Q8_0_BYTES];
-        kernels().type[Q8_0].quantize(part, block, 1, KV_GROUP, nullptr);
-        uint16_t scale;
-        int8_t codes[KV_GROUP];
-        std::memcpy(&scale, block, 2);
-        std::memcpy(codes, block + 2, KV_GROUP);
-        // The largest of the group says nothing about a NaN in it.
-        if (!std::all_of(part, part + KV_GROUP, [](float v) { return std::isfinite(v); })) {
-            scale = 0x7E00;
+    for (int start = 0; start < n; start += MOST) {
+        const int here = std::min(MOST, n - start), width = round_up(here, KV_GROUP);
+        float part[MOST];
+        std::copy_n(x + start, here, part);
+        std::fill(part + here, part + width, 0.0f);
+        uint8_t blocks[MOST / KV_GROUP * Q8_0_BYTES];
+        kernels().type[Q8_0].quantize(part, blocks, 1, width, nullptr);
+        for (int at = 0; at < width; at += KV_GROUP) {
+            const uint8_t* block = blocks + at / KV_GROUP * Q8_0_BYTES;
+            uint16_t scale;
+            std::memcpy(&scale, block, 2);
+            // The largest of the group says nothing about a NaN in it: x - x is 0 for all numbers and for nothing else.
+            float zero = 0.0f;
+            for (int i = 0; i < KV_GROUP; ++i) {
+                zero += part[at + i] - part[at + i];
+            }
+            put(start + at, block + 2, zero == 0.0f ? scale : uint16_t(0x7E00));
         }
-        put(at, codes, scale);
     }
 }
 
 void store_q8_0(const KvLayout& l, uint8_t* head, int64_t slot, const float* k, const float* v) {
-    int8_t* key = key_at<int8_t>(head, l.key_width, slot);
+    uint8_t* key = key_at<uint8_t>(head, l.key_width, slot);
     uint16_t* key_scale = key_at<uint16_t>(head + l.key_scales, l.key_width / KV_GROUP, slot);
-    to_codes(k, l.key_dim, [&](int at, const int8_t* codes, uint16_t scale) {
+    to_codes(k, l.key_dim, [&](int at, const uint8_t* codes, uint16_t scale) {
         for (int i = 0; i < KV_GROUP; ++i) {
             key[(at + i) * BLOCK_KEYS] = codes[i];
         }
@@ -56,7 +58,7 @@ void store_q8_0(const KvLayout& l, uint8_t* head, int64_t slot, const float* k, 
     });
     uint8_t* value = head + l.values + slot * l.value_width;
     uint8_t* value_scale = head + l.value_scales + slot * (l.value_width / KV_GROUP) * 2;
-    to_codes(v, l.value_dim, [&](int at, const int8_t* codes, uint16_t scale) {
+    to_codes(v, l.value_dim, [&](int at, const uint8_t* codes, uint16_t scale) {
         std::memcpy(value + at, codes, KV_GROUP);
         std::memcpy(value_scale + at / KV_GROUP * 2, &scale, 2);
     });

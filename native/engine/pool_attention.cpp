@@ -108,11 +108,12 @@ void StatePool::attend(ThreadPool& pool, int number, const AttentionTask& task, 
     struct Part { // up to ATTEND_ROWS rows of one head
         HeadRows rows;
         int64_t first, last;
-        int64_t spans, first_span; // that they see
-        int64_t partials = 0;      // where theirs begin, if their spans are shared out
+        int64_t first_span, spans; // that they see
+        int64_t partials = 0;      // where theirs begin
+        int64_t chunks = 1;        // over which its spans are shared out
     };
     std::vector<Part> parts;
-    int64_t work = 0;
+    int64_t all_spans = 0, work = 0;
     for (const Run& run : runs_of(layer, rows)) {
         HeadRows r;
         r.layout = &layout;
@@ -137,54 +138,61 @@ void StatePool::attend(ThreadPool& pool, int number, const AttentionTask& task, 
                 r.q = task.q + run.row * r.q_stride + int64_t(head) * group * layout.key_dim;
                 r.y = task.y + run.row * r.y_stride + int64_t(head) * group * layout.value_dim;
                 r.sinks = task.sinks ? task.sinks + head * group : nullptr;
-                parts.push_back({r, first, last, spans, first_span});
+                parts.push_back({r, first, last, first_span, spans});
             }
+            all_spans += layout.kv_heads * spans;
             work += layout.kv_heads * (last - first) * spans * SPAN * (layout.key_dim + layout.value_dim);
         }
     }
     const bool alone = work < ALONE || pool.size() == 1;
     const int threads = alone ? 1 : pool.size();
-    const int64_t scratch_floats = (attend_scratch(layout) + 15) / 16 * 16;
-    float* scratch = scratch_.get(threads * scratch_floats);
-    const auto run = [&](int64_t chunks, const auto& body) {
-        if (alone) {
-            for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                body(chunk, 0);
-            }
-        } else {
-            pool.run(chunks, body);
-        }
+    // A part longer than a thread's fair share is cut, so that none waits long for another.
+    const int64_t share = alone ? all_spans : ceil_div(all_spans, threads * 4);
+    struct Chunk {
+        size_t part;
+        int64_t first, last; // spans of the part
     };
-    if (alone || int64_t(parts.size()) >= 2 * threads) {
-        run(int64_t(parts.size()), [&](int64_t chunk, int thread) {
-            const Part& part = parts[size_t(chunk)];
-            kernels_.attend(part.rows, part.first, part.last, scratch + thread * scratch_floats);
-        });
-        return;
-    }
-    // Too few parts for all threads: their spans are shared out, and who finishes a part's last span merges them.
-    std::vector<std::pair<size_t, int64_t>> spans; // part, span
+    std::vector<Chunk> chunks;
     int64_t floats = 0;
     for (size_t i = 0; i < parts.size(); ++i) {
-        parts[i].partials = floats;
-        floats += parts[i].spans * (parts[i].last - parts[i].first) * partial_floats(layout);
-        for (int64_t span = 0; span < parts[i].spans; ++span) {
-            spans.emplace_back(i, span);
+        Part& part = parts[i];
+        part.chunks = ceil_div(part.spans, share);
+        const int64_t step = ceil_div(part.spans, part.chunks);
+        part.chunks = ceil_div(part.spans, step);
+        for (int64_t first = 0; first < part.spans; first += step) {
+            chunks.push_back({i, first, std::min(part.spans, first + step)});
         }
+        part.partials = floats;
+        floats += part.chunks > 1 ? part.spans * (part.last - part.first) * partial_floats(layout) : 0;
     }
-    float* partials = partials_.get(floats);
+    const int64_t scratch_floats = (attend_scratch(layout) + 15) / 16 * 16;
+    float *scratch = scratch_.get(threads * scratch_floats), *partials = partials_.get(floats);
     std::vector<std::atomic<int64_t>> done(parts.size());
-    run(int64_t(spans.size()), [&](int64_t chunk, int thread) {
-        const auto [i, span] = spans[size_t(chunk)];
-        const Part& part = parts[i];
-        const int64_t step = (part.last - part.first) * partial_floats(layout);
+    const auto compute = [&](int64_t number, int thread) {
+        const Chunk& chunk = chunks[size_t(number)];
+        const Part& part = parts[chunk.part];
         float* mine = scratch + thread * scratch_floats;
-        kernels_.attend_span(part.rows, part.first, part.last, part.first_span + span, mine,
-                           partials + part.partials + span * step);
-        if (done[i].fetch_add(1, std::memory_order_acq_rel) + 1 == part.spans) {
+        if (part.chunks == 1) {
+            kernels_.attend(part.rows, part.first, part.last, mine);
+            return;
+        }
+        const int64_t step = (part.last - part.first) * partial_floats(layout);
+        for (int64_t span = chunk.first; span < chunk.last; ++span) {
+            kernels_.attend_span(part.rows, part.first, part.last, part.first_span + span, mine,
+                                 partials + part.partials + span * step);
+        }
+        // Who finishes the last of a part's chunks merges them.
+        if (done[chunk.part].fetch_add(1, std::memory_order_acq_rel) + 1 == part.chunks) {
             kernels_.merge_spans(part.rows, part.first, part.last, partials + part.partials, part.spans, mine);
         }
-    });
+    };
+    if (alone) {
+        for (size_t i = 0; i < chunks.size(); ++i) {
+            compute(int64_t(i), 0);
+        }
+    } else {
+        pool.run(int64_t(chunks.size()), compute);
+    }
 }
 
 } // namespace lg
