@@ -13,12 +13,13 @@ import pytest
 from loragraft.archs.blocks import Attention, ClampedSwiglu, Decoder, Gated, Plain, squared_relu
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.rope import Rope
-from loragraft.backends.base import Backend
-from loragraft.backends.cpu.session import NativeBackend
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Backend
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op, TensorFact
 from loragraft.graph.spec import verify
+from running import logits_of
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 Doubles = npt.NDArray[np.float64]
@@ -144,7 +145,7 @@ def test_residual_structures(case: str, backend: Backend, tolerance: float) -> N
     model = Model(weights)
     x = layer(model, 3.0 * model.w["token_embd"][IDS])
     expected = 2.0 * np.tanh(0.25 * model.logits(x) / 2.0)
-    assert nmse(backend.open(graph, weights).forward(IDS), expected) < tolerance
+    assert nmse(logits_of(backend, graph, weights, IDS), expected) < tolerance
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
@@ -160,7 +161,7 @@ def test_clamped_swiglu(backend: Backend, tolerance: float) -> None:
     gate = np.minimum(x @ w["blk.0.ffn_gate.weight"].T, 2.0)
     up = np.clip(x @ w["blk.0.ffn_up.weight"].T, -2.0, 2.0)
     expected = (gate / (1 + np.exp(-1.702 * gate)) * (up + 1)) @ w["blk.0.ffn_down.weight"].T
-    assert nmse(backend.open(graph, weights).forward(IDS), expected) < tolerance
+    assert nmse(logits_of(backend, graph, weights, IDS), expected) < tolerance
 
 
 def test_parts_by_layer() -> None:
