@@ -23,7 +23,7 @@ DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1": 3, "IQ3_XXS": 2, "IQ3
 
 
 @dataclass(frozen=True)
-class Grid:
+class Codebook:
     """`points`: digits [points, digits]. A combination's number has its first digit least significant, in `base`."""
 
     base: int
@@ -96,7 +96,7 @@ class Grid:
 
 
 @cache
-def grid(name: str) -> Grid:
+def grid(name: str) -> Codebook:
     """The tables of "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", or "IQ1" (IQ1_S and IQ1_M)."""
     facts = GRIDS[name]
     points = np.array(facts.points(), np.int32)
@@ -120,4 +120,4 @@ def grid(name: str) -> Grid:
     count = np.zeros(n, np.int32)
     count[off] = taken.sum(axis=1)
     first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int32)
-    return Grid(facts.base, points, index, first, count, columns[order].astype(np.int32))
+    return Codebook(facts.base, points, index, first, count, columns[order].astype(np.int32))

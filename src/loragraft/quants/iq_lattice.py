@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from loragraft.quants.arith import F, by_element, bytes_half, half_bytes, nearest_int, running_sum
 from loragraft.quants.codec import Bytes, Codec, Floats, Ints
-from loragraft.quants.iq_grids import Grid, grid
+from loragraft.quants.iq_grids import Codebook, grid
 from loragraft.quants.search import positive
 
 Flags = npt.NDArray[np.bool_]
@@ -103,7 +103,7 @@ def _by_group(v: Floats, digits: int) -> Floats:
     return v.reshape(-1, digits, v.shape[1]).transpose(1, 0, 2).reshape(digits, -1)
 
 
-def _by_weight(points: Ints, g: Grid) -> Floats:
+def _by_weight(points: Ints, g: Codebook) -> Floats:
     """Points [groups, n] -> their digits' values 2q + 1 [sub, n]."""
     digits = g.points[points]  # [groups, n, digits]
     return (2 * digits.transpose(0, 2, 1).reshape(-1, points.shape[1]) + 1).astype(np.float32)
