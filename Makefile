@@ -5,28 +5,37 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-oracles test-sanitized test-neon lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-oracles test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+
+# With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
+LOCKED   ?=
+PIP      := pip install -q --disable-pip-version-check
+PINNED   := $(if $(LOCKED),--require-hashes -r requirements/ci.txt,"scikit-build-core>=0.11" "nanobind>=2.4" ninja)
+ALONE    := $(if $(LOCKED),--no-deps)
 
 $(VENV)/pip-tools:
 	$(PY) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.11" "nanobind>=2.4" ninja
-	command -v cmake >/dev/null || $(BIN)/pip install -q --disable-pip-version-check cmake
+	$(BIN)/$(PIP) $(PINNED)
+	command -v cmake >/dev/null || test -n "$(LOCKED)" || $(BIN)/$(PIP) cmake
 	touch $@
 
 # An editable install; touched when the native sources change, so that `make test` never runs a stale core.
 $(VENV)/installed: $(VENV)/pip-tools $(NATIVE)
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+	$(BIN)/$(PIP) $(ALONE) --no-build-isolation -e .
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[test]"
+	$(BIN)/$(PIP) $(ALONE) --no-build-isolation -e ".[test]"
 	touch $@
 
 $(VENV)/linted: $(VENV)/installed
-	$(BIN)/pip install -q --disable-pip-version-check "ruff==0.17.5" "mypy>=1.11"
+	test -n "$(LOCKED)" || $(BIN)/$(PIP) "ruff==0.17.5" "mypy>=1.11"
 	touch $@
 
 build: $(VENV)/installed
+
+pins: $(VENV)/tested
+	$(BIN)/python requirements/make_pins.py
 
 quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
@@ -55,6 +64,15 @@ test-page: $(VENV)/browsing
 test-oracles: $(VENV)/tested .venv-oracle/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m oracle
 
+# What a stranger's file, a full disk or a kill may do. Arguments of the fuzzer: make fuzz FUZZ="--seconds 300"
+FUZZ ?= --mutants 1000000
+fuzz: $(VENV)/tested
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py $(FUZZ)
+
+# Every system call that writes, with every kind of fault.
+test-faults: $(VENV)/tested
+	LORAGRAFT_FAULTS=0 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/faults
+
 # The Arm kernels under emulation: needs g++-aarch64-linux-gnu and qemu-user (Debian's names).
 build/neon/quantize_rows: $(VENV)/pip-tools $(NATIVE) tests/native/quantize_rows.cpp
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/neon -G Ninja --log-level=WARNING -DLG_DRIVER=ON -DCMAKE_EXE_LINKER_FLAGS=-static \
@@ -68,17 +86,26 @@ SANITIZE  := -O1 -g1 -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS -fsanitize=ad
   -fno-sanitize-recover=all
 $(SANITIZED)/installed: $(NATIVE)
 	$(PY) -m venv $(SANITIZED)/venv
-	$(SANITIZED)/venv/bin/pip install -q --disable-pip-version-check "scikit-build-core>=0.11" "nanobind>=2.4" ninja
-	PATH="$(abspath $(SANITIZED)/venv/bin):$$PATH" $(SANITIZED)/venv/bin/pip install -q --disable-pip-version-check --no-build-isolation \
+	$(SANITIZED)/venv/bin/$(PIP) $(PINNED)
+	PATH="$(abspath $(SANITIZED)/venv/bin):$$PATH" $(SANITIZED)/venv/bin/$(PIP) $(ALONE) --no-build-isolation \
 	  -C build-dir=$(SANITIZED)/objects -C cmake.build-type=None "-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZE)" -e ".[test]"
 	touch $@
 
 # Without the test of peak memory, of which the sanitizers need more.
+SANITIZED_TESTS ?= tests/quants tests/backends tests/formats tests/system tests/streaming tests/adapters
 test-sanitized: $(SANITIZED)/installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" OPENBLAS_NUM_THREADS=1 \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/quants tests/backends tests/formats tests/system \
-	  tests/streaming tests/adapters --deselect tests/streaming/test_pipeline.py::test_memory_does_not_grow_with_the_model
+	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) \
+	  --deselect tests/streaming/test_pipeline.py::test_memory_does_not_grow_with_the_model
+
+# What several threads share, under ThreadSanitizer.
+build/thread_stress: tests/native/thread_stress.cpp $(wildcard native/os/*)
+	mkdir -p build
+	g++ -std=c++20 -O1 -g -fsanitize=thread -Wall -Inative native/os/threads.cpp native/os/mappings.cpp $< -o $@ -pthread
+
+test-threads: build/thread_stress
+	TSAN_OPTIONS=halt_on_error=1 build/thread_stress
 
 test-neon: $(VENV)/tested build/neon/quantize_rows
 	LORAGRAFT_EMULATED="qemu-aarch64 build/neon/quantize_rows" $(BIN)/python -m pytest -q tests/quants/test_emulated.py

@@ -1,0 +1,212 @@
+"""`make fuzz`: mutants of every format that is read, in processes with limits of memory and time.
+
+    python tests/fuzz/run.py --seconds 300        as many as fit, all formats in turn
+    python tests/fuzz/run.py --mutants 1000000    so many, divided by the formats' shares
+    python tests/fuzz/run.py --format gguf --seed 123 --mutants 1    one of them again
+
+A mutant is made of its format and its seed; both are printed. Mutants that led somewhere new are built upon within a
+run of 2000. Exit code 1 if anything but reading or refusing happened: a crash, a hang, an exception of another kind,
+more memory than allowed, or a message of more than one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+#: Mutants of one process at most; seconds of processor time, and of any time, that it may take for one of them.
+BATCH, STILL, ANY = 2000, 30.0, 900.0
+
+
+class Tally:
+    """What happened, by format."""
+
+    def __init__(self, keep: Path) -> None:
+        self.keep = keep
+        self.counts: dict[str, Counter[str]] = {}
+        self.seconds: Counter[str] = Counter()
+        self.failures: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+
+    def fail(self, event: dict[str, Any], folder: Path) -> None:
+        with self.lock:
+            self.failures.append(event)
+            self.counts.setdefault(event["format"], Counter())[event["event"]] += 1
+            print(f"{event['event']}: {event['format']} seed {event['seed']}\n{event['detail']}", flush=True)
+            self.keep.mkdir(parents=True, exist_ok=True)
+            if Path(event["input"]).is_file():
+                shutil.copy(event["input"], self.keep)
+
+    def table(self) -> str:
+        lines = [_row("format", "mutants", "read", "refused", "ways", "failed", "per second")]
+        total: Counter[str] = Counter()
+        for name, counts in sorted(self.counts.items()):
+            failed = sum(n for kind, n in counts.items() if kind not in ("read", "refused", "ways"))
+            mutants = counts["read"] + counts["refused"] + failed
+            total.update(mutants=mutants, read=counts["read"], refused=counts["refused"], failed=failed)
+            rate = f"{mutants / max(self.seconds[name], 1e-9):.0f}"
+            lines.append(_row(name, mutants, counts["read"], counts["refused"], counts["ways"], failed, rate))
+        lines.append(_row("all", total["mutants"], total["read"], total["refused"], "", total["failed"], ""))
+        return "\n".join(lines)
+
+
+def _row(name: str, *cells: object) -> str:
+    return f"{name:16}" + "".join(
+        f"{cell:>{width}}" for cell, width in zip(cells, (9, 9, 9, 6, 8, 12), strict=True)
+    )
+
+
+def run_batch(name: str, first: int, count: int, tally: Tally) -> None:
+    """Seeds [first, first + count) of one format; a process that dies or stands still goes on behind that seed."""
+    end = first + count
+    while first < end:
+        with tempfile.TemporaryDirectory(prefix="loragraft-fuzz-", dir=_fast_folder()) as place:
+            folder = Path(place)
+            began = time.monotonic()
+            command = [
+                sys.executable,
+                Path(__file__).with_name("worker.py"),
+                name,
+                str(first),
+                str(end - first),
+                folder,
+            ]
+            with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+                process = subprocess.Popen(command, stdout=out, stderr=err)
+                hung = _wait(process, folder / "progress")
+            at = _seed(folder / "progress", first)
+            done = False
+            for line in (folder / "out").read_text().splitlines():
+                event = json.loads(line)
+                if event["event"] == "done":
+                    done = True
+                    with tally.lock:
+                        counts = tally.counts.setdefault(name, Counter())
+                        counts.update(read=event["read"], refused=event["refused"])
+                        counts["ways"] = max(counts["ways"], event["ways"])
+                else:
+                    tally.fail(event, folder)
+            with tally.lock:
+                tally.seconds[name] += int(1000 * (time.monotonic() - began)) / 1000
+            if done:
+                return
+            mutants = sorted((folder / "work").glob("mutant*"))
+            saved = folder / f"{name}-{at}"
+            if mutants:
+                shutil.copy(mutants[0], saved)
+            detail = (folder / "err").read_text()[-3000:]
+            kind = "hang" if hung else f"crash {process.returncode}"
+            tally.fail(
+                {"event": kind, "format": name, "seed": at, "input": str(saved), "detail": detail}, folder
+            )
+            with tally.lock:
+                tally.counts[name].update(refused=max(0, at - first))
+            first = at + 1
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def _wait(process: subprocess.Popen[bytes], progress: Path) -> bool:
+    """Whether it stood still, and was ended."""
+    last, since, used = -1, time.monotonic(), 0.0
+    while process.poll() is None:
+        time.sleep(0.05)
+        at = _seed(progress, -1)
+        if at != last:
+            last, since, used = at, time.monotonic(), _processor_time(process.pid)
+        elif _processor_time(process.pid) - used > STILL or time.monotonic() - since > ANY:
+            process.kill()
+            process.wait()
+            return True
+    return False
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds, of a process of ours: one that waits for its turn does not hang."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _seed(progress: Path, default: int) -> int:
+    try:
+        return int(progress.read_text().strip() or default)
+    except (OSError, ValueError):
+        return default
+
+
+def main() -> None:
+    from fuzz.formats import FORMATS
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--mutants", type=int)
+    parser.add_argument("--seed", type=int, default=int(time.time()) * 1000)
+    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
+    chosen = parser.parse_args()
+    names = chosen.format or list(FORMATS)
+    shares = {name: FORMATS[name].share for name in names}
+    tally = Tally(chosen.keep)
+    print(f"seed {chosen.seed}", flush=True)
+    deadline = None if chosen.seconds is None else time.monotonic() + chosen.seconds
+    wanted = chosen.mutants or (None if chosen.seconds else 100_000)
+    done: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def next_batch() -> tuple[str, int, int] | None:
+        """Of the format that is furthest behind its share."""
+        with lock:
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+            goal = {
+                name: wanted * share // sum(shares.values()) if wanted else None
+                for name, share in shares.items()
+            }
+            if len(names) == 1 and wanted:
+                goal[names[0]] = wanted
+            open_ = [name for name in names if goal[name] is None or done[name] < (goal[name] or 0)]
+            if not open_:
+                return None
+            name = min(open_, key=lambda name: done[name] / shares[name])
+            left = BATCH if goal[name] is None else (goal[name] or 0) - done[name]
+            count = min(BATCH if wanted else max(60, shares[name] * 12), BATCH, left)
+            first = chosen.seed + done[name]
+            done[name] += count
+            return name, first, count
+
+    def work() -> None:
+        while (batch := next_batch()) is not None:
+            run_batch(*batch, tally)
+
+    threads = [threading.Thread(target=work) for _ in range(chosen.processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(tally.table())
+    if tally.failures:
+        kinds = Counter(event["event"] for event in tally.failures)
+        print(f"failures: {dict(kinds)}; inputs in {chosen.keep}")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
