@@ -198,6 +198,24 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         (),
         r"has blk.0.\w+.bias, which MistralForCausalLM would leave out",
     ),
+    "a scale of nothing": (
+        "gemma3",
+        {"query_pre_attn_scalar": 0},
+        (),
+        "bad query_pre_attn_scalar: found 0.0, expected a number > 0",
+    ),
+    "a pattern of nothing": (
+        "gemma3-old",
+        {"sliding_window_pattern": 0},
+        (),
+        "sliding_window_pattern is missing or zero: found 0",
+    ),
+    "two ropes of a kind that GGUF has for one": (
+        "gemma3",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+        (),
+        "RoPE of this kind in layers of sliding attention",
+    ),
     "layer types": (
         "qwen2",
         {"layer_types": ["chunked_attention"] * 2},

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isclose, sqrt
+from math import inf, isclose, sqrt
 from typing import Any
 
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
@@ -16,6 +16,7 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.rope import read_rope
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD, PLUS_ONE, Tensor, in_layer
+from loragraft.errors import CheckpointError
 from loragraft.formats.gguf.values import Metadata, Value
 from loragraft.graph.llama_cpp import PublishedArch, drops_ffn_scales
 
@@ -38,14 +39,19 @@ class AttentionScale(Rule):
 
     def usual(self, layers: int, width: int, heads: int, head_dim: int) -> float:
         """Of q k, as llama.cpp computes it."""
-        return 1.0 / sqrt(width // heads if layers == self.largest else head_dim)
+        return 1.0 / sqrt(max(1, width // max(1, heads) if layers == self.largest else head_dim))
 
     @property
     def config_keys(self) -> frozenset[str]:
         return frozenset(["query_pre_attn_scalar"])
 
     def to_gguf(self, config: Config) -> Metadata:
-        scale = config.number("query_pre_attn_scalar") ** -0.5
+        scalar = config.number("query_pre_attn_scalar")
+        if not 0 < scalar < inf:
+            raise CheckpointError(
+                config.path, "bad query_pre_attn_scalar", found=scalar, expected="a number > 0"
+            )
+        scale = scalar**-0.5
         usual_scale = self.usual(config.n_layers, config.hidden_size, config.n_heads, config.head_dim)
         return {} if isclose(scale, usual_scale, rel_tol=1e-6) else {"attention.scale": Value.f32(scale)}
 
@@ -78,7 +84,7 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
     return replace(
         h.with_layers(layer),
         embedding_scale=h.width**0.5,
-        attention_scale=keys.number("attention.scale", usual_scale, least=0.0),
+        attention_scale=keys.number("attention.scale", usual_scale, least=1e-9),
         logit_softcap=keys.optional_number("final_logit_softcapping"),
     )
 
