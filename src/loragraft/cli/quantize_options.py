@@ -40,6 +40,20 @@ _OPTIONS = (
     _what("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat."),
     _what("--include-weights", multiple=True, metavar="NAME", help="Use its entries for these tensors only."),
     _what("--exclude-weights", multiple=True, metavar="NAME", help="Do not use its entries for these."),
+    _what(
+        "--calibrate",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="Round with error feedback on this text, or JSONL of chats (repeatable).",
+    ),
+    _what(
+        "--calibrate-windows",
+        type=_POSITIVE,
+        default=64,
+        metavar="N",
+        help="How many windows of 256 tokens of it.",
+    ),
     _what("--output-tensor-type", type=_WEIGHT_TYPE, metavar="TYPE", help="The type of output.weight."),
     _what("--token-embedding-type", type=_WEIGHT_TYPE, metavar="TYPE", help="The type of token_embd.weight."),
     _what(

@@ -57,6 +57,10 @@ class TensorWriter:
         self.output.write_at(self.layout.offsets[name] + offset, view)
         self.wrote(name, len(view))
 
+    def read(self, name: str) -> bytes:
+        """All of tensor `name`, which must have been written."""
+        return self.output.read_at(self.layout.offsets[name], self.layout.sizes[name])
+
     def wrote(self, name: str, count: int) -> None:
         """Take note that `count` bytes of tensor `name` lie in the file, written by other means than `write`."""
         with self._lock:

@@ -22,7 +22,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from loragraft.backends.batch import Ids
 from loragraft.errors import LoragraftError
+from loragraft.formats.source import ModelSource
+from loragraft.inference.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, ...) and `content`: what JSON can hold."""
@@ -69,6 +74,47 @@ def render(
         reason = " ".join(answer["problem"].split())
         raise LoragraftError(subject, f"its chat template fails: {reason}", hint=_HINT)
     return str(answer["text"])
+
+
+def template_of(model: ModelSource) -> str:
+    """The chat template of `model`. Raises LoragraftError if it has none."""
+    template = model.metadata.get("tokenizer.chat_template")
+    if template is None:
+        raise LoragraftError(model.path, "has no chat template", hint=_HINT)
+    return str(template.data)
+
+
+def conversation_text(
+    model: ModelSource,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    open_reply: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """`render` with the template of `model`."""
+    bos, eos = (
+        "" if token is None else tokenizer.decode([token], show_special=True)
+        for token in (tokenizer.bos, tokenizer.eos)
+    )
+    return render(
+        template_of(model),
+        messages,
+        bos=bos,
+        eos=eos,
+        open_reply=open_reply,
+        tools=tools,
+        extra=extra,
+        subject=model.path,
+    )
+
+
+def with_bos(tokenizer: Tokenizer, ids: Ids) -> Ids:
+    """The tokens of a conversation with BOS first, if the model wants it. Most templates write it themselves; as in
+    llama.cpp, it comes once."""
+    missing = tokenizer.add_bos and (not len(ids) or ids[0] != tokenizer.bos)
+    return np.concatenate([[tokenizer.bos], ids]).astype(np.int32) if missing else ids
 
 
 class _Renderer:

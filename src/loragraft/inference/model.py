@@ -111,33 +111,22 @@ class Model:
     ) -> str:
         """The text of `chat_prompt`. `tools`: functions that the model may call, as OpenAI's API describes them;
         `extra`: more variables for the template."""
-        from loragraft.inference.chat import render
+        from loragraft.inference.chat import conversation_text
 
-        own = self.tokenizer
-        bos, eos = (
-            "" if token is None else own.decode([token], show_special=True) for token in (own.bos, own.eos)
-        )
-        return render(self._template, messages, bos=bos, eos=eos, tools=tools, extra=extra, subject=self.path)
+        return conversation_text(self.source, self.tokenizer, messages, tools=tools, extra=extra)
 
     def with_bos(self, ids: Ids) -> Ids:
-        """The tokens of a chat with BOS first, if the model wants it. Most templates write it themselves; as in
-        llama.cpp, it comes once."""
-        missing = self.tokenizer.add_bos and (not len(ids) or ids[0] != self.tokenizer.bos)
-        return np.concatenate([[self.tokenizer.bos], ids]).astype(np.int32) if missing else ids
+        """The tokens of a chat with BOS first, if the model wants it."""
+        from loragraft.inference.chat import with_bos
+
+        return with_bos(self.tokenizer, ids)
 
     @property
     def template_takes_tools(self) -> bool:
         """Whether the chat template reads `tools`."""
-        return "tools" in self._template
+        from loragraft.inference.chat import template_of
 
-    @property
-    def _template(self) -> str:
-        template = self.source.metadata.get("tokenizer.chat_template")
-        if template is None:
-            raise LoragraftError(
-                self.path, "has no chat template", hint="pass the prompt as it is, without --chat"
-            )
-        return str(template.data)
+        return "tools" in template_of(self.source)
 
     def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False, first: int = 0) -> Floats:
         """Logits float32 [n - first, vocab] of the tokens from `first` on of the sequence `ids`, read from its start,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from loragraft.errors import UnsupportedError, naming
@@ -19,7 +19,7 @@ from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.report import TensorReport, WriteReport
 from loragraft.streaming.steps import Step
-from loragraft.streaming.writing import FilePlan, write_files
+from loragraft.streaming.writing import FilePlan, WholeTensors, write_files
 
 
 def dry_run(plan: WritePlan) -> WriteReport:
@@ -38,14 +38,15 @@ def write_model(
     *,
     inputs: Iterable[Path] = (),
     recipe: Iterable[object] = (),
+    first: Callable[[WholeTensors], None] | None = None,
     threads: int,
     progress: Progress = SILENT,
     label: str = "Writing",
 ) -> WriteReport:
     """Write the model that `plan` describes to `output`, or to `output`-00001-of-0000N.gguf and so on.
 
-    `inputs`: files that the run reads, beside those of `model`; `recipe`: see `write_files`. Raises `QuantizeError`,
-    `OutputError`.
+    `inputs`: files that the run reads, beside those of `model`; `recipe` and `first`: see `write_files`. Raises
+    `QuantizeError`, `OutputError`.
     """
     plan.require_importance(model.path)
     for step in plan.steps:
@@ -68,6 +69,7 @@ def write_model(
         files,
         inputs=[*model_files(model), *inputs],
         recipe=recipe,
+        first=first,
         resume=options.resume,
         threads=threads,
         max_memory=options.max_memory,

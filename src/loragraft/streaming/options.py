@@ -64,6 +64,10 @@ def _type(given: GivenType | None) -> QuantType | None:
     return weight_type(given) if isinstance(given, str) else given
 
 
+def _paths(given: str | PathLike[str] | Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
+    return tuple(map(Path, [given] if isinstance(given, str | PathLike) else given))
+
+
 def _rules(given: Iterable[str | tuple[str, GivenType]]) -> tuple[tuple[str, QuantType], ...]:
     listed = [given] if isinstance(given, str) else given
     return tuple(tensor_type(rule) if isinstance(rule, str) else _rule(rule) for rule in listed)
@@ -131,6 +135,10 @@ class QuantizeOptions:
     """Use only the entries of the importance matrix whose names contain one of these."""
     exclude_weights: Given[Iterable[str], tuple[str, ...]] = Given(_words, ())
     """Leave out the entries whose names contain one of these."""
+    calibrate: Given[Iterable[str | PathLike[str]], tuple[Path, ...]] = Given(_paths, ())
+    """Files of text to round on, with error feedback (`streaming.calibrated`)."""
+    calibrate_windows: int = 64
+    """How many windows of the text."""
     output_tensor_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
     token_embedding_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
     tensor_types: Given[Iterable[str | tuple[str, GivenType]], tuple[tuple[str, QuantType], ...]] = Given(
@@ -157,11 +165,16 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         if self.max_memory is not None:
             check_number("max_memory", self.max_memory, int, least=1)
+        check_number("calibrate_windows", self.calibrate_windows, int, least=1)
+        if self.calibrate and self.imatrix is not None:
+            raise LoragraftError(
+                "calibrate", "takes the place of an importance matrix", hint="give one of the two"
+            )
 
     @property
     def files(self) -> list[Path]:
         """The files that they name."""
-        return [self.imatrix] if isinstance(self.imatrix, Path) else []
+        return [*([self.imatrix] if isinstance(self.imatrix, Path) else []), *self.calibrate]
 
 
 def weight_type(text: str) -> QuantType:

@@ -149,7 +149,7 @@ class _Planner:
                 output_type=self.options.output_tensor_type,
                 token_embedding_type=self.options.token_embedding_type,
                 patterns=self.options.tensor_types,
-                has_imatrix=self.imatrix is not None,
+                has_imatrix=self.imatrix is not None or bool(self.options.calibrate),
             ),
         )
         plan = WritePlan(self.target, metadata, [], notes=self.notes, imatrix=matrix_path(self.options))
@@ -162,7 +162,11 @@ class _Planner:
                 plan.fallbacks.append((choice.name, choice.unfit, choice.type))
             # As in llama-quantize: with a matrix, a tensor that is only copied needs no entry in it.
             lacks = self.imatrix is None or (not step.copies and step.importance is None)
-            if choice.needs_importance and lacks:
+            if (
+                choice.needs_importance
+                and lacks
+                and not (self.options.calibrate and layer_of(choice.name) >= 0)
+            ):
                 plan.lacking_importance.append((choice.name, choice.type))
         if self.imatrix is not None and (note := lacking_note(self.options, plan.steps)):
             plan.notes.append(note)

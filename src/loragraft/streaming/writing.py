@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,11 @@ class OutputPart:
         """The rows that the journal of an earlier run says are written."""
         return self.journal.done.get(step.name, ()) if self.journal is not None else ()
 
+    def holds(self, step: Step) -> bool:
+        """Whether the journal says that all its rows are written."""
+        rows = sum(stop - start for start, stop in self.done(step))
+        return rows == step.source.n_rows
+
     def skip(self, step: Step, rows: int) -> None:
         """Take note that so many rows lie in the file."""
         pieces = self.pieces.get(step.name)
@@ -87,11 +92,38 @@ class OutputPart:
             self.journal.add(step.name, chunk.start, chunk.stop)
 
 
+class WholeTensors:
+    """Writes tensors as a whole, before the pass that writes the rest."""
+
+    def __init__(self, parts: Sequence[OutputPart]) -> None:
+        self._part_of = {step.name: part for part in parts for step in part.steps}
+        self.names: set[str] = set()
+        """Those that are written."""
+
+    def holds(self, step: Step) -> bool:
+        """Whether an earlier run wrote all its rows."""
+        part = self._part_of[step.name]
+        return part.holds(step) and step.name not in part.pieces
+
+    def earlier(self, step: Step) -> Bytes:
+        """The rows uint8 [rows, row_bytes] that an earlier run wrote; they are not to be written again."""
+        part = self._part_of[step.name]
+        part.skip(step, step.source.n_rows)
+        self.names.add(step.name)
+        return np.frombuffer(part.writer.read(step.name), np.uint8).reshape(-1, step.row_bytes)
+
+    def write(self, step: Step, rows: Bytes) -> None:
+        """All rows of `step`, uint8 [rows, row_bytes]."""
+        self._part_of[step.name].write(Chunk(step, 0, step.source.n_rows), np.ascontiguousarray(rows))
+        self.names.add(step.name)
+
+
 def write_files(
     files: Sequence[FilePlan],
     *,
     inputs: Sequence[Path],
     recipe: Iterable[object] = (),
+    first: Callable[[WholeTensors], None] | None = None,
     resume: bool = False,
     threads: int,
     max_memory: int | None = None,
@@ -102,7 +134,8 @@ def write_files(
     """Write `files`; they appear together, when the last is whole. `inputs`: the files that the run reads.
 
     With `resume`, what an earlier run has written is kept, if it had the same plan: the same files, steps, inputs and
-    `recipe` (whatever else decides the bytes). The rest is as for `run_pass`. Raises `OutputError`, `QuantizeError`.
+    `recipe` (whatever else decides the bytes). `first` may write whole tensors before the pass. The rest is as for
+    `run_pass`. Raises `OutputError`, `QuantizeError`.
     """
     digest = _digest(files, inputs, recipe)
     with ExitStack() as stack:
@@ -115,8 +148,17 @@ def write_files(
             parts.append(OutputPart(writer, file.steps, journal, file.pieces))
         if resume:
             progress.note(_resume_note(parts))
+        tensors = WholeTensors(parts)
+        if first is not None:
+            first(tensors)
         run_pass(
-            parts, threads=threads, max_memory=max_memory, subject=subject, progress=progress, label=label
+            parts,
+            threads=threads,
+            max_memory=max_memory,
+            subject=subject,
+            progress=progress,
+            label=label,
+            written=tensors.names,
         )
         for part in parts if len(parts) > 1 else ():
             part.writer.seal()  # so that all files appear at once
@@ -132,14 +174,15 @@ def run_pass(
     subject: Path | str = "",
     progress: Progress = SILENT,
     label: str = "Writing",
+    written: Container[str] = (),
 ) -> None:
-    """Write every tensor of `parts`, but for rows that a journal says are done.
+    """Write every tensor of `parts` that is not `written`, but for rows that a journal says are done.
 
     `max_memory`: bytes that the threads' buffers may take together. `subject` names the model in errors. Raises as
     `loragraft.streaming.rows.encode`.
     """
     part_of = {step.name: part for part in parts for step in part.steps}
-    todo = [step for part in parts for step in part.steps]
+    todo = [step for part in parts for step in part.steps if step.name not in written]
     progress.start(label, sum(step.weights for step in todo))
     for step in todo:
         rows = sum(stop - start for start, stop in part_of[step.name].done(step))

@@ -105,6 +105,22 @@ class OutputFile:
                 _native.start_writeback(self._fd, offset, written)
                 view, offset = view[written:], offset + written
 
+    def read_at(self, offset: int, count: int) -> bytes:
+        """The `count` bytes from byte `offset` on, as they were written. Raises OutputError if they are not there."""
+        with self._explained():
+            data = os.pread(self._fd, count, offset)
+            while (
+                data
+                and len(data) < count
+                and (more := os.pread(self._fd, count - len(data), offset + len(data)))
+            ):
+                data += more
+        if len(data) < count:
+            raise OutputError(
+                self.path, "ends early", found=f"{offset + len(data)} bytes", expected=offset + count
+            )
+        return data
+
     def seal(self) -> None:
         """Flush to the disk and close; nothing more is written. For several files that are to appear together."""
         if self._fd >= 0:

@@ -67,12 +67,18 @@ def merge(
         progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
     if output is None:
         return replace(dry_run(plan), adapters=receipts, notes=progress.notes)
+    first, text = None, b""
+    if options.calibrate:
+        from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
+
+        first, text = calibrated(model, plan, options, threads=thread_count(threads), progress=progress)
     report = write_model(
         model,
         plan,
         named_path(output, OutputError),
         options,
-        recipe=[(str(a.path), scale) for a, scale in loaded],
+        recipe=[*((str(a.path), scale) for a, scale in loaded), text],
+        first=first,
         inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],
         threads=thread_count(threads),
         progress=progress,

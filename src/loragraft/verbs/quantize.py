@@ -43,11 +43,18 @@ def quantize(
         progress.note(note)
     if output is None:
         return replace(dry_run(plan), notes=progress.notes)
+    first, text = None, b""
+    if options.calibrate:
+        from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
+
+        first, text = calibrated(model, plan, options, threads=thread_count(threads), progress=progress)
     report = write_model(
         model,
         plan,
         named_path(output, OutputError),
         options,
+        recipe=[text],
+        first=first,
         inputs=options.files,
         threads=thread_count(threads),
         progress=progress,

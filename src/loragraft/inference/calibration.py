@@ -1,0 +1,140 @@
+"""The text that a model is rounded on: files of plain text or of conversations, as windows of tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loragraft.backends.batch import Ids
+from loragraft.errors import QuantizeError, TextError, naming
+from loragraft.formats.source import ModelSource
+from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
+from loragraft.inference.chat import Message, conversation_text, with_bos
+from loragraft.inference.tokenizer import Tokenizer
+from loragraft.progress import Noted
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.units import count_text, plural
+
+if TYPE_CHECKING:
+    from loragraft.streaming.plan import WritePlan
+    from loragraft.streaming.writing import WholeTensors
+
+#: Tokens of a window.
+CONTEXT = 256
+#: How ShareGPT calls the roles.
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def calibration_windows(
+    model: ModelSource, files: Sequence[Path], windows: int, context: int = CONTEXT
+) -> Ids:
+    """Up to `windows` windows of `context` tokens, int32 [n, context], spread evenly over `files`; each starts with BOS
+    if the model wants one.
+
+    A file that ends in .jsonl has a conversation on each line (`messages`; `conversations`; `prompt` and `completion`)
+    or a `text`; conversations go through the model's chat template. Others are plain text. Raises TextError for files
+    that hold less than a window or lines of another kind.
+    """
+    tokenizer = Tokenizer(model.metadata, model.path)
+    ids = np.concatenate([part for file in files for part in _tokens(model, tokenizer, file)])
+    count = len(ids) // context
+    if not count:
+        raise TextError(
+            files[0],
+            "too short to calibrate on",
+            found=plural(len(ids), "token"),
+            expected=f"{count_text(context)} or more",
+        )
+    chosen = np.arange(count) if count <= windows else (np.arange(windows) + 0.5) * (count / windows)
+    result = ids[: count * context].reshape(count, context)[chosen.astype(np.int64)].copy()
+    if tokenizer.add_bos and tokenizer.bos is not None:
+        result[:, 0] = tokenizer.bos
+    return result
+
+
+def calibrated(
+    model: ModelSource, plan: WritePlan, options: QuantizeOptions, *, threads: int, progress: Noted
+) -> tuple[Callable[[WholeTensors], None], bytes]:
+    """What rounds the layers of `plan` on the text that the options name, before the rest is written; and what of the
+    text decides the bytes. Raises QuantizeError where there is nothing to round."""
+    if plan.target.is_float:
+        raise QuantizeError(
+            model.path,
+            "there is nothing to calibrate",
+            found=f"type {plan.target}",
+            expected="a quantized type",
+        )
+    windows = calibration_windows(model, options.calibrate, options.calibrate_windows)
+
+    def first(tensors: WholeTensors) -> None:
+        from loragraft.backends.cpu.program import NativeBackend
+        from loragraft.streaming.calibrated import Calibration, round_layers
+
+        with naming(model.path):
+            report = round_layers(
+                plan, Calibration(windows), NativeBackend(), tensors, threads=threads, progress=progress
+            )
+        for note in report.notes():
+            progress.note(note)
+
+    return first, windows.tobytes()
+
+
+def _tokens(model: ModelSource, tokenizer: Tokenizer, file: Path) -> Iterator[Ids]:
+    text = decoded(read_file(file, MAX_TEXT, TextError), file, TextError)
+    if file.suffix.lower() != ".jsonl":
+        yield tokenizer.encode(text)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        said = _entry(line, place)
+        if isinstance(said, str):
+            yield tokenizer.encode(said)
+        else:
+            chat = conversation_text(model, tokenizer, said, open_reply=False)
+            yield with_bos(tokenizer, tokenizer.encode(chat, add_special=False, parse_special=True))
+
+
+def _entry(line: str, place: str) -> str | list[Message]:
+    """A text, or the messages of a conversation."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise TextError(place, "is no JSON") from None
+    match entry:
+        case {"messages": [*messages]}:
+            return [_message(one, place) for one in messages]
+        case {"conversations": [*messages]}:
+            return [_message(one, place) for one in messages]
+        case {"prompt": str() as prompt, "completion": str() as completion}:
+            return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        case {"prompt": [*prompt], "completion": [*completion]}:
+            return [_message(one, place) for one in (*prompt, *completion)]
+        case {"text": str() as text}:
+            return text
+    raise TextError(
+        place,
+        "is neither a conversation nor a text",
+        found=", ".join(list(entry)[:5]) if isinstance(entry, dict) else type(entry).__name__,
+        expected="messages, conversations, prompt and completion, or text",
+    )
+
+
+def _message(entry: Any, place: str) -> Message:
+    match entry:
+        case {"role": str()}:
+            return dict(entry)
+        case {"from": str() as sender, "value": str() as value}:
+            return {"role": _ROLES.get(sender, sender), "content": value}
+    raise TextError(
+        place,
+        "has a message that is none",
+        found=", ".join(list(entry)[:5]) if isinstance(entry, Mapping) else type(entry).__name__,
+        expected="role and content",
+    )

@@ -1,0 +1,66 @@
+"""The second moments of the inputs of linear layers, summed while a program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.backends.batch import Floats, Ids
+from loragraft.errors import LoragraftError
+
+
+@dataclass
+class InputMoments:
+    """Of what the weights `names` were multiplied by: `sums` of x x^T, float32 [matrices, in, in] (one matrix, or one
+    for each expert), and how many x there were, int64 [matrices]."""
+
+    names: tuple[str, ...]
+    sums: Floats
+    counts: npt.NDArray[np.int64]
+
+    def mean_squares(self, matrix: int) -> Floats:
+        """float32 [in]."""
+        squares = np.diagonal(self.sums[matrix]) / max(int(self.counts[matrix]), 1)
+        return np.ascontiguousarray(squares, np.float32)
+
+
+class MomentSums:
+    """`observe` is shown the input of every product (`backends.program.Observer`). `experts`: how many there are of
+    each weight that has some."""
+
+    def __init__(self, experts: Mapping[str, int]) -> None:
+        self._experts = experts
+        self._by_input: dict[str, InputMoments] = {}
+
+    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+        moments = self._moments(names, x.shape[-1])
+        if ids is None:
+            self._add(moments, 0, x.reshape(-1, x.shape[-1]))
+            return
+        for expert in np.unique(ids):
+            token, place = np.nonzero(ids == expert)
+            self._add(moments, int(expert), x[token, place] if x.ndim == 3 else x[token])
+
+    def result(self) -> list[InputMoments]:
+        """In the order in which the inputs were first seen."""
+        return list({id(moments): moments for moments in self._by_input.values()}.values())
+
+    def _moments(self, names: tuple[str, ...], columns: int) -> InputMoments:
+        if names[0] not in self._by_input:
+            matrices = self._experts.get(names[0], 1)
+            sums = np.zeros((matrices, columns, columns), np.float32)
+            moments = InputMoments(names, sums, np.zeros(matrices, np.int64))
+            self._by_input |= dict.fromkeys(names, moments)
+        return self._by_input[names[0]]
+
+    def _add(self, moments: InputMoments, matrix: int, x: Floats) -> None:
+        x = np.ascontiguousarray(x, np.float32)
+        moments.sums[matrix] += x.T @ x  # a symmetric product: NumPy asks BLAS for one triangle
+        moments.counts[matrix] += len(x)
+        if not np.isfinite(np.diagonal(moments.sums[matrix])).all():
+            raise LoragraftError(
+                moments.names[0], "activations that are not finite reach it", hint="is the model intact?"
+            )

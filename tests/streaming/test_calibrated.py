@@ -1,0 +1,173 @@
+"""Rounding with error feedback, layer by layer: the model's outputs stay nearer than with rounding to nearest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gguf_files import write_gguf
+from loragraft.archs.graphs import model_graph
+from loragraft.backends.batch import Piece
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Backend, Options
+from loragraft.backends.reference import ReferenceBackend
+from loragraft.formats.gguf.model import open_gguf
+from loragraft.formats.source import ModelSource
+from loragraft.quants.filetypes import file_type
+from loragraft.streaming import calibrated
+from loragraft.streaming.calibrated import Calibration, CalibrationReport, round_layers
+from loragraft.streaming.model_writer import write_model
+from loragraft.streaming.options import QuantizeOptions
+from loragraft.streaming.plan import WritePlan, plan_quantize
+from loragraft.streaming.writing import WholeTensors
+from loragraft.system.output import OutputFile
+from small_models import LAYERS, VOCAB, small_model
+
+MODELS = list(LAYERS)
+NATIVE, REFERENCE = NativeBackend(), ReferenceBackend()
+Ids = npt.NDArray[np.int32]
+
+
+def text(windows: int = 40, length: int = 24, seed: int = 0) -> Ids:
+    """Tokens with a pattern in them, so that inputs go together as those of texts do."""
+    rng = np.random.default_rng(seed)
+    steps = rng.choice([1, 1, 1, 2, 7], (windows, length))
+    return ((rng.integers(0, VOCAB, (windows, 1)) + steps.cumsum(axis=1)) % VOCAB).astype(np.int32)
+
+
+def source(folder: Path, name: str, **kinds: bool) -> ModelSource:
+    model = small_model(name, np.random.default_rng(3), layers=2, **kinds)  # type: ignore[arg-type]
+    return open_gguf(write_gguf(folder / "in.gguf", model.metadata, model.arrays))
+
+
+def plan_of(model: ModelSource, kind: str = "Q4_0") -> WritePlan:
+    options = QuantizeOptions(pure=True, calibrate=["text"], token_embedding_type="Q8_0")
+    return plan_quantize(model, file_type(kind), options)
+
+
+def written(
+    model: ModelSource,
+    out: Path,
+    windows: Ids,
+    kind: str = "Q4_0",
+    threads: int = 2,
+    resume: bool = False,
+    backend: Backend = NATIVE,
+) -> CalibrationReport:
+    plan = plan_of(model, kind)
+    reports = []
+
+    def first(tensors: WholeTensors) -> None:
+        reports.append(round_layers(plan, Calibration(windows), backend, tensors, threads=threads))
+
+    options = QuantizeOptions(resume=resume)
+    write_model(model, plan, out, options, first=first, recipe=[windows.tobytes()], threads=threads)
+    return reports[0]
+
+
+def nearest(model: ModelSource, out: Path, kind: str = "Q4_0") -> None:
+    write_model(model, plan_of(model, kind), out, QuantizeOptions(), threads=1)
+
+
+def logits(path: Path, windows: Ids) -> npt.NDArray[np.float32]:
+    model = open_gguf(path)
+    options = Options(activations="f32")
+    program = REFERENCE.prepare(model_graph(model), model.tensors, options)
+    return program.run([Piece(program.open_sequence(), window, wants="all") for window in windows])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("backend", [NATIVE, REFERENCE], ids=lambda backend: backend.name)
+def test_outputs_stay_nearer_than_with_rounding_to_nearest(
+    tmp_path: Path, name: str, backend: Backend
+) -> None:
+    model = source(tmp_path, name)
+    report = written(model, tmp_path / "feedback.gguf", text(), backend=backend)
+    nearest(model, tmp_path / "nearest.gguf")
+    other = text(8, seed=1)
+    true = logits(model.path, other)
+    errors = [
+        np.square(logits(tmp_path / f"{way}.gguf", other) - true).mean() for way in ("feedback", "nearest")
+    ]
+    assert errors[0] < 0.85 * errors[1]
+    rounded = {cost.name.split("[")[0] for cost in report.costs}
+    plan = plan_of(model)
+    assert rounded == {s.name for s in plan.steps if s.type.name == "Q4_0" or s.name == "output.weight"}
+    assert all(cost.cost <= cost.nearest for cost in report.costs)
+    assert report.notes() == []
+
+
+def test_the_types_are_those_that_were_planned(tmp_path: Path) -> None:
+    model = source(tmp_path, "llama")
+    written(model, tmp_path / "feedback.gguf", text())
+    nearest(model, tmp_path / "nearest.gguf")
+    one, other = (open_gguf(tmp_path / f"{way}.gguf") for way in ("feedback", "nearest"))
+    assert one.metadata == other.metadata
+    assert {n: t.type for n, t in one.tensors.items()} == {n: t.type for n, t in other.tensors.items()}
+    for name in ("output_norm.weight", "token_embd.weight", "blk.1.attn_norm.weight"):
+        first, second = one.tensors[name], other.tensors[name]
+        assert np.array_equal(first.rows(0, first.n_rows), second.rows(0, second.n_rows))
+
+
+def test_a_tied_embedding_is_rounded_by_the_inputs_of_the_output(tmp_path: Path) -> None:
+    model = source(tmp_path, "llama", tied=True)
+    report = written(model, tmp_path / "out.gguf", text())
+    assert report.costs[-1].name == "token_embd.weight"
+    assert report.costs[-1].cost < 0.7 * report.costs[-1].nearest
+
+
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    model = source(tmp_path, "llama/experts")
+    for threads in (1, 3):
+        written(model, tmp_path / f"{threads}.gguf", text(), threads=threads)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
+
+
+def test_a_run_that_was_stopped_is_continued_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = source(tmp_path, "llama")
+    written(model, tmp_path / "whole.gguf", text())
+    real = calibrated._Rounding._matrix
+    rounded: list[str] = []
+    last = 10
+
+    def counting(self: Any, step: Any, *rest: Any) -> Any:
+        rounded.append(step.name)
+        if len(rounded) == last:
+            raise KeyboardInterrupt
+        return real(self, step, *rest)
+
+    monkeypatch.setattr(calibrated._Rounding, "_matrix", counting)
+    with monkeypatch.context() as killed:
+        # A kill leaves the temporary file and its journal, which an exception would remove.
+        killed.setattr(OutputFile, "discard", OutputFile._close)
+        with pytest.raises(KeyboardInterrupt):
+            written(model, tmp_path / "out.gguf", text())
+    rounded, last = [], 100
+    written(model, tmp_path / "out.gguf", text(), resume=True)
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert {name.split(".")[1] for name in rounded} == {"1", "weight"}
+
+
+def test_experts_that_few_tokens_reach_are_rounded_to_nearest(tmp_path: Path) -> None:
+    model = source(tmp_path, "llama/experts")
+    report = written(model, tmp_path / "out.gguf", text(1, 6))
+    assert any("_exps" in name for name in report.nearest)
+    assert any("too few tokens" in note for note in report.notes())
+
+
+def test_nvfp4_has_its_scale_per_tensor(tmp_path: Path) -> None:
+    """Rows of 64: the feed-forward's down projection is the one whose rows hold a block."""
+    model = source(tmp_path, "llama")
+    report = written(model, tmp_path / "out.gguf", text(), kind="NVFP4")
+    (down,) = [cost for cost in report.costs if cost.name == "blk.0.ffn_down.weight"]
+    assert down.cost < 0.8 * down.nearest
+    assert open_gguf(tmp_path / "out.gguf").tensors["blk.0.ffn_down.weight"].type.name == "NVFP4"
+    other = text(8, seed=1)
+    error = np.square(logits(tmp_path / "out.gguf", other) - logits(model.path, other)).mean()
+    assert error < 0.2 * np.square(logits(model.path, other)).mean()
