@@ -3,32 +3,49 @@
 #include "simd/simd.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 namespace lg::LG_ISA {
 
 namespace {
 
-inline float magnitude(const float* x) { // of 32
-    vf top{};
-    for (int i = 0; i < 32; i += LANES) {
-        const vf v = load(x + i);
-        top = max(top, max(v, -v));
+constexpr float LARGEST = std::numeric_limits<float>::max();
+constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
+
+// The largest magnitude of n floats, a multiple of 16; NaN where there is one. Magnitudes compare as their bits do, an infinity
+// above all numbers and NaN above it.
+inline float magnitude(const float* x, int n) {
+    vi top{};
+    for (int i = 0; i < n; i += LANES) {
+        top = max(top, bits(load(x + i)) & 0x7fffffff);
     }
-    return largest(top);
+    int32_t lanes[LANES], most = 0;
+    store(lanes, top);
+    for (int i = 0; i < LANES; ++i) {
+        most = std::max(most, lanes[i]);
+    }
+    return std::bit_cast<float>(most);
 }
 
 void quantize_activations(const float* x, int64_t cols, int8_t* codes, float* d, int32_t* sum16, int32_t* sum32,
                           float* dsum16, float* dsum32) {
     for (int64_t b = 0; b < cols / 32; ++b, x += 32, codes += 32) {
-        const float scale = magnitude(x) / 127.0f;
-        const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        const float top = magnitude(x, 32);
+        // What is no number must not become one: the scale becomes NaN, and with it every product.
+        const float scale = top <= LARGEST ? top / 127.0f : NOT_A_NUMBER;
+        // Of a scale that is no normal number the inverse may be infinite; such a block counts as zeros.
+        const float inverse = scale >= std::numeric_limits<float>::min() ? 1.0f / scale : 0.0f;
         int32_t whole[32];
         for (int i = 0; i < 32; i += LANES) {
             // Adding 1.5 * 2^23 rounds to nearest even; the sum's low bits are the integer.
             const vf v = load(x + i) * inverse + 12582912.0f;
             const vi n = (vi)v - 0x4b400000;
             std::memcpy(whole + i, &n, sizeof n);
+        }
+        if (!(top <= LARGEST)) {
+            std::fill_n(whole, 32, 0);
         }
         int32_t low = 0, high = 0;
         for (int i = 0; i < 16; ++i) {
@@ -76,9 +93,12 @@ inline float round_e2m1(float x) {
 void round_nvfp4(const float* x, float* y, int64_t n, float scale) {
     for (int64_t b = 0; b < n; b += 16) {
         const int64_t m = std::min<int64_t>(16, n - b);
-        float top = 0.0f;
-        for (int64_t i = 0; i < m; ++i) {
-            top = std::max(top, std::fabs(x[b + i]));
+        float block[16] = {};
+        std::copy_n(x + b, m, block);
+        const float top = magnitude(block, 16);
+        if (!(top <= LARGEST && scale <= LARGEST)) { // no number may come of it
+            std::fill_n(y + b, m, NOT_A_NUMBER);
+            continue;
         }
         const float unit = round_e4m3(top / 6.0f / scale) * scale;
         for (int64_t i = 0; i < m; ++i) {

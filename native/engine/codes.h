@@ -1,78 +1,47 @@
-// How each quantized type splits into 8-bit codes and float scales: weight = scale * code + min, one scale (and min) for
-// every SUB weights. One struct per type; the products of linear_q8.cpp are written once over them.
+// The codes of each quantized type's block, as 8-bit integers; packed.h says how the engine keeps them and their scales.
 //
 //   BLOCK, BYTES  weights and bytes of a block (at most 256 weights)
-//   SUB           16 or 32
-//   MIN           whether there are mins
-//   SIGNED        whether codes may be negative
-//   decode        one block: BLOCK / 32 vectors of codes, BLOCK / SUB scales and mins
+//   decode        one block: BLOCK / 32 vectors of codes
 //
 // The layouts are ggml's (ggml-common.h, dequantize_row_* in ggml-quants.c).
 #pragma once
 
 #include "simd/bytes.h"
-#include "quant/fp4.h"
 
 namespace lg::LG_ISA {
 
-constexpr int MAX_BLOCK = 256;
-
 struct Q8_0Codes {
-    static constexpr int BLOCK = 32, BYTES = 34, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        scale[0] = half_at(b);
-        codes[0] = (i8x32)load_u8(b + 2);
-    }
+    static constexpr int BLOCK = 32, BYTES = 34;
+    static inline void decode(const uint8_t* b, i8x32* codes) { codes[0] = (i8x32)load_u8(b + 2); }
 };
 
 struct Q4_0Codes {
-    static constexpr int BLOCK = 32, BYTES = 18, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        scale[0] = half_at(b);
-        codes[0] = (i8x32)nibbles16(b + 2) - 8;
-    }
+    static constexpr int BLOCK = 32, BYTES = 18;
+    static inline void decode(const uint8_t* b, i8x32* codes) { codes[0] = (i8x32)nibbles16(b + 2) - 8; }
 };
 
 struct Q4_1Codes {
-    static constexpr int BLOCK = 32, BYTES = 20, SUB = 32;
-    static constexpr bool MIN = true, SIGNED = false;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float* min) {
-        scale[0] = half_at(b);
-        min[0] = half_at(b + 2);
-        codes[0] = (i8x32)nibbles16(b + 4);
-    }
+    static constexpr int BLOCK = 32, BYTES = 20;
+    static inline void decode(const uint8_t* b, i8x32* codes) { codes[0] = (i8x32)nibbles16(b + 4); }
 };
 
 struct Q5_0Codes {
-    static constexpr int BLOCK = 32, BYTES = 22, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        scale[0] = half_at(b);
+    static constexpr int BLOCK = 32, BYTES = 22;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         codes[0] = (i8x32)(nibbles16(b + 6) | (bits32(b + 2) & 16)) - 16;
     }
 };
 
 struct Q5_1Codes {
-    static constexpr int BLOCK = 32, BYTES = 24, SUB = 32;
-    static constexpr bool MIN = true, SIGNED = false;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float* min) {
-        scale[0] = half_at(b);
-        min[0] = half_at(b + 2);
+    static constexpr int BLOCK = 32, BYTES = 24;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         codes[0] = (i8x32)(nibbles16(b + 8) | (bits32(b + 4) & 16));
     }
 };
 
 struct Q2_KCodes {
-    static constexpr int BLOCK = 256, BYTES = 84, SUB = 16;
-    static constexpr bool MIN = true, SIGNED = false;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float* min) {
-        const float d = half_at(b + 80), dmin = half_at(b + 82);
-        for (int i = 0; i < 16; ++i) {
-            scale[i] = d * float(b[i] & 15);
-            min[i] = -dmin * float(b[i] >> 4);
-        }
+    static constexpr int BLOCK = 256, BYTES = 84;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         for (int n = 0; n < 2; ++n) {
             const u8x32 q = load_u8(b + 16 + 32 * n);
             for (int j = 0; j < 4; ++j) {
@@ -83,27 +52,26 @@ struct Q2_KCodes {
 };
 
 struct Q3_KCodes {
-    static constexpr int BLOCK = 256, BYTES = 110, SUB = 16;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        const float d = half_at(b + 108);
-        uint32_t a[3];
-        std::memcpy(a, b + 96, 12);
-        const uint32_t packed[4] = {(a[0] & 0x0f0f0f0f) | (a[2] & 0x03030303) << 4,
-                                    (a[1] & 0x0f0f0f0f) | (a[2] >> 2 & 0x03030303) << 4,
-                                    (a[0] >> 4 & 0x0f0f0f0f) | (a[2] >> 4 & 0x03030303) << 4,
-                                    (a[1] >> 4 & 0x0f0f0f0f) | (a[2] >> 6 & 0x03030303) << 4};
-        uint8_t six_bits[16];
-        std::memcpy(six_bits, packed, 16);
-        for (int i = 0; i < 16; ++i) {
-            scale[i] = d * float(int(six_bits[i]) - 32);
-        }
+    static constexpr int BLOCK = 256, BYTES = 110;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         const u8x32 high = load_u8(b);
         for (int n = 0; n < 2; ++n) {
             const u8x32 q = load_u8(b + 32 + 32 * n);
             for (int j = 0; j < 4; ++j) {
                 codes[4 * n + j] = (i8x32)((q >> (2 * j) & 3) | (high >> (4 * n + j) & 1) << 2) - 4;
             }
+        }
+    }
+    static inline void integer_scales(const uint8_t* b, int8_t* scale) { // 16
+        uint32_t a[3];
+        std::memcpy(a, b + 96, 12);
+        const uint32_t six_bits[4] = {(a[0] & 0x0f0f0f0f) | (a[2] & 0x03030303) << 4,
+                                      (a[1] & 0x0f0f0f0f) | (a[2] >> 2 & 0x03030303) << 4,
+                                      (a[0] >> 4 & 0x0f0f0f0f) | (a[2] >> 4 & 0x03030303) << 4,
+                                      (a[1] >> 4 & 0x0f0f0f0f) | (a[2] >> 6 & 0x03030303) << 4};
+        std::memcpy(scale, six_bits, 16);
+        for (int i = 0; i < 16; ++i) {
+            scale[i] = int8_t(scale[i] - 32);
         }
     }
 };
@@ -118,21 +86,9 @@ inline void six_bit_scales(const uint8_t* b, uint8_t* scale, uint8_t* min) {
     std::memcpy(min, m, 8);
 }
 
-inline void scales_and_mins(const uint8_t* b, float* scale, float* min) {
-    const float d = half_at(b), dmin = half_at(b + 2);
-    uint8_t sb[8], mb[8];
-    six_bit_scales(b + 4, sb, mb);
-    for (int i = 0; i < 8; ++i) {
-        scale[i] = d * float(sb[i]);
-        min[i] = -dmin * float(mb[i]);
-    }
-}
-
 struct Q4_KCodes {
-    static constexpr int BLOCK = 256, BYTES = 144, SUB = 32;
-    static constexpr bool MIN = true, SIGNED = false;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float* min) {
-        scales_and_mins(b, scale, min);
+    static constexpr int BLOCK = 256, BYTES = 144;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         for (int j = 0; j < 4; ++j) {
             const u8x32 q = load_u8(b + 16 + 32 * j);
             codes[2 * j] = (i8x32)(q & 15);
@@ -142,10 +98,8 @@ struct Q4_KCodes {
 };
 
 struct Q5_KCodes {
-    static constexpr int BLOCK = 256, BYTES = 176, SUB = 32;
-    static constexpr bool MIN = true, SIGNED = false;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float* min) {
-        scales_and_mins(b, scale, min);
+    static constexpr int BLOCK = 256, BYTES = 176;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         const u8x32 high = load_u8(b + 16);
         for (int j = 0; j < 4; ++j) {
             const u8x32 q = load_u8(b + 48 + 32 * j);
@@ -156,13 +110,8 @@ struct Q5_KCodes {
 };
 
 struct Q6_KCodes {
-    static constexpr int BLOCK = 256, BYTES = 210, SUB = 16;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        const float d = half_at(b + 208);
-        for (int i = 0; i < 16; ++i) {
-            scale[i] = d * float(int8_t(b[192 + i]));
-        }
+    static constexpr int BLOCK = 256, BYTES = 210;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         for (int n = 0; n < 2; ++n) {
             const u8x32 q0 = load_u8(b + 64 * n), q1 = load_u8(b + 64 * n + 32), high = load_u8(b + 128 + 32 * n);
             codes[4 * n] = (i8x32)((q0 & 15) | (high & 3) << 4) - 32;
@@ -173,61 +122,36 @@ struct Q6_KCodes {
     }
 };
 
-// The 16 values of IQ4_NL and IQ4_XS.
+// The 16 values of IQ4_NL and IQ4_XS, and those of E2M1, doubled.
 inline constexpr int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 inline constexpr int8_t E2M1_CODES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 struct IQ4_NLCodes {
-    static constexpr int BLOCK = 32, BYTES = 18, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        scale[0] = half_at(b);
-        codes[0] = lookup(IQ4_VALUES, nibbles16(b + 2));
-    }
+    static constexpr int BLOCK = 32, BYTES = 18;
+    static inline void decode(const uint8_t* b, i8x32* codes) { codes[0] = lookup(IQ4_VALUES, nibbles16(b + 2)); }
 };
 
 struct IQ4_XSCodes {
-    static constexpr int BLOCK = 256, BYTES = 136, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline int six_bits(const uint8_t* b, int i) {
-        const int high = b[2] | b[3] << 8;
-        return (b[4 + i / 2] >> (4 * (i % 2)) & 15) | (high >> (2 * i) & 3) << 4;
-    }
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        const float d = half_at(b);
+    static constexpr int BLOCK = 256, BYTES = 136;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         for (int i = 0; i < 8; ++i) {
-            scale[i] = d * float(six_bits(b, i) - 32);
             codes[i] = lookup(IQ4_VALUES, nibbles16(b + 8 + 16 * i));
         }
+    }
+    static inline int integer_scale(const uint8_t* b, int i) {
+        const int high = b[2] | b[3] << 8;
+        return ((b[4 + i / 2] >> (4 * (i % 2)) & 15) | (high >> (2 * i) & 3) << 4) - 32;
     }
 };
 
 struct MXFP4Codes {
-    static constexpr int BLOCK = 32, BYTES = 17, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        scale[0] = e8m0_halved(b[0]);
-        codes[0] = lookup(E2M1_CODES, nibbles16(b + 1));
-    }
+    static constexpr int BLOCK = 32, BYTES = 17;
+    static inline void decode(const uint8_t* b, i8x32* codes) { codes[0] = lookup(E2M1_CODES, nibbles16(b + 1)); }
 };
-
-struct UE4M3Table {
-    float of[256];
-    constexpr UE4M3Table() : of() {
-        for (int i = 0; i < 256; ++i) {
-            of[i] = ue4m3_halved(uint8_t(i));
-        }
-    }
-};
-constexpr UE4M3Table UE4M3_HALVED;
 
 struct NVFP4Codes {
-    static constexpr int BLOCK = 64, BYTES = 36, SUB = 16;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        for (int i = 0; i < 4; ++i) {
-            scale[i] = UE4M3_HALVED.of[b[i]];
-        }
+    static constexpr int BLOCK = 64, BYTES = 36;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         // Each 8 bytes are 16 weights: 8 in the low nibbles, 8 in the high ones.
         typedef int64_t i64x4 __attribute__((vector_size(32)));
         const u8x32 q = load_u8(b + 4);
@@ -238,15 +162,12 @@ struct NVFP4Codes {
 };
 
 struct TQ2_0Codes {
-    static constexpr int BLOCK = 256, BYTES = 66, SUB = 32;
-    static constexpr bool MIN = false, SIGNED = true;
-    static inline void decode(const uint8_t* b, i8x32* codes, float* scale, float*) {
-        const float d = half_at(b + 64);
+    static constexpr int BLOCK = 256, BYTES = 66;
+    static inline void decode(const uint8_t* b, i8x32* codes) {
         for (int n = 0; n < 2; ++n) {
             const u8x32 q = load_u8(b + 32 * n);
             for (int j = 0; j < 4; ++j) {
                 codes[4 * n + j] = (i8x32)(q >> (2 * j) & 3) - 1;
-                scale[4 * n + j] = d;
             }
         }
     }

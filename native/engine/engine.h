@@ -55,7 +55,7 @@ inline int64_t y_row(const Linear& l, int64_t t) { return l.y_row ? l.y_row[t] :
 
 // A thread computes rows [first, last) of a product, for all columns; first is a multiple of LINEAR_ROWS.
 using LinearKernel = void (*)(const Linear&, int64_t first, int64_t last);
-constexpr int64_t LINEAR_ROWS = 32;
+constexpr int64_t LINEAR_ROWS = 48;
 
 // The engine's own layout of a type (native/engine/packed.h): groups of PACKED_ROWS rows.
 constexpr int64_t PACKED_ROWS = 16;
@@ -72,8 +72,7 @@ struct EngineKernels {
     void (*round_nvfp4)(const float* x, float* y, int64_t n, float scale) = nullptr;
     void (*to_floats)(int type, const uint8_t* row, float* y, int64_t n) = nullptr; // a row of any type
     LinearKernel linear_f32 = nullptr;       // any type, float activations
-    LinearKernel linear_q8[64] = {};         // by type; null where a type has no integer kernel
-    PackedKernels packed[64];                // by type
+    PackedKernels packed[64];                // by type; nulls where a type has no integer kernel
 
     void (*rms_norm)(const float* x, const float* w, float* y, int64_t n, float eps) = nullptr; // one group
     void (*layer_norm)(const float* x, const float* w, const float* b, float* y, int64_t n, float eps) = nullptr;

@@ -27,10 +27,7 @@ namespace {
 
 LinearKernel kernel_of(const Linear& task) {
     const EngineKernels& engine = kernels().engine;
-    if (!task.x.codes) {
-        return engine.linear_f32;
-    }
-    return task.packed ? engine.packed[task.type].linear : engine.linear_q8[task.type];
+    return task.x.codes && task.packed ? engine.packed[task.type].linear : engine.linear_f32;
 }
 
 // Rows of one chunk: some chunks per thread, so that a slow one does not make the others wait.

@@ -1,7 +1,11 @@
-// Products with float activations: float weights directly, quantized ones dequantized a few rows at a time.
+// Products with float activations. Float weights are read as they lie; quantized ones are turned to floats first.
+//
+// An output is summed in one order, whatever else is computed: lane i of one vector adds weight * activation of columns i,
+// i + LANES, i + 2 * LANES, ..., and the lanes are summed by halves at the end. A tile is R rows by C columns of such vectors.
 #include "engine/epilogue.h"
-#include "kernels.h"
 #include "engine/scratch.h"
+#include "kernels.h"
+#include "simd/simd.h"
 
 #include <algorithm>
 
@@ -9,210 +13,156 @@ namespace lg::LG_ISA {
 
 namespace {
 
-constexpr int64_t PANEL_ROWS = LINEAR_ROWS;
-constexpr int64_t DEPTH = 256; // a multiple of every type's block
+constexpr int GROUP = 16;        // rows that are finished together
+constexpr int64_t COLUMNS = 256; // swept by one group after the other, so that they stay in the last cache
+constexpr int R = 4;
+#if defined(LG_ISA_avx512) || defined(__aarch64__)
+#define LG_FLOAT_COLUMNS 6 // 24 sums in 32 registers
+#else
+#define LG_FLOAT_COLUMNS 3 // 12 in 16
+#endif
+constexpr int C = LG_FLOAT_COLUMNS;
 
-// Weights [k, k + n) of a row, as floats: straight from the row, or through `buffer`.
-inline const float* weights(const Linear& l, int64_t row, int64_t k, int64_t n, float* buffer) {
-    const uint8_t* p = l.weight + row * l.row_bytes;
-    if (l.type == F32) {
-        return reinterpret_cast<const float*>(p) + k;
-    }
-    const TypeKernels& type = kernels().type[l.type];
-    type.dequantize(p + k / type.block * type.bytes, buffer, n);
-    return buffer;
-}
-
-// How float weights are read straight from a row: LANES of them, and the one at i.
+// How float weights are read straight from a row.
 struct Singles {
     static constexpr int BYTES = 4;
     static inline vf lanes(const uint8_t* p) { return load((const float*)p); }
-    static inline float one(const uint8_t* p) {
-        float v;
-        std::memcpy(&v, p, 4);
-        return v;
-    }
 };
 struct Halves {
     static constexpr int BYTES = 2;
     static inline vf lanes(const uint8_t* p) { return load_half(p); }
-    static inline float one(const uint8_t* p) { return half_at(p); }
 };
 struct Bfloats {
     static constexpr int BYTES = 2;
     static inline vf lanes(const uint8_t* p) { return load_bfloat(p); }
-    static inline float one(const uint8_t* p) {
-        uint16_t b;
-        std::memcpy(&b, p, 2);
-        return float_from_bfloat(b);
-    }
 };
 
-constexpr int CHAINS = 4; // sums that do not wait for each other
+// The first n lanes, n < LANES; the others 0.
+template <class W> inline vf some_lanes(const uint8_t* p, int64_t n) {
+    uint8_t buffer[LANES * W::BYTES] = {};
+    std::memcpy(buffer, p, size_t(n) * W::BYTES);
+    return W::lanes(buffer);
+}
 
-// w[i] * x[c][i] added into lanes; the tail goes to lane 0.
-template <class W, int C> inline void dot(const uint8_t* w, const float* const* x, int64_t n, vf (*acc)[CHAINS]) {
-    int64_t i = 0;
-    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES) {
-        for (int j = 0; j < CHAINS; ++j) {
-            const vf v = W::lanes(w + (i + j * LANES) * W::BYTES);
-            for (int c = 0; c < C; ++c) {
-                acc[c][j] = fma(v, load(x[c] + i + j * LANES), acc[c][j]);
+// RT rows by CT columns: out[column * GROUP + row]. Not inlined, and unrolled: GCC 12 keeps the sums in memory otherwise.
+template <class W, int RT, int CT>
+[[gnu::noinline]] void tile(const uint8_t* const* w, const float* const* x, int64_t n, vf* out) {
+    vf acc[RT][CT] = {};
+    const int64_t whole = n / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        vf columns[CT];
+#pragma GCC unroll 8
+        for (int c = 0; c < CT; ++c) {
+            columns[c] = load(x[c] + i);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < RT; ++r) {
+            const vf row = W::lanes(w[r] + i * W::BYTES);
+#pragma GCC unroll 8
+            for (int c = 0; c < CT; ++c) {
+                acc[r][c] = fma(row, columns[c], acc[r][c]);
             }
         }
     }
-    for (; i < n; ++i) {
-        const float v = W::one(w + i * W::BYTES);
-        for (int c = 0; c < C; ++c) {
-            acc[c][0][0] += v * x[c][i];
+#pragma GCC unroll 8
+    for (int c = 0; c < CT; ++c) {
+#pragma GCC unroll 8
+        for (int r = 0; r < RT; ++r) {
+            out[c * GROUP + r] = acc[r][c];
+        }
+    }
+    for (int c = 0; whole < n && c < CT; ++c) {
+        const vf column = some_lanes<Singles>((const uint8_t*)(x[c] + whole), n - whole);
+        for (int r = 0; r < RT; ++r) {
+            vf& sum = out[c * GROUP + r];
+            sum = fma(some_lanes<W>(w[r] + whole * W::BYTES, n - whole), column, sum);
         }
     }
 }
 
-// C columns of rows [first, last), row by row: for a few tokens, where reading the weights is what takes the time.
-template <int C> void few(const Linear& l, int64_t first, int64_t last, int64_t t) {
-    alignas(64) float buffer[DEPTH];
-    const float* x[C];
-    for (int c = 0; c < C; ++c) {
+void finish(const Linear& l, int64_t t, int64_t row, const vf* sums) {
+    float product[GROUP];
+    for (int i = 0; i < GROUP; i += LANES) {
+        store(product + i, sum_each(sums + i));
+    }
+    finish16(l, t, row, product);
+}
+
+// One group of rows, which lie at `w`, with CT columns from t on.
+template <class W, int CT>
+void group_columns(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t) {
+    const float* x[CT];
+    for (int c = 0; c < CT; ++c) {
         x[c] = l.x.x + x_row(l, t + c) * l.cols;
     }
-    for (int64_t row = first; row < last; row += 16) {
-        prefetch_epilogue(l, row);
-        float product[C][16] = {};
-        for (int64_t r = 0; r < 16 && row + r < last; ++r) {
-            vf acc[C][CHAINS] = {};
-            const uint8_t* w = l.weight + (row + r) * l.row_bytes;
-            switch (l.type) {
-            case F32: dot<Singles, C>(w, x, l.cols, acc); break;
-            case F16: dot<Halves, C>(w, x, l.cols, acc); break;
-            case BF16: dot<Bfloats, C>(w, x, l.cols, acc); break;
-            default:
-                for (int64_t k = 0; k < l.cols; k += DEPTH) {
-                    const int64_t n = std::min(DEPTH, l.cols - k);
-                    const float* at[C];
-                    for (int c = 0; c < C; ++c) {
-                        at[c] = x[c] + k;
-                    }
-                    dot<Singles, C>((const uint8_t*)weights(l, row + r, k, n, buffer), at, n, acc);
-                }
-            }
-            for (int c = 0; c < C; ++c) {
-                product[c][r] = sum((acc[c][0] + acc[c][1]) + (acc[c][2] + acc[c][3]));
-            }
+    const int64_t rows = std::min<int64_t>(GROUP, l.rows - row);
+    vf sums[CT * GROUP] = {};
+    for (int64_t r = 0; r < rows; r += R) {
+        const uint8_t* at[R];
+        for (int i = 0; i < R; ++i) { // past the last row, that one again
+            at[i] = w + std::min(r + i, rows - 1) * row_bytes;
         }
-        for (int c = 0; c < C; ++c) {
-            finish16(l, t + c, row, product[c]);
+        tile<W, R, CT>(at, x, l.cols, sums + r);
+    }
+    for (int c = 0; c < CT; ++c) {
+        finish(l, t + c, row, sums + c * GROUP);
+    }
+}
+
+// One group of rows with columns [t, end), in tiles that are as even as can be.
+template <class W>
+void group(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t, int64_t end) {
+    while (t < end) {
+        const int64_t tiles = (end - t + C - 1) / C, width = (end - t + tiles - 1) / tiles;
+        switch (width) {
+        case 1: group_columns<W, 1>(l, w, row_bytes, row, t); break;
+        case 2: group_columns<W, 2>(l, w, row_bytes, row, t); break;
+        case 3: group_columns<W, 3>(l, w, row_bytes, row, t); break;
+#if LG_FLOAT_COLUMNS > 3
+        case 4: group_columns<W, 4>(l, w, row_bytes, row, t); break;
+        case 5: group_columns<W, 5>(l, w, row_bytes, row, t); break;
+        case 6: group_columns<W, 6>(l, w, row_bytes, row, t); break;
+#endif
+        }
+        t += width;
+    }
+}
+
+// Float weights, straight from the rows.
+template <class W> void from_rows(const Linear& l, int64_t first, int64_t last) {
+    for (int64_t t = 0; t < l.columns; t += COLUMNS) {
+        const int64_t end = std::min(l.columns, t + COLUMNS);
+        for (int64_t row = first; row < last; row += GROUP) {
+            if (l.columns <= C) {
+                prefetch_epilogue(l, row);
+            }
+            group<W>(l, l.weight + row * l.row_bytes, l.row_bytes, row, t, end);
         }
     }
 }
 
-// A panel: PANEL_ROWS rows, `depth` columns, transposed to [depth][PANEL_ROWS].
-void transpose_panel(const Linear& l, int64_t row, int64_t k, int64_t depth, float* panel) {
-    alignas(64) float buffer[4][DEPTH];
-    for (int64_t r = 0; r < PANEL_ROWS; r += 4) {
-        const float* w[4];
-        for (int i = 0; i < 4; ++i) {
-            if (row + r + i < l.rows) {
-                w[i] = weights(l, row + r + i, k, depth, buffer[i]);
-            } else {
-                std::fill_n(buffer[i], depth, 0.0f);
-                w[i] = buffer[i];
-            }
-        }
-        transpose4(w, depth, panel + r, PANEL_ROWS);
-    }
-}
-
-// RV vectors of rows by C columns, over one panel's depth; `acc` is [columns][PANEL_ROWS].
-template <int RV, int C>
-inline void tile(const float* panel, int64_t depth, const float* const* x, float* acc) {
-    vf a[RV][C];
-    for (int c = 0; c < C; ++c) {
-        for (int r = 0; r < RV; ++r) {
-            a[r][c] = load(acc + c * PANEL_ROWS + r * LANES);
-        }
-    }
-    for (int64_t j = 0; j < depth; ++j) {
-        vf w[RV];
-        for (int r = 0; r < RV; ++r) {
-            w[r] = load(panel + j * PANEL_ROWS + r * LANES);
-        }
-        for (int c = 0; c < C; ++c) {
-            const vf b = splat(x[c][j]);
-            for (int r = 0; r < RV; ++r) {
-                a[r][c] = fma(w[r], b, a[r][c]);
-            }
-        }
-    }
-    for (int c = 0; c < C; ++c) {
-        for (int r = 0; r < RV; ++r) {
-            store(acc + c * PANEL_ROWS + r * LANES, a[r][c]);
-        }
-    }
-}
-
-template <int C>
-void tiles(const Linear& l, const float* panel, int64_t k, int64_t depth, int64_t t, float* acc) {
-    const float* x[C];
-    for (int c = 0; c < C; ++c) {
-        x[c] = l.x.x + x_row(l, t + c) * l.cols + k;
-    }
-    constexpr int RV = 2;
-    for (int r = 0; r < PANEL_ROWS; r += RV * LANES) {
-        tile<RV, C>(panel + r, depth, x, acc + t * PANEL_ROWS + r);
-    }
-}
-
-// Many columns: panels of weights are dequantized once and swept over all columns.
-void many(const Linear& l, int64_t first, int64_t last) {
-    thread_local static Scratch<float> acc_memory, panel_memory;
-    float* panel = panel_memory.get(DEPTH * PANEL_ROWS);
-    float* acc = acc_memory.get(l.columns * PANEL_ROWS);
-    for (int64_t row = first; row < last; row += PANEL_ROWS) {
-        std::fill_n(acc, l.columns * PANEL_ROWS, 0.0f);
-        for (int64_t k = 0; k < l.cols; k += DEPTH) {
-            const int64_t depth = std::min(DEPTH, l.cols - k);
-            transpose_panel(l, row, k, depth, panel);
-            int64_t t = 0;
-            for (; t + 4 <= l.columns; t += 4) {
-                tiles<4>(l, panel, k, depth, t, acc);
-            }
-            for (; t < l.columns; ++t) {
-                tiles<1>(l, panel, k, depth, t, acc);
-            }
-        }
-        for (int64_t t = 0; t < l.columns; ++t) {
-            for (int64_t r = 0; r < PANEL_ROWS && row + r < last; r += 16) {
-                finish16(l, t, row + r, acc + t * PANEL_ROWS + r);
-            }
-        }
+// A row of any type, or a whole number of its blocks, as floats.
+void to_floats(int type, const uint8_t* row, float* y, int64_t n) {
+    if (type == F32) {
+        std::memcpy(y, row, size_t(n) * 4);
+    } else {
+        kernels().type[type].dequantize(row, y, n);
     }
 }
 
 void linear_f32(const Linear& l, int64_t first, int64_t last) {
-    constexpr int64_t FEW = 4;
-    if (l.columns > FEW) {
-        many(l, first, last);
-        return;
+    switch (l.type) {
+    case F32: from_rows<Singles>(l, first, last); return;
+    case F16: from_rows<Halves>(l, first, last); return;
+    case BF16: from_rows<Bfloats>(l, first, last); return;
     }
-    switch (l.columns) {
-    case 1: few<1>(l, first, last, 0); break;
-    case 2: few<2>(l, first, last, 0); break;
-    case 3: few<3>(l, first, last, 0); break;
-    case 4: few<4>(l, first, last, 0); break;
-    }
-}
-
-void to_floats(int type, const uint8_t* row, float* y, int64_t n) {
-    Linear l;
-    l.weight = row;
-    l.type = type;
-    for (int64_t k = 0; k < n; k += DEPTH) {
-        const int64_t m = std::min(DEPTH, n - k);
-        const float* w = weights(l, 0, k, m, y + k);
-        if (w != y + k) {
-            std::memcpy(y + k, w, size_t(m) * 4);
+    thread_local static Scratch<float> memory;
+    float* floats = memory.get(GROUP * l.cols);
+    for (int64_t row = first; row < last; row += GROUP) {
+        for (int64_t r = 0; r < GROUP && row + r < last; ++r) {
+            to_floats(l.type, l.weight + (row + r) * l.row_bytes, floats + r * l.cols, l.cols);
         }
+        group<Singles>(l, (const uint8_t*)floats, l.cols * 4, row, 0, l.columns);
     }
 }
 

@@ -2,130 +2,23 @@
 // of codes is 16 rows by 4 columns. Products then need no shuffle and no sum across lanes, whether for one column or for
 // many; the bits of a weight stay as many as in the file.
 //
-// A group is a sequence of units of UNIT columns: the scales that hold for the whole unit, then for each run of 32
-// columns its codes in lines of 64 bytes (16 rows x 4), its scales and its mins, 16 rows each.
+// A group is a sequence of units: the scales that hold for the whole unit, then for each run of 32 columns its codes
+// (packed_codes.h) and its scales and mins (packed_scales.h).
 #pragma once
 
-#include <type_traits>
-
-#include "engine/codes.h"
+#include "codes.h"
+#include "packed_scales.h"
 
 namespace lg::LG_ISA {
 
-constexpr int GROUP = 16; // rows
-constexpr int PARTS = GROUP / LANES;
-
-inline vi load_lanes(const uint8_t* p) {
-    vi v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-inline vi bytes_of(uint32_t four) { return int32_t(four) - vi{}; }
-
-// ---- how the codes of a run lie: `put` from code[row][column], `get` word j (columns 4j to 4j + 3) of one part ----
-
-struct Bytes {
-    static constexpr int SIZE = 512;
-    static void put(uint8_t* run, const uint8_t (*code)[32]) {
-        for (int j = 0; j < 8; ++j) {
-            for (int r = 0; r < GROUP; ++r) {
-                std::memcpy(run + 64 * j + 4 * r, code[r] + 4 * j, 4);
-            }
-        }
-    }
-    static inline vi get(const uint8_t* run, int j, int part) { return load_lanes(run + 64 * j + part * LANES * 4); }
-};
-
-// Words 2l and 2l + 1 in the low and high nibbles of line l.
-struct Nibbles {
-    static constexpr int SIZE = 256;
-    static void put(uint8_t* run, const uint8_t (*code)[32]) {
-        for (int i = 0; i < 256; ++i) {
-            const int row = i % 64 / 4, column = i / 64 * 8 + i % 4;
-            run[i] = uint8_t((code[row][column] & 15) | (code[row][column + 4] & 15) << 4);
-        }
-    }
-    static inline vi get(const uint8_t* run, int j, int part) {
-        const vi line = load_lanes(run + 64 * (j / 2) + part * LANES * 4);
-        return (j % 2 ? line >> 4 : line) & bytes_of(0x0f0f0f0f);
-    }
-};
-
-// Nibbles, and High more bits of every code in as many lines for each 8 / High words.
-template <int High> struct NibblesAnd {
-    static constexpr int SIZE = 256 + 64 * High, WORDS = 8 / High;
-    static void put(uint8_t* run, const uint8_t (*code)[32]) {
-        Nibbles::put(run, code);
-        std::memset(run + 256, 0, 64 * High);
-        for (int j = 0; j < 8; ++j) {
-            for (int i = 0; i < 64; ++i) {
-                run[256 + 64 * (j / WORDS) + i] |= uint8_t((code[i / 4][4 * j + i % 4] >> 4) << (High * (j % WORDS)));
-            }
-        }
-    }
-    static inline vi get(const uint8_t* run, int j, int part) {
-        const vi line = load_lanes(run + 256 + 64 * (j / WORDS) + part * LANES * 4);
-        const int shift = High * (j % WORDS) - 4; // to bits 4 and up of each byte
-        const vi high = (shift < 0 ? line << -shift : line >> shift) & bytes_of(0x10101010u * ((1 << High) - 1));
-        return Nibbles::get(run, j, part) | high;
-    }
-};
-
-// ---- how the scales lie ----
-
-// One half float per row and run.
-struct HalfScales {
-    static constexpr int UNIT = 32, UNIT_BYTES = 0, SUB = 32, RUN_BYTES = 32;
-    static constexpr bool MIN = false;
-    struct Unit {
-        Unit(const uint8_t*, int) {}
-        vf scale(const uint8_t* p, int, int part) const { return load_half(p + part * LANES * 2); }
-        vf min(const uint8_t*, int, int) const { return vf{}; }
-    };
-};
-
-// One byte per row and 16 columns: half the E4M3 value, as NVFP4 has it; NaN was made 0, signs were taken off.
-struct E4M3Scales {
-    static constexpr int UNIT = 32, UNIT_BYTES = 0, SUB = 16, RUN_BYTES = 32;
-    static constexpr bool MIN = false;
-    struct Unit {
-        Unit(const uint8_t*, int) {}
-        // In place as a float's exponent and mantissa, the exponent moved by the difference of biases and the half.
-        vf scale(const uint8_t* p, int s, int part) const {
-            const vi code = widen(p + 16 * s + part * LANES);
-            const vf normal = (vf)((code << 20) + (119 << 23));
-            return code < 8 ? __builtin_convertvector(code, vf) * 0x1p-10f : normal;
-        }
-        vf min(const uint8_t*, int, int) const { return vf{}; }
-    };
-};
-
-// One integer per row and Sub columns, times a half float per row and 256; mins alike.
-template <int Sub, class Integer, bool Min> struct SuperScales {
-    static constexpr int UNIT = 256, UNIT_BYTES = Min ? 64 : 32, SUB = Sub, SUBS = 32 / Sub;
-    static constexpr int RUN_BYTES = SUBS * 16 * (Min ? 2 : 1);
-    static constexpr bool MIN = Min;
-    struct Unit {
-        vf d, dmin{};
-        Unit(const uint8_t* p, int part) : d(load_half(p + part * LANES * 2)) {
-            if constexpr (Min) {
-                dmin = -load_half(p + 32 + part * LANES * 2);
-            }
-        }
-        vf scale(const uint8_t* p, int s, int part) const {
-            return d * __builtin_convertvector(widen((const Integer*)(p + 16 * s + part * LANES)), vf);
-        }
-        vf min(const uint8_t* p, int s, int part) const {
-            return dmin * __builtin_convertvector(widen(p + 16 * SUBS + 16 * s + part * LANES), vf);
-        }
-    };
-};
-
-// ---- the types that have such a layout ----
-// TYPE: codes.h's; `code` is what is kept of a decoded code; OFFSET what the product's codes are too high by;
-// `halves` and `integers` fill in the scales of one block: of a unit, and of each SUB columns.
-
+// What is common to the types below.
+//   T       codes.h's struct of the type
+//   OFFSET  what the product's codes are too high by
+//   SIGNED  whether they may be negative
+//   code    what is kept of a decoded code
+//   codes   word j of a run for the product
+//   scales  takes those of one row's run i from its block b: to `unit`, where the row's half float lies, and `own`, where
+//           its part of the run's scales lies
 template <class Type, class Store_, class Scales_, int32_t Offset> struct Packed {
     using T = Type;
     using Store = Store_;
@@ -141,7 +34,7 @@ template <class Type, class Store_, class Scales_, int32_t Offset> struct Packed
 
 // Codes that stand for the values of a table.
 template <class Type, class Scales_, const int8_t (&Values)[16], int32_t Offset>
-struct PackedTable : Packed<Type, Nibbles, Scales_, Offset> {
+struct PackedTable : Packed<Type, Bits<4>, Scales_, Offset> {
     static constexpr bool SIGNED = Offset == 0;
     static uint8_t code(int8_t c) { return TABLE.index[uint8_t(c)]; }
     struct Table {
@@ -156,57 +49,93 @@ struct PackedTable : Packed<Type, Nibbles, Scales_, Offset> {
     };
     static constexpr Table TABLE{};
     static inline vi codes(const uint8_t* run, int j, int part) {
-        return lookup_lanes(TABLE.of, Nibbles::get(run, j, part));
+        return lookup_lanes(TABLE.of, Bits<4>::get(run, j, part));
     }
 };
 
-struct Q4_0Packed : Packed<Q4_0Codes, Nibbles, HalfScales, 8> {
-    static void scales(const uint8_t* b, uint8_t*, uint8_t* run, int) { std::memcpy(run, b, 2); }
+// Types whose block begins with its half float, and those with a min next to it.
+template <class P> struct FirstHalf : P {
+    static void scales(const uint8_t* b, int, uint8_t*, uint8_t* own) { std::memcpy(own, b, 2); }
+};
+template <class P> struct FirstHalves : P {
+    static void scales(const uint8_t* b, int, uint8_t*, uint8_t* own) {
+        std::memcpy(own, b, 2);
+        std::memcpy(own + 32, b + 2, 2);
+    }
 };
 
-struct Q8_0Packed : Packed<Q8_0Codes, Bytes, HalfScales, PANEL_OFFSET<true>> {
+struct Q8_0Store : Packed<Q8_0Codes, Bytes, HalfScales<false>, PRODUCT_OFFSET> {
     static constexpr bool SIGNED = OFFSET == 0;
-    static void scales(const uint8_t* b, uint8_t*, uint8_t* run, int) { std::memcpy(run, b, 2); }
 };
+using Q8_0Packed = FirstHalf<Q8_0Store>;
+using Q4_0Packed = FirstHalf<Packed<Q4_0Codes, Bits<4>, HalfScales<false>, 8>>;
+using Q5_0Packed = FirstHalf<Packed<Q5_0Codes, Bits<4, 1>, HalfScales<false>, 16>>;
+using IQ4_NLPacked = FirstHalf<PackedTable<IQ4_NLCodes, HalfScales<false>, IQ4_VALUES, PRODUCT_OFFSET>>;
+using Q4_1Packed = FirstHalves<Packed<Q4_1Codes, Bits<4>, HalfScales<true>, 0>>;
+using Q5_1Packed = FirstHalves<Packed<Q5_1Codes, Bits<4, 1>, HalfScales<true>, 0>>;
 
-struct IQ4_NLPacked : PackedTable<IQ4_NLCodes, HalfScales, IQ4_VALUES, PANEL_OFFSET<true>> {
-    static void scales(const uint8_t* b, uint8_t*, uint8_t* run, int) { std::memcpy(run, b, 2); }
+struct MXFP4Packed : PackedTable<MXFP4Codes, E8M0Scales, E2M1_CODES, 12> {
+    static void scales(const uint8_t* b, int, uint8_t*, uint8_t* own) { own[0] = b[0]; }
 };
 
 struct NVFP4Packed : PackedTable<NVFP4Codes, E4M3Scales, E2M1_CODES, 12> {
-    static void scales(const uint8_t* b, uint8_t*, uint8_t* run, int i) {
+    static void scales(const uint8_t* b, int i, uint8_t*, uint8_t* own) {
         for (int s = 0; s < 2; ++s) {
             const uint8_t e4m3 = b[2 * i + s] & 0x7f;
-            run[16 * s] = b[2 * i + s] == 0x7f ? 0 : e4m3;
+            own[16 * s] = b[2 * i + s] == 0x7f ? 0 : e4m3;
         }
     }
 };
 
-template <class T> struct KPacked : Packed<T, std::conditional_t<std::is_same_v<T, Q4_KCodes>, Nibbles, NibblesAnd<1>>,
-                                          SuperScales<32, uint8_t, true>, 0> {
-    static void scales(const uint8_t* b, uint8_t* unit, uint8_t* run, int i) {
+template <class T, class Store> struct PackedK45 : Packed<T, Store, SuperScales<32, uint8_t, true>, 0> {
+    static void scales(const uint8_t* b, int i, uint8_t* unit, uint8_t* own) {
         std::memcpy(unit, b, 2);
         std::memcpy(unit + 32, b + 2, 2);
         uint8_t scale[8], min[8];
         six_bit_scales(b + 4, scale, min);
-        run[0] = scale[i];
-        run[16] = min[i];
+        own[0] = scale[i];
+        own[16] = min[i];
     }
 };
+using Q4_KPacked = PackedK45<Q4_KCodes, Bits<4>>;
+using Q5_KPacked = PackedK45<Q5_KCodes, Bits<4, 1>>;
 
-struct Q6_KPacked : Packed<Q6_KCodes, NibblesAnd<2>, SuperScales<16, int8_t, false>, 32> {
-    static void scales(const uint8_t* b, uint8_t* unit, uint8_t* run, int i) {
+struct Q6_KPacked : Packed<Q6_KCodes, Bits<4, 2>, SuperScales<16, int8_t, false>, 32> {
+    static void scales(const uint8_t* b, int i, uint8_t* unit, uint8_t* own) {
         std::memcpy(unit, b + 208, 2);
-        run[0] = b[192 + 2 * i];
-        run[16] = b[192 + 2 * i + 1];
+        own[0] = b[192 + 2 * i];
+        own[16] = b[192 + 2 * i + 1];
     }
 };
 
-struct IQ4_XSPacked : PackedTable<IQ4_XSCodes, SuperScales<32, int8_t, false>, IQ4_VALUES, PANEL_OFFSET<true>> {
-    static void scales(const uint8_t* b, uint8_t* unit, uint8_t* run, int i) {
-        std::memcpy(unit, b, 2);
-        run[0] = uint8_t(IQ4_XSCodes::six_bits(b, i) - 32);
+struct Q3_KPacked : Packed<Q3_KCodes, Bits<2, 1>, SuperScales<16, int8_t, false>, 4> {
+    static void scales(const uint8_t* b, int i, uint8_t* unit, uint8_t* own) {
+        int8_t scale[16];
+        Q3_KCodes::integer_scales(b, scale);
+        std::memcpy(unit, b + 108, 2);
+        own[0] = uint8_t(scale[2 * i]);
+        own[16] = uint8_t(scale[2 * i + 1]);
     }
+};
+
+struct Q2_KPacked : Packed<Q2_KCodes, Bits<2>, NibbleScales, 0> {
+    static void scales(const uint8_t* b, int i, uint8_t* unit, uint8_t* own) {
+        std::memcpy(unit, b + 80, 2);
+        std::memcpy(unit + 32, b + 82, 2);
+        own[0] = b[2 * i];
+        own[16] = b[2 * i + 1];
+    }
+};
+
+struct IQ4_XSPacked : PackedTable<IQ4_XSCodes, SuperScales<32, int8_t, false>, IQ4_VALUES, PRODUCT_OFFSET> {
+    static void scales(const uint8_t* b, int i, uint8_t* unit, uint8_t* own) {
+        std::memcpy(unit, b, 2);
+        own[0] = uint8_t(IQ4_XSCodes::integer_scale(b, i));
+    }
+};
+
+struct TQ2_0Packed : Packed<TQ2_0Codes, Bits<2>, UnitScales, 1> {
+    static void scales(const uint8_t* b, int, uint8_t* unit, uint8_t*) { std::memcpy(unit, b + 64, 2); }
 };
 
 } // namespace lg::LG_ISA

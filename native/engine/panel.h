@@ -1,148 +1,176 @@
-// Panels: some rows of weights as 8-bit codes in an order in which many columns of activations sweep over them.
+// Many columns: panels of packed weights are unpacked to bytes in the first-level cache and swept over the columns.
 #pragma once
 
 #include <algorithm>
 
-#include "engine/codes.h"
-#include "engine/epilogue.h"
-#include "engine/scratch.h"
+#include "columns.h"
+#include "epilogue.h"
 
 namespace lg::LG_ISA {
 
-constexpr int ROWS = int(LINEAR_ROWS);
-constexpr int DEPTH = MAX_BLOCK;
+constexpr int ROWS = 48;
+constexpr int DEPTH = 256; // a multiple of every unit
 
-// ROWS rows of DEPTH weights (or fewer): codes by fours, row by row within them; scales and mins row by row.
+// A tile is RV vectors of rows by C columns: as many sums as there are registers for.
+#if defined(LG_ISA_avx512)
+constexpr int RV = 3, C = 4;
+#elif defined(__aarch64__)
+constexpr int RV = 3, C = 4;
+#else
+constexpr int RV = 2, C = 2;
+#endif
+
+// ROWS rows of DEPTH weights or fewer: codes by fours, row by row within them; scales and mins row by row.
 struct Panel {
     alignas(64) int32_t codes[DEPTH / 4][ROWS];
     alignas(64) float scale[DEPTH / 16][ROWS];
     alignas(64) float min[DEPTH / 16][ROWS];
 };
 
-// What the product must know of a panel's codes: weight = scale * (code - Offset) + min.
-template <int Sub, bool Min, bool Signed, int32_t Offset> struct PanelFormat {
-    static constexpr int SUB = Sub;
-    static constexpr bool MIN = Min, SIGNED = Signed;
-    static constexpr int32_t OFFSET = Offset;
-};
+// The groups of rows from `row` on, weights [k, k + depth), into the panel; how many groups there are.
+template <class P> int fill_panel(const Linear& l, int64_t group_bytes, int64_t row, int64_t k, int depth, Panel& p) {
+    using S = typename P::Scales;
+    const int groups = int(std::min<int64_t>(ROWS, l.rows - row) + GROUP - 1) / GROUP;
+    for (int g = 0; g < groups; ++g) {
+        const uint8_t* unit = l.packed + (row / GROUP + g) * group_bytes + k / P::UNIT * P::UNIT_BYTES;
+        for (int c = 0; c < depth; c += P::UNIT, unit += P::UNIT_BYTES) {
+            for (int part = 0; part < PARTS; ++part) {
+                const int at = g * GROUP + part * LANES;
+                const typename S::Unit of_unit(unit, part);
+                for (int i = 0; i < P::RUNS; ++i) {
+                    const uint8_t* run = unit + S::UNIT_BYTES + i * P::RUN_BYTES;
+#pragma GCC unroll 8
+                    for (int j = 0; j < 8; ++j) {
+                        store(p.codes[c / 4 + 8 * i + j] + at, P::codes(run, j, part));
+                    }
+                    for (int s = 0; s < 32 / S::SUB; ++s) {
+                        const int sub = (c + 32 * i) / S::SUB + s;
+                        store(p.scale[sub] + at, of_unit.scale(run + P::Store::SIZE, s, part));
+                        if constexpr (S::MIN) {
+                            store(p.min[sub] + at, of_unit.min(run + P::Store::SIZE, s, part));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    return groups;
+}
 
-// What C columns of activations give to one panel.
-template <int C> struct Columns {
-    const int8_t* codes[C];
-    const float* d[C];
-    const int32_t* sum[C];
-    const float* dsum[C];
-};
-
-// RV vectors of rows by C columns over a panel's depth; acc is [C][ROWS].
-template <class F, int RV, int C>
-inline void tile(const Panel& p, int row, int depth, const Columns<C>& x, float* acc) {
-    vf total[RV][C];
-    for (int c = 0; c < C; ++c) {
-        for (int r = 0; r < RV; ++r) {
+// R vectors of rows by N columns over a panel's depth, added to acc [N][ROWS]. Not inlined and unrolled, or GCC 12 keeps sums
+// in memory.
+template <class P, int R, int N>
+[[gnu::noinline]] void tile(const Panel& p, int row, int depth, const Columns<N>& x, float* acc) {
+    using S = typename P::Scales;
+    vf total[R][N];
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
             total[r][c] = load(acc + c * ROWS + row + r * LANES);
         }
     }
     for (int run = 0; run < depth / 32; ++run) {
-        vf part[RV][C];
-        // Unrolled, or GCC 12 spills accumulators.
+        vf value[R][N];
 #pragma GCC unroll 2
-        for (int i = 0; i < 32 / F::SUB; ++i) {
-            const int s = run * (32 / F::SUB) + i;
-            vi dots[RV][C];
-            for (int c = 0; c < C; ++c) {
-                const int32_t start = F::OFFSET ? -F::OFFSET * x.sum[c][s] : 0;
-                for (int r = 0; r < RV; ++r) {
-                    dots[r][c] = start - vi{};
+        for (int i = 0; i < 32 / S::SUB; ++i) {
+            const int s = run * (32 / S::SUB) + i;
+            vi dots[R][N];
+#pragma GCC unroll 8
+            for (int c = 0; c < N; ++c) {
+                const vi start = P::OFFSET ? splat(x.start[c][s]) : vi{};
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    dots[r][c] = start;
                 }
             }
 #pragma GCC unroll 8
-            for (int word = 0; word < F::SUB / 4; ++word) {
-                const int j = s * (F::SUB / 4) + word;
-                vi w[RV];
-                for (int r = 0; r < RV; ++r) {
+            for (int word = 0; word < S::SUB / 4; ++word) {
+                const int j = s * (S::SUB / 4) + word;
+                vi w[R];
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
                     std::memcpy(&w[r], p.codes[j] + row + r * LANES, sizeof w[r]);
                 }
-                for (int c = 0; c < C; ++c) {
-                    int32_t four;
-                    std::memcpy(&four, x.codes[c] + 4 * j, 4);
-                    for (int r = 0; r < RV; ++r) {
-                        dots[r][c] = dot_lanes<F::SIGNED>(dots[r][c], w[r], four);
+#pragma GCC unroll 8
+                for (int c = 0; c < N; ++c) {
+                    const vi four = in_register(word_of(x.codes[c] + 4 * j));
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; ++r) {
+                        dots[r][c] = dot_lanes<P::SIGNED>(dots[r][c], w[r], four);
                     }
                 }
             }
-            for (int r = 0; r < RV; ++r) {
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
                 const vf scale = load(p.scale[s] + row + r * LANES);
-                for (int c = 0; c < C; ++c) {
-                    const vf value = __builtin_convertvector(dots[r][c], vf);
-                    part[r][c] = i == 0 ? value * scale : fma(value, scale, part[r][c]);
+#pragma GCC unroll 8
+                for (int c = 0; c < N; ++c) {
+                    const vf dot = to_float(dots[r][c]);
+                    value[r][c] = i == 0 ? dot * scale : fma(dot, scale, value[r][c]);
                 }
-                if constexpr (F::MIN) {
+                if constexpr (S::MIN) {
                     const vf min = load(p.min[s] + row + r * LANES);
-                    for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 8
+                    for (int c = 0; c < N; ++c) {
                         total[r][c] = fma(min, splat(x.dsum[c][s]), total[r][c]);
                     }
                 }
             }
         }
-        for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) {
             const vf d = splat(x.d[c][run]);
-            for (int r = 0; r < RV; ++r) {
-                total[r][c] = fma(part[r][c], d, total[r][c]);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                total[r][c] = fma(value[r][c], d, total[r][c]);
             }
         }
     }
-    for (int c = 0; c < C; ++c) {
-        for (int r = 0; r < RV; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
             store(acc + c * ROWS + row + r * LANES, total[r][c]);
         }
     }
 }
 
-template <class F, int C>
-void tiles(const Linear& l, const Panel& p, int64_t k, int depth, int64_t t, float* acc) {
-    Columns<C> x;
-    for (int c = 0; c < C; ++c) {
-        const int64_t row = x_row(l, t + c);
-        x.codes[c] = l.x.codes + row * l.cols + k;
-        x.d[c] = l.x.d + (row * l.cols + k) / 32;
-        x.sum[c] = (F::SUB == 16 ? l.x.sum16 : l.x.sum32) + (row * l.cols + k) / F::SUB;
-        x.dsum[c] = (F::SUB == 16 ? l.x.dsum16 : l.x.dsum32) + (row * l.cols + k) / F::SUB;
+// All rows of a panel with N columns.
+template <class P, int N> void tiles(const Panel& p, int groups, int depth, const Columns<N>& x, float* acc) {
+    int part = 0;
+    for (; part + RV <= groups * PARTS; part += RV) {
+        tile<P, RV, N>(p, part * LANES, depth, x, acc);
     }
-    constexpr int RV = 2;
-    for (int row = 0; row < ROWS; row += RV * LANES) {
-        tile<F, RV, C>(p, row, depth, x, acc + t * ROWS);
+    for (; part < groups * PARTS; ++part) {
+        tile<P, 1, N>(p, part * LANES, depth, x, acc);
     }
 }
 
-template <class F>
-void sweep(const Linear& l, const Panel& p, int64_t k, int depth, float* acc) {
-    constexpr int C = LANES == 16 ? 4 : 2;
-    int64_t t = 0;
-    for (; t + C <= l.columns; t += C) {
-        tiles<F, C>(l, p, k, depth, t, acc);
-    }
-    for (; t < l.columns; ++t) {
-        tiles<F, 1>(l, p, k, depth, t, acc);
-    }
-}
-
-// Many columns: fill(row, k, depth, panel) makes one panel of codes after the other, each swept over all columns.
-template <class F, class Fill> void sweep_panels(const Linear& l, int64_t first, int64_t last, Fill fill) {
-    thread_local static Scratch<float> memory;
+template <class P> void sweep_panels(const Linear& l, int64_t group_bytes, int64_t first, int64_t last) {
+    thread_local static Scratch<float> sums;
     thread_local static Scratch<Panel> panels;
-    float* acc = memory.get(l.columns * ROWS);
+    thread_local static Scratch<int32_t> start_memory;
+    float* acc = sums.get(l.columns * ROWS);
     Panel& p = *panels.get(1);
+    const int32_t* start = starts<P>(l, start_memory);
     for (int64_t row = first; row < last; row += ROWS) {
         std::fill_n(acc, l.columns * ROWS, 0.0f);
+        int groups = 0;
         for (int64_t k = 0; k < l.cols; k += DEPTH) {
             const int depth = int(std::min<int64_t>(DEPTH, l.cols - k));
-            fill(row, k, depth, p);
-            sweep<F>(l, p, k, depth, acc);
+            groups = fill_panel<P>(l, group_bytes, row, k, depth, p);
+            int64_t t = 0;
+            for (; t + C <= l.columns; t += C) {
+                tiles<P, C>(p, groups, depth, columns_at<P, C>(l, start, t, k), acc + t * ROWS);
+            }
+            for (; t < l.columns; ++t) {
+                tiles<P, 1>(p, groups, depth, columns_at<P, 1>(l, start, t, k), acc + t * ROWS);
+            }
         }
         for (int64_t t = 0; t < l.columns; ++t) {
-            for (int64_t r = 0; r < ROWS && row + r < last; r += 16) {
-                finish16(l, t, row + r, acc + t * ROWS + r);
+            for (int g = 0; g < groups; ++g) {
+                finish16(l, t, row + g * GROUP, acc + t * ROWS + g * GROUP);
             }
         }
     }

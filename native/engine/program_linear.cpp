@@ -154,10 +154,11 @@ class LinearStep : public Step {
             float unit = layer.input_scale.empty() ? 0.0f : layer.input_scale[ids ? size_t(ids[p]) : 0];
             if (unit == 0.0f) {
                 for (int64_t i = 0; i < cols_; ++i) {
-                    unit = std::max(unit, std::fabs(row[i]) / 2688.0f);
+                    const float own = std::fabs(row[i]) / 2688.0f;
+                    unit = own > unit || own != own ? own : unit; // a NaN stays
                 }
             }
-            kernels().engine.round_nvfp4(row, rounded + p * cols_, cols_, unit > 0.0f ? unit : 1.0f);
+            kernels().engine.round_nvfp4(row, rounded + p * cols_, cols_, unit <= 0.0f ? 1.0f : unit);
         });
         a.x = rounded;
         return a;

@@ -17,8 +17,6 @@ Weight::Weight(const uint8_t* data, int64_t n_rows, int64_t row_bytes, int type,
     require(experts > 0 && n_rows % experts == 0, "rows do not divide among the experts");
 }
 
-bool Weight::has_q8() const { return kernels().engine.linear_q8[type_] != nullptr; }
-
 Linear Weight::task(int64_t expert) const {
     Linear l;
     l.row_bytes = row_bytes_;

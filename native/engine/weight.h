@@ -19,7 +19,7 @@ class Weight {
     int64_t experts() const { return experts_; }
     int64_t n_rows() const { return n_rows_; }
     int type() const { return type_; }
-    bool has_q8() const; // whether products with 8-bit activations have a kernel
+    bool has_q8() const { return packed_ != nullptr; } // whether products with 8-bit activations are integer ones
 
     // A product with one expert's matrix; the caller adds x, y and the epilogue.
     Linear task(int64_t expert) const;

@@ -8,14 +8,7 @@ namespace lg::LG_ISA {
 typedef int8_t i8x32 __attribute__((vector_size(32)));
 typedef uint8_t u8x32 __attribute__((vector_size(32)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
-typedef int32_t i32x8 __attribute__((vector_size(32)));
-typedef float f32x8 __attribute__((vector_size(32)));
 
-inline i8x32 load_i8(const int8_t* p) {
-    i8x32 v;
-    std::memcpy(&v, p, 32);
-    return v;
-}
 inline u8x32 load_u8(const uint8_t* p) {
     u8x32 v;
     std::memcpy(&v, p, 32);
@@ -94,78 +87,21 @@ inline vi lookup_lanes(const int8_t* table16, vi index) {
 #endif
 }
 
-// Products of 32 bytes summed by fours into 8 lanes (lane i: bytes 4i..4i+3). `w` may be negative or not (Signed);
-// without Signed w must be at most 127. x is never -128.
-template <bool Signed>
-inline i32x8 dot32(i32x8 acc, i8x32 w, i8x32 x) {
-#if LG_ISA_avx512 || LG_ISA_avx2
-    __m256i a = (__m256i)w, b = (__m256i)x;
-    if constexpr (Signed) { // |w| * (x with w's sign): the instruction wants one unsigned side
-        b = _mm256_sign_epi8(b, a);
-        a = _mm256_abs_epi8(a);
-    }
+// Each lane of w holds four consecutive codes of one row, each lane of x the same four columns of the activations: their
+// products are added up in the lane. `w` may be negative or not (Signed); without Signed, AVX2 wants it to be 127 at most.
+// x is never -128.
+template <bool Signed> inline vi dot_lanes(vi acc, vi w, vi x) {
 #if LG_ISA_avx512
-    return (i32x8)_mm256_dpbusd_epi32((__m256i)acc, a, b);
-#else
-    const __m256i pairs = _mm256_maddubs_epi16(a, b); // at most 2 * 128 * 127: no saturation
-    return acc + (i32x8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
-#elif LG_ISA_neon
-    int32x4_t acc2[2];
-    int8x16_t w2[2], x2[2];
-    std::memcpy(acc2, &acc, 32);
-    std::memcpy(w2, &w, 32);
-    std::memcpy(x2, &x, 32);
-    acc2[0] = vdotq_s32(acc2[0], w2[0], x2[0]);
-    acc2[1] = vdotq_s32(acc2[1], w2[1], x2[1]);
-    std::memcpy(&acc, acc2, 32);
-    return acc;
-#else
-    for (int i = 0; i < 8; ++i) {
-        int32_t s = 0;
-        for (int k = 0; k < 4; ++k) {
-            s += int32_t(w[4 * i + k]) * int32_t(x[4 * i + k]);
-        }
-        acc[i] += s;
-    }
-    return acc;
-#endif
-}
-
-inline f32x8 fma8(f32x8 a, f32x8 b, f32x8 c) {
-#if LG_ISA_avx512 || LG_ISA_avx2
-    return (f32x8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    return a * b + c;
-#endif
-}
-
-inline f32x8 load8(const float* p) {
-    f32x8 v;
-    std::memcpy(&v, p, 32);
-    return v;
-}
-
-inline f32x8 float8(i32x8 v) { return __builtin_convertvector(v, f32x8); }
-
-inline float sum8(f32x8 v) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
-
-// One step of a panel product. Each lane of w holds four consecutive codes of one row, x the same four columns of the
-// activations; `panel_code` says how codes are kept in the panel.
-template <bool Signed> inline vi dot_lanes(vi acc, vi w, int32_t x) {
-#if LG_ISA_avx512
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
 #elif LG_ISA_avx2
-    __m256i a = (__m256i)w, b = _mm256_set1_epi32(x);
+    __m256i a = (__m256i)w, b = (__m256i)x;
     if constexpr (Signed) {
         b = _mm256_sign_epi8(b, a);
         a = _mm256_abs_epi8(a);
     }
     return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
 #elif LG_ISA_neon
-    return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)vdupq_n_s32(x));
+    return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)x);
 #else
     const int8_t* a = (const int8_t*)&w;
     const int8_t* b = (const int8_t*)&x;
@@ -180,13 +116,9 @@ template <bool Signed> inline vi dot_lanes(vi acc, vi w, int32_t x) {
 
 // AVX-512's product takes unsigned codes: signed ones are kept 128 higher, and 128 times the activations' sum comes off.
 #if LG_ISA_avx512
-template <bool Signed> constexpr int32_t PANEL_OFFSET = Signed ? 128 : 0;
+constexpr int32_t PRODUCT_OFFSET = 128;
 #else
-template <bool Signed> constexpr int32_t PANEL_OFFSET = 0;
+constexpr int32_t PRODUCT_OFFSET = 0;
 #endif
-
-template <bool Signed> inline i8x32 panel_code(i8x32 code) {
-    return PANEL_OFFSET<Signed> ? (i8x32)((u8x32)code ^ 0x80) : code;
-}
 
 } // namespace lg::LG_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "simd/half.h"
 #include "simd/vector.h"
@@ -22,6 +23,16 @@ inline vf fma(vf a, vf b, vf c) {
 #endif
 }
 
+// Keeps GCC from reading v again from memory for every use: loads are as scarce as products.
+inline vi in_register(vi v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 // The sum of the lanes, by halves: the same order in every call.
 inline float sum(vf v) {
     float a[LANES];
@@ -32,6 +43,26 @@ inline float sum(vf v) {
         }
     }
     return a[0];
+}
+
+// One step of sum_each: lanes without bit D are a's, lanes with it b's, each added to its partner.
+template <int D, size_t... K> inline vf add_halves(vf a, vf b, std::index_sequence<K...>) {
+    const vf low = __builtin_shufflevector(a, b, ((K & D) ? int(K) - D + LANES : int(K))...);
+    const vf high = __builtin_shufflevector(a, b, ((K & D) ? int(K) + LANES : int(K) + D)...);
+    return low + high;
+}
+
+// Lane i: sum(v[i]), in the same order; LANES vectors.
+template <int D = LANES / 2> inline vf sum_each(const vf* v) {
+    vf half[D];
+    for (int i = 0; i < D; ++i) {
+        half[i] = add_halves<D>(v[i], v[i + D], std::make_index_sequence<LANES>{});
+    }
+    if constexpr (D > 1) {
+        return sum_each<D / 2>(half);
+    } else {
+        return half[0];
+    }
 }
 
 inline float largest(vf v) {
@@ -131,34 +162,6 @@ inline vf load_bfloat(const uint8_t* p) {
     }
     return v;
 #endif
-}
-
-// ---- panels ----
-
-// Four rows of n 4-byte words -> out[word * stride + row]. Words are moved as floats, whatever they are.
-inline void transpose4(const float* const* rows, int64_t n, float* out, int64_t stride) {
-    typedef float f4 __attribute__((vector_size(16)));
-    int64_t j = 0;
-    for (; j + 4 <= n; j += 4) {
-        f4 a, b, c, d;
-        std::memcpy(&a, rows[0] + j, 16);
-        std::memcpy(&b, rows[1] + j, 16);
-        std::memcpy(&c, rows[2] + j, 16);
-        std::memcpy(&d, rows[3] + j, 16);
-        const f4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const f4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        const f4 words[4] = {
-            __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
-            __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
-        for (int i = 0; i < 4; ++i) {
-            std::memcpy(out + (j + i) * stride, &words[i], 16);
-        }
-    }
-    for (; j < n; ++j) {
-        for (int i = 0; i < 4; ++i) {
-            std::memcpy(out + j * stride + i, rows[i] + j, 4);
-        }
-    }
 }
 
 } // namespace lg::LG_ISA

@@ -17,26 +17,37 @@ _E2M1_MAX = np.float32(6.0)
 
 def round_q8(x: Floats) -> Floats:
     """To 8 bits in blocks of 32 along the last axis: the nearest multiples, ties to even, of largest / 127. As ggml's
-    Q8_0, but the block's scale stays a float32."""
+    Q8_0, but the block's scale stays a float32. A block with a value that is no number has none; one whose scale is no
+    normal number counts as zeros."""
     blocks = _blocks(x, 32)
-    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
-    inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, 1), np.float32(0))
-    return _joined(np.rint(blocks * inverse) * scale, x)
+    scale = _of_numbers(np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127))
+    normal = scale >= np.finfo(np.float32).tiny
+    inverse = np.where(normal, np.float32(1) / np.where(normal, scale, 1), np.float32(0))
+    with np.errstate(invalid="ignore"):
+        return _joined(np.rint(blocks * inverse) * scale, x)
 
 
 def round_nvfp4(x: Floats, input_scale: Floats | None) -> Floats:
     """To NVFP4 in blocks of 16 along the last axis, as a W4A4 kernel sees it: an E4M3 scale of largest / 6 in units of
     `input_scale`, then E2M1 values, ties to even. `input_scale` broadcasts to [..., 1]; None takes each row's own
-    largest / 2688. Source: NVIDIA Model-Optimizer, nvfp4 quantizer of activations."""
+    largest / 2688. A block with a value that is no number has none.
+    Source: NVIDIA Model-Optimizer, nvfp4 quantizer of activations."""
     if input_scale is None:
         input_scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(6 * 448)
     blocks, unit = _blocks(x, 16), np.asarray(input_scale, np.float32)[..., None]
     unit = np.broadcast_to(unit, (*blocks.shape[:-1], 1))
-    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    largest = _of_numbers(np.abs(blocks).max(axis=-1, keepdims=True))
+    unit = _of_numbers(unit)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = e4m3.decode(e4m3.encode(np.where(unit > 0, largest / _E2M1_MAX / unit, 0))) * unit
         codes = _round_e2m1(np.where(scale > 0, blocks / scale, np.float32(0)))
-    return _joined(codes * scale, x)
+        numbers = np.isfinite(largest) & np.isfinite(unit)
+        return _joined(np.where(numbers, codes * scale, np.float32(np.nan)), x)
+
+
+def _of_numbers(scale: Floats) -> Floats:
+    """NaN in place of an infinity: what it scales is no number either."""
+    return np.where(np.isfinite(scale), scale, np.float32(np.nan))
 
 
 def _round_e2m1(x: Floats) -> Floats:

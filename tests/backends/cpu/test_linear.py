@@ -5,22 +5,32 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from loragraft import _native
-from loragraft.quants import native, reference
+from loragraft.quants import reference
 from loragraft.quants.types import BY_NAME, QuantType
+from products import TYPES, Product, random_weight
 
 engine = _native.engine
 Floats = npt.NDArray[np.float32]
 
-TYPES = [kind for kind in BY_NAME.values() if engine.has_type(kind.id)]
+INVARIANCE = str(Path(__file__).with_name("test_invariance.py"))
 ROWS = 53  # no multiple of any tile
 LIMIT = 2e-6
 """Largest error of a product relative to the norms of its factors; float32 sums of a few hundred terms."""
+INTEGER = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"} | {
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+    "NVFP4",
+    "TQ2_0",
+}
+"""Types with an integer product."""
 
 
 def rounded_to_8_bits(x: Floats) -> npt.NDArray[np.float64]:
@@ -31,65 +41,45 @@ def rounded_to_8_bits(x: Floats) -> npt.NDArray[np.float64]:
     return (np.rint(groups * inverse).astype(np.float64) * d).reshape(x.shape)
 
 
-def random_weight(
-    kind: QuantType, rng: np.random.Generator, columns: int, rows: int = ROWS
-) -> npt.NDArray[np.uint8]:
-    w = rng.standard_normal((rows, columns), dtype=np.float32) / 16
-    importance = np.ones(columns, np.float32)
-    quantize = native.quantize if native.supports(kind) else reference.quantize
-    return quantize(w, kind, importance)
-
-
-def multiply(
-    kind: QuantType, data: npt.NDArray[np.uint8], x: Floats, mode: str, *, threads: int = 2, rows: int = ROWS
-) -> Floats:
-    weight = engine.Weight(data, kind.id, x.shape[1])
-    if mode == "packed":
-        weight.pack(engine.ThreadPool(threads), engine.Arena())
-    y = np.full((len(x), rows), np.nan, np.float32)
-    engine.multiply(engine.ThreadPool(threads), weight, x, y, mode != "f32")
-    return y
-
-
 def columns_of(kind: QuantType) -> int:
     """More than one panel deep, and not a multiple of it if the type allows."""
     return 512 if kind.block == 256 else 256 + 2 * max(kind.block, 32)
 
 
-@pytest.mark.parametrize("mode", ["f32", "q8", "packed"])
+@pytest.mark.parametrize("q8", [False, True], ids=["float", "8-bit"])
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-def test_products_against_float64(kind: QuantType, mode: str) -> None:
+def test_products_against_float64(kind: QuantType, q8: bool) -> None:
     rng = np.random.default_rng(kind.id)
     columns = columns_of(kind)
-    data = random_weight(kind, rng, columns)
+    data = random_weight(kind, rng, columns, ROWS)
     w = reference.dequantize(data, kind).astype(np.float64)
-    weight = engine.Weight(data, kind.id, columns)
+    product = Product(kind, data, columns, q8=q8)
+    assert product.weight.has_q8 == (q8 and kind.name in INTEGER)
     for tokens in (1, 2, 3, 7, 9, 64):
         x = rng.standard_normal((tokens, columns), dtype=np.float32)
         x[:, 32:64] *= 1e-3
         x[0, 64:96] = 0
-        seen = rounded_to_8_bits(x) if mode != "f32" and weight.has_q8 else x.astype(np.float64)
-        y = multiply(kind, data, x, mode)
+        seen = rounded_to_8_bits(x) if product.weight.has_q8 else x.astype(np.float64)
         size = np.linalg.norm(seen, axis=1)[:, None] * np.linalg.norm(w, axis=1)
-        assert np.max(np.abs(y - seen @ w.T) / size) < LIMIT, tokens
-
-
-@pytest.mark.parametrize("kind", TYPES, ids=str)
-def test_threads_do_not_change_a_bit(kind: QuantType) -> None:
-    rng = np.random.default_rng(5)
-    data = random_weight(kind, rng, 512, rows=1000)
-    for tokens in (1, 3, 20):
-        x = rng.standard_normal((tokens, 512), dtype=np.float32)
-        one = multiply(kind, data, x, "packed", threads=1, rows=1000)
-        for threads in (2, 3):
-            assert np.array_equal(multiply(kind, data, x, "packed", threads=threads, rows=1000), one)
+        assert np.max(np.abs(product(x) - seen @ w.T) / size) < LIMIT, tokens
 
 
 @pytest.mark.parametrize("isa", [isa for isa in _native.isas() if isa != _native.isa()])
 def test_other_instruction_sets(isa: str) -> None:
     """The kernels of a process are chosen once, so each set needs its own."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "against_float64", "-p", "no:cacheprovider", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-k",
+            "against_float64 or any_",
+            "-p",
+            "no:cacheprovider",
+            __file__,
+            INVARIANCE,
+        ],
         env=os.environ | {"LORAGRAFT_ISA": isa},
         capture_output=True,
         text=True,
