@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from gguf_files import write_gguf
+from loragraft.archs import ARCHS
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource
@@ -35,7 +36,7 @@ def model(arch: str, tensors: dict[str, np.ndarray], **keys: int) -> ModelSource
         **keys,
     }
     metadata |= {f"{arch}.{key}": Value.u32(value) for key, value in sizes.items()}
-    if arch in ("llama", "qwen2", "qwen3", "gemma3"):
+    if arch in {record.name for record in ARCHS}:
         metadata |= {
             f"{arch}.context_length": Value.u32(64),
             f"{arch}.feed_forward_length": Value.u32(48),

@@ -53,7 +53,7 @@ CASES = [
 def test_logits_of_peft(case: str, tmp_path: Path) -> None:
     base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
     expected, ids = golden()[f"{case}/logits"], golden()["ids"]
-    reference, native = load(base, [adapter], backend="reference"), load(base, [adapter])
+    reference, native = load(base, [adapter], backend="reference"), load(base, [adapter], activations="f32")
     rounded = "+tokens" in case  # rows take the type of the base, F16, as in PEFT; the oracle's base was F32
     assert nmse(reference.logits(ids), expected) < (REFERENCE_F16_MERGE if rounded else REFERENCE)
     assert nmse(native.logits(ids), reference.logits(ids)) < NATIVE_F32
@@ -103,10 +103,13 @@ def test_dora_beside_another_adapter(turns: tuple[str, str], tmp_path: Path) -> 
     other = golden()[f"{' then '.join(reversed(turns))}/logits"]
     assert nmse(other, expected) > 1e-4
     for backend in ("reference", "native"):
-        found = load(base, adapters, backend=backend).logits(golden()["ids"])  # type: ignore[arg-type]
+        model = load(base, adapters, backend=backend, activations="f32")  # type: ignore[arg-type]
+        found = model.logits(golden()["ids"])
         assert nmse(found, expected) < REFERENCE
     merge(base, adapters, tmp_path / "merged.gguf", type="F32")
-    assert nmse(load(tmp_path / "merged.gguf").logits(golden()["ids"]), expected) < REFERENCE
+    assert (
+        nmse(load(tmp_path / "merged.gguf", activations="f32").logits(golden()["ids"]), expected) < REFERENCE
+    )
 
 
 def test_olora_needs_the_weights_that_it_started_from(tmp_path: Path) -> None:

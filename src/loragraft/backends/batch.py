@@ -136,7 +136,7 @@ def _wanted(wants: str | int, count: int) -> npt.NDArray[np.bool_]:
             return np.full(count, wants == "all", np.bool_)
         case "last":
             return np.asarray(np.arange(count) == count - 1)
-        case int() if 0 <= wants < count:
+        case int() | np.integer() if 0 <= wants < count:
             return np.asarray(np.arange(count) >= wants)
     raise GraphError(
         "batch", "no such rows to want", found=wants, expected=f"last, all, none or 0 to {count - 1}"
