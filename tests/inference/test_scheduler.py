@@ -94,8 +94,7 @@ def test_a_prompt_that_was_read_is_not_read_again(model: Model, scheduler: Sched
 
 @pytest.mark.parametrize("seed", range(2))
 def test_nothing_of_one_request_reaches_another(paths: dict[str, Path], seed: int) -> None:
-    # The reference backend: the native one's products still depend on the number of rows for some types.
-    model, cold = (lg.load(data("llama-kjv"), backend="reference") for _ in range(2))
+    model, cold = (lg.load(data("llama-kjv")) for _ in range(2))
     adapters = {name: load_adapter(path, model.source) for name, path in paths.items()}
     for scheduler in scheduled(model, paths, chunk=16):
         counts = storm(
@@ -147,13 +146,15 @@ def test_a_time_limit(model: Model, scheduler: Scheduler) -> None:
 
 def test_one_adapter_does_not_starve_another(model: Model, paths: dict[str, Path]) -> None:
     for scheduler in scheduled(model, paths, sequences=2, waiting=64):
+        for name in ("one", "two"):
+            scheduler.shelf.preload(name)
         ended: queue.SimpleQueue[str] = queue.SimpleQueue()
 
         def emit(name: str, event: object, ended: queue.SimpleQueue[str] = ended) -> None:
             if isinstance(event, Done):
                 ended.put(name)
 
-        for name in ["one"] * 20 + ["two"]:
+        for name in ["one"] * 40 + ["two"]:
             scheduler.submit(
                 Request(
                     model.tokenize("And"),
@@ -163,8 +164,9 @@ def test_one_adapter_does_not_starve_another(model: Model, paths: dict[str, Path
                     sampling=GREEDY,
                 )
             )
-        order = [ended.get(timeout=60) for _ in range(21)]
-        assert order.index("two") < 8
+        before = ended.qsize()  # what had ended when the last request came
+        order = [ended.get(timeout=60) for _ in range(41)]
+        assert order.index("two") <= before + 6
 
 
 def test_stopping_finishes_what_runs(model: Model) -> None:
