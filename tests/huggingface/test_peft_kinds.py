@@ -89,7 +89,9 @@ def rows_of(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_the_trained_fixture(backend: str, tmp_path: Path) -> None:
     expected = arrays("golden/hf-logits.npz")
-    model = load(data("llama-kjv"), [data("llama-kjv.embed")], backend=backend)  # type: ignore[arg-type]
+    model = load(  # type: ignore[arg-type]
+        data("llama-kjv"), [data("llama-kjv.embed")], backend=backend, activations="f32"
+    )
     assert nmse(model.logits(expected["ids"]), expected["llama+embed"]) < REFERENCE
 
 
