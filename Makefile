@@ -121,9 +121,10 @@ lint: $(VENV)/linted
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# docs/cli.md, from what --help prints.
+# docs/cli.md, from what --help prints; docs/adapters.md, from the cases of the tests.
 docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_adapters.py
 
 # LLAMA_QUANTIZE=path/to/llama-quantize puts its times beside ours.
 bench-quantize: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""golden/peft-adapters.npz as folders: its bases (with a tokenizer of single letters) and its adapters."""
+"""golden/peft-adapters.npz and peft-methods.npz as folders: bases (with a tokenizer of single letters) and adapters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ from safetensors.numpy import save_file
 from paths import arrays
 
 NAME = "golden/peft-adapters.npz"
+METHODS = "golden/peft-methods.npz"
 
 
 def golden() -> Any:
     """The arrays, by the keys that make_peft_adapters.py describes."""
     return arrays(NAME)
+
+
+def methods() -> Any:
+    """The arrays of methods beside LoRA, as make_peft_methods.py describes them."""
+    return arrays(METHODS)
+
+
+def recorded(name: str) -> Any:
+    """The arrays that have the base or adapter `name`."""
+    return golden() if f"{name}/config" in golden() else methods()
 
 
 def base_folder(case: str, folder: Path) -> Path:
@@ -29,7 +40,7 @@ def base_folder(case: str, folder: Path) -> Path:
 def adapter_folder(case: str, folder: Path) -> Path:
     """The adapter `case`, written to `folder`; with a tokenizer if its vocabulary is larger than the base's."""
     path = _written(case, folder, "adapter_config.json", "adapter_model.safetensors")
-    tokens = golden()[f"{case}/logits"].shape[1]
+    tokens = recorded(case)[f"{case}/logits"].shape[1]
     if tokens > 40:
         write_tokenizer(path, tokens)
     return path
@@ -51,13 +62,14 @@ def write_tokenizer(folder: Path, tokens: int, **changes: Any) -> None:
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:
     """The tensors of a base or an adapter, by their Hugging Face names."""
-    everything = golden()
+    everything = recorded(name)
     found = {key.partition("/")[2]: everything[key] for key in everything if key.startswith(f"{name}/")}
-    return {key: value for key, value in found.items() if key not in ("config", "logits")}
+    others = ("config", "logits", "merged")
+    return {key: value for key, value in found.items() if key not in others and not key.startswith("start/")}
 
 
 def _written(name: str, folder: Path, config: str, weights: str) -> Path:
     folder.mkdir(parents=True)
-    (folder / config).write_bytes(golden()[f"{name}/config"].tobytes())
+    (folder / config).write_bytes(recorded(name)[f"{name}/config"].tobytes())
     save_file(tensors_of(name), folder / weights)
     return folder

@@ -229,8 +229,17 @@ def test_adapter_with_unknown_tensors(tmp_path: Path) -> None:
 def test_adapter_with_what_is_not_honoured(tmp_path: Path) -> None:
     adapter = copied(ADAPTER, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_qalora": True}))
-    refused(tmp_path, "merge", BASE, "--lora", adapter, "-o", tmp_path / "out.gguf", says=("use_qalora",))
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "layer_replication": [[0, 2]]}))
+    refused(
+        tmp_path,
+        "merge",
+        BASE,
+        "--lora",
+        adapter,
+        "-o",
+        tmp_path / "out.gguf",
+        says=("layer_replication", "merge_and_unload"),
+    )
 
 
 def test_base_and_adapter_mixed_up(tmp_path: Path) -> None:

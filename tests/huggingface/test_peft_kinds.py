@@ -14,39 +14,8 @@ from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize
 from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, golden
+from peft_matrix import LORA as CASES
 from tolerances import NATIVE_F32, REFERENCE, REFERENCE_F16_MERGE, nmse
-
-CASES = [
-    "llama+saved",
-    "llama+saved-layer",
-    "llama+resized",
-    "llama+resized-alone",
-    "llama+embedding",
-    "llama+dora",
-    "llama+dora-rslora",
-    "llama+tokens",
-    "llama+tokens-both",
-    "llama+resized-tokens",
-    "llama+mica",
-    "llama+olora",
-    "qwen2+saved-embedding",
-    "qwen2+saved-head",
-    "qwen2+saved-tied",
-    "qwen2+embedding",
-    "qwen2+embedding-tied",
-    "qwen2+head",
-    "qwen2+resized",
-    "qwen2+resized-alone",
-    "qwen2+tokens",
-    "qwen2+tokens-head",
-    "qwen2+tokens-both",
-    "qwen2+tokens-differ",
-    "qwen2+resized-tokens",
-    "qwen2+lora-bias",
-    "qwen2+biases",
-    "qwen2+biases-lora-only",
-    "qwen2+dora",
-]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -120,13 +89,6 @@ def test_olora_needs_the_weights_that_it_started_from(tmp_path: Path) -> None:
     merge(base, [], tmp_path / "q8.gguf", type="Q8_0")
     with pytest.raises(AdapterError, match=r"OLoRA's start .* found Q8_0 \(.*merge it into the base before"):
         load(tmp_path / "q8.gguf", [adapter])
-
-
-def test_pissa_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    case = "llama+pissa"
-    base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
-    with pytest.raises(AdapterError, match=r"init_lora_weights changed .* found 'pissa', .*merge_and_unload"):
-        load(base, [adapter])
 
 
 def test_an_output_that_was_resized_but_not_saved(tmp_path: Path) -> None:

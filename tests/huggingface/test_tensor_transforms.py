@@ -14,7 +14,7 @@ from loragraft.archs.tensors import Fused, Order, Part, Reordered, Tensor
 from loragraft.errors import AdapterError, CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Computed, float_rows, in_memory
-from loragraft.huggingface import peft_placement
+from loragraft.huggingface.adapter_placement import AdapterPlacement
 from loragraft.huggingface.placement import place_weights
 from loragraft.huggingface.tensor_names import CheckpointNames, TensorNames
 from loragraft.huggingface.weights import Weight
@@ -200,7 +200,7 @@ def pairs(base: dict[str, tuple[int, ...]], *deltas: ModuleDelta) -> dict[str, F
     tensors = {name: in_memory(name, np.zeros(shape, np.float32)) for name, shape in base.items()}
     tensors["token_embd.weight"] = in_memory("token_embd.weight", np.zeros((2, WIDTH), np.float32))
     source = ModelSource(Path("base.gguf"), "toy", {}, tensors)
-    placement = peft_placement._Placement(Path("adapter"), source, Names(), Settings(), {})  # type: ignore[arg-type]
+    placement = AdapterPlacement(Path("adapter"), source, Names(), Settings(), {})  # type: ignore[arg-type]
     for delta in deltas:
         placement.add(delta)
     return {name: np.float32(pair.scale) * (pair.b @ pair.a) for name, pair in placement.pairs().items()}

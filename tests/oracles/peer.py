@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
@@ -218,6 +219,23 @@ def save(kind: str, tokenizer: str, ids: list[int], out: str, adapter: str | Non
         _save_logits(adapted, ids, f"{adapter}/logits.npy")
 
 
+def adapt(folder: str, config: str, settings: dict[str, Any], ids: list[int], out: str) -> None:
+    """An adapter of any method, every trained number disturbed, as peft saves it; beside it the logits of the base with
+    what was saved, and of peft's own merge."""
+    torch.manual_seed(5)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    adapted = get_peft_model(base, getattr(peft, config)(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter) * (1 + parameter.abs())
+    adapted.save_pretrained(out)
+    fresh = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(fresh, out)
+    _save_logits(model, ids, f"{out}/logits.npy")
+    _save_logits(model.merge_and_unload(), ids, f"{out}/merged.npy")
+
+
 def tokenize(folder: str, texts: list[str], out: str) -> None:
     """Ids of the texts, and what they decode to again."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -238,7 +256,7 @@ def _save_logits(model: torch.nn.Module, ids: list[int], out: str) -> None:
 
 
 JOBS: dict[str, Callable[..., None]] = {
-    job.__name__: job for job in (compress, decompress, logits, merge, save, tokenize)
+    job.__name__: job for job in (adapt, compress, decompress, logits, merge, save, tokenize)
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loragraft.adapters.delta import Delta, same_deltas
+from loragraft.adapters.delta import Change, Delta, same_deltas
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
 from loragraft.adapters.rebase import UNTIED, untied
 from loragraft.errors import AdapterError
@@ -14,13 +14,14 @@ from loragraft.formats.source import ModelSource
 
 def collect_deltas(
     model: ModelSource, adapters: Sequence[tuple[Adapter, float]]
-) -> tuple[ModelSource, Mapping[str, tuple[Delta, ...]]]:
-    """The deltas of every adapted tensor, in the order of `adapters`, and the model that they are for: `model`, but
+) -> tuple[ModelSource, Mapping[str, tuple[Change, ...]]]:
+    """The changes of every adapted tensor, in the order of `adapters`, and the model that they are for: `model`, but
     where adapters change a tied weight in one of its uses only, as PEFT lets them, with a tensor for each use.
 
-    Raises `AdapterError` for a pair without a tensor, or with one of another shape.
+    An adapter's pair comes before what it multiplies the weight by. Raises `AdapterError` for a pair without a tensor,
+    or with one of another shape.
     """
-    deltas: dict[str, tuple[Delta, ...]] = {}
+    deltas: dict[str, tuple[Change, ...]] = {}
     for adapter, scale in adapters:
         for name, pair in adapter.pairs.items():
             plain = pair.magnitude is None
@@ -28,17 +29,20 @@ def collect_deltas(
                 pair.a, pair.b, pair.scale * (scale if plain else 1), pair.magnitude, 1 if plain else scale
             )
             deltas[name] = (*deltas.get(name, ()), delta)
+        for name, transform in adapter.transforms.items():
+            deltas[name] = (*deltas.get(name, ()), replace(transform, strength=scale))
     if OUTPUT not in model.tensors and EMBEDDING in model.tensors:
         own = deltas.pop(OUTPUT, ())
         if not same_deltas(own, deltas.get(EMBEDDING, ())):
             deltas[OUTPUT] = own
             model = replace(model, tensors=untied(dict(model.tensors)), notes=[*model.notes, UNTIED])
     for adapter, _ in adapters:
-        unused = [name for name in adapter.pairs if name not in model.tensors and name != OUTPUT]
+        named = [*adapter.pairs, *adapter.transforms]
+        unused = [name for name in named if name not in model.tensors and name != OUTPUT]
         if unused:
             raise AdapterError(
                 adapter.path,
-                f"{len(unused)} of its {len(adapter.pairs)} targets are not in the base",
+                f"{len(unused)} of its {len(named)} targets are not in the base",
                 found=", ".join(unused[:3]) + (", ..." if len(unused) > 3 else ""),
                 expected=f"tensors of {model.path}",
             )

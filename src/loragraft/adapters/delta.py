@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from loragraft.adapters.dora import length_factors
 from loragraft.adapters.lora import Floats
+from loragraft.adapters.transform import Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +39,42 @@ class Delta:
             own = own.reshape(-1, self.b.shape[-2])[matrix][chosen]
         return replace(self, a=self.a.reshape(-1, *self.a.shape[-2:])[matrix], b=b, magnitude=own)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is an addition."""
+        return self.magnitude is None
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """All of it but its arrays."""
+        return "delta", self.scale, self.strength
+
+    @property
+    def arrays(self) -> tuple[Floats | None, ...]:
+        """What it is made of."""
+        return self.a, self.b, self.magnitude
+
+
+Change = Delta | Transform
+"""What an adapter does to a weight."""
 
 Add = Callable[[Floats, Delta], Floats]
 """(rows, delta without a magnitude) -> rows + scale * b a"""
 
 
-def add_deltas(weights: Floats, deltas: Sequence[Delta]) -> Floats:
-    """weights [..., out, in] plus every delta, one after another."""
+def add_deltas(weights: Floats, deltas: Sequence[Change]) -> Floats:
+    """weights [..., out, in] with every change, one after another."""
     return combine(np.array(weights, dtype=np.float32), deltas, _add)
 
 
-def combine(weights: Floats, deltas: Sequence[Delta], add: Add) -> Floats:
+def combine(weights: Floats, deltas: Sequence[Change], add: Add) -> Floats:
     """`weights` changed by every delta in turn, `add` doing the sums. DoRA rescales what is there when its turn comes,
     as in PEFT, where merging and running agree on that."""
     merged = weights
     for delta in deltas:
+        if isinstance(delta, Transform):
+            merged = delta.apply(merged)
+            continue
         added = add(merged, delta)
         if delta.magnitude is None:
             merged = added
@@ -71,12 +93,13 @@ def _add(weights: Floats, delta: Delta) -> Floats:
     return np.asarray(weights + np.float32(delta.scale) * total)
 
 
-def same_deltas(these: Sequence[Delta], those: Sequence[Delta]) -> bool:
+def same_deltas(these: Sequence[Change], those: Sequence[Change]) -> bool:
     """Whether both change a weight alike."""
-    return len(these) == len(those) and all(
-        (x.scale, x.strength) == (y.scale, y.strength)
-        and np.array_equal(x.a, y.a)
-        and np.array_equal(x.b, y.b)
-        and (x.magnitude is y.magnitude is None or np.array_equal(x.magnitude, y.magnitude))  # type: ignore[arg-type]
-        for x, y in zip(these, those, strict=True)
+    return len(these) == len(those) and all(_same(x, y) for x, y in zip(these, those, strict=True))
+
+
+def _same(x: Change, y: Change) -> bool:
+    return x.facts == y.facts and all(
+        (one is None) == (other is None) and (one is None or other is None or np.array_equal(one, other))
+        for one, other in zip(x.arrays, y.arrays, strict=True)
     )

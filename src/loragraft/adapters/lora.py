@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from loragraft.formats.gguf.values import Metadata
 from loragraft.formats.source import TensorSource
+
+if TYPE_CHECKING:
+    from loragraft.adapters.transform import Transform
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,9 +58,8 @@ class TokenRows:
 class Adapter:
     """One adapter. Everything is by the GGUF name of the tensor that it changes, its rows in the base's order.
 
-    `pairs` are added to weights; `replaced`, `rows` and `biases` change whole tensors of the base, which
-    `adapters.rebase` does once for every use, before pairs are looked at.
-    """
+    `pairs` are added to weights, and `transforms` multiply them; `replaced`, `rows` and `biases` change whole tensors
+    of the base, which `adapters.rebase` does once for every use, before pairs are looked at."""
 
     path: Path
     pairs: Mapping[str, LoraPair]
@@ -74,6 +77,8 @@ class Adapter:
     """What is added to a bias, the adapter's scale in it; the base may have none."""
     tokenizer: Metadata = field(default_factory=dict)
     """`tokenizer.*` keys that differ from the base's, as saved beside the adapter."""
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    """What multiplies weights, by target."""
     left_out: tuple[str, ...] = ()
     """Tensors of the file that are not used, as PEFT does not use them, or the user does not want them."""
     name: str = ""
@@ -84,9 +89,9 @@ class Adapter:
     @property
     def targets(self) -> frozenset[str]:
         """Every tensor of the base that it changes."""
-        return frozenset({*self.pairs, *self.replaced, *self.rows, *self.biases})
+        return frozenset({*self.pairs, *self.replaced, *self.rows, *self.biases, *self.transforms})
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is made of pairs alone."""
+        """Whether it changes no tensor of the base as a whole."""
         return not (self.replaced or self.rows or self.biases)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loragraft.adapters.collect import collect_deltas
-from loragraft.adapters.delta import Delta, combine
+from loragraft.adapters.delta import Change, Delta, combine
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats
 from loragraft.adapters.rebase import rebase
 from loragraft.formats.gguf.scales import scale_of
@@ -61,7 +61,7 @@ def _norms(
     before: TensorSource | None,
     tuned: ModelSource,
     after: TensorSource,
-    deltas: Sequence[Delta],
+    deltas: Sequence[Change],
 ) -> tuple[float, float]:
     """Norms of the change and of what was there (0 for a tensor that is new; one of other rows is new)."""
     fits = before is not None and before.shape == after.shape

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from loragraft.adapters.lora import Floats
+from loragraft.adapters.methods import METHODS
+from loragraft.adapters.methods.method import Context, Method, ModuleDelta, ModuleTransform
+from loragraft.adapters.peft_config import LoraSettings
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import PeftFolder
 from loragraft.formats.safetensors import CheckpointTensor
@@ -24,8 +27,10 @@ _PART = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     + _NAMED
 )
-_ROWS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta" + _NAMED)
-_TRAINED = re.compile(r"(?P<module>.+?)(?:\.modules_to_save(?P<adapter>\.[^.]+)?)?\.(?P<part>weight|bias)")
+_ROWS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta" + _NAMED)
+_TRAINED = re.compile(
+    r"(?P<module>.+?)(?:\.(?:modules_to_save|ln_tuning_layers)(?P<adapter>\.[^.]+)?)?\.(?P<part>weight|bias)"
+)
 _FROZEN = re.compile(
     r"(?P<module>.+?)(?:\.token_adapter)?(?:\.base_layer|\.original_module)+\.(?P<part>weight|bias)"
 )
@@ -38,30 +43,13 @@ NOT_GATHERED = (
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleDelta:
-    """The pair of one module as stored: A [r, in], B [out, r]; for an embedding A [r, vocab], B [d, r]; for stacked
-    experts A [E * r, in] with the expert slowest, B [out, r * E] with the expert fastest."""
-
-    module: str
-    a: Floats
-    b: Floats
-    embedding: bool = False
-    bias: Floats | None = None
-    """Of B, float32 [out] (`lora_bias`)."""
-    magnitude: Floats | None = None
-    """DoRA's, float32 [out]."""
-
-    @property
-    def of_parameter(self) -> bool:
-        """Whether it adapts a parameter that is no module's weight: one of a stack of experts."""
-        return self.module.removesuffix(".base_layer").endswith(".experts") or ".base_layer" in self.module
-
-
-@dataclass(frozen=True, slots=True)
 class PeftTensors:
     """Modules and parameters by their Hugging Face names."""
 
     deltas: list[ModuleDelta]
+    transforms: list[ModuleTransform] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+    """Tensors that belong to all modules."""
     trained: dict[str, CheckpointTensor] = field(default_factory=dict)
     """Parameters that were trained, or resized, as a whole."""
     frozen: dict[str, CheckpointTensor] = field(default_factory=dict)
@@ -69,14 +57,34 @@ class PeftTensors:
     rows: dict[str, Floats] = field(default_factory=dict)
     """By module: rows trained alone, [n, d]; their numbers are in the configuration."""
 
+    pending: dict[str, Mapping[str, Floats]] = field(default_factory=dict)
+    """Tensors by module that cannot be made anything of before the base is known."""
+
     @property
     def names(self) -> list[str]:
         """One per tensor that was trained."""
-        found = [*self.trained, *self.rows]
+        found = [*self.trained, *self.rows, *self.shared]
         for delta in self.deltas:
-            parts = {"A": True, "B": True, "bias": delta.bias is not None, "m": delta.magnitude is not None}
+            parts = dict.fromkeys(delta.parts, True)
+            parts |= {"bias": delta.bias is not None, "magnitude": delta.magnitude is not None}
             found += [f"{delta.module}.{part}" for part, there in parts.items() if there]
-        return found
+        found += [f"{one.module}.{part}" for one in self.transforms for part in one.parts]
+        return found + [f"{module}.{part}" for module, own in self.pending.items() for part in own]
+
+    @property
+    def modules(self) -> list[str]:
+        """Those that are adapted, whatever by."""
+        own = [delta.module for delta in self.deltas] + [one.module for one in self.transforms]
+        return own + list(self.pending)
+
+    def without(self, modules: Collection[str]) -> PeftTensors:
+        """All but what adapts these modules."""
+        return replace(
+            self,
+            deltas=[delta for delta in self.deltas if delta.module not in modules],
+            transforms=[one for one in self.transforms if one.module not in modules],
+            pending={module: own for module, own in self.pending.items() if module not in modules},
+        )
 
     @property
     def count(self) -> int:
@@ -94,21 +102,29 @@ def part_of(stored: str) -> str:
     if _ROWS.fullmatch(name):
         return "rows of tokens"
     match = _FROZEN.fullmatch(name) or _TRAINED.fullmatch(name)
-    if match is None:
+    if match is None or name.split(".")[-2:-1] == ["oft_R"]:
+        for method in METHODS.values():
+            pattern = _pattern_of(method)
+            if pattern is not None and pattern.fullmatch(name):
+                return f"tensors of {method.peft_type}"
         return "not honoured"
     return "copies of the base's" if match.re is _FROZEN and match["part"] == "weight" else "whole tensors"
 
 
-def read_tensors(folder: PeftFolder) -> PeftTensors:
+def read_tensors(folder: PeftFolder, settings: LoraSettings) -> PeftTensors:
     """All tensors of the folder. Raises AdapterError for one that is not understood, or a pair that is not whole."""
-    file = folder.weights
+    file, method = folder.weights, settings.method
+    pattern = _PART if method is None else _pattern_of(method)
     parts: dict[str, dict[str, Floats]] = {}
+    shared: dict[str, Floats] = {}
     found = PeftTensors([])
     for stored, tensor in sorted(folder.tensors.items()):
         name = _plain_name(stored)
-        if match := _PART.fullmatch(name):
+        if pattern is not None and (match := pattern.fullmatch(name)):
             kind = match["kind"] + (".bias" if match["part"] == "bias" else "")
             _add_once(file, stored, parts.setdefault(match["module"], {}), kind, tensor_floats(file, tensor))
+        elif method is not None and (own := name.removeprefix("base_model.").split(".")[0]) in method.shared:
+            _add_once(file, stored, shared, own, _matrix(file, tensor))
         elif match := _ROWS.fullmatch(name):
             _add_once(file, stored, found.rows, match["module"], _matrix(file, tensor))
         elif match := _FROZEN.fullmatch(name) or _TRAINED.fullmatch(name):
@@ -121,15 +137,55 @@ def read_tensors(folder: PeftFolder) -> PeftTensors:
             raise AdapterError(file, f"tensor {stored!r} is not honoured", found=tensor.shape)
     for name in found.trained:
         found.frozen.pop(name, None)
-    found.deltas.extend(_deltas(file, parts))
-    if not (found.deltas or found.trained or found.rows):
+    if method is None:
+        found.deltas.extend(_deltas(file, parts))
+    else:
+        found.shared.extend(shared)
+        _build(folder, settings.path, method, parts, shared, found)
+    if not found.names:
         raise AdapterError(
             file,
-            "holds no LoRA tensors",
+            "holds no LoRA tensors" if method is None else f"holds no tensors of {method.peft_type}",
             found=f"{len(folder.tensors)} others" if folder.tensors else "no tensor at all",
             hint=None if folder.tensors else NOT_GATHERED,
         )
     return found
+
+
+def _pattern_of(method: Method) -> re.Pattern[str] | None:
+    if not method.parts:
+        return None
+    kinds = "|".join(sorted(method.parts, key=len, reverse=True))
+    return re.compile(rf"(?P<module>.+)\.(?P<kind>{kinds})" + _NAMED)
+
+
+def _build(
+    folder: PeftFolder,
+    path: Path,
+    method: Method,
+    parts: Mapping[str, Mapping[str, Floats]],
+    shared: dict[str, Floats],
+    found: PeftTensors,
+) -> None:
+    context = Context(path, folder.config, shared)
+    if method.shared and parts:
+        missing = method.shared - shared.keys()
+        if missing and folder.config.get("save_projection", True):
+            raise AdapterError(
+                folder.weights,
+                f"lacks {' and '.join(sorted(missing))}, which save_projection of the configuration promises",
+                expected="the projections that all modules share",
+                hint="save it again with peft",
+            )
+        if missing:
+            shared |= dict.fromkeys(
+                missing, np.zeros((0, 0), np.float32)
+            )  # drawn again, once the base is known
+            found.pending.update(parts)
+            return
+    for module, own in parts.items():
+        made = method.build(context, module, own)
+        (found.deltas if isinstance(made, ModuleDelta) else found.transforms).append(made)  # type: ignore[arg-type]
 
 
 def _plain_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""adapter_config.json of a PEFT LoRA: what is honoured, what is harmless, and everything else refused by name.
+"""adapter_config.json of PEFT: what is honoured, what is harmless, and everything else refused by name.
 
 An unknown key with a value is refused too: a new PEFT option that changes the mathematics must not be skipped silently.
 """
@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loragraft.adapters.advice import RUN_ELSEWHERE, RUN_WITH_PEFT, merge_with_peft
+from loragraft.adapters.methods import METHODS
+from loragraft.adapters.methods.method import Method
 from loragraft.errors import AdapterError
 from loragraft.patterns import PatternError, SuffixTable
 
@@ -22,6 +25,8 @@ _HONOURED = {
     "alpha_pattern",
     "use_rslora",
     "use_dora",
+    "use_qalora",
+    "qalora_group_size",
     "target_parameters",
     "modules_to_save",
     "trainable_token_indices",
@@ -48,7 +53,6 @@ _HARMLESS = {
     "megatron_config",
     "megatron_core",
     "peft_version",
-    "qalora_group_size",
     "revision",
     "runtime_config",
     "target_modules",
@@ -62,22 +66,35 @@ _MAX_NAMES = 1024
 _REFUSED = {
     "alora_invocation_tokens": "it switches on only behind these tokens, which no merged weight can do",
     "layer_replication": "it repeats layers of the base",
-    "use_qalora": "it pools its inputs",
 }
-
-#: Initialisations that leave the base as it was, and the one that can be undone; the others took something out of it
-#: that is not in the base's file.
-_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva", "mica", "olora"}
-
-
-#: What to do about the initialisations that changed the base, by how their names begin.
-_UNDO = {
-    "pissa": "merge it with peft (merge_and_unload), which repeats the decomposition of every weight, or save it with "
-    "path_initial_model_for_weight_conversion",
-    "corda": "save it with path_initial_model_for_weight_conversion, where it was trained",
-    "lora": "save it with path_initial_model_for_weight_conversion, where it was trained",  # lora_ga
-    "loftq": "its base is the quantized copy that training made: save that too, and merge into it",
+#: Keys of the tuners' base classes that every method may have.
+_COMMON = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "target_modules",
+    "task_type",
 }
+#: Methods of PEFT that no merged weight can stand for: they put tokens or vectors before the text, choose by the input,
+#: or compute beside the layers. PEFT's own merge_and_unload refuses them (tests/data/golden/peft-methods.json).
+UNMERGEABLE = frozenset(
+    """
+    ADAPTION_PROMPT CARTRIDGE CPT LILY MULTITASK_PROMPT_TUNING POLY PREFIX_TUNING PROMPT_TUNING P_TUNING SHADOW XLORA
+    """.split()  # noqa: SIM905
+)
+
+#: Initialisations that leave the base as it was; the others took something out of it.
+_KIND_INITS = {True, False, None, "gaussian", "orthogonal", "eva", "mica"}
+#: Those of which it can be computed again what they took.
+COMPUTED_STARTS = ("olora", "pissa")
 
 
 @dataclass(frozen=True)
@@ -102,8 +119,12 @@ class LoraSettings:
     "" those of the input embedding."""
     lora_bias: bool = False
     dora: bool = False
-    olora: bool = False
-    """Whether it was trained beside a base without its initialisation (`adapters.olora`)."""
+    start: str | None = None
+    """`init_lora_weights`, where it took something out of the base that the adapter was trained beside."""
+    qalora_group: int | None = None
+    """How many inputs QALoRA pools into one."""
+    method: Method | None = None
+    """Another method than LoRA, of which the fields above say nothing but `saved` and `token_ids`."""
 
     def rank_of(self, name: str) -> int:
         return int(self.rank_pattern.find(name, self.rank))
@@ -131,9 +152,16 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
 
     Raises AdapterError naming the first key that is not honoured, or that makes no sense.
     """
-    if config.get("peft_type") != "LORA":
+    kind = config.get("peft_type")
+    if isinstance(kind, str) and kind in METHODS:
+        return _method_settings(path, config, METHODS[kind])
+    if kind != "LORA":
         raise AdapterError(
-            path, "not a LoRA adapter", found=f"peft_type {config.get('peft_type')!r}", expected="LORA"
+            path,
+            f"is an adapter of a method that is not honoured, {str(kind)[:40]}",
+            found=f"peft_type {kind!r}"[:80],
+            expected=f"LORA or {' or '.join(sorted(METHODS))}",
+            hint=RUN_WITH_PEFT if kind in UNMERGEABLE else merge_with_peft(path),
         )
     for key, value in config.items():
         _refuse_unknown(path, key, value)
@@ -155,7 +183,40 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         _token_ids(path, config.get("trainable_token_indices")),
         bool(config.get("lora_bias")),
         bool(config.get("use_dora")),
-        config.get("init_lora_weights") == "olora",
+        _start(config.get("init_lora_weights")),
+        _number(path, "qalora_group_size", config.get("qalora_group_size", 16), whole=True)
+        if config.get("use_qalora")
+        else None,
+    )
+
+
+def _start(value: Any) -> str | None:
+    return value if isinstance(value, str) and value not in _KIND_INITS else None
+
+
+def _method_settings(path: Path, config: Mapping[str, Any], method: Method) -> LoraSettings:
+    for key, value in config.items():
+        known = key in _COMMON or key in method.honoured or key in method.harmless
+        if not (known or value in (None, False, "none", [], {}, "")):
+            raise AdapterError(
+                path,
+                f"{key} is not honoured: loragraft does not know what it does to the weights",
+                found=repr(value)[:80],
+                expected="it not to be set",
+                hint=merge_with_peft(path),
+            )
+    ids = config.get("token_indices")
+    targets = config.get("target_modules")
+    if method.peft_type == "TRAINABLE_TOKENS":
+        names = targets if isinstance(targets, list) and targets else ["embed_tokens"]
+        tables = dict.fromkeys(map(str, names), ids)
+    return LoraSettings(
+        path,
+        1,
+        1.0,
+        saved=_names(path, "modules_to_save", config),
+        token_ids=_token_ids(path, tables) if method.peft_type == "TRAINABLE_TOKENS" else {},
+        method=method,
     )
 
 
@@ -163,17 +224,8 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
     if key in _HONOURED or key in _HARMLESS:
         return
     if key == "init_lora_weights":
-        if not isinstance(value, bool | str | None) or value not in _KIND_INITS:
-            raise AdapterError(
-                path,
-                "init_lora_weights changed the base before training",
-                found=repr(value)[:80],
-                expected="an adapter for the original base",
-                hint=_UNDO.get(
-                    str(value).partition("_")[0],
-                    "merge it where it was trained, with peft's merge_and_unload",
-                ),
-            )
+        if not isinstance(value, bool | str | None):
+            raise AdapterError(path, "bad init_lora_weights", found=repr(value)[:80], expected="a name")
         return
     if value in (None, False, "none") or (isinstance(value, list | dict | str) and not value):
         return
@@ -183,7 +235,7 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
         f"{key} is not honoured: {reason}",
         found=repr(value)[:80],
         expected="it not to be set",
-        hint="merge it with peft (merge_and_unload), then convert what that saved",
+        hint=RUN_ELSEWHERE if key == "alora_invocation_tokens" else merge_with_peft(path),
     )
 
 

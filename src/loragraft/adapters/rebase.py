@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, TokenRows
+from loragraft.adapters.transform import Transform
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.scales import companion
 from loragraft.formats.gguf.values import Value
@@ -53,6 +54,8 @@ def rebase(base: ModelSource, adapters: Sequence[tuple[Adapter, float]]) -> Mode
                 tensors[name] = _with_rows(adapter, tensors, name, rows, strength)
         for name, delta in adapter.biases.items():
             tensors = _with_bias(adapter, tensors, name, np.float32(strength) * delta)
+        for transform in adapter.transforms.values():
+            tensors = _scaled_bias(tensors, transform, strength)
     new = sorted({name for adapter, _ in adapters for name in adapter.biases} - base.tensors.keys())
     if new:
         notes.append(
@@ -213,6 +216,18 @@ def _with_bias(
         )
     values = float_rows(base.rows(0, base.n_rows), base.type).reshape(base.shape)
     return {**tensors, name: in_memory(name, values + delta)}
+
+
+def _scaled_bias(
+    tensors: dict[str, TensorSource], transform: Transform, strength: float
+) -> dict[str, TensorSource]:
+    """`tensors` with the bias of a weight whose outputs are scaled, scaled too."""
+    bias = tensors.get(transform.bias or "")
+    if bias is None or transform.lengths is None:
+        return tensors
+    factors = np.float32(1) + np.float32(strength) * (transform.lengths - np.float32(1))
+    values = float_rows(widened(bias).rows(0, bias.n_rows), F32).reshape(-1)
+    return {**tensors, bias.name: in_memory(bias.name, np.asarray(values * factors, np.float32))}
 
 
 def _check_vocabulary(adapters: Sequence[tuple[Adapter, float]], tensors: dict[str, TensorSource]) -> None:

@@ -63,6 +63,7 @@ def attach(
             raise AdapterError(
                 adapter.path, "made for another architecture", found=adapter.arch, expected=graph.arch
             )
+        _check_adds(adapter)
         for target, pair in adapter.pairs.items():
             chain = chains.get(target)
             if chain is None and target in graph.elsewhere:
@@ -154,6 +155,19 @@ class _Epilogue:
         weight = self._weights[self.chain.weight]
         source = weight if isinstance(weight, TensorSource) else in_memory(self.chain.weight, weight)
         return self._known.of(pair, source, scales)
+
+
+def _check_adds(adapter: Adapter) -> None:
+    """A graph takes what is added to a product; what multiplies the weight has to be merged."""
+    if adapter.transforms:
+        target, transform = next(iter(adapter.transforms.items()))
+        raise AdapterError(
+            adapter.path,
+            f"multiplies weights ({len(adapter.transforms)}, such as {target}), which a model that runs cannot",
+            found="factors" if transform.rotation is None else "a rotation of the inputs",
+            expected="pairs that are added",
+            hint=f"merge it instead: loragraft merge BASE.gguf --lora {adapter.path} -o MERGED.gguf",
+        )
 
 
 def _values(tensor: TensorSource | Floats) -> Floats:

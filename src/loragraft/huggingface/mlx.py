@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from loragraft.adapters.lora import Floats
-from loragraft.adapters.peft import ModuleDelta, PeftTensors, tensor_floats
+from loragraft.adapters.methods.method import ModuleDelta
+from loragraft.adapters.peft import PeftTensors, tensor_floats
 from loragraft.adapters.peft_config import LoraSettings
 from loragraft.errors import AdapterError, CheckpointError
 from loragraft.formats.jsonfile import load_json
@@ -87,7 +88,7 @@ def read_mlx(folder: Path) -> tuple[LoraSettings, PeftTensors, dict[str, Any]]:
         alpha_pattern=SuffixTable({module: scale * own for module, own in ranks.items()}),
         dora=kind == "dora",
     )
-    return settings, PeftTensors(deltas, trained), config
+    return settings, PeftTensors(deltas, trained=trained), config
 
 
 def _parts(

@@ -86,6 +86,8 @@ class Replacements:
             places = self._names.places(f"{module}.weight")
             name = places[0].name if places else None
             ids = self._settings.token_ids_of(module)
+            if ids is None and self._is_tied_head(module):
+                ids = next(iter(self._settings.token_ids.values()), None)
             if name not in (EMBEDDING, OUTPUT) or ids is None:
                 raise AdapterError(
                     self._path,

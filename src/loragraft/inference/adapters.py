@@ -98,7 +98,11 @@ class ModelAdapters:
             plain = replace(adapter, replaced={}, rows={}, biases={})
             if not adapter.is_plain and key not in self._bound:
                 plain = adapter  # refused, with the reason
-            slot = self._program.add_adapter(plain) if plain.pairs or not plain.is_plain else None
+            slot = (
+                self._program.add_adapter(plain)
+                if plain.pairs or plain.transforms or not plain.is_plain
+                else None
+            )
             held = _Held(adapter, slot)
             self._paths[adapter.path.resolve()] = adapter
         self._held[key] = held  # the last one used comes last

@@ -30,7 +30,7 @@ from loragraft.streaming.steps import Step
 from loragraft.units import plural
 
 if TYPE_CHECKING:
-    from loragraft.adapters.delta import Delta
+    from loragraft.adapters.delta import Change
     from loragraft.adapters.lora import Floats
 
 #: Set in `general.file_type` if the type was guessed from the tensors (llama.h, LLAMA_FTYPE_GUESSED).
@@ -79,7 +79,7 @@ class _Input:
 
     source: TensorSource
     now: QuantType
-    deltas: tuple[Delta, ...] = ()
+    deltas: tuple[Change, ...] = ()
 
 
 def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions) -> WritePlan:
@@ -91,7 +91,7 @@ def plan_quantize(model: ModelSource, target: FileType, options: QuantizeOptions
 
 
 def plan_merge(
-    model: ModelSource, target: FileType, options: QuantizeOptions, deltas: Mapping[str, tuple[Delta, ...]]
+    model: ModelSource, target: FileType, options: QuantizeOptions, deltas: Mapping[str, tuple[Change, ...]]
 ) -> WritePlan:
     """`model` plus `deltas` (by tensor name) as `target`. Raises `QuantizeError`, `ImatrixError`.
 

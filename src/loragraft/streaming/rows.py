@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def _stream(
     stored, multiplier = source.type, 1.0
     if step.multiplier is not None:
         multiplier = float(step.multiplier[matrix % len(step.multiplier)])
-    if any(delta.magnitude is not None for delta in deltas):
+    if not all(delta.is_plain for delta in deltas):
         from loragraft.adapters.delta import combine
 
         plain = np.empty((len(rows), source.columns), np.float32)
@@ -70,7 +70,15 @@ def _stream(
     importance = None if step.importance is None else step.importance[matrix % len(step.importance)]
     scale = 0.0 if step.scales is None else float(step.scales[matrix])
     return _native_rows(
-        rows, stored, out, kind, deltas, multiplier, importance, scale, through_f16=through_f16
+        rows,
+        stored,
+        out,
+        kind,
+        cast("list[Delta]", deltas),
+        multiplier,
+        importance,
+        scale,
+        through_f16=through_f16,
     )
 
 

@@ -11,7 +11,7 @@ from loragraft.formats.source import TensorSource
 from loragraft.quants.types import QuantType
 
 if TYPE_CHECKING:
-    from loragraft.adapters.delta import Delta
+    from loragraft.adapters.delta import Change
     from loragraft.adapters.lora import Floats
 
 #: Weights of a chunk: some milliseconds of work, so that neither its call nor the wait for the last one matters.
@@ -34,7 +34,7 @@ class Step:
     name: str
     source: TensorSource
     type: QuantType
-    deltas: tuple[Delta, ...] = ()
+    deltas: tuple[Change, ...] = ()
     importance: Floats | None = None
     through_f16: bool = False
     multiplier: Floats | None = None

@@ -262,7 +262,7 @@ def _digest(files: Sequence[FilePlan], inputs: Iterable[Path], recipe: Iterable[
             for array in (step.importance, step.multiplier, step.scales):
                 digest.update(b"none" if array is None else array.tobytes())
             for delta in step.deltas:
-                add(delta.scale, delta.strength)
-                for array in (delta.a, delta.b, delta.magnitude):
+                add(*delta.facts)
+                for array in delta.arrays:
                     digest.update(b"none" if array is None else array.tobytes())
     return digest.hexdigest()

@@ -123,6 +123,7 @@ def _check_expressible(adapter: Adapter) -> None:
         ("whole tensors", adapter.replaced),
         ("rows of the embedding", adapter.rows),
         ("biases", adapter.biases),
+        ("factors and rotations", adapter.transforms),
         ("DoRA's magnitudes", [name for name, pair in adapter.pairs.items() if pair.magnitude is not None]),
     ):
         if changed:
@@ -130,7 +131,7 @@ def _check_expressible(adapter: Adapter) -> None:
                 adapter.path,
                 f"holds {what}, which a GGUF adapter cannot",
                 found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
-                hint="merge it into the base (loragraft merge BASE --lora ADAPTER)",
+                hint=f"merge it into the base: loragraft merge BASE.gguf --lora {adapter.path} -o MERGED.gguf",
             )
 
 

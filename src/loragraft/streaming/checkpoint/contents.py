@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from loragraft.adapters.delta import Delta
+from loragraft.adapters.delta import Change
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
@@ -24,7 +24,12 @@ class Contents:
     """A model's tensors under their Hugging Face names."""
 
     def __init__(
-        self, model: ModelSource, deltas: Mapping[str, tuple[Delta, ...]], notes: list[str], *, keep_f16: bool
+        self,
+        model: ModelSource,
+        deltas: Mapping[str, tuple[Change, ...]],
+        notes: list[str],
+        *,
+        keep_f16: bool,
     ) -> None:
         self.model, self._deltas = model, deltas
         self._names = CheckpointNames(TensorNames(model.metadata))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.adapters.delta import Delta
+from loragraft.adapters.delta import Change
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Reordered
 from loragraft.quants.nvfp4 import BLOCK, NVFP4
@@ -33,7 +33,7 @@ class Matrix:
     expert: int
     scale: float
     input_scale: float | None
-    deltas: Sequence[Delta] = ()
+    deltas: Sequence[Change] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
