@@ -27,7 +27,9 @@ Also: QALoRA (its layer's outputs against PEFT's forward; the layer itself needs
 PiSSA with the adapter's start beside it (against PEFT's own conversion). A GGUF adapter takes whatever becomes pairs:
 LoRA, AdaLoRA, LoHa, LoKr, VeRA, OLoRA and PiSSA.
 
-What runs only merged is refused at run time with the command that merges it: it multiplies the weight, and is no pair.
+What runs only merged is refused at run time with the command that merges it: rotations, and factors of what enters an
+attention layer, are neither pairs nor factors of rows. Factors of what enters the last layer of a gated feed-forward
+run, as factors of the rows of the layer before it.
 
 ## Refused, by name
 

@@ -46,6 +46,7 @@ KINDS = {
         "modules that target_modules does not name": ["llama+more-than-named"],
     },
     "ADALORA": {"": ["llama+adalora"], "after pruning": ["qwen2+adalora-pruned"]},
+    "IA3": {"": ["llama+ia3", "qwen2+ia3"], "with saved modules": ["llama+ia3-saved"]},
     "LOHA": {"": ["llama+loha"], "patterns": ["qwen2+loha-pattern"]},
     "LOKR": {"": ["llama+lokr", "llama+lokr-both", "qwen2+lokr-full"]},
     "LN_TUNING": {"": ["llama+lntuning"]},
@@ -61,11 +62,7 @@ MERGED_KINDS = {
     },
     "BOFT": {"one factor": ["llama+boft", "qwen2+boft-num"]},
     "HRA": {"": ["llama+hra"], "Gram-Schmidt": ["qwen2+hra-gs"]},
-    "IA3": {
-        "": ["llama+ia3", "qwen2+ia3"],
-        "factors of the inputs of attention": ["llama+ia3-columns"],
-        "with saved modules": ["llama+ia3-saved"],
-    },
+    "IA3": {"factors of the inputs of attention": ["llama+ia3-columns"]},
 }
 
 

@@ -72,6 +72,31 @@ def test_a_file_in_a_folder_that_is_read(tmp_path: Path) -> None:
     assert (base / "config.json").read_bytes() == before
 
 
+def test_what_lies_in_a_folder_and_is_not_read(tmp_path: Path) -> None:
+    """A run that writes into the folder that it reads can be run again."""
+    base, adapter = hostile.checkpoint(tmp_path, hostile.checkpoint_jsons())
+    for _ in range(2):
+        words = [
+            ("convert", base, "-o", base / "out.gguf"),
+            ("merge", base, "--lora", adapter, "-o", base / "merged.gguf"),
+            ("convert", adapter, "--base", base, "-o", adapter / "adapter.gguf"),
+            ("quantize", base / "out.gguf", base / "small.gguf", "Q8_0"),
+        ]
+        for command in words:
+            result = CliRunner().invoke(app, list(map(str, command)))
+            assert result.exit_code == 0, result.output
+    assert (base / "out.gguf").is_file()
+
+
+def test_weights_in_a_folder_stay(tmp_path: Path) -> None:
+    base, adapter = hostile.checkpoint(tmp_path, hostile.checkpoint_jsons())
+    for folder, name in ((base, "model.safetensors"), (adapter, "adapter_model.safetensors")):
+        before = (folder / name).read_bytes()
+        said = refused("merge", base, "--lora", adapter, "-o", folder / name)
+        assert "also an input" in said
+        assert (folder / name).read_bytes() == before
+
+
 def test_an_input_that_is_named_like_a_temporary_file(tmp_path: Path, gguf: Path) -> None:
     for name in (".z.gguf.partial", ".z.gguf.0123456789abcdef.partial"):
         source = tmp_path / name

@@ -57,13 +57,14 @@ def test_what_runs_only_merged_says_so(case: str, tmp_path: Path) -> None:
     base, adapter = written(case, tmp_path)
     for backend in ("reference", "native"):
         with pytest.raises(
-            AdapterError, match=r"multiplies weights \(\d+, such as blk.*merge it instead: loragraft merge"
+            AdapterError, match=r"the inputs of blk\.\d.*merge it instead: loragraft merge BASE --lora"
         ):
             load(base, [adapter], backend=backend)  # type: ignore[arg-type]
 
 
 def test_a_strength_is_the_part_of_the_way(tmp_path: Path) -> None:
-    """W + f (W' - W), for factors of rows and columns, and rotations."""
+    """W + f (W' - W), merged and at run time, for factors of rows and columns, and rotations."""
+    ids = golden()["ids"]
     for case in ("llama+ia3", "qwen2+ia3", "llama+oft"):
         folder = tmp_path / case
         base, adapter = base_folder(case, folder / "base"), adapter_folder(case, folder / "adapter")
@@ -78,6 +79,48 @@ def test_a_strength_is_the_part_of_the_way(tmp_path: Path) -> None:
         for name, own in weights[0.3].items():
             expected = plain[name] + np.float32(0.3) * (weights[1.0][name] - plain[name])
             assert np.allclose(own, expected, rtol=0, atol=1e-6), name
+        if "ia3" in case:
+            merged = load(folder / "0.3.gguf", backend="reference").logits(ids)
+            for backend in ("reference", "native"):
+                model = load(base, [(adapter, 0.3)], backend=backend, activations="f32")  # type: ignore[arg-type]
+                assert nmse(model.logits(ids), merged) < REFERENCE
+
+
+@pytest.mark.parametrize("turns", [(0, 1), (1, 0)], ids=["first", "last"])
+@pytest.mark.parametrize("other", ["llama+mica", "llama+dora-rslora"])
+def test_factors_beside_another_adapter(turns: tuple[int, int], other: str, tmp_path: Path) -> None:
+    """Factors of rows multiply what came before them, and nothing that comes later: as merged."""
+    base = base_folder("llama", tmp_path / "base")
+    pair = [
+        (adapter_folder("llama+ia3", tmp_path / "ia3"), 1.0),
+        (adapter_folder(other, tmp_path / "o"), 0.7),
+    ]
+    adapters = [pair[turn] for turn in turns]
+    loaded = load_adapter(pair[1][0], open_model(base))
+    if turns[0] == 0 and any(".ffn_down." in target for target in loaded.pairs):
+        with pytest.raises(AdapterError, match=r"whose inputs an adapter before it scales.*name it last"):
+            load(base, adapters)
+        return
+    merge(base, adapters, tmp_path / "merged.gguf", type="F32")
+    merged = load(tmp_path / "merged.gguf", backend="reference").logits(golden()["ids"])
+    for backend in ("reference", "native"):
+        model = load(base, adapters, backend=backend, activations="f32")  # type: ignore[arg-type]
+        assert nmse(model.logits(golden()["ids"]), merged) < REFERENCE
+
+
+def test_factors_are_put_on_a_model_that_runs(tmp_path: Path) -> None:
+    """By another request, at another strength, and taken off again."""
+    base, adapter = written("llama+ia3", tmp_path)
+    ids, expected = golden()["ids"], methods()["llama+ia3/logits"]
+    for backend in ("reference", "native"):
+        model = load(base, backend=backend, activations="f32")  # type: ignore[arg-type]
+        plain = model.logits(ids)
+        model.set_adapters([(adapter, 0.5)])
+        assert nmse(model.logits(ids), expected) > 1e-5
+        model.set_adapters([adapter])
+        assert nmse(model.logits(ids), expected) < REFERENCE
+        model.set_adapters([])
+        assert np.array_equal(model.logits(ids), plain)
 
 
 def test_two_adapters_multiply_in_turn(tmp_path: Path) -> None:

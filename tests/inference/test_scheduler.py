@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import loragraft as lg
 from contamination import Asked, storm
@@ -202,6 +204,27 @@ def test_a_broken_adapter_is_the_error_of_its_own_requests(
     assert "adapter_config.json" in str(end.error)
     assert isinstance(good.end(), Done)
     scheduler.shelf.unregister("broken")
+
+
+def test_adapters_that_do_not_run_together_are_the_error_of_their_request(
+    model: Model, scheduler: Scheduler, tmp_path: Path
+) -> None:
+    """Factors of what enters a layer, and behind them a pair for that layer: not so in the other order."""
+    config = {"peft_type": "IA3", "target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM"}))
+    width = model.source.tensors["blk.0.ffn_down.weight"].shape[1]
+    name = "base_model.model.model.layers.0.mlp.down_proj.ia3_l"
+    save_file({name: np.full((1, width), 1.5, np.float32)}, tmp_path / "adapter_model.safetensors")
+    scheduler.shelf.register("factors", tmp_path)
+    bad = asked(model, "And", 4, adapters=(("factors", 1.0), ("one", 1.0)))
+    others = [asked(model, "And", 4, adapters=(("one", 1.0), ("factors", 1.0))), asked(model, "And", 4)]
+    for each in (bad, *others):
+        scheduler.submit(each.request)
+    end = bad.end()
+    assert isinstance(end, Failed)
+    assert "name it last" in str(end.error)
+    assert all(isinstance(other.end(), Done) for other in others)
+    scheduler.shelf.unregister("factors")
 
 
 @pytest.mark.parametrize(

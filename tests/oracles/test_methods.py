@@ -24,7 +24,7 @@ METHODS: list[tuple[str, dict[str, Any], bool]] = [
     (
         "IA3Config",
         {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
-        False,
+        True,
     ),
     ("LoHaConfig", {"r": 4, "alpha": 3, "target_modules": ALL}, True),
     ("LoKrConfig", {"r": 4, "alpha": 3, "target_modules": ALL}, True),

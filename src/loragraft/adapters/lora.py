@@ -4,7 +4,7 @@ else fine-tuning frameworks save beside them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,5 +93,24 @@ class Adapter:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it changes no tensor of the base as a whole."""
-        return not (self.replaced or self.rows or self.biases)
+        """Whether it leaves every tensor of the base as it is, and works beside them."""
+        return not self.whole
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """The tensors of the base that change as a whole, which `adapters.rebase` does."""
+        scaled = {one.bias for one in self.transforms.values() if one.bias is not None}
+        return frozenset({*self.replaced, *self.rows, *self.biases, *scaled})
+
+    @property
+    def nbytes(self) -> int:
+        """What works beside the base's tensors takes as float32."""
+        arrays = [array for pair in self.pairs.values() for array in (pair.a, pair.b, pair.magnitude)]
+        arrays += [array for transform in self.transforms.values() for array in transform.arrays]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    @property
+    def beside(self) -> Adapter:
+        """What is left of it once `adapters.rebase` has changed the base's tensors."""
+        transforms = {name: replace(one, bias=None) for name, one in self.transforms.items()}
+        return replace(self, replaced={}, rows={}, biases={}, transforms=transforms)

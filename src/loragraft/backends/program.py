@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import Batch, Floats, Ids, Piece, Run
+from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids, Piece, Run
 from loragraft.errors import AdapterError, GraphError
 from loragraft.formats.source import TensorSource
 from loragraft.graph.ops import Graph, Op
@@ -117,6 +117,13 @@ class Program(ABC):
             self._check_slot(slot)
             self._slots.discard(slot)
             self._drop(slot)
+
+    def check_adapters(self, chosen: AdapterSet) -> None:
+        """Raises AdapterError for adapters that do not run together, in this order at these strengths. `forward` would,
+        and with it fail for all rows of its batch."""
+        with self._mine():
+            self._check_set(chosen)
+            self._ready(chosen)
 
     # ---- sequences ----
 
@@ -242,7 +249,11 @@ class Program(ABC):
                 found=batch.adapters,
                 expected=f"-1 to {len(batch.sets) - 1}",
             )
-        for slot, strength in (pair for chosen in batch.sets for pair in chosen):
+        for chosen in batch.sets:
+            self._check_set(chosen)
+
+    def _check_set(self, chosen: AdapterSet) -> None:
+        for slot, strength in chosen:
             self._check_slot(slot)
             if not isfinite(strength):
                 raise AdapterError(
@@ -278,6 +289,10 @@ class Program(ABC):
 
     @abstractmethod
     def _drop(self, slot: int) -> None: ...
+
+    @abstractmethod
+    def _ready(self, chosen: AdapterSet) -> None:
+        """Make ready to run with this set. Raises AdapterError if it cannot be."""
 
     @abstractmethod
     def _open(self) -> int: ...

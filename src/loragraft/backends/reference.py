@@ -111,6 +111,9 @@ class ReferenceProgram(Program):
         self._adapters.drop(slot)
         self._sets = {chosen: it for chosen, it in self._sets.items() if slot not in dict(chosen)}
 
+    def _ready(self, chosen: AdapterSet) -> None:
+        self.attached(chosen)
+
     def _open(self) -> int:
         sequence = next(self._numbers)
         self._sequences[sequence] = _Sequence()

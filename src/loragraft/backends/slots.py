@@ -44,9 +44,11 @@ class Slots:
         return self._adapters[slot]
 
     def decomposed(self, chosen: AdapterSet) -> bool:
-        """Whether one of them is DoRA's: then strengths change more than factors."""
+        """Whether one of them scales rows (DoRA, IA3): then strengths change more than factors."""
+        adapters = [self._adapters[slot] for slot, _ in chosen]
         return any(
-            pair.magnitude is not None for slot, _ in chosen for pair in self._adapters[slot].pairs.values()
+            adapter.transforms or any(pair.magnitude is not None for pair in adapter.pairs.values())
+            for adapter in adapters
         )
 
     def check(self, chosen: AdapterSet) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -51,13 +51,7 @@ class ModelAdapters:
     @property
     def nbytes(self) -> int:
         """What the adapters in use take as float32."""
-        arrays = (
-            array
-            for adapter, _ in self.strengths
-            for pair in adapter.pairs.values()
-            for array in (pair.a, pair.b, pair.magnitude)
-        )
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(adapter.nbytes for adapter, _ in self.strengths)
 
     def use(self, adapters: AdapterArguments, in_use: Iterable[AdapterSet] = ()) -> None:
         """Make `adapters` (paths, or pairs of path and strength) the set in use. A path that was read before is not
@@ -87,6 +81,7 @@ class ModelAdapters:
             slot = self._slot(adapter)
             if slot is not None:
                 chosen.append((slot, strength))
+        self._program.check_adapters(tuple(chosen))
         self.active = tuple(chosen)
         self.strengths = list(adapters)
         self._drop_idle({*in_use, *dict(self.active)})
@@ -95,7 +90,7 @@ class ModelAdapters:
         key = _key(adapter)
         held = self._held.pop(key, None)
         if held is None:
-            plain = replace(adapter, replaced={}, rows={}, biases={})
+            plain = adapter.beside
             if not adapter.is_plain and key not in self._bound:
                 plain = adapter  # refused, with the reason
             slot = (

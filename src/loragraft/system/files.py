@@ -36,9 +36,27 @@ def regular_file(path: Path, error: type[LoragraftError] = LoragraftError) -> It
         raise error(path, f"cannot be read: {reason}") from None
 
 
+#: What is read of a folder: configurations, weights, vocabularies, templates, a model card. A GGUF or a picture that
+#: lies there is not, so one that a run left there may be written again.
+_READ_IN_FOLDERS = {
+    ".json",
+    ".jsonl",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".model",
+    ".txt",
+    ".jinja",
+    ".md",
+}
+
+
 def files_of(path: Path) -> list[Path]:
-    """The files that reading `path` reads: those in a folder, or itself."""
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    """The files that reading `path` reads: those in a folder that a reader of folders may open, or itself."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in _READ_IN_FOLDERS and file.is_file())
 
 
 def named_path(given: str | PathLike[str], error: type[LoragraftError] = LoragraftError) -> Path:

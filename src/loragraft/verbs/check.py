@@ -107,12 +107,13 @@ def check(
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     verify(graph)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
-    notes += [
-        f"{adapter.path}: changes whole tensors ({len(adapter.targets - adapter.pairs.keys())}), which llama.cpp's "
-        "adapters cannot; there it has to be merged"
-        for adapter, _ in loaded
-        if not adapter.is_plain
-    ]
+    for adapter, _ in loaded:
+        other = adapter.targets - adapter.pairs.keys()
+        if other:
+            what = "changes whole tensors" if adapter.whole else "multiplies weights"
+            notes.append(
+                f"{adapter.path}: {what} ({len(other)}), which llama.cpp's adapters cannot; there it has to be merged"
+            )
     linears = [_linear(graph, chain, source) for chain in find_chains(graph)]
     names = [str(adapter.path) for adapter, _ in loaded]
     if text is None:

@@ -85,6 +85,9 @@ class NativeProgram(Program):
         del self._adapters[slot]
         self._sets = {chosen: it for chosen, it in self._sets.items() if slot not in dict(chosen)}
 
+    def _ready(self, chosen: AdapterSet) -> None:
+        self._set(chosen)
+
     def _set(self, chosen: AdapterSet) -> Any:
         """The set for the engine: strengths alone cost a multiplication for each layer, DoRA's factors its rows."""
         if chosen not in self._sets:

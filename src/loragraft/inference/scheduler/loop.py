@@ -280,9 +280,14 @@ class Scheduler:
                     # To the back of the line of adapters.
                     self._waiting[adapters] = self._waiting.pop(adapters)
                 job.lease, job.admitted = lease, time.monotonic()
+                blocked = False
+                try:
+                    self._program.check_adapters(lease.slots)
+                except LoragraftError as error:
+                    self._fail(job, error)  # alone: in a batch it would fail all others with it
+                    continue
                 self._begin(job)
                 room -= job.request.choices
-                blocked = False
 
     def _begin(self, job: _Job) -> None:
         assert job.lease is not None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loragraft.adapters.effect import idle_targets
 from loragraft.adapters.lora import Adapter
 from loragraft.backends.program import Program
 from loragraft.errors import AdapterError
@@ -227,13 +228,18 @@ class Shelf:
 
     def _load(self, entry: _Known) -> Loaded:
         adapter = self._reader(entry.path)
-        size = sum(pair.a.nbytes + pair.b.nbytes for pair in adapter.pairs.values())
+        size = adapter.nbytes
         digest = sha256_of(entry.path)
         with self._lock:
             self._make_room(size, entry.path)
         slot = self._program.add_adapter(adapter)
         loaded = Loaded(
-            slot, size, digest, _common_scale(adapter), adapter.n_tensors, _changing(adapter.pairs)
+            slot,
+            size,
+            digest,
+            _common_scale(adapter),
+            adapter.n_tensors,
+            len(adapter.targets) - len(idle_targets(adapter)),
         )
         with self._lock:
             entry.loading = None
@@ -299,19 +305,15 @@ def _common_scale(adapter: Adapter) -> float | None:
     return scales.pop() if len(scales) == 1 else None
 
 
-def _changing(pairs: Mapping[str, object]) -> int:
-    return sum(bool(pair.a.any() and pair.b.any()) for pair in pairs.values())  # type: ignore[attr-defined]
-
-
 def plain_only(adapter: Adapter) -> Adapter:
-    """`adapter`, if it is made of pairs alone. Raises AdapterError for one that replaces whole tensors of the base,
-    which all requests share."""
+    """`adapter`, if it works beside the base's tensors alone. Raises AdapterError for one that replaces whole tensors
+    of the base, which all requests share."""
     if not adapter.is_plain:
         raise AdapterError(
             adapter.path,
             "replaces whole tensors of the base, which other adapters share",
-            found=", ".join(sorted({*adapter.replaced, *adapter.rows, *adapter.biases})[:4]),
-            expected="low-rank pairs only",
+            found=", ".join(sorted(adapter.whole)[:4]),
+            expected="what works beside them alone",
             hint="merge it into a model of its own: loragraft merge BASE --lora ADAPTER -o OUT.gguf",
         )
     return adapter
