@@ -91,7 +91,7 @@ LIES: dict[str, tuple[str, Value | None, str, str]] = {
         "attention.head_count",
         Value.numbers(U32, []),
         "generate",
-        "head_count: does not say",
+        "head_count: does not give",
     ),
     "heads-nan": ("attention.head_count", Value.numbers(FLOAT, [np.nan]), "generate", "head_count"),
     "theta-0": ("rope.freq_base", Value.f32(0), "generate", "freq_base: bad metadata value: found 0.0"),
@@ -117,7 +117,12 @@ LIES: dict[str, tuple[str, Value | None, str, str]] = {
         "generate",
         "merges has a wrong type",
     ),
-    "merge-of-one": ("tokenizer.ggml.merges", Value.strings(["th"]), "export", "'th' has not two parts"),
+    "merge-of-one": (
+        "tokenizer.ggml.merges",
+        Value.strings(["th"]),
+        "export",
+        "'th' does not have two parts",
+    ),
     "bos-a-float": ("tokenizer.ggml.bos_token_id", Value.f32(0), "export", "bos_token_id has a wrong type"),
     "no-tokens": ("tokenizer.ggml.tokens", None, "export", "is not as long as tokenizer.ggml.tokens"),
     "more-tokens": (
@@ -154,12 +159,16 @@ def test_tensors_that_do_not_belong_together(tmp_path: Path) -> None:
     small.arrays["output.weight"] = small.arrays["output.weight"][:3]
     path = hostile.gguf(tmp_path / "lies.gguf", small)
     message = refusal(of_model(path, tmp_path)["generate"], path)
-    assert "output.weight: predicts another number of tokens than are embedded: found 3" in str(message)
+    assert "output.weight: predicts a different number of tokens than the embedding has: found 3" in str(
+        message
+    )
     small = hostile.model("qwen3moe")
     small.arrays["blk.1.ffn_gate_inp.weight"] = np.ones((9, 32), np.float32)
     path = hostile.gguf(tmp_path / "lies.gguf", small)
     message = refusal(of_model(path, tmp_path)["generate"], path)
-    assert "blk.1.ffn_gate_inp.weight is of another number of experts: found 4, expected 9" in str(message)
+    assert "blk.1.ffn_gate_inp.weight is of a different number of experts: found 4, expected 9" in str(
+        message
+    )
 
 
 @pytest.mark.parametrize("tensor", ["blk.0.attn_q.weight", "blk.0.attn_norm.weight", "token_embd.weight"])
@@ -179,7 +188,7 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     message = refusal(lambda: lg.convert(base, tmp_path / "out.gguf"), base)
     assert (
         message
-        == f"{base / 'tokenizer.json'}: the file holds half of a surrogate pair, which is no character"
+        == f"{base / 'tokenizer.json'}: the file holds half of a surrogate pair, which is not a character"
     )
 
 

@@ -277,10 +277,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             lambda c, t: t.update({"base_model.model.score.weight": np.ones((2, 256), np.float32)}),
             r"is a classifier \(task_type CAUSAL_LM, score\.weight\)",
         ),
-        (lambda c, t: t.update({f"{Q}.lora_E": np.ones(8, np.float32)}), "lora_E' is not honoured"),
+        (lambda c, t: t.update({f"{Q}.lora_E": np.ones(8, np.float32)}), "lora_E' is not supported"),
         (
             lambda c, t: t.update({f"{Q}.base_layer.weight": np.ones((32768, 1), np.uint8)}),
-            "no floating-point tensor: found U8 .* merge_and_unload",
+            "not a floating-point tensor: found U8 .* merge_and_unload",
         ),
         (lambda c, t: t.update({f"{Q}.lora_B.bias": np.ones(256, np.float32)}), "lora_bias .* a bias of"),
         (lambda c, t: t.update({f"{Q}.lora_A.other.weight": t[f"{Q}.lora_A.weight"]}), "a second time"),
@@ -299,7 +299,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             lambda c, t: t.update(
                 {k.replace("layers.0", "layers.7"): v for k, v in t.items() if "layers.0" in k}
             ),
-            "layers.7.* which the base has not: found llama-kjv: llama, 4 layers",
+            "layers.7.* but the base model has no such tensor: found llama-kjv: llama, 4 layers",
         ),
         (lambda c, t: t.clear(), "holds no LoRA tensors"),
     ],
@@ -336,7 +336,9 @@ def test_names_as_wrappers_leave_them(tmp_path: Path, renamed: Callable[[str], s
 
 def test_adapters_of_other_models() -> None:
     llama = open_model(data("llama-kjv"))
-    with pytest.raises(AdapterError, match=r"adapts model\.layers\.0\.mlp\.c_fc, which the base has not"):
+    with pytest.raises(
+        AdapterError, match=r"adapts model\.layers\.0\.mlp\.c_fc, but the base model has no such tensor"
+    ):
         load_adapter(data("starcoder2-bias.pattern"), llama)
     with pytest.raises(AdapterError, match=r"general\.architecture 'llama', expected 'qwen2'"):
         load_adapter(data("gguf/llama-kjv.shakespeare-lora.gguf"), open_model(data("qwen2-bias")))

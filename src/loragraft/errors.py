@@ -5,7 +5,7 @@
     │   ├── GGUFError
     │   ├── CheckpointError   safetensors, config.json, tokenizer.json
     │   └── ImatrixError
-    ├── AdapterError          an adapter that does not fit, or holds what is not honoured
+    ├── AdapterError          an adapter that does not fit, or holds what is not supported
     ├── UnsupportedError      well-formed, but outside what loragraft does (architecture, type, tokenizer)
     ├── QuantizeError         weights that cannot be quantized as asked (NaN, missing importance, ...)
     ├── TextError             a text that cannot be measured on

@@ -101,7 +101,7 @@ def _compiled(expression: str, whole: str) -> Callable[[str], bool]:
             raise PatternError(f"\\{escape} is not supported")
         if group is not None:
             raise PatternError(
-                f"({group} is not supported: neither flags, nor names, nor looking ahead or behind"
+                f"({group} is not supported: flags, named groups, lookahead and lookbehind are not"
             )
         if token["posix"] or token["count"]:
             raise PatternError(f"{token[0]} is not supported")
@@ -113,7 +113,7 @@ def _compiled(expression: str, whole: str) -> Callable[[str], bool]:
         expression.encode()
         found = re2.compile(whole, options)
     except UnicodeEncodeError:
-        raise PatternError("holds half of a surrogate pair, which is no character") from None
+        raise PatternError("holds half of a surrogate pair, which is not a character") from None
     except re2.error as problem:
         reason = problem.args[0] if problem.args else ""
         raise PatternError(

@@ -59,7 +59,7 @@ def byte_count(text: str) -> int:
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
     if found is None or (found[2] or "B").lower() not in units or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no size, expected a number with one of {', '.join(_UNITS)}")
+        raise ValueError(f"{text!r} is not a size, expected a number with one of {', '.join(_UNITS)}")
     return int(float(found[1]) * units[(found[2] or "B").lower()])
 
 

@@ -124,7 +124,7 @@ def test_a_resized_vocabulary_knows_no_strength() -> None:
     new = {name: in_memory(name, floats(7, 4)) for name in (EMBEDDING, OUTPUT)}
     assert rebase(base, [(adapter(replaced=new), 1.0)]).tensors[OUTPUT].shape == (7, 4)
     with pytest.raises(
-        AdapterError, match=r"of another size, which knows no strength: found 0\.5, expected 1"
+        AdapterError, match=r"of another size, so its strength cannot be changed: found 0\.5, expected 1"
     ):
         rebase(base, [(adapter(replaced=new), 0.5)])
     del new[OUTPUT]
@@ -139,7 +139,7 @@ def test_a_bias_where_the_base_has_none() -> None:
     (note,) = rebase(base, [(adapter(biases={"x.bias": np.ones(4, np.float32)}), 1.0)]).notes
     assert "biases are added that the base has not (1, such as x.bias)" in note
     for bias in ({"x.bias": np.ones(6, np.float32)}, {"y.bias": np.ones(4, np.float32)}):
-        with pytest.raises(AdapterError, match="where the base has no such layer"):
+        with pytest.raises(AdapterError, match="but the base model has no such layer"):
             rebase(base, [(adapter(biases=bias), 1.0)])
 
 

@@ -40,7 +40,7 @@ def test_sizes_by_layer() -> None:
     assert [(layer.kv_heads, layer.ff) for layer in read_hparams(both).layers] == [(2, 64), (4, 96)]
     both["llama.attention.head_count_kv"] = Value.numbers(ValueType.INT32, [2])
     with pytest.raises(
-        FormatError, match=r"head_count_kv: does not say the size of every layer: found 1, expected 2"
+        FormatError, match=r"head_count_kv: does not give a size for every layer: found 1, expected 2"
     ):
         read_hparams(both)
     lengths = Value.numbers(ValueType.INT32, [8, 16])
@@ -73,7 +73,11 @@ def test_sizes_by_layer() -> None:
         ),
         ("rope__dimension_count", Value.u32(10), "rope.dimension_count: bad metadata value: found 10"),
         ("rope__freq_base", Value.f32(float("nan")), "rope.freq_base: bad metadata value: found nan"),
-        ("rope__scaling__type", Value.string("longrope"), "context extension of this kind: found longrope"),
+        (
+            "rope__scaling__type",
+            Value.string("longrope"),
+            "this kind of context extension is not supported: found longrope",
+        ),
         ("expert_count", Value.u32(8), "llama.expert_used_count: the metadata lacks this key"),
     ],
 )

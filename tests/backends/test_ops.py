@@ -92,7 +92,9 @@ def test_learned_positions(backend: Backend) -> None:
     )
     expected = weights["token_embd.weight"][IDS[:6]] + weights["position_embd.weight"][:6]
     np.testing.assert_array_equal(found, expected)
-    with pytest.raises(GraphError, match="the model has no such position: found 7, expected up to 6"):
+    with pytest.raises(
+        GraphError, match="the position is past the model's context: found 7, expected up to 6"
+    ):
         program.run([Piece(sequence, IDS[:2])])
     last = weights["token_embd.weight"][IDS[6]] + weights["position_embd.weight"][6]
     np.testing.assert_array_equal(program.run([Piece(sequence, IDS[6:])])[0], last)

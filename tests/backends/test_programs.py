@@ -160,7 +160,7 @@ def test_slots(backend: Backend) -> None:
         program.drop_adapter(one)
     with pytest.raises(AdapterError, match="bad strength: found nan"):
         program.run([Piece(sequence, IDS, ((two, float("nan")),))])
-    with pytest.raises(AdapterError, match="no linear layer of this model"):
+    with pytest.raises(AdapterError, match="not a linear layer of this model"):
         program.add_adapter(random_adapter(rng, {"blk.9.attn_q": (32, 32)}))
     biased = replace(first, biases={"blk.0.attn_q.bias": np.zeros(32, np.float32)})
     with pytest.raises(AdapterError, match=r"changes whole tensors.*; load the model with it"):
@@ -187,7 +187,7 @@ def test_misuse_is_refused_and_changes_nothing(backend: Backend) -> None:
     refused(
         r"is not continued: found positions \[2, 3\], expected from 3 on", Piece(sequence, IDS[:2], start=2)
     )
-    refused("do not lie together", Piece(sequence, IDS[:1]), Piece(other, IDS[:1]), Piece(sequence, IDS[:1]))
+    refused("must be together", Piece(sequence, IDS[:1]), Piece(other, IDS[:1]), Piece(sequence, IDS[:1]))
     refused("no such rows to want: found 9", Piece(sequence, IDS[:2], wants=9))
     batch = Batch.of([Piece(sequence, IDS[:2], start=3)])
     with pytest.raises(GraphError, match="must say where it starts"):
@@ -197,7 +197,7 @@ def test_misuse_is_refused_and_changes_nothing(backend: Backend) -> None:
     with pytest.raises(GraphError, match="no such set of adapters"):
         program.forward(replace(batch, adapters=np.array([0, 0], np.int32)))
     with pytest.raises(
-        GraphError, match=r"hidden: is not what this graph takes: found shape \(2, 32\), expected none"
+        GraphError, match=r"hidden: is not the input of this graph: found shape \(2, 32\), expected none"
     ):
         program.forward(batch, np.zeros((2, WIDTH), np.float32))
     program.close_sequence(other)
@@ -229,7 +229,7 @@ def test_a_slice_takes_and_gives_hidden_rows(backend: Backend) -> None:
     assert hidden is not None
     assert nmse(hidden, logits_of(backend, graph, small.arrays, IDS)[6:]) < REFERENCE
     program = backend.prepare(slice_graph(graph, 1), small.arrays, EXACT)
-    with pytest.raises(GraphError, match=r"hidden: is not what this graph takes: expected shape \(8, 32\)"):
+    with pytest.raises(GraphError, match=r"hidden: is not the input of this graph: expected shape \(8, 32\)"):
         program.run([Piece(program.open_sequence(), IDS)])
 
 

@@ -90,7 +90,7 @@ def test_an_entry_missing_from_the_matrix() -> None:
         code=1,
     )
     assert (
-        "imatrix.gguf: the imatrix has no entry for tensor 'blk.0.attn_q.weight', which IQ2_XS cannot do"
+        "imatrix.gguf: the imatrix has no entry for tensor 'blk.0.attn_q.weight', which IQ2_XS needs"
         in output
     )
 
@@ -122,7 +122,7 @@ def test_the_output_may_be_left_out() -> None:
         (["in.gguf", "out.gguf", "Q9"], "no such file type"),
         (["in.gguf", "out.gguf", "Q8_0", "many"], "unexpected 'many'"),
         (["--tensor-type", "attn_q", "in.gguf", "Q8_0"], "REGEX=TYPE"),
-        (["--tensor-type", "attn(=q8_0", "in.gguf", "Q8_0"], "is no regular expression"),
+        (["--tensor-type", "attn(=q8_0", "in.gguf", "Q8_0"], "is not a valid regular expression"),
         (["--output-tensor-type", "I32", "in.gguf", "Q8_0"], "no such type of weights"),
         (["--override-kv", "a=int:b", "in.gguf", "Q8_0"], "KEY=TYPE:VALUE"),
         (["--prune-layers", "1,x", "in.gguf", "Q8_0"], "not a list of layers"),
@@ -174,7 +174,7 @@ def test_a_weight_too_large_for_its_type_is_named() -> None:
     array[257, 65] = 1e30
     model(ffn_up=array)
     output = run("quantize", "in.gguf", "out.gguf", "Q8_0", code=1)
-    assert "row 257, column 64 begins a block whose scale does not fit Q8_0" in output
+    assert "row 257, column 64 has a block whose scale does not fit Q8_0" in output
     assert "row 257, column 65 does not fit F16" in run("quantize", "in.gguf", "out.gguf", "F16", code=1)
     run("quantize", "--tensor-type", "ffn_up=bf16", "in.gguf", "out.gguf", "Q8_0")
 

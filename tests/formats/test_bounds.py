@@ -154,7 +154,7 @@ def test_no_vocabulary_is_made_up(tmp_path: Path, what: str) -> None:
     script = f"lambda p: __import__('loragraft').convert(p, {str(tmp_path / 'out.gguf')!r}, threads=1)"
     said, taken, seconds = measured(base, script)
     assert (
-        "vocab_size is not the number" in said
+        "vocab_size differs from the number" in said
         if what == "vocab_size"
         else "more tokens than the model" in said
     )

@@ -119,7 +119,7 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
 )
 def test_a_shard_outside_of_the_folder_is_refused(sharded: Path, name: str) -> None:
     edit_index(sharded, d=name)
-    with pytest.raises(CheckpointError, match="lies outside of the folder"):
+    with pytest.raises(CheckpointError, match="lies outside the folder"):
         Checkpoint.open(sharded)
 
 
@@ -133,7 +133,7 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
     safetensors.numpy.save_file(
         {"b": ARRAYS["ints"], "a": ARRAYS["half"]}, sharded / "model-00001-of-00002.safetensors"
     )
-    with pytest.raises(CheckpointError, match="tensor 'b' is already in another file"):
+    with pytest.raises(CheckpointError, match="tensor 'b' is also in another file"):
         Checkpoint.open(sharded)
 
 

@@ -127,18 +127,18 @@ MALFORMED = {
     "version 4": (gguf(version=4), "unsupported GGUF version: found 4"),
     "version 0": (gguf(version=0), "unsupported GGUF version: found 0"),
     "big-endian": (b"GGUF\x00\x00\x00\x03" + bytes(24), "a big-endian GGUF file"),
-    "2^60 entries": (gguf(entries=HUGE), f"lies about {HUGE} metadata entries"),
-    "2^64-1 entries": (gguf(entries=2**64 - 1), f"lies about {2**64 - 1} metadata entries"),
-    "2^60 tensors": (gguf(tensors=HUGE), f"lies about {HUGE} tensors"),
-    "one entry too many": (gguf(ARCH, entries=2, alignment=1), "lies about the"),
+    "2^60 entries": (gguf(entries=HUGE), f"wrong about {HUGE} metadata entries"),
+    "2^64-1 entries": (gguf(entries=2**64 - 1), f"wrong about {2**64 - 1} metadata entries"),
+    "2^60 tensors": (gguf(tensors=HUGE), f"wrong about {HUGE} tensors"),
+    "one entry too many": (gguf(ARCH, entries=2, alignment=1), "wrong about the"),
     "2^60 bytes of key": (
         gguf(text(b"k", HUGE), bytes(9), entries=1),
-        "lies about the key of metadata entry 0",
+        "wrong about the key of metadata entry 0",
     ),
     "empty key": (gguf(entry(b"", U8, b"\1"), bytes(9), entries=1), "metadata entry 0 has an empty key"),
     "repeated key": (gguf(ARCH, ARCH, entries=2), "duplicate metadata key: found 'general.architecture'"),
     "value type 13": (gguf(entry(b"k", 13, bytes(8)), entries=1), "unknown value type of 'k': found 13"),
-    "2^60 bytes of string": (gguf(entry(b"k", STRING, u64(HUGE)), entries=1), "lies about the value of 'k'"),
+    "2^60 bytes of string": (gguf(entry(b"k", STRING, u64(HUGE)), entries=1), "wrong about the value of 'k'"),
     "2^60 numbers": (
         gguf(entry(b"k", ARRAY, u32(U32) + u64(HUGE)), entries=1),
         f"the {HUGE} elements of 'k'",
@@ -158,7 +158,7 @@ MALFORMED = {
     ),
     "2^60 bytes of an array's string": (
         gguf(entry(b"k", ARRAY, u32(STRING) + u64(2) + text(b"ok") + u64(HUGE)), entries=1),
-        "lies about the 2 elements of 'k'",
+        "wrong about the 2 elements of 'k'",
     ),
     "arrays nested five deep": (
         gguf(NESTED, bytes(32), entries=1),
@@ -177,7 +177,7 @@ MALFORMED = {
         gguf(entry(b"general.alignment", U64, u64(32)), entries=1),
         "general.alignment has a wrong type: found UINT64, expected UINT32",
     ),
-    "2^60 bytes of name": (gguf(text(b"w", HUGE), bytes(32), tensors=1), "lies about the name of tensor 0"),
+    "2^60 bytes of name": (gguf(text(b"w", HUGE), bytes(32), tensors=1), "wrong about the name of tensor 0"),
     "five axes": (gguf(tensor(dims=(1,) * 5), tensors=1, data=bytes(16)), "too many axes: found 5"),
     "2^32-1 axes": (
         gguf(text(b"w"), u32(2**32 - 1), bytes(32), tensors=1),
@@ -186,11 +186,11 @@ MALFORMED = {
     "an axis of 0": (gguf(tensor(dims=(4, 0)), tensors=1), r"'w' has no elements: found shape \(0, 4\)"),
     "an axis of 2^63": (
         gguf(tensor(dims=(2**63,)), tensors=1, data=bytes(64)),
-        "'w' does not fit into the file",
+        "'w' does not fit in the file",
     ),
     "axes whose product wraps to 4": (
         gguf(tensor(dims=(2**62 + 1, 4)), tensors=1, data=bytes(64)),
-        "'w' does not fit into the file",
+        "'w' does not fit in the file",
     ),
     "type 4, which ggml removed": (gguf(tensor(type_id=4), tensors=1, data=bytes(64)), "found number 4"),
     "type 2^31": (gguf(tensor(type_id=2**31), tensors=1, data=bytes(64)), f"found number {2**31}"),
@@ -201,11 +201,11 @@ MALFORMED = {
     "an odd offset": (gguf(tensor(offset=8), tensors=1, data=bytes(64)), "not aligned: found offset 8"),
     "an offset of 2^63": (
         gguf(tensor(offset=2**63), tensors=1, data=bytes(64)),
-        "does not fit into the file",
+        "does not fit in the file",
     ),
-    "an offset that wraps": (gguf(tensor(offset=2**64 - 32), tensors=1, data=bytes(64)), "does not fit into"),
-    "no data": (gguf(tensor(), tensors=1), "does not fit into the file, which is truncated"),
-    "one byte of data missing": (gguf(tensor(), tensors=1, data=bytes(15)), "does not fit into the file"),
+    "an offset that wraps": (gguf(tensor(offset=2**64 - 32), tensors=1, data=bytes(64)), "does not fit in"),
+    "no data": (gguf(tensor(), tensors=1), "does not fit in the file: it is truncated"),
+    "one byte of data missing": (gguf(tensor(), tensors=1, data=bytes(15)), "does not fit in the file"),
     "two of a name": (
         gguf(tensor(), tensor(offset=32), tensors=2, data=bytes(64)),
         "duplicate tensor name: found 'w'",
@@ -325,11 +325,11 @@ def test_leading_axes_of_one_are_not_stored() -> None:
 @pytest.mark.parametrize(
     ("specs", "problem"),
     [
-        ([TensorSpec("w", (4,), F32)] * 2, "there are two of that name"),
+        ([TensorSpec("w", (4,), F32)] * 2, "two tensors have this name"),
         ([TensorSpec("", (4,), F32)], "too long or empty"),
         ([TensorSpec("é" * 32, (4,), F32)], "too long or empty: expected 1 to 63 bytes"),
-        ([TensorSpec("w", (2,) * 5, F32)], "cannot be stored"),
-        ([TensorSpec("w", (2, 0), F32)], "cannot be stored"),
+        ([TensorSpec("w", (2,) * 5, F32)], "cannot store its shape"),
+        ([TensorSpec("w", (2, 0), F32)], "cannot store its shape"),
     ],
 )
 def test_tensors_that_no_file_can_hold(specs: list[TensorSpec], problem: str) -> None:

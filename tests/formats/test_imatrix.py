@@ -115,10 +115,10 @@ def test_every_truncation_of_a_legacy_file_is_refused_or_one_of_the_older_forms(
     [
         (b"hello world, I am a text file, not a matrix", "is not an importance matrix"),
         (struct.pack("<i", 0), "is not an importance matrix"),
-        (struct.pack("<iii", 1, -5, 0) + bytes(20), "lies about name 0"),
+        (struct.pack("<iii", 1, -5, 0) + bytes(20), "wrong about name 0"),
         (
             struct.pack("<i", 1) + struct.pack("<i1sii", 1, b"a", 1, 2**31 - 1) + bytes(8),
-            "lies about the sums for 'a'",
+            "wrong about the sums for 'a'",
         ),
         (legacy((b"a", 1, []), (b"b", 1, [1.0] * 9)), "the entry for 'a' has no sums"),
         (legacy((b"a", 1, [1.0] * 9), (b"a", 1, [1.0])), "two entries have the same name"),

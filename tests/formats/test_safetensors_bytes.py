@@ -75,7 +75,7 @@ MALFORMED = {
     ),
     "half a surrogate in a name": (
         safetensors(one(name="\\ud800"), EIGHT),
-        "the safetensors header holds half of a surrogate pair, which is no character",
+        "the safetensors header holds half of a surrogate pair, which is not a character",
     ),
     "a tensor that is null": (
         safetensors('{"w":null}'),
@@ -93,7 +93,7 @@ MALFORMED = {
     "a thousand axes": (safetensors(one(shape="[" + "1," * 999 + "2]"), EIGHT), "wrong shape"),
     "a product that wraps to 2": (
         safetensors(one(shape=f"[{2**62},{2**62},4]"), EIGHT),
-        "the data of tensor 'w' have a wrong length: found 8 bytes",
+        "the data of tensor 'w' have the wrong length: found 8 bytes",
     ),
     "three offsets": (safetensors(one(offsets="[0,8,8]"), EIGHT), "wrong data_offsets"),
     "offsets backwards": (safetensors(one(offsets="[8,0]"), EIGHT), "wrong data_offsets"),
@@ -104,10 +104,10 @@ MALFORMED = {
     "half a byte": (safetensors(one(dtype='"F4"', shape="[3]", offsets="[0,1]"), b"\0"), "found 1 bytes"),
     "data beyond the file": (safetensors(one(), bytes(7)), "truncated, or longer than its header says"),
     "data that nothing names": (safetensors(one(), bytes(9)), "truncated, or longer than its header says"),
-    "data before the first": (safetensors(one(offsets="[8,16]"), bytes(16)), "leave a hole.*found offset 8"),
-    "a hole": (safetensors(two("[0,4]", "[5,9]"), bytes(9)), "'b' leave a hole or overlap"),
-    "an overlap": (safetensors(two("[0,4]", "[3,7]"), bytes(7)), "'b' leave a hole or overlap"),
-    "the same place": (safetensors(two("[0,4]", "[0,4]"), bytes(4)), "'b' leave a hole or overlap"),
+    "data before the first": (safetensors(one(offsets="[8,16]"), bytes(16)), "leave a gap.*found offset 8"),
+    "a hole": (safetensors(two("[0,4]", "[5,9]"), bytes(9)), "'b' leave a gap or overlap"),
+    "an overlap": (safetensors(two("[0,4]", "[3,7]"), bytes(7)), "'b' leave a gap or overlap"),
+    "the same place": (safetensors(two("[0,4]", "[0,4]"), bytes(4)), "'b' leave a gap or overlap"),
 }
 
 

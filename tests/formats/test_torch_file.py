@@ -91,7 +91,10 @@ def test_a_crafted_one_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"w": Call(Global("os", "system"), "touch ran")}, "names what weights do not need.*os.system"),
+        (
+            {"w": Call(Global("os", "system"), "touch ran")},
+            "refers to a class that weights do not need.*os.system",
+        ),
         ({"w": Call(Global("builtins", "eval"), "1")}, "builtins.eval"),
         ({"w": Global("torch", "load")}, "torch.load"),
         ({"w": 1}, "holds more than tensors"),

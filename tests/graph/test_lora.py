@@ -55,10 +55,10 @@ def test_no_adapters_change_nothing() -> None:
     [
         (
             "blk.5.ffn_up.weight",
-            "random: targets blk.5.ffn_up.weight, which is no linear layer of this model",
+            "random: targets blk.5.ffn_up.weight, which is not a linear layer of this model",
         ),
-        ("blk.0.attn_norm.weight", "random: targets blk.0.attn_norm.weight, which is no linear layer"),
-        ("blk.0.ffn_gate_exps.weight", "which is no linear layer"),
+        ("blk.0.attn_norm.weight", "random: targets blk.0.attn_norm.weight, which is not a linear layer"),
+        ("blk.0.ffn_gate_exps.weight", "which is not a linear layer"),
     ],
 )
 def test_a_pair_without_a_linear(target: str, message: str) -> None:

@@ -97,7 +97,7 @@ def test_an_adapter_of_the_whole_model_is_put_on_a_slice() -> None:
     verify(attached)
     assert len(tensors) == 2 * 7
     strange = replace(adapter, pairs=random_adapter(rng, {"blk.7.attn_q": (32, 32)}).pairs)
-    with pytest.raises(AdapterError, match=r"blk.7.attn_q.weight, which is no linear layer"):
+    with pytest.raises(AdapterError, match=r"blk.7.attn_q.weight, which is not a linear layer"):
         attach(part, [(strange, 1.0)], small.arrays)
 
 

@@ -205,7 +205,7 @@ def test_a_value_tapped_before_its_epilogue_is_over() -> None:
     gelu = find(graph, Op.GELU)
     message = str(next(violations(changed(graph, gelu, inputs=(product,)))))
     assert message == (
-        "blk.0.ffn_up.scale: weight_scale must follow its product, whose value has no other use: "
+        "blk.0.ffn_up.scale: weight_scale must follow its product, and its value may have no other use: "
         "found weight_scale after matmul (blk.0.ffn_up)"
     )
 
@@ -221,7 +221,7 @@ def test_per_expert_companions() -> None:
     graph = mixture()
     tensors = dict(graph.tensors) | {"blk.0.ffn_up_exps.scale": TensorFact((3,), "F32")}
     assert only(replace(graph, tensors=tensors)) == (
-        "blk.0.ffn_up_exps.weight: weight scale of another number of experts: found 3, expected 4"
+        "blk.0.ffn_up_exps.weight: weight scale of a different number of experts: found 3, expected 4"
     )
 
 
@@ -259,7 +259,7 @@ def test_two_layers_may_not_share_a_cache() -> None:
 
 def test_the_output_is_a_vector_of_logits() -> None:
     graph = whole()
-    with pytest.raises(GraphError, match="no vector of logits"):
+    with pytest.raises(GraphError, match="not a vector of logits"):
         verify(replace(graph, output=0))
-    with pytest.raises(GraphError, match="the output is no node"):
+    with pytest.raises(GraphError, match="the output is not a node"):
         verify(replace(graph, output=len(graph.nodes)))

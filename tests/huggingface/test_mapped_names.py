@@ -144,7 +144,7 @@ def test_an_architecture_whose_rows_nobody_knows(tmp_path: Path) -> None:
         lg.merge(path, tmp_path / "a", tmp_path / "o.gguf")
     message = str(error.value)
     assert message.startswith(
-        f"{path}: it is not known here how conversion changes the rows of plamo2's weights"
+        f"{path}: loragraft does not know how conversion reorders the rows of plamo2's weights"
     )
     assert "convert_lora_to_gguf.py" in message
     assert f"loragraft merge {path} --lora ADAPTER.gguf" in message

@@ -92,7 +92,7 @@ PAIR = {
         (PAIR, None, "without adapter_config.json, which says its scale"),
         (PAIR, {"fine_tune_type": "lora"}, "does not say the adapter's scale"),
         (PAIR, {"lora_parameters": {"scale": 0}}, "does not say the adapter's scale: found 0"),
-        (PAIR, {"fine_tune_type": "soft"}, "fine_tune_type is not known"),
+        (PAIR, {"fine_tune_type": "soft"}, "unknown fine_tune_type"),
         (dict([next(iter(PAIR.items()))]), CONFIG, "has no complete pair"),
         ({**PAIR, "model.layers.0.mlp.up_proj.lora_b": floats(5, 768)}, CONFIG, "does not fit together"),
         (
@@ -101,12 +101,12 @@ PAIR = {
                 "model.layers.9.mlp.up_proj.lora_b": floats(4, 768),
             },
             CONFIG,
-            "adapts model.layers.9.mlp.up_proj, which the base has not",
+            "adapts model.layers.9.mlp.up_proj, but the base model has no such tensor",
         ),
         (
             PAIR,
             {**CONFIG, "fine_tune_type": "dora"},
-            "use_dora of adapter_config.json is not what its tensors say",
+            "use_dora of adapter_config.json disagrees with its tensors",
         ),
         ({}, CONFIG, "holds no LoRA tensors"),
     ],

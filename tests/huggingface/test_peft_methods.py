@@ -244,7 +244,7 @@ def test_other_methods_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterError) as refusal:
         load(base, [adapter])
     text = str(refusal.value)
-    assert f"a method that is not honoured, {kind}" in text
+    assert f"a method that is not supported, {kind}" in text
     merges = RECORDED[kind]["merges"] or "ImportError" in RECORDED[kind].get("error", "")
     assert ("merge_and_unload" in text) == merges
     assert ("run it with transformers and peft" in text) != merges
@@ -254,7 +254,7 @@ def test_an_unknown_setting_of_a_method_is_refused(tmp_path: Path) -> None:
     base, adapter = written("llama+hra", tmp_path)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "twice_as_much": True}))
-    with pytest.raises(AdapterError, match="twice_as_much is not honoured: loragraft does not know"):
+    with pytest.raises(AdapterError, match="twice_as_much is not supported: loragraft does not know"):
         load(base, [adapter])
 
 

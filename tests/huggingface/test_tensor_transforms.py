@@ -162,7 +162,7 @@ def quantized(name: str, rows: int, columns: int) -> Weight:
         (
             [weight(f"h.0.{part}.weight", drawn(Q, WIDTH)) for part in "qkv"],
             CheckpointError,
-            r"h.0.k.weight has another number of rows .*: found 12, expected 6",
+            r"h.0.k.weight does not have the number of rows .*: found 12, expected 6",
         ),
         (
             [weight("h.0.q.weight", drawn(Q, WIDTH)), *[weight("h.0.k.weight", drawn(KV, 2))] * 2],

@@ -254,7 +254,11 @@ def test_sentencepiece_without_prefix_or_with_fewer_merges(tmp_path: Path) -> No
             UnsupportedError,
             "kind of tokenizer: found 'WordPiece'",
         ),
-        ({"model": {"type": "BPE", "vocab": [1]}}, CheckpointError, "model.vocab is missing or no object"),
+        (
+            {"model": {"type": "BPE", "vocab": [1]}},
+            CheckpointError,
+            "model.vocab is missing or not an object",
+        ),
         ({"model": {"type": "BPE", "vocab": {"a": -1}}}, CheckpointError, "ids that are not numbers"),
         ({"added_tokens": [{"content": "x"}]}, CheckpointError, "added_tokens"),
         (

@@ -370,12 +370,12 @@ def set_config(**values: Any) -> Edit:
                 {f"{V}.weight_zero_point": Raw.of_bytes("F8_E4M3", np.ones((128, 16), np.uint8))}
             ),
             CheckpointError,
-            r"v_proj\.weight_zero_point belongs to no quantized weight that is understood",
+            r"v_proj\.weight_zero_point does not belong to any quantized weight that loragraft can read",
         ),
         (
             lambda _, t: t.update({f"{V}.weight_g_idx": Raw("I32", (256,), np.zeros(1024, np.uint8))}),
             CheckpointError,
-            "weight_g_idx belongs to no",
+            "weight_g_idx does not belong to any",
         ),
         (
             lambda _, t: t.update({f"{V}.svdquant_lora_a": Raw.f32(np.ones((4, 256)))}),
@@ -395,7 +395,7 @@ def set_config(**values: Any) -> Edit:
         (
             lambda _, t: t.update({"lm_head.weight_scale": Raw.f32(1)}),
             CheckpointError,
-            "belongs to no quantized",
+            "does not belong to any quantized",
         ),
         (
             lambda _, t: t.update({f"{V}.weight": Raw.of_bytes("I32", np.zeros((4, 16), np.uint8))}),

@@ -71,7 +71,7 @@ def test_conversations_go_through_the_chat_template(model: ModelSource, tmp_path
         ("[" * 100_000, "line 2: is no JSON"),
         ('{"question": "?"}', "line 2: is neither a conversation nor a text: found question"),
         ("[1]", "line 2: is neither a conversation nor a text: found list"),
-        ('{"messages": [1]}', "line 2: has a message that is none"),
+        ('{"messages": [1]}', "line 2: has an entry that is not a message"),
     ],
 )
 def test_a_line_that_is_none_is_named(model: ModelSource, tmp_path: Path, line: str, says: str) -> None:

@@ -131,7 +131,7 @@ def test_no_template_takes_more_than_it_may(case: str) -> None:
 
 
 def test_messages_that_are_none() -> None:
-    with pytest.raises(lg.LoragraftError, match="messages: are not what JSON can hold"):
+    with pytest.raises(lg.LoragraftError, match="messages: cannot be written as JSON"):
         render("x", [{"role": "user", "content": object()}])
 
 

@@ -35,7 +35,7 @@ def test_long_sequences_go_in_batches(tuned: lg.Model) -> None:
     np.testing.assert_allclose(whole[:100], tuned.logits(ids[:100]), rtol=0, atol=1e-4)
     for first in (1, 350, 600, 699):
         np.testing.assert_allclose(tuned.logits(ids, first=first), whole[first:], rtol=0, atol=1e-4)
-    with pytest.raises(LoragraftError, match="outside of the sequence"):
+    with pytest.raises(LoragraftError, match="outside the sequence"):
         tuned.logits(ids, first=700)
 
 
@@ -91,7 +91,7 @@ def test_adapters_can_be_changed(backend: lg.inference.model.BackendName) -> Non
     np.testing.assert_array_equal(
         model.logits(ids[:5]), lg.load(BASE, [(ADAPTER, 0.5)], backend=backend).logits(ids[:5])
     )
-    with pytest.raises(LoragraftError, match="which the base has not"):
+    with pytest.raises(LoragraftError, match="but the base model has no such tensor"):
         model.set_adapters([data("starcoder2-bias.pattern")])
     model.set_adapters([])
     assert model.size == size

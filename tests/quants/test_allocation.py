@@ -84,7 +84,7 @@ def test_the_fewest_bytes_for_a_cost() -> None:
     assert size(chosen) < 0.95 * sum(own[2].size for own in choices.values())
     # ... and the other way round the same bytes buy nothing better.
     assert cost(allocate(choices, size(chosen))) == pytest.approx(cost(chosen), rel=1e-3)
-    with pytest.raises(QuantizeError, match="cannot be had with these types"):
+    with pytest.raises(QuantizeError, match="is out of reach with these types"):
         allocate_cost(choices, 0.5 * sum(min(choice.cost for choice in own) for own in choices.values()))
 
 

@@ -93,6 +93,12 @@ def test_a_closed_mapping_is_not_watched() -> None:
     assert len(mapped._watched) == before + 1
     mapping.close()
     assert len(mapped._watched) == before
+    with mapped.map_file(Path(__file__), lg.errors.FormatError) as mapping:
+        assert len(mapped._watched) == before + 1
+    assert (
+        len(mapped._watched) == before
+    )  # although `mapping` is still alive, as in the traceback of an error
+    mapped.check_intact()
 
 
 def test_more_files_than_can_be_watched(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_threads_that_cannot_start_are_an_error(tmp_path: Path, work: str) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     message, made = done.stdout.splitlines()
-    assert "threads: the system will not start so many: found 200" in message
+    assert "threads: the system refused to start so many: found 200" in message
     assert int(made) > 0
     assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 

@@ -180,10 +180,10 @@ def test_the_least_that_keeps_a_share() -> None:
     [
         ({"size": 1, "bits_per_weight": 4.0}, "size: said twice"),
         ({"types": ["F16"]}, "F16: no type to choose from"),
-        ({"types": ["IQ2_XXS"]}, "none of the types can be had for this tensor"),
+        ({"types": ["IQ2_XXS"]}, "none of the types fits this tensor"),
         ({"size": 1_000_000}, "size: too small for these types"),
         ({"keep": 99}, "keep: not a share of a fine-tune"),
-        ({"keep": 0.999, "types": ["Q2_K"]}, "cost: cannot be had with these types"),
+        ({"keep": 0.999, "types": ["Q2_K"]}, "cost: is out of reach with these types"),
         ({"like": "F16"}, "F16: quantizes no tensor"),
         ({"like": "IQ2_XXS"}, "requires an imatrix"),
         ({"windows": 500}, "too short to measure tensors on and to judge"),
@@ -218,7 +218,7 @@ def test_command_line(tmp_path: Path) -> None:
     twice = subprocess.run([*command, "--bpw", "4"], capture_output=True, text=True)
     assert (twice.returncode, "give one of --size, --bpw and --keep" in twice.stderr) == (2, True)
     odd = subprocess.run([*command, "--size", "much"], capture_output=True, text=True)
-    assert (odd.returncode, "'much' is no size" in odd.stderr) == (2, True)
+    assert (odd.returncode, "'much' is not a size" in odd.stderr) == (2, True)
 
 
 def test_the_picture(result: Budget, tmp_path: Path) -> None:

@@ -464,7 +464,7 @@ def test_11_a_classifier() -> None:
     folder = case("11-modules-to-save-that-match-nothing") / "seq-cls"
     output = run("merge", BASE, "--lora", folder, "-o", "o.gguf", code=1)
     assert (
-        "is a sequence classifier (task_type SEQ_CLS, score.weight): GGUF generation has no place for"
+        "is a sequence classifier (task_type SEQ_CLS, score.weight): GGUF generation has no counterpart for"
         in output
     )
 

@@ -151,7 +151,7 @@ def test_a_renamed_file_is_explained(shards: list[Path]) -> None:
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path, shards: list[Path]) -> None:
     metadata = {"split.no": Value.u16(1), "split.count": Value.u16(4), "split.tensors.count": Value.i32(10)}
     write_gguf(shards[1], metadata, {f"blk.{n}.weight": np.zeros(1) for n in (0, 4, 5)})
-    with pytest.raises(GGUFError, match=r"tensor 'blk\.0\.weight' is already in another file"):
+    with pytest.raises(GGUFError, match=r"tensor 'blk\.0\.weight' is also in another file"):
         open_gguf(shards[0])
 
 

@@ -43,7 +43,7 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
             if target not in base.tensors and not tied:
                 raise AdapterError(
                     path,
-                    f"adapts {target}, which the base has not",
+                    f"adapts {target}, but the base model has no such tensor",
                     found=base.path.name,
                     expected=f"a {base.arch} with it",
                 )
@@ -100,7 +100,7 @@ def _check_kind(file: GGUFFile, base: ModelSource) -> None:
             raise AdapterError(file.path, problem, found=f"{key} {found!r}", expected=repr(expected))
     if _INVOCATION in file.metadata:
         raise AdapterError(
-            file.path, f"{_INVOCATION} is not honoured", hint="it switches on only behind these tokens"
+            file.path, f"{_INVOCATION} is not supported", hint="it switches on only behind these tokens"
         )
 
 
@@ -138,7 +138,7 @@ def _replaces(path: Path, base: ModelSource, tensor: GGUFTensor, notes: list[str
     if own is None or own.shape != tensor.shape:
         raise AdapterError(
             path,
-            f"its tensor {name!r} is no half of a pair, and does not fit a tensor of the base",
+            f"its tensor {name!r} is not half of an A/B pair, and does not fit any tensor of the base",
             found=f"{tensor.shape}",
             expected=f"{own.shape} as in {base.path.name}"
             if own is not None

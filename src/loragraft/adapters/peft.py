@@ -134,7 +134,7 @@ def read_tensors(folder: PeftFolder, settings: LoraSettings) -> PeftTensors:
             table = found.frozen if frozen else found.trained
             table.setdefault(f"{match['module']}.{match['part']}", tensor)
         else:
-            raise AdapterError(file, f"tensor {stored!r} is not honoured", found=tensor.shape)
+            raise AdapterError(file, f"tensor {stored!r} is not supported", found=tensor.shape)
     for name in found.trained:
         found.frozen.pop(name, None)
     if method is None:
@@ -253,7 +253,7 @@ def _matrix(file: Path, tensor: CheckpointTensor) -> Floats:
 def tensor_floats(file: Path, tensor: CheckpointTensor) -> Floats:
     if tensor.dtype not in ("F32", "F16", "BF16"):
         raise AdapterError(
-            file, f"tensor {tensor.name!r} has a dtype that is no adapter's", found=tensor.dtype
+            file, f"tensor {tensor.name!r} has a dtype that adapters do not use", found=tensor.dtype
         )
     values = float_rows(tensor.data().reshape(1, -1), BY_NAME[tensor.dtype]).reshape(tensor.shape)
     if not np.isfinite(values).all():

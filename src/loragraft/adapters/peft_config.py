@@ -150,7 +150,7 @@ class LoraSettings:
 def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
     """The settings in `config`, the object in the file at `path`.
 
-    Raises AdapterError naming the first key that is not honoured, or that makes no sense.
+    Raises AdapterError naming the first key that is not supported, or that makes no sense.
     """
     kind = config.get("peft_type")
     if isinstance(kind, str) and kind in METHODS:
@@ -158,7 +158,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
     if kind != "LORA":
         raise AdapterError(
             path,
-            f"is an adapter of a method that is not honoured, {str(kind)[:40]}",
+            f"is an adapter of a method that is not supported, {str(kind)[:40]}",
             found=f"peft_type {kind!r}"[:80],
             expected=f"LORA or {' or '.join(sorted(METHODS))}",
             hint=RUN_WITH_PEFT if kind in UNMERGEABLE else merge_with_peft(path),
@@ -200,7 +200,7 @@ def _method_settings(path: Path, config: Mapping[str, Any], method: Method) -> L
         if not (known or value in (None, False, "none", [], {}, "")):
             raise AdapterError(
                 path,
-                f"{key} is not honoured: loragraft does not know what it does to the weights",
+                f"{key} is not supported: loragraft does not know what it does to the weights",
                 found=repr(value)[:80],
                 expected="it not to be set",
                 hint=merge_with_peft(path),
@@ -232,7 +232,7 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
     reason = _REFUSED.get(key, "loragraft does not know what it does to the weights")
     raise AdapterError(
         path,
-        f"{key} is not honoured: {reason}",
+        f"{key} is not supported: {reason}",
         found=repr(value)[:80],
         expected="it not to be set",
         hint=RUN_ELSEWHERE if key == "alora_invocation_tokens" else merge_with_peft(path),

@@ -125,7 +125,7 @@ def _replaced(
         if source.shape != base.shape:
             raise AdapterError(
                 adapter.path,
-                f"replaces {name} by one of another size, which knows no strength",
+                f"replaces {name} by one of another size, so its strength cannot be changed",
                 found=strength,
                 expected=1,
             )
@@ -208,7 +208,7 @@ def _with_bias(
     if base is None:
         weight = f"{name.removesuffix('.bias')}.weight"
         if weight not in tensors or tensors[weight].shape[:-1] != delta.shape:
-            raise AdapterError(adapter.path, f"has a bias for {name}, where the base has no such layer")
+            raise AdapterError(adapter.path, f"has a bias for {name}, but the base model has no such layer")
         return {**tensors, name: in_memory(name, delta)}
     if base.shape != delta.shape:
         raise AdapterError(

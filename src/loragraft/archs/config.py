@@ -108,7 +108,7 @@ class Config:
         layers = self.integer(*LAYERS)
         if layers > MAX_LAYERS:
             raise CheckpointError(
-                self.path, "no model has so many layers", found=layers, expected=f"<= {MAX_LAYERS}"
+                self.path, "more layers than any model has", found=layers, expected=f"<= {MAX_LAYERS}"
             )
         return layers
 

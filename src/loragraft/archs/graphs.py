@@ -86,13 +86,13 @@ def _check_sizes(h: Hparams, tensors: Mapping[str, TensorFact]) -> None:
     width = tensors["token_embd.weight"].shape[-1]
     if width != h.width:
         raise FormatError(
-            f"{h.arch}.embedding_length", "the weights are of another width", found=h.width, expected=width
+            f"{h.arch}.embedding_length", "the weights have another width", found=h.width, expected=width
         )
     rows, output = tensors["token_embd.weight"].shape[0], tensors.get("output.weight")
     if output is not None and output.shape[0] != rows:
         raise FormatError(
             "output.weight",
-            "predicts another number of tokens than are embedded",
+            "predicts a different number of tokens than the embedding has",
             found=output.shape[0],
             expected=rows,
         )
@@ -100,7 +100,7 @@ def _check_sizes(h: Hparams, tensors: Mapping[str, TensorFact]) -> None:
         if name.endswith((".ffn_gate_inp.weight", "_exps.weight")) and fact.shape[0] != h.experts:
             raise FormatError(
                 f"{h.arch}.expert_count",
-                f"{name} is of another number of experts",
+                f"{name} is of a different number of experts",
                 found=h.experts,
                 expected=fact.shape[0],
             )

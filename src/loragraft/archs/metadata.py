@@ -67,7 +67,7 @@ class MetadataKeys:
         if len(data) < layers:
             raise FormatError(
                 f"{self.arch}.{key}",
-                "does not say the size of every layer",
+                "does not give a size for every layer",
                 found=len(data),
                 expected=f"{layers} numbers",
             )

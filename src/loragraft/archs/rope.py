@@ -74,7 +74,7 @@ def read_rope(
     else:
         raise UnsupportedError(
             f"{keys.arch}.rope.scaling.type",
-            "context extension of this kind",
+            "this kind of context extension is not supported",
             found=kind,
             expected="none, linear or yarn",
         )

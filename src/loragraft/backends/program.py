@@ -211,12 +211,12 @@ class Program(ABC):
         if (None if hidden is None else np.shape(hidden)) != wanted:
             raise GraphError(
                 "hidden",
-                "is not what this graph takes",
+                "is not the input of this graph",
                 found=None if hidden is None else f"shape {np.shape(hidden)}",
                 expected="none" if wanted is None else f"shape {wanted}",
             )
         if len({run.sequence for run in runs}) != len(runs):
-            raise GraphError("batch", "the rows of a sequence do not lie together")
+            raise GraphError("batch", "the rows of a sequence must be together")
         for run in runs:
             length, count = self._reached(run.sequence, None), run.stop - run.first
             positions = batch.positions[run.first : run.stop]
@@ -230,7 +230,7 @@ class Program(ABC):
             if self._positions is not None and length + count > self._positions:
                 raise GraphError(
                     f"sequence {run.sequence}",
-                    "the model has no such position",
+                    "the position is past the model's context",
                     found=length + count - 1,
                     expected=f"up to {self._positions - 1}",
                 )

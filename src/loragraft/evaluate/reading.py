@@ -56,7 +56,7 @@ def check_vocabulary(base: Model, tuned: Model) -> None:
     if sizes[0] != sizes[1]:
         raise LoragraftError(
             "adapters",
-            "change the vocabulary, so that the base cannot read what they read",
+            "change the vocabulary, so the base model cannot read the same text",
             found=f"{sizes[1]} tokens",
             expected=f"the {sizes[0]} of {base.path.name}",
             hint="merge, and measure the merged files with `loragraft perplexity`",

@@ -54,7 +54,7 @@ def possible_types(steps: Sequence[Step], kinds: Sequence[QuantType]) -> dict[st
         if not types[step.name]:
             raise QuantizeError(
                 step.name,
-                "none of the types can be had for this tensor",
+                "none of the types fits this tensor",
                 found=", ".join(kind.name for kind in kinds),
                 hint="allow one that needs no importance matrix, such as Q4_K",
             )

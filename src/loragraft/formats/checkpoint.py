@@ -30,7 +30,7 @@ class Checkpoint:
                 if name in self.tensors:
                     raise CheckpointError(
                         file.path,
-                        f"tensor {name!r} is already in another file",
+                        f"tensor {name!r} is also in another file",
                         found=self.tensors[name].file.name,
                     )
                 self.tensors[name] = tensor

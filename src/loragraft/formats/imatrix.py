@@ -169,7 +169,7 @@ def _from_gguf(file: GGUFFile) -> Imatrix:
         if sums[name].size % array.size:
             raise ImatrixError(
                 file.path,
-                f"sums and counts for {name!r} do not fit",
+                f"the the sums and counts for {name!r} do not fit",
                 found=f"{sums[name].size} sums, {array.size} counts",
             )
         if not np.isfinite(array).all() or np.abs(array).max() >= 2.0**62:
@@ -244,7 +244,7 @@ class _LegacyParser:
         if not 0 <= count <= self.left():
             raise ImatrixError(
                 self.path,
-                f"the file is truncated or lies about {what}",
+                f"the file is truncated, or its header is wrong about {what}",
                 found=f"{self.left()} bytes left",
                 expected=count,
             )

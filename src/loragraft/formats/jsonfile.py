@@ -51,7 +51,7 @@ def parse_json(data: bytes, path: Path, what: str, error: type[FormatError]) -> 
         if escapes:  # half of a pair of surrogates is no text
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise error(path, f"{what} holds half of a surrogate pair, which is no character") from None
+        raise error(path, f"{what} holds half of a surrogate pair, which is not a character") from None
     except UnicodeDecodeError as problem:
         raise error(path, f"{what} is not UTF-8", found=f"a wrong byte at offset {problem.start}") from None
     except RecursionError:

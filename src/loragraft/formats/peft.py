@@ -49,7 +49,7 @@ class PeftFolder:
                 if name in tensors:
                     raise CheckpointError(
                         file.path,
-                        f"tensor {name!r} is already in another file",
+                        f"tensor {name!r} is also in another file",
                         found=tensors[name].file.name,
                     )
                 tensors[name] = tensor

@@ -144,7 +144,7 @@ class SafetensorsFile:
             if start != expected:
                 raise CheckpointError(
                     path,
-                    f"the data of tensor {name!r} leave a hole or overlap another's",
+                    f"the data of tensor {name!r} leave a gap or overlap another tensor's",
                     found=f"offset {start}",
                     expected=expected,
                 )
@@ -208,7 +208,7 @@ def _read_entry(path: Path, name: str, entry: object) -> tuple[int, int, str, tu
     if bits != 8 * (offsets[1] - offsets[0]):
         raise CheckpointError(
             path,
-            f"the data of {subject} have a wrong length",
+            f"the data of {subject} have the wrong length",
             found=f"{offsets[1] - offsets[0]} bytes",
             expected=f"{bits // 8} for {dtype} {shape}",
         )
@@ -265,7 +265,7 @@ def plan(specs: Sequence[SafetensorsSpec], metadata: Mapping[str, str] | None = 
     end = 0
     for spec in sorted(specs, key=lambda spec: (-rank[spec.dtype], spec.name)):
         if spec.name in sizes:
-            raise CheckpointError(f"tensor {spec.name!r}", "there are two of that name")
+            raise CheckpointError(f"tensor {spec.name!r}", "two tensors have this name")
         relative[spec.name], sizes[spec.name] = end, spec.nbytes
         end += spec.nbytes
         entries[spec.name] = {

@@ -152,7 +152,7 @@ def _check_opcodes(path: Path, data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         depth = depth + 1 if opcode.name.startswith("TUPLE") else 0 if opcode.name == "REDUCE" else depth
         if opcode.name not in _OPCODES or depth > _MAX_DEPTH:
-            raise CheckpointError(path, "its data.pkl is no dictionary of tensors", found=opcode.name)
+            raise CheckpointError(path, "its data.pkl is not a dictionary of tensors", found=opcode.name)
         if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             place = len(memo) if argument is None else argument
             if place > 2 * len(memo) + 256:
@@ -162,7 +162,7 @@ def _check_opcodes(path: Path, data: bytes) -> None:
                 containers.add(place)
         elif opcode.name in ("BINGET", "LONG_BINGET") and argument in containers:
             raise CheckpointError(
-                path, "its data.pkl is no dictionary of tensors", found="a shared container"
+                path, "its data.pkl is not a dictionary of tensors", found="a shared container"
             )
         before = opcode.name
 
@@ -191,7 +191,7 @@ class _Unpickler(pickle.Unpickler):
             return _StorageType(_STORAGES[name])
         raise CheckpointError(
             self._path,
-            "names what weights do not need: it may run code",
+            "refers to a class that weights do not need, which may run code",
             found=f"{module}.{name}"[:120],
             expected="tensors alone",
             hint="get the adapter as safetensors, or load it where you trust it and save_pretrained it again",
@@ -204,7 +204,7 @@ class _Unpickler(pickle.Unpickler):
             or pid[0] != "storage"
             or not isinstance(pid[1], _StorageType)
         ):
-            raise CheckpointError(self._path, "names a storage that is not understood", found=repr(pid)[:80])
+            raise CheckpointError(self._path, "refers to an unknown kind of storage", found=repr(pid)[:80])
         return _Storage(str(pid[2]), pid[1].dtype)
 
 
@@ -226,7 +226,7 @@ def _placed(
     if entry is None or not isinstance(tensor.storage, _Storage):
         raise CheckpointError(path, f"{subject} has no bytes in the archive")
     if entry.compress_type != zipfile.ZIP_STORED:
-        raise CheckpointError(path, f"the bytes of {subject} are compressed, which torch does not do")
+        raise CheckpointError(path, f"the bytes of {subject} are compressed, which torch never does")
     dtype, shape, strides, offset = tensor.storage.dtype, tensor.shape, tensor.strides, tensor.offset
     if not (_is_sizes(shape) and _is_sizes(strides) and _is_sizes((offset,)) and len(shape) == len(strides)):
         raise CheckpointError(path, f"{subject} has a wrong shape", found=repr(shape)[:80])
@@ -242,7 +242,7 @@ def _placed(
     header = entry.header_offset
     lengths = mapping[header + _LOCAL_HEADER - 4 : header + _LOCAL_HEADER]
     if len(lengths) < 4:
-        raise CheckpointError(path, f"the bytes of {subject} lie outside of the file")
+        raise CheckpointError(path, f"the bytes of {subject} lie outside the file")
     start = header + _LOCAL_HEADER + int.from_bytes(lengths[:2], "little")
     start += int.from_bytes(lengths[2:], "little") + offset * size
     nbytes = prod(shape) * size

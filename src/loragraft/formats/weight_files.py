@@ -121,7 +121,7 @@ def _indexed(index: Path, read: Callable[[Path], SafetensorsFile]) -> list[Safet
     files = {}
     for name in sorted(set(where.values())):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise CheckpointError(index, "a shard lies outside of the folder", found=repr(name))
+            raise CheckpointError(index, "a shard lies outside the folder", found=repr(name))
         if not named_path(folder / name, CheckpointError).exists():
             raise CheckpointError(
                 folder / name, "a shard that the index names is missing", expected=f"it in {folder}"
@@ -130,6 +130,6 @@ def _indexed(index: Path, read: Callable[[Path], SafetensorsFile]) -> list[Safet
     for tensor, name in where.items():
         if tensor not in files[name].tensors:
             raise CheckpointError(
-                folder / name, f"tensor {tensor!r} is not in it, though the index says so", found=index.name
+                folder / name, f"tensor {tensor!r} is not in it, alalthough the index says so", found=index.name
             )
     return list(files.values())

@@ -71,7 +71,7 @@ def attach(
             if chain is None:
                 raise AdapterError(
                     adapter.path,
-                    f"targets {target}, which is no linear layer of this model",
+                    f"targets {target}, which is not a linear layer of this model",
                     hint=f"the model has {len(chains)} layers that take adapters, such as {next(iter(chains))}",
                 )
             own = epilogues.setdefault(target, _Epilogue(graph, chain, weights, factors))
@@ -194,7 +194,7 @@ class _Epilogue:
     def _factors(self, adapter: Adapter, pair: LoraPair) -> Floats:
         if Stage.DORA_SCALE not in self.chain.family.ops:
             raise AdapterError(
-                adapter.path, f"DoRA of {pair.target} is not honoured", found=self.chain.family.name
+                adapter.path, f"DoRA of {pair.target} is not supported", found=self.chain.family.name
             )
         scale = scale_of(self.chain.weight, self._graph.tensors)
         scales = None if scale is None else _values(self._weights[scale]).reshape(-1)

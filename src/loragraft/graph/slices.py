@@ -81,7 +81,7 @@ def _needed(graph: Graph, start: int | None, output: int) -> set[int]:
             if index < start and node.op not in (Op.TOKENS, Op.POSITIONS):
                 raise GraphError(
                     node.label or "graph",
-                    "its value crosses the cut, where only the residual stream may pass",
+                    "its value crosses the cut; only the residual stream may",
                     found=f"{node.op}, node {index}",
                     expected=f"nodes after {start}",
                 )

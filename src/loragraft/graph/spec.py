@@ -75,7 +75,7 @@ def _where(graph: Graph, index: int) -> str:
 def _nodes(graph: Graph) -> Iterator[GraphError]:
     if not 0 <= graph.output < len(graph.nodes):
         yield GraphError(
-            "graph", "the output is no node", found=graph.output, expected=f"0 to {len(graph.nodes) - 1}"
+            "graph", "the output is not a node", found=graph.output, expected=f"0 to {len(graph.nodes) - 1}"
         )
         return
     values: list[tuple[str, tuple[int, ...]]] = []
@@ -108,10 +108,12 @@ def _nodes(graph: Graph) -> Iterator[GraphError]:
     yield from _rows(graph)
     for cut in graph.cuts:
         if not 0 <= cut < len(values) or values[cut][0] != "f" or len(values[cut][1]) != 1:
-            yield GraphError("graph", "a cut is no value of the residual stream", found=f"node {cut}")
+            yield GraphError("graph", "a cut is not a value of the residual stream", found=f"node {cut}")
     kind, shape = values[graph.output]
     if kind != "f" or len(shape) != 1:
-        yield GraphError("graph", "the output is no vector of logits", found=shape, expected="(vocabulary,)")
+        yield GraphError(
+            "graph", "the output is not a vector of logits", found=shape, expected="(vocabulary,)"
+        )
 
 
 def _rows(graph: Graph) -> Iterator[GraphError]:
@@ -136,7 +138,7 @@ def _orphans(graph: Graph, chains: Sequence[Chain]) -> Iterator[GraphError]:
             source = graph.nodes[node.inputs[0]]
             yield GraphError(
                 node.weights[0],
-                f"{node.op} must follow its product, whose value has no other use",
+                f"{node.op} must follow its product, and its value may have no other use",
                 found=f"{node.op} after {source.op} ({source.label})",
             )
 
@@ -230,11 +232,11 @@ def _ownership(graph: Graph, chain: Chain) -> Iterator[GraphError]:
                     )
         if chain.family.name == "experts" and stage in (Stage.WEIGHT_SCALE, Stage.DORA_SCALE, Stage.BIAS):
             if node.inputs[-1] != head.inputs[1]:
-                yield GraphError(chain.target, f"{stage} of other experts than the product's")
+                yield GraphError(chain.target, f"{stage} is for other experts than the product's")
             experts, rows = graph.tensors[chain.weight].shape[0], graph.tensors[node.weights[0]].shape[0]
             if rows != experts:
                 yield GraphError(
-                    chain.target, f"{stage} of another number of experts", found=rows, expected=experts
+                    chain.target, f"{stage} of a different number of experts", found=rows, expected=experts
                 )
 
 

@@ -72,7 +72,7 @@ class AdapterPlacement:
     def _nowhere(self, module: str) -> AdapterError:
         return AdapterError(
             self._path,
-            f"adapts {module}, which the base has not",
+            f"adapts {module}, but the base model has no such tensor",
             found=f"{self._base.path.name}: {self._base.arch}, {self._names.layers} layers",
             expected="the model that it was trained on",
         )
@@ -150,7 +150,7 @@ class AdapterPlacement:
 
     def _add_embedding(self, place: Place, delta: ModuleDelta, scale: float) -> None:
         if place.name != EMBEDDING:
-            raise AdapterError(self._path, f"{delta.module} is no embedding of the base", found=place.name)
+            raise AdapterError(self._path, f"{delta.module} is not an embedding of the base model", found=place.name)
         self._add(place, delta.module, delta.b.T, delta.a.T, scale)
 
     def _add_stack(self, stack: str, delta: ModuleDelta) -> None:
@@ -172,7 +172,7 @@ class AdapterPlacement:
         if not fits:
             raise AdapterError(
                 self._path,
-                f"the shapes of {delta.module} fit no experts of the base",
+                f"the shapes of {delta.module} do not fit any experts of the base model",
                 found=f"A {delta.a.shape}, B {delta.b.shape}",
                 expected="A (experts * r, in), B (out, r * experts)",
             )
@@ -223,7 +223,7 @@ class AdapterPlacement:
     ) -> tuple[Floats, Floats, Floats | None]:
         """Columns of A, rows of B and of the magnitude as the weight has them in GGUF."""
         if place.values is not None:
-            raise AdapterError(self._path, f"adapts {module}, whose values GGUF changes", found=place.name)
+            raise AdapterError(self._path, f"adapts {module}, whose values change on conversion to GGUF", found=place.name)
         try:
             order, columns = place.order(b.shape[-2]), place.column_order(a.shape[-1])
         except ValueError as problem:
@@ -260,7 +260,7 @@ class AdapterPlacement:
         if decomposed and len(parts) < experts:
             raise AdapterError(
                 self._path,
-                f"DoRA of some experts of {name} only is not honoured",
+                f"DoRA of some experts of {name} only is not supported",
                 found=f"{len(parts)} of {experts}",
                 hint=merge_with_peft(self._path),
             )
@@ -279,7 +279,7 @@ class AdapterPlacement:
         if any(decomposed) and (not all(decomposed) or len(parts) < place.parts):
             raise AdapterError(
                 self._path,
-                f"DoRA of a part of {name} only is not honoured",
+                f"DoRA of a part of {name} only is not supported",
                 found=f"{sum(decomposed)} of {place.parts} parts",
                 hint=merge_with_peft(self._path),
             )

@@ -90,7 +90,7 @@ def _shortened(folder: Path, metadata: Metadata, vocabulary: int) -> Metadata:
     if vocabulary > len(tokens.data) or not spare:
         raise AdapterError(
             folder,
-            "was trained with another vocabulary than the base's",
+            "was trained with another vocabulary than the base model's",
             found=f"{vocabulary} tokens",
             expected=f"{len(tokens.data)}, or tokenizer.json in its folder",
             hint="save the tokenizer that it was trained with into its folder (tokenizer.save_pretrained)",

@@ -58,11 +58,11 @@ def _check(path: Path, text: str) -> None:
     for values, event in enumerate(yaml.parse(text, _Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise CheckpointError(path, "its metadata repeat themselves by aliases", found=f"*{event.anchor}")
+            raise CheckpointError(path, "its metadata uses YAML aliases", found=f"*{event.anchor}")
         if values > _MAX_VALUES or depth > _MAX_DEPTH:
             raise CheckpointError(
                 path,
-                "its metadata are too large",
+                "its metadata is too large",
                 expected=f"at most {_MAX_VALUES} values, {_MAX_DEPTH} levels deep",
             )
 

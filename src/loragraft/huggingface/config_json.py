@@ -85,6 +85,6 @@ def bias_flags(config_class: ConfigClass, tensors: Iterable[str]) -> dict[str, b
     allowed = frozenset[str]().union(*config_class.biases.values())
     for name, linear in biased.items():
         if linear not in allowed:
-            raise UnsupportedError(name, f"{config_class.hf_class} of transformers has no such bias")
+            raise UnsupportedError(name, f"{config_class.hf_class} in transformers has no such bias")
     present = set(biased.values())
     return {key: bool(present & linears) for key, linears in config_class.biases.items() if key}

@@ -123,7 +123,7 @@ class MappedNames(TextNames):
         if base.arch not in PERMUTED | PLAIN or reordered:
             raise UnsupportedError(
                 base.path,
-                f"it is not known here how conversion changes the rows of {base.arch}'s weights",
+                f"loragraft does not know how conversion reorders the rows of {base.arch}'s weights",
                 found=f"architecture {base.arch!r}",
                 expected="one whose conversion is known, or a GGUF adapter",
                 hint="convert the adapter with llama.cpp's convert_lora_to_gguf.py, then: "

@@ -65,7 +65,7 @@ def read_mlx(folder: Path) -> tuple[LoraSettings, PeftTensors, dict[str, Any]]:
     if kind not in ("lora", "dora", "full"):
         raise AdapterError(
             folder / CONFIG,
-            "fine_tune_type is not known",
+            "unknown fine_tune_type",
             found=repr(kind)[:80],
             expected="lora, dora or full",
         )

@@ -42,7 +42,7 @@ def mlx_packing(path: Path, quantization: Any, module: str) -> MlxPacking:
     if mode != "affine":
         raise UnsupportedError(
             path,
-            "quantized by MLX in a mode that is not read",
+            "quantized by MLX in a mode that is not supported",
             found=repr(mode)[:40],
             expected="affine",
             hint=f"dequantize it with mlx-lm: mlx_lm.convert --hf-path {path} --mlx-path {path}-f16 --dequantize",

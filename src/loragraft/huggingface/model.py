@@ -83,7 +83,7 @@ def _embedding(config: Config, tensors: dict[str, TensorSource]) -> TensorSource
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(
-            config.path.parent, "lacks the embedding of tokens", expected="model.embed_tokens.weight"
+            config.path.parent, "lacks the token embedding", expected="model.embed_tokens.weight"
         )
     return embedding
 
@@ -104,7 +104,10 @@ def _check_vocabulary(config: Config, tensors: dict[str, TensorSource]) -> None:
     size, rows = config.optional_integer("vocab_size"), _embedding(config, tensors).shape[0]
     if size is not None and rows != size:
         raise CheckpointError(
-            config.path, "vocab_size is not the number of the embedding's rows", found=size, expected=rows
+            config.path,
+            "vocab_size differs from the number of rows of the embedding",
+            found=size,
+            expected=rows,
         )
 
 

@@ -39,7 +39,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
     """The PEFT adapter in `folder`, or with `mlx` mlx-lm's, placed on `base`; every tensor of it is used, or it is an
     error.
 
-    Raises CheckpointError for malformed files, AdapterError for what does not fit the base or is not honoured.
+    Raises CheckpointError for malformed files, AdapterError for what does not fit the base or is not supported.
     """
     notes: list[str] = []
     if mlx:
@@ -161,7 +161,7 @@ def _drawn(
     for module in tensors.pending:
         places = names.places(f"{module}.weight")
         if not places or len(shape := base.tensors[places[0].name].shape) != 2:
-            raise AdapterError(folder, f"adapts {module}, which the base has not", found=base.path.name)
+            raise AdapterError(folder, f"adapts {module}, but the base model has no such tensor", found=base.path.name)
         shapes.append(shape)
     context = Context(folder / CONFIG, config)
     context.shared.update(projections(context, max(s[0] for s in shapes), max(s[1] for s in shapes)))
@@ -220,14 +220,14 @@ def _check_kind(folder: Path, settings: LoraSettings, delta: ModuleDelta) -> Non
             what = "bias of B" if key == "lora_bias" else "lora_magnitude_vector"
             raise AdapterError(
                 folder,
-                f"{key} of {CONFIG} is not what its tensors say",
+                f"{key} of {CONFIG} disagrees with its tensors",
                 found=f"{'a' if there else 'no'} {what} for {delta.module}",
                 expected=f"{key} {said}",
             )
     if delta.magnitude is not None and (delta.embedding or delta.bias is not None):
         raise AdapterError(
             folder,
-            f"DoRA of {delta.module} is not honoured: "
+            f"DoRA of {delta.module} is not supported: "
             + (
                 "it rescales columns of the embedding"
                 if delta.embedding

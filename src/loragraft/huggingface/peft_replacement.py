@@ -58,14 +58,14 @@ class Replacements:
             if not self._names.places(name):
                 raise AdapterError(
                     self._path,
-                    f"holds {name}, which the base has not",
+                    f"holds {name}, but the base model has no such tensor",
                     found=f"{self._base.path.name}: {self._base.arch}, {self._names.layers} layers",
                     expected="the model that it was trained on",
                 )
             if tensor.dtype not in _FLOATS or 0 in tensor.shape:
                 raise AdapterError(
                     self._path,
-                    f"its copy of {name} is no floating-point tensor",
+                    f"its copy of {name} is not a floating-point tensor",
                     found=f"{tensor.dtype} {tensor.shape}",
                     hint="was it saved from a quantized model? Merge it there, with peft's merge_and_unload",
                 )
@@ -91,7 +91,7 @@ class Replacements:
             if name not in (EMBEDDING, OUTPUT) or ids is None:
                 raise AdapterError(
                     self._path,
-                    f"holds rows of {module}, which it cannot be said where they go",
+                    f"holds rows of {module}, and it is unclear which rows of the base they replace",
                     expected=f"an embedding that trainable_token_indices of {CONFIG} names",
                 )
             width = self._base.tensors[EMBEDDING].columns
@@ -166,7 +166,7 @@ class Replacements:
             base = self._base.tensors.get(EMBEDDING)
         if base is None:
             raise AdapterError(
-                self._path, f"holds {name}, which the base has not", found=self._base.path.name
+                self._path, f"holds {name}, but the base model has no such tensor", found=self._base.path.name
             )
         resizable = name in (EMBEDDING, OUTPUT) and len(shape) == 2
         if shape[1 if resizable else 0 :] != base.shape[1 if resizable else 0 :]:

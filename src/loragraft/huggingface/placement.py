@@ -57,7 +57,7 @@ class Placement:
             if not places:
                 raise UnsupportedError(
                     self._path,
-                    f"tensor {weight.name!r} has no place in this architecture's GGUF",
+                    f"tensor {weight.name!r} has no counterpart in this architecture's GGUF",
                     found=weight.shape,
                 )
             for place in places:
@@ -85,7 +85,7 @@ class Placement:
         if index is None or index in stack or index >= count:
             raise CheckpointError(
                 self._path,
-                f"{piece.weight.name!r} is no expert of the model",
+                f"{piece.weight.name!r} is not an expert of this model",
                 expected=f"{count} experts",
             )
         stack[index] = piece
@@ -129,7 +129,7 @@ class Placement:
             if source.shape[0] != last - first:
                 raise CheckpointError(
                     self._path,
-                    f"{piece.weight.name} has another number of rows than the configuration says",
+                    f"{piece.weight.name} does not have the number of rows that the configuration says",
                     found=source.shape[0],
                     expected=last - first,
                 )

@@ -151,7 +151,7 @@ def _check(path: Path, what: str, found: Iterable[Any], known: tuple[str, ...]) 
         if value is not None and value not in known:
             raise UnsupportedError(
                 path,
-                f"a quantization that is not read: {what}",
+                f"an unsupported quantization: {what}",
                 found=repr(value)[:80],
                 expected=" or ".join(known),
                 hint="merge into the model before it was quantized",

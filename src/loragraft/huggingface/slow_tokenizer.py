@@ -45,7 +45,7 @@ def slow_bpe(checkpoint: Checkpoint) -> dict[str, Any]:
     if kind not in _CLASSES:
         raise UnsupportedError(
             checkpoint.path,
-            "no tokenizer.json, and it is not known how this class of tokenizers cuts a text into words",
+            "no tokenizer.json, and loragraft does not know how this class of tokenizers splits text into words",
             found=f"tokenizer_class {kind!r}"[:80],
             expected=f"tokenizer.json, or {' or '.join(_CLASSES)}",
             hint="load the tokenizer with transformers and save_pretrained it again",

@@ -65,7 +65,7 @@ def for_the_original(
         if tensor is None or len(tensor.shape) != 2 or not tensor.type.is_float:
             raise AdapterError(
                 folder,
-                f"{'OLoRA' if settings.start == 'olora' else 'PiSSA'}'s start cannot be had again from {name}",
+                f"{'OLoRA' if settings.start == 'olora' else 'PiSSA'}'s start cannot be recomputed from {name}",
                 found="no such weight" if tensor is None else f"{tensor.type} {tensor.shape}",
                 expected="the matrix in floating point that training started from",
                 hint="merge it into the base before that is quantized",

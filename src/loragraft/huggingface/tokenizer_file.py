@@ -104,7 +104,7 @@ class TokenizerFile:
 
     def _object(self, value: Any, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise CheckpointError(self.path, f"{name} is missing or no object")
+            raise CheckpointError(self.path, f"{name} is missing or not an object")
         return value
 
     def _vocabulary(self) -> tuple[dict[int, str], dict[int, int]]:
@@ -131,7 +131,7 @@ class TokenizerFile:
         if max(size, vocab_size) > _MAX_TOKENS:
             raise CheckpointError(
                 self.path,
-                "no vocabulary is this large",
+                "larger than any vocabulary",
                 found=max(size, vocab_size),
                 expected=f"<= {_MAX_TOKENS}",
             )

@@ -132,7 +132,7 @@ class _Reader:
         if tensor.dtype not in _FLOATS:
             raise UnsupportedError(
                 self._path,
-                f"tensor {tensor.name!r} has a dtype that is no weight's",
+                f"tensor {tensor.name!r} has a dtype that weights do not use",
                 found=tensor.dtype,
                 expected=" or ".join(_FLOATS),
             )
@@ -337,7 +337,7 @@ class _Reader:
         if name.rpartition(".")[2] not in _OF_INPUTS:
             raise CheckpointError(
                 self._path,
-                f"{name} belongs to no quantized weight that is understood",
+                f"{name} does not belong to any quantized weight that loragraft can read",
                 found=f"{self._tensors[name].dtype} {self._tensors[name].shape}",
             )
         self._notes.append(f"{name} is left out: its weight is not quantized")

@@ -134,7 +134,7 @@ def _message(entry: Any, place: str) -> Message:
             return {"role": _ROLES.get(sender, sender), "content": value}
     raise TextError(
         place,
-        "has a message that is none",
+        "has an entry that is not a message",
         found=", ".join(list(entry)[:5]) if isinstance(entry, Mapping) else type(entry).__name__,
         expected="role and content",
     )

@@ -67,7 +67,7 @@ def render(
         request = json.dumps({"template": template, "variables": variables}).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as problem:
         raise LoragraftError(
-            "messages", f"are not what JSON can hold: {problem}", expected="roles and contents"
+            "messages", f"cannot be written as JSON: {problem}", expected="roles and contents"
         ) from None
     answer = _renderer.ask(request)
     if "problem" in answer:
@@ -176,7 +176,7 @@ def _start() -> subprocess.Popen[bytes]:
         )
     except OSError as problem:
         raise LoragraftError(
-            "chat template", f"no process can be started to render it: {problem.strerror}", hint=_HINT
+            "chat template", f"cannot start a process to render it: {problem.strerror}", hint=_HINT
         ) from None
 
 

@@ -114,7 +114,7 @@ class Conversation:
     def again(self) -> Turn:
         """Drop the last reply and make another."""
         if not self.messages:
-            raise LoragraftError("/again", "nothing was said yet")
+            raise LoragraftError("/again", "there is no message to repeat")
         if self.messages[-1]["role"] == "assistant":
             self.messages.pop()
         return self._reply()

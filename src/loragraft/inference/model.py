@@ -138,7 +138,7 @@ class Model:
         check_number("first", first, int)
         if not 0 <= first < len(tokens):
             raise LoragraftError(
-                "first", "is outside of the sequence", found=first, expected=f"0 to {len(tokens) - 1}"
+                "first", "is outside the sequence", found=first, expected=f"0 to {len(tokens) - 1}"
             )
         if last_only:
             first = len(tokens) - 1

@@ -232,7 +232,7 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as problem:
         raise TextError(
-            "text", "holds half of a surrogate pair, which is no character", found=f"at {problem.start}"
+            "text", "holds half of a surrogate pair, which is not a character", found=f"at {problem.start}"
         ) from None
 
 

@@ -55,7 +55,7 @@ def allocate_cost(choices: Mapping[str, Sequence[Choice]], cost: float) -> dict[
             least = sum(choice.cost for choice in taken.values())
             raise QuantizeError(
                 "cost",
-                "cannot be had with these types",
+                "is out of reach with these types",
                 found=f"{least:.3g} at least",
                 expected=f"{cost:.3g}",
                 hint="allow larger ones, such as Q8_0",

@@ -249,7 +249,7 @@ class _Rules:
         if not 0 <= layer < self.facts.layers:
             raise QuantizeError(
                 name,
-                "the layer of an expert model's tensor must stand in its name",
+                "the layer of an expert model's tensor must be in its name",
                 found=f"layer {layer}",
                 expected=f"blk.N. with N below {self.facts.layers}",
             )

@@ -52,7 +52,7 @@ def _too_large(most: int) -> ApiError:
 def _refused(problem: str) -> ApiError:
     if found := _UNKNOWN.match(problem):
         name = ".".join(part for part in (found[2], found[1]) if part)
-        return ApiError(f"{name}: this server does not know this field", param=name, code="unknown_parameter")
+        return ApiError(f"{name}: unknown field", param=name, code="unknown_parameter")
     if found := _MISSING.match(problem):
         name = ".".join(part for part in (found[2], found[1]) if part)
         return ApiError(f"{name}: this field is missing", param=name, code="missing_required_parameter")

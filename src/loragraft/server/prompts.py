@@ -68,7 +68,7 @@ def _plain(message: Message) -> dict[str, Any]:
         content = "".join(part.text or part.refusal or "" for part in content)
     plain["content"] = "" if content is None else content
     if message.audio is not None or message.function_call is not None:
-        raise unhonoured("messages", "audio or function_call", "this field is not honoured")
+        raise unhonoured("messages", "audio or function_call", "this field is not supported")
     if message.name is not None:
         plain["name"] = message.name
     if message.tool_call_id is not None:

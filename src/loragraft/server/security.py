@@ -29,7 +29,7 @@ class Guard:
         headers = dict(scope["headers"])
         origin = headers.get(b"origin")
         if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
-            return ApiError("requests of other sites' pages are refused", status=403, code="cross_origin")
+            return ApiError("requests from other sites' pages are refused", status=403, code="cross_origin")
         path = scope["path"]
         if self._key is None or path in _OPEN_PATHS or path.startswith("/page/"):
             return None

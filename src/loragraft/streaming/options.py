@@ -97,7 +97,7 @@ def _values(given: Mapping[str, GivenValue] | None) -> Mapping[str, Value]:
 def _value(key: str, given: GivenValue) -> Value:
     """A plain value as `override` would write it."""
     if not isinstance(key, str):
-        raise LoragraftError("override_kv", "a key is no text", found=repr(key)[:80])
+        raise LoragraftError("override_kv", "a key is not text", found=repr(key)[:80])
     if isinstance(given, Value):
         return given
     if isinstance(given, bool):
@@ -193,7 +193,7 @@ def tensor_type(text: str) -> tuple[str, QuantType]:
     try:
         searcher(pattern.lower())
     except PatternError as problem:
-        raise LoragraftError(text, f"{pattern!r} is no regular expression: {problem}") from None
+        raise LoragraftError(text, f"{pattern!r} is not a valid regular expression: {problem}") from None
     return pattern.lower(), weight_type(kind)
 
 

@@ -66,7 +66,7 @@ class WritePlan:
                 )
             raise QuantizeError(
                 self.imatrix,
-                f"the imatrix has no entry for tensor {name!r}, which {kind} cannot do without",
+                f"the imatrix has no entry for tensor {name!r}, which {kind} needs",
                 found=f"none for {plural(len(self.lacking_importance), 'tensor')}",
                 hint=f"collect one on this model (loragraft imatrix {subject} --text TEXT -o imatrix.gguf), or give "
                 f"the tensor another type: --tensor-type {name}=q4_k",
@@ -210,7 +210,7 @@ class _Planner:
         if source.type.is_quantized and not (merged or self.options.allow_requantize):
             raise QuantizeError(
                 self.model.path,
-                f"tensor {source.name!r} is already quantized; doing it twice costs quality",
+                f"tensor {source.name!r} is already quantized; quantizing twice costs quality",
                 found=str(source.type),
                 expected="F16, BF16 or F32",
                 hint="start from the original, or insist with --allow-requantize",

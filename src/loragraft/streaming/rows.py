@@ -130,7 +130,7 @@ def _fault(subject: Path | str, chunk: Chunk, fault: int, row: int, column: int)
         )
     return QuantizeError(
         subject,
-        f"{place} begins a block whose scale does not fit {step.type}",
+        f"{place} has a block whose scale does not fit {step.type}",
         expected="weights below about 65504 times the type's largest code",
         hint=f"keep the tensor in F32: --tensor-type {step.name}=F32",
     )

@@ -40,7 +40,7 @@ def measure_errors(
     for step in steps:
         stored = written.get(step.name)
         if stored is None or stored.type != step.type or stored.n_rows != step.source.n_rows:
-            raise OutputError(paths[0], f"tensor {step.name!r} is not in it as it was written")
+            raise OutputError(paths[0], f"tensor {step.name!r} is not there as it was written")
     progress.start("Verifying", sum(step.weights for step in steps))
     todo = [chunk for step in steps for chunk in chunks(step)]
 

@@ -236,7 +236,7 @@ def _check_size(part: OutputPart) -> None:
     if size != part.writer.layout.size:
         raise OutputError(
             part.writer.path,
-            "has another size than was written",
+            "is not the size that was written",
             found=f"{size} bytes",
             expected=part.writer.layout.size,
         )

@@ -44,6 +44,9 @@ class _Mapping(mmap.mmap):
         if self.unwatch is not None:
             self.unwatch()
 
+    def __exit__(self, *exception: object) -> None:
+        self.close()  # mmap's own way out of a `with` does not call the method above
+
 
 class _Watched(NamedTuple):
     path: Path

@@ -33,14 +33,14 @@ def thread_count(threads: int | None) -> int:
 
 @contextmanager
 def starting(threads: int) -> Iterator[None]:
-    """Where threads are started: raises LoragraftError if the system will not start so many."""
+    """Where threads are started: raises LoragraftError if the system refused to start so many."""
     try:
         yield
     except RuntimeError as problem:  # Python's own, and what the native core's std::system_error becomes
         if "start new thread" not in str(problem) and "Resource temporarily unavailable" not in str(problem):
             raise
         raise LoragraftError(
-            "threads", "the system will not start so many", found=threads, hint="ask for fewer (--threads)"
+            "threads", "the system refused to start so many", found=threads, hint="ask for fewer (--threads)"
         ) from None
 
 

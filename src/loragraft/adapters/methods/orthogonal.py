@@ -105,7 +105,7 @@ def _boft(context: Context, module: str, parts: Mapping[str, Floats]) -> ModuleT
     if blocks.shape[0] != 1:
         raise AdapterError(
             context.path,
-            f"BOFT of {module} with more than one butterfly factor is not honoured",
+            f"BOFT of {module} with more than one butterfly factor is not supported",
             found=f"boft_n_butterfly_factor {blocks.shape[0]}",
             expected=1,
             hint=merge_with_peft(context.path),

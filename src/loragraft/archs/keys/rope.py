@@ -82,7 +82,7 @@ class RopeParameters(Rule):
             raise UnsupportedError(config.path, f"RoPE scaling llama3 on architecture {model_type}")
         part = rope.get("partial_rotary_factor")
         if part not in (None, 1.0) and not self.partial:
-            raise UnsupportedError(config.path, f"RoPE on a part of each head, in {model_type}", found=part)
+            raise UnsupportedError(config.path, f"partial rotary embedding, in {model_type}", found=part)
 
     def notes(self, config: Config, arch: str) -> list[str]:
         return rope_notes(config, config.rope)
@@ -280,7 +280,7 @@ def scaling_config(keys: MetadataKeys) -> dict[str, Any]:
         raise UnsupportedError(f"{keys.arch}.rope.scaling.type", "cannot be exported", found=repr(kind))
     if relative != 1.0 and kind != "yarn":
         raise UnsupportedError(
-            f"{keys.arch}.rope.scaling.attn_factor", "cannot be exported but with YaRN", found=relative
+            f"{keys.arch}.rope.scaling.attn_factor", "can be exported only with YaRN", found=relative
         )
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return {}
@@ -304,6 +304,6 @@ def _llama3(head_dim: int, theta: float, freqs: npt.NDArray[np.float32]) -> dict
     again = llama3_freq_factors(Config(Path("config.json"), config))
     if again is None or not np.array_equal(again, freqs):
         raise UnsupportedError(
-            "rope_freqs.weight", "are not those of Llama 3", hint="export from the Hugging Face folder"
+            "rope_freqs.weight", "are not Llama 3's", hint="export from the Hugging Face folder"
         )
     return scaling

@@ -114,7 +114,7 @@ class Windows(Rule):
 def no_such_windows(model: GgufModel) -> UnsupportedError:
     return UnsupportedError(
         f"{model.h.arch}.attention.sliding_window",
-        "no model of transformers with this architecture has these windows",
+        "no transformers model of this architecture has these windows",
         found=sorted({layer.window or 0 for layer in model.h.layers}),
     )
 

@@ -197,7 +197,7 @@ def _chain(graph: Graph, chain: Chain) -> LinearStep | EmbedStep:
         ids = graph.nodes[head.inputs[0]].op
         if ids not in _GIVEN:
             raise UnsupportedError(
-                chain.target, "the native backend embeds tokens and positions alone", found=ids
+                chain.target, "the native backend only embeds tokens and positions", found=ids
             )
         return EmbedStep(
             chain.result, ids is Op.POSITIONS, chain.weight, one(Stage.WEIGHT_SCALE), loras, arch

@@ -31,7 +31,7 @@ def open_gguf(path: Path | str) -> ModelSource:
     arch = first.metadata.get("general.architecture")
     if arch is None or arch.type is not ValueType.STRING:
         raise GGUFError(
-            first.path, "the metadata do not name an architecture", expected="general.architecture"
+            first.path, "the metadata does not name an architecture", expected="general.architecture"
         )
     check_metadata(first.path, first.metadata)
     metadata = {key: value for key, value in first.metadata.items() if key not in SPLIT_KEYS}
@@ -88,7 +88,7 @@ def joined_tensors(files: list[GGUFFile]) -> dict[str, GGUFTensor]:
         for name, tensor in file.tensors.items():
             if name in tensors:
                 raise GGUFError(
-                    file.path, f"tensor {name!r} is already in another file", found=str(tensors[name].file)
+                    file.path, f"tensor {name!r} is also in another file", found=str(tensors[name].file)
                 )
             tensors[name] = tensor
     return tensors

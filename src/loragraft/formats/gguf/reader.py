@@ -211,7 +211,7 @@ class _HeaderParser:
                 f"the header is too large at {what}", found=f"{count} bytes", expected=f"at most {MAX_HEADER}"
             )
         raise self.fail(
-            f"the file is truncated or lies about {what}",
+            f"the file is truncated, or its header is wrong about {what}",
             found=f"{left} bytes left at offset {self.position}",
             expected=f"at least {count}",
         )
@@ -389,7 +389,7 @@ class _HeaderParser:
             end = start + prod(shape[:-1]) * type_.row_bytes(shape[-1])
             if end > self.size:
                 raise self.fail(
-                    f"tensor {name!r} does not fit into the file, which is truncated or lies about it",
+                    f"tensor {name!r} does not fit in the file: it is truncated, or its header is wrong",
                     found=f"{self.size} bytes",
                     expected=f"at least {end} for {type_} {list(shape)} at offset {start}",
                 )

@@ -79,9 +79,9 @@ def check_metadata(path: Path, metadata: Metadata) -> None:
 
 
 def merge_pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
-    """The parts of merges "left right". Raises ValueError for one that has not two parts."""
+    """The parts of merges "left right". Raises ValueError for one that does not have two parts."""
     halves = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     for merge, (left, right) in zip(merges, halves, strict=True):
         if not left or not right:
-            raise ValueError(f"merge {merge!r} has not two parts")
+            raise ValueError(f"merge {merge!r} does not have two parts")
     return halves

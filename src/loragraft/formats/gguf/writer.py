@@ -107,12 +107,12 @@ def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check(spec: TensorSpec, earlier: Mapping[str, int]) -> None:
     subject = f"tensor {spec.name!r}"
     if spec.name in earlier:
-        raise GGUFError(subject, "there are two of that name")
+        raise GGUFError(subject, "two tensors have this name")
     if not 0 < len(spec.name.encode("utf-8", "surrogateescape")) <= MAX_NAME:
         raise GGUFError(subject, "its name is too long or empty", expected=f"1 to {MAX_NAME} bytes")
     if len(_stored_shape(spec.shape)) > MAX_DIMS or 0 in spec.shape:
         raise GGUFError(
-            subject, "its shape cannot be stored", found=spec.shape, expected=f"1 to {MAX_DIMS} axes"
+            subject, "GGUF cannot store its shape", found=spec.shape, expected=f"1 to {MAX_DIMS} axes"
         )
 
 
@@ -121,7 +121,8 @@ def _string(text: str) -> bytes:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise GGUFError(
-            repr(text)[:80], "a text for the metadata holds half of a surrogate pair, which is no character"
+            repr(text)[:80],
+            "a string for the metadata holds half of a surrogate pair, which is not a character",
         ) from None
     return struct.pack("<Q", len(data)) + data
 

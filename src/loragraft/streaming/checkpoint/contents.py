@@ -70,7 +70,7 @@ class Contents:
             if moved.values is not None or moved.columns is not None or moved.transposed:
                 raise UnsupportedError(
                     self.model.path,
-                    f"tensor {name!r} has other values or columns than its checkpoint's: it cannot be exported",
+                    f"tensor {name!r} does not have its checkpoint's values or columns, so it cannot be exported",
                     found=tensor.shape,
                 )
             expert = origin.expert or 0
