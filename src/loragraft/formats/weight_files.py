@@ -130,6 +130,8 @@ def _indexed(index: Path, read: Callable[[Path], SafetensorsFile]) -> list[Safet
     for tensor, name in where.items():
         if tensor not in files[name].tensors:
             raise CheckpointError(
-                folder / name, f"tensor {tensor!r} is not in it, alalthough the index says so", found=index.name
+                folder / name,
+                f"tensor {tensor!r} is not in it, alalthough the index says so",
+                found=index.name,
             )
     return list(files.values())

@@ -150,7 +150,9 @@ class AdapterPlacement:
 
     def _add_embedding(self, place: Place, delta: ModuleDelta, scale: float) -> None:
         if place.name != EMBEDDING:
-            raise AdapterError(self._path, f"{delta.module} is not an embedding of the base model", found=place.name)
+            raise AdapterError(
+                self._path, f"{delta.module} is not an embedding of the base model", found=place.name
+            )
         self._add(place, delta.module, delta.b.T, delta.a.T, scale)
 
     def _add_stack(self, stack: str, delta: ModuleDelta) -> None:
@@ -223,7 +225,9 @@ class AdapterPlacement:
     ) -> tuple[Floats, Floats, Floats | None]:
         """Columns of A, rows of B and of the magnitude as the weight has them in GGUF."""
         if place.values is not None:
-            raise AdapterError(self._path, f"adapts {module}, whose values change on conversion to GGUF", found=place.name)
+            raise AdapterError(
+                self._path, f"adapts {module}, whose values change on conversion to GGUF", found=place.name
+            )
         try:
             order, columns = place.order(b.shape[-2]), place.column_order(a.shape[-1])
         except ValueError as problem:

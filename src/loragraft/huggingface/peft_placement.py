@@ -161,7 +161,9 @@ def _drawn(
     for module in tensors.pending:
         places = names.places(f"{module}.weight")
         if not places or len(shape := base.tensors[places[0].name].shape) != 2:
-            raise AdapterError(folder, f"adapts {module}, but the base model has no such tensor", found=base.path.name)
+            raise AdapterError(
+                folder, f"adapts {module}, but the base model has no such tensor", found=base.path.name
+            )
         shapes.append(shape)
     context = Context(folder / CONFIG, config)
     context.shared.update(projections(context, max(s[0] for s in shapes), max(s[1] for s in shapes)))
