@@ -20,12 +20,17 @@ _FREE, _PER_BYTE = 100_000_000, 3
 
 def load_json(path: Path, error: type[FormatError]) -> dict[str, Any]:
     """The JSON object in the file at `path`. Raises `error`."""
+    return parse_json(_read(path, error), path, "the file", error)
+
+
+def _read(path: Path, error: type[FormatError]) -> bytes:
+    """The file's bytes. The mapping is gone before they are parsed: its pages would count as memory in use."""
     with map_file(path, error) as mapping:
         if len(mapping) > MAX_BYTES:
             raise error(
                 path, "too large for a JSON file", found=f"{len(mapping)} bytes", expected=f"<= {MAX_BYTES}"
             )
-        return parse_json(mapping[:], path, "the file", error)
+        return mapping[:]
 
 
 def parse_json(data: bytes, path: Path, what: str, error: type[FormatError]) -> dict[str, Any]:
