@@ -47,5 +47,6 @@ def write_tokenizer(folder: Path) -> None:
     """tokenizer.json with one token per printable character."""
     vocabulary = {chr(0x21 + id_): id_ for id_ in range(VOCABULARY)}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "pre_tokenizer": byte_level}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": []}
+    tokenizer = {"added_tokens": [], "model": model, "pre_tokenizer": byte_level}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -41,6 +41,28 @@ GRANITE = {
     "logits_scaling": 4.0,
 }
 Edit = Callable[[dict[str, Any]], None]
+ABSENT = "absent"
+"""For a key of BASE that the class does not have."""
+GPT = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        ),
+        ABSENT,
+    ),
+}
+FALCON = {"max_position_embeddings": 2048, "num_key_value_heads": ABSENT, "intermediate_size": ABSENT}
+PHI = {"intermediate_size": 128, "num_key_value_heads": 4}
+LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
 
 
 def rope(kind: str, **keys: Any) -> dict[str, Any]:
@@ -69,6 +91,11 @@ def old_rope(config: dict[str, Any]) -> None:
 def rotary_pct(config: dict[str, Any]) -> None:
     """As published files have it; llama.cpp's converter wants it."""
     config["rotary_pct"] = 1.0
+
+
+def named(key: str, value: object) -> Edit:
+    """Under a name of published files, which transformers writes no more."""
+    return lambda config: config.update({key: value})
 
 
 def unread(config: dict[str, Any]) -> None:
@@ -255,11 +282,81 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         {"head_dim": 8, "pad_token_id": 0, "sliding_window": 8, "query_pre_attn_scalar": 8},
         None,
     ),
+    "phi": ("Phi", PHI, None),
+    "phi-quarter": (
+        "Phi",
+        {**PHI, "hidden_size": 64, "intermediate_size": 256, "partial_rotary_factor": 0.25},
+        None,
+    ),
+    "phi3": ("Phi3", {"pad_token_id": None}, None),
+    "phi3-window": ("Phi3", {"pad_token_id": None, "sliding_window": 8}, None),
+    "phi3-half": (
+        "Phi3",
+        {"pad_token_id": None, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},
+        None,
+    ),
+    "phi3-short": (
+        "Phi3",
+        {
+            "pad_token_id": None,
+            "original_max_position_embeddings": 64,
+            **rope("longrope", original_max_position_embeddings=64, **LONG),
+        },
+        None,
+    ),
+    "phi3-long": (
+        "Phi3",
+        {
+            "pad_token_id": None,
+            "original_max_position_embeddings": 32,
+            **rope("longrope", original_max_position_embeddings=32, **LONG),
+        },
+        None,
+    ),
+    "glm": (
+        "Glm",
+        {"head_dim": 8, "pad_token_id": None, "max_position_embeddings": 32, "attention_bias": True},
+        None,
+    ),
+    "glm-wide": ("Glm", {"head_dim": 16, "pad_token_id": None, "attention_bias": False}, None),
+    "glm4": ("Glm4", {"head_dim": 8, "partial_rotary_factor": 0.5, "pad_token_id": None}, None),
+    "glm4-bias": ("Glm4", {"head_dim": 16, "attention_bias": True, "pad_token_id": None}, None),
+    "olmo": ("Olmo", {}, None),
+    "olmo-clip": ("Olmo", {"clip_qkv": 0.5}, None),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}, None),
+    "hunyuan-bias": (
+        "HunYuanDenseV1",
+        {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+        None,
+    ),
+    "hunyuan-alpha": (
+        "HunYuanDenseV1",
+        {"head_dim": 16, "max_position_embeddings": 32768, **rope("dynamic", alpha=50.0, factor=1.0)},
+        None,
+    ),
+    "ernie": ("Ernie4_5", {"head_dim": 16}, None),
+    "ernie-bias": ("Ernie4_5", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}, None),
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.25}, named("rotary_pct", 0.25)),
+    "gpt_neox-in-turn": (
+        "GPTNeoX",
+        {"rotary_pct": 0.5, "use_parallel_residual": False},
+        named("rotary_pct", 0.5),
+    ),
+    "gpt2": ("GPT2", GPT, named("n_ctx", 128)),
+    "gpt_bigcode": ("GPTBigCode", GPT, None),
+    "falcon": ("Falcon", FALCON, without("num_kv_heads")),
+    "falcon-groups": ("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, None),
+    "falcon-one-norm": (
+        "Falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        None,
+    ),
 }
 
 
 def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -> tuple[dict[str, Any], Any]:
-    config = getattr(transformers, f"{kind}Config")(**{**BASE, **keys})
+    said = {key: value for key, value in {**BASE, **keys}.items() if value != ABSENT}
+    config = getattr(transformers, f"{kind}Config")(**said)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -54,7 +54,8 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
         if backend == "native" and case.startswith("gemma2"):
             continue  # no kernel for its soft caps yet
         for path in (folder, tmp_path / "m.gguf"):
-            logits = lg.load(path, backend=backend, threads=1, activations="f32").logits(golden["ids"])
+            model = lg.load(path, backend=backend, threads=1, activations="f32", context=len(golden["ids"]))
+            logits = model.logits(golden["ids"])
             assert nmse(logits[::STEP], golden[case]) < tolerance, (backend, path.name)
 
 
@@ -266,7 +267,11 @@ def test_an_output_beside_a_tied_embedding(tmp_path: Path) -> None:
     assert notes_of(write(tmp_path / "same", "llama-tied", same)) == []
 
 
-@pytest.mark.parametrize("case", sorted(records().keys() - {"llama-llama3"}))
+#: Of which a GGUF does not hold what config.json said.
+ONE_WAY = {"llama-llama3", "phi3-short", "phi3-long", "hunyuan-alpha"}
+
+
+@pytest.mark.parametrize("case", sorted(records().keys() - ONE_WAY))
 def test_an_exported_configuration_means_the_same(tmp_path: Path, case: str) -> None:
     """Its hyperparameters are those of the GGUF that it was made of."""
     lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16")
@@ -283,11 +288,32 @@ def test_an_exported_configuration_means_the_same(tmp_path: Path, case: str) -> 
             assert theirs[key] == value
         else:
             np.testing.assert_allclose(theirs[key], value, rtol=1e-6, err_msg=key)
-    biased = {name.split(".")[2] for name in model.tensors if name.endswith(".bias") and "norm" not in name}
+    biased = {name.split(".")[-2] for name in model.tensors if name.endswith(".bias") and "norm" not in name}
     flags = {key for key in model_type.biases if not key or config[key]}
     assert biased == {linear for key in flags for linear in model_type.biases[key]} - (
         {"ffn_gate"} if arch.name == "starcoder2" else set()
     )
+
+
+@pytest.mark.parametrize("case", ["phi3-short", "phi3-long"])
+def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> None:
+    lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16")
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    with pytest.raises(UnsupportedError, match=r"rope_factors_long.weight: cannot be exported; export from"):
+        config_of(model.metadata, shapes_of(model), None)
+
+
+def test_the_context_chooses_the_factors(tmp_path: Path) -> None:
+    """Long ones where the program is for more tokens than the original context (64), as in llama.cpp."""
+    golden = np.load(data("golden/hf-configs.npz"))
+    folder = write(tmp_path / "m", "phi3-short")
+    short, long, trained = (
+        lg.load(folder, threads=1, activations="f32", context=context).logits(golden["ids"])
+        for context in (64, 65, None)
+    )
+    assert nmse(short[::STEP], golden["phi3-short"]) < NATIVE_F32
+    assert nmse(long, short) > 1e-3
+    np.testing.assert_array_equal(long, trained)
 
 
 def test_factors_that_are_not_published_are_not_exported(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_special_token_that_is_none_is_left_out(tmp_path: Path, id_: int) -> N
         (
             {"rope_scaling": {"rope_type": "longrope"}},
             UnsupportedError,
-            "unknown RoPE scaling: found 'longrope'",
+            "RoPE scaling longrope on architecture llama",
         ),
         (
             {"vocab_size": 2047},
@@ -234,7 +234,7 @@ def test_a_special_token_that_is_none_is_left_out(tmp_path: Path, id_: int) -> N
         (
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "longrope"}},
             UnsupportedError,
-            "unknown RoPE scaling: found 'longrope'",
+            "RoPE scaling longrope on architecture llama",
         ),
     ],
 )

@@ -4,39 +4,19 @@ norms around both parts, soft caps, and windows in every other layer."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, geglu
-from loragraft.archs.config import CONTEXT, Config
+from loragraft.archs.config import CONTEXT
 from loragraft.archs.gemma3 import AttentionScale
 from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows
-from loragraft.archs.keys import FILE_TYPE, Computed, Count, HeadDim, KvHeads, Layers, Number, usual
-from loragraft.archs.keys.rule import GgufModel
+from loragraft.archs.keys import FILE_TYPE, Count, HeadDim, KvHeads, Layers, Number, PlainRope, usual
 from loragraft.archs.keys.usual import FEED_FORWARD as FEED_FORWARD_KEYS
 from loragraft.archs.keys.usual import HEADS, WIDTH
-from loragraft.archs.keys.values import shortest
 from loragraft.archs.keys.windows import Windows
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD, PLUS_ONE, Tensor, in_layer
-from loragraft.errors import UnsupportedError
-from loragraft.formats.gguf.values import Metadata, Value
-
-_THETA = 10000.0  # llama.cpp's where the file has none, and its converter writes none
-
-
-def _theta(config: Config) -> Metadata:
-    rope = config.rope
-    if rope["rope_type"] != "default":
-        raise UnsupportedError(config.path, "RoPE scaling on architecture gemma", found=rope["rope_type"])
-    theta = float(rope.get("rope_theta") or _THETA)
-    return {} if theta == _THETA else {"rope.freq_base": Value.f32(theta)}
-
-
-def _theta_back(model: GgufModel) -> dict[str, Any]:
-    return {"rope_theta": shortest(model.keys.number("rope.freq_base", _THETA))}
-
 
 _SCALE = AttentionScale(46)
 
@@ -54,11 +34,7 @@ _KEYS = (
     KvHeads(),
     usual.rms_norm(),
     HeadDim(always=True),
-    Computed(
-        frozenset(["rope_theta", "rope_parameters", "rope_scaling", "original_max_position_embeddings"]),
-        _theta,
-        _theta_back,
-    ),
+    PlainRope(),
     FILE_TYPE,
 )
 
@@ -93,7 +69,7 @@ GEMMA = ConfigClass(
         "head_dim": 256,
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-6,
-        "rope_theta": _THETA,
+        "rope_theta": 10000.0,
         "num_key_value_heads": 16,
         "tie_word_embeddings": True,
     },
@@ -119,7 +95,7 @@ GEMMA2 = ConfigClass(
         "head_dim": 256,
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-6,
-        "rope_theta": _THETA,
+        "rope_theta": 10000.0,
         "num_key_value_heads": 4,
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,

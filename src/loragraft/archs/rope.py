@@ -20,6 +20,8 @@ _YARN_KEYS = tuple(
     f"rope.scaling.{name}"
     for name in ("original_context_length", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 )
+#: The tensors of longrope: what frequencies are divided by in texts longer than the original context, and in others.
+LONG_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,10 @@ class Rope:
     """Elements of a head that turn, the first ones."""
     frequencies: tuple[float, ...]
     magnitude: float
+    context: int = 0
+    """Tokens that a model with long and short factors was trained for."""
+    original: int = 0
+    """Contexts of more tokens than that take the long factors."""
 
 
 def read_rope(

@@ -68,6 +68,20 @@ class Reordered(Rows):
         return self.find(h, layer, rows)
 
 
+def _by_kind(h: Hparams, layer: int, rows: int) -> Order:
+    own = h.layers[layer]
+    each = own.heads // max(own.kv_heads, 1) + 2
+    if own.kv_heads < 1 or rows % (own.kv_heads * each):
+        raise ValueError(f"{rows} rows do not divide into {own.kv_heads} groups of {each} heads")
+    groups = np.arange(rows).reshape(own.kv_heads, each, -1)
+    return np.concatenate([part.reshape(-1) for part in (groups[:, :-2], groups[:, -2], groups[:, -1])])
+
+
+#: Rows of q, k and v in one tensor that the checkpoint has by key-value head (its queries, its key, its value), and
+#: GGUF by kind: all queries, all keys, all values (BLOOM, Falcon, GPT-NeoX).
+QKV_BY_KIND = Reordered(_by_kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """Values that differ: GGUF's are `forward` of the checkpoint's, float32, and `inverse` of GGUF's are those."""

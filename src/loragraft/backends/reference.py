@@ -191,6 +191,7 @@ class _Pass:
         self._program = program
         self._held = held
         self._graph, self._tensors = program.attached(chosen)
+        self.context = program.options.context
 
     def walk(self, tokens: Ids, hidden: Floats | None) -> Floats:
         values: list[Array] = []

@@ -26,6 +26,8 @@ class Pass(Protocol):
     """[T]: of every row in its sequence."""
     wants: npt.NDArray[np.bool_]
     """[T]"""
+    context: int | None
+    """`Options.context`"""
 
     def weight(self, name: str) -> Floats:
         """The tensor `name` in float32."""
@@ -82,7 +84,9 @@ def _rms_norm(s: Pass, node: Node, x: Floats) -> Array:
 def _layer_norm(s: Pass, node: Node, x: Floats) -> Array:
     centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
     variance = np.mean(centred * centred, axis=-1, keepdims=True, dtype=np.float32)
-    y = centred / np.sqrt(variance + np.float32(node.attrs["eps"])) * s.weight(node.weights[0])
+    y = centred / np.sqrt(variance + np.float32(node.attrs["eps"]))
+    if node.weights:
+        y = y * s.weight(node.weights[0])
     return y + s.weight(node.weights[1]) if len(node.weights) > 1 else y
 
 
@@ -160,11 +164,19 @@ def _experts_sum(s: Pass, node: Node, y: Floats, weights: Floats) -> Array:
     return np.asarray((y * weights[..., None]).sum(axis=1))
 
 
+def rope_factors(node: Node, context: int | None) -> str | None:
+    """The weight that a ROPE node's frequencies are divided by in a program for `context` tokens."""
+    if len(node.weights) < 2:
+        return node.weights[0] if node.weights else None
+    long, short = node.weights
+    return long if (context or node.attrs["context"]) > node.attrs["original"] else short
+
+
 def _rope(s: Pass, node: Node, x: Floats) -> Array:
     at = node.attrs
     frequencies = np.asarray(at["frequencies"], dtype=np.float64)
-    if node.weights:
-        frequencies = frequencies / s.weight(node.weights[0])
+    if factors := rope_factors(node, s.context):
+        frequencies = frequencies / s.weight(factors)
     angles = s.positions[:, None, None] * frequencies  # [T, 1, rotary / 2]
     cos = (np.cos(angles) * at["magnitude"]).astype(np.float32)
     sin = (np.sin(angles) * at["magnitude"]).astype(np.float32)

@@ -34,7 +34,7 @@ class Op(StrEnum):
     """(x; w [n] or none; eps, group or none) -> x / rms(x) * w, over the last n elements of each group of n (n = d, or
     a head); without a weight, n is `group`"""
     LAYER_NORM = "layer_norm"
-    """(x; w [d], b [d] or none; eps) -> (x - mean) / std * w + b"""
+    """(x; w [d] or none, b [d] or none; eps) -> (x - mean) / std * w + b"""
 
     MATMUL = "matmul"
     """(x [T, in]; W [out, in] or [in] for out = 1, input scale [1] if the file has one) -> [T, out]; W as stored:
@@ -70,10 +70,12 @@ class Op(StrEnum):
     """(y [T, k, d], weights [T, k]) -> [T, d]"""
 
     ROPE = "rope"
-    """(x [T, heads * head_dim]; factors [rotary / 2] or none; heads, head_dim, rotary, pairs "adjacent" | "halves",
-    frequencies: rotary / 2 floats, magnitude) -> same shape. In each head, pair i of the first `rotary` elements, (2i,
-    2i + 1) or (i, i + rotary / 2), turns by position * frequencies[i] / factors[i] and grows by `magnitude`; the
-    batch gives the positions. Base and context extension (linear, YaRN) are in the frequencies."""
+    """(x [T, heads * head_dim]; factors [rotary / 2] or none, or long and short ones; heads, head_dim, rotary, pairs
+    "adjacent" | "halves", frequencies: rotary / 2 floats, magnitude, context and original or none) -> same shape. In
+    each head, pair i of the first `rotary` elements, (2i, 2i + 1) or (i, i + rotary / 2), turns by position *
+    frequencies[i] / factors[i] and grows by `magnitude`; the batch gives the positions. Base and context extension
+    (linear, YaRN) are in the frequencies. Of long and short factors, the long ones are for programs whose context
+    (`context`, unless `Options` names one) is longer than `original`."""
     ATTENTION = "attention"
     """(q, k, v; sinks [heads] or none; layer, heads, kv_heads, head_dim, scale, window or none, value_dim or none,
     softcap or none) -> [T, heads * value_dim]; appends k and v of each row to what its sequence holds of `layer`,

@@ -167,8 +167,10 @@ def _rope(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
         raise IllegalNode("rotary elements", at["rotary"], f"1 to {at['head_dim']}")
     if at["pairs"] not in ("adjacent", "halves"):
         raise IllegalNode("pairs", at["pairs"], "adjacent or halves")
-    if ws:
-        _need("shape of the frequency factors", ws[0], (at["rotary"] // 2,))
+    for factors in ws:
+        _need("shape of the frequency factors", factors, (at["rotary"] // 2,))
+    if len(ws) > 1 and not (at.get("context") and at.get("original")):
+        raise IllegalNode("contexts of long and short factors", at.get("original"), "two numbers of tokens")
     return ins[0]
 
 
@@ -233,7 +235,7 @@ SIGNATURES: dict[Op, Signature] = {
     Op.EMBED_SCALE: Signature("f", _scalar, (1, 1)),
     Op.EMBED_LORA: Signature("fi", _embed_lora, (2, 2), _SCALE),
     Op.RMS_NORM: Signature("f", _rms_norm, (0, 1), (("eps", _FLOAT), ("group", (int, type(None))))),
-    Op.LAYER_NORM: Signature("f", _vector, (1, 2), (("eps", _FLOAT),)),
+    Op.LAYER_NORM: Signature("f", _vector, (0, 2), (("eps", _FLOAT),)),
     Op.MATMUL: Signature("f", _matmul, (1, 2)),
     Op.WEIGHT_SCALE: Signature("f", _scalar, (1, 1)),
     Op.LORA: Signature("ff", _lora, (2, 2), _SCALE),
@@ -251,8 +253,10 @@ SIGNATURES: dict[Op, Signature] = {
     Op.ROPE: Signature(
         "f",
         _rope,
-        (0, 1),
+        (0, 2),
         (
+            ("context", (int, type(None))),
+            ("original", (int, type(None))),
             ("heads", _INT),
             ("head_dim", _INT),
             ("rotary", _INT),

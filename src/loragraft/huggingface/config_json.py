@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from loragraft.archs import ARCHS, ConfigClass
 from loragraft.archs.graphs import check_keys, read_hparams
-from loragraft.archs.keys import GgufModel, Windows
+from loragraft.archs.keys import GgufModel
 from loragraft.archs.keys.windows import no_such_windows
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.errors import UnsupportedError
@@ -21,6 +21,8 @@ _SPECIAL = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "padding_token_id",
 }
+#: Ends of the names of what has a bias and is no linear layer.
+_NO_LINEAR = ("_norm", "_norm_2", "exp_probs_b")
 
 
 def config_of(
@@ -57,9 +59,7 @@ def _config(config_class: ConfigClass, model: GgufModel, metadata: Metadata) -> 
         "architectures": [config_class.hf_class],
         "model_type": config_class.model_type,
     }
-    if not any(isinstance(rule, Windows) for rule in config_class.keys) and any(
-        layer.window for layer in model.h.layers
-    ):
+    if "sliding_window" not in config_class.config_keys and any(layer.window for layer in model.h.layers):
         raise no_such_windows(model)
     for rule in config_class.keys:
         config.update(rule.to_config(model))
@@ -75,8 +75,8 @@ def _config(config_class: ConfigClass, model: GgufModel, metadata: Metadata) -> 
 
 def biased_linears(tensors: Iterable[str]) -> dict[str, str]:
     """The names among `tensors` that are biases of linears, each with its linear (`attn_q`)."""
-    names = [name for name in tensors if name.endswith(".bias") and not name.endswith("_norm.bias")]
-    return {name: name.split(".")[-2] for name in names}
+    found = {name: name.split(".")[-2] for name in tensors if name.endswith(".bias")}
+    return {name: stem for name, stem in found.items() if not stem.endswith(_NO_LINEAR)}
 
 
 def bias_flags(config_class: ConfigClass, tensors: Iterable[str]) -> dict[str, bool]:

@@ -18,25 +18,18 @@ from loragraft.archs import ARCHS
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.metadata import MAX_LAYERS, MetadataKeys
 from loragraft.archs.rope import rope_row_order
-from loragraft.archs.tensors import PLUS_ONE, Order, Reordered, RopePairs, Rows, Tensor
+from loragraft.archs.tensors import QKV_BY_KIND, Order, Reordered, RopePairs, Rows, Tensor
 from loragraft.errors import UnsupportedError
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.tensor_names import Place
 from loragraft.huggingface.wrappers import TextNames
 
 #: Rows of q and k go from halves to neighbours (`LlamaModel.permute`), all else stays.
-PERMUTED = frozenset(
-    ["arcee", "deci", "granite", "llada", "llama-embed", "minicpm", "olmo", "smollm3", "xverse"]
-)
+PERMUTED = frozenset(["deci", "llada", "llama-embed", "minicpm", "xverse"])
 #: Linears stay as they are, however they are fused.
 PLAIN = frozenset(
-    """
-    apertus baichuan bloom cohere2 command-r dream exaone exaone4 falcon gemma gemma2 glm4 gptneox hunyuan-dense
-    internlm2 mpt nemotron olmo2 orion phi2 phi3 qwen2vl qwen3vl seed_oss stablelm starcoder
-    """.split()  # noqa: SIM905
+    "apertus baichuan bloom dream exaone internlm2 mpt orion qwen2vl qwen3vl".split()  # noqa: SIM905
 )
-#: Norms are stored less 1.
-SHIFTED_NORMS = frozenset(["gemma", "gemma2", "nemotron"])
 _EXPERT = re.compile(r"\.experts\.(\d{1,4})\.")
 
 
@@ -52,18 +45,6 @@ def _grouped(heads: int, kv_heads: int, rows: int) -> np.ndarray[Any, np.dtype[n
     if kv_heads < 1 or heads % kv_heads or rows % (kv_heads * each):
         raise ValueError(f"{rows} rows do not divide into {heads} heads and {kv_heads} of keys and values")
     return np.arange(rows).reshape(kv_heads, each, -1)
-
-
-def _falcon(heads: int, kv_heads: int, rows: int) -> Order:
-    groups = _grouped(heads, kv_heads, rows)
-    return np.concatenate([groups[:, :-2].reshape(-1), groups[:, -2].reshape(-1), groups[:, -1].reshape(-1)])
-
-
-def _interleaved(heads: int, kv_heads: int, rows: int) -> Order:
-    """[heads, 3, head_dim] as all q, all k, all v."""
-    if heads < 1 or rows % (3 * heads):
-        raise ValueError(f"{rows} rows do not divide into q, k and v of {heads} heads")
-    return np.arange(rows).reshape(heads, 3, -1).swapaxes(0, 1).reshape(-1)
 
 
 def _internlm2(part: int) -> Reordered:
@@ -89,9 +70,7 @@ def _baichuan(part: int) -> Reordered:
 
 #: Fused projections by architecture and name: the parts of GGUF's names and their rows.
 _FUSED: Mapping[tuple[str, str], tuple[tuple[str, Rows], ...]] = {
-    ("falcon", "query_key_value"): (("attn_qkv", _in_turn(_falcon)),),
-    ("gptneox", "query_key_value"): (("attn_qkv", _in_turn(_interleaved)),),
-    ("bloom", "query_key_value"): (("attn_qkv", _in_turn(_interleaved)),),
+    ("bloom", "query_key_value"): (("attn_qkv", QKV_BY_KIND),),
     ("internlm2", "wqkv"): tuple((f"attn_{name}", _internlm2(part)) for part, name in enumerate("qkv")),
     ("baichuan", "W_pack"): tuple((f"attn_{name}", _baichuan(part)) for part, name in enumerate("qkv")),
 }
@@ -119,8 +98,7 @@ class MappedNames(TextNames):
 
     def __init__(self, base: ModelSource) -> None:
         keys = MetadataKeys(base.metadata)
-        reordered = base.arch == "glm4" and keys.has("rope.dimension_sections")  # GLM-OCR's
-        if base.arch not in PERMUTED | PLAIN or reordered:
+        if base.arch not in PERMUTED | PLAIN:
             raise UnsupportedError(
                 base.path,
                 f"loragraft does not know how conversion reorders the rows of {base.arch}'s weights",
@@ -175,6 +153,4 @@ class MappedNames(TextNames):
         rows = None
         if self._arch in PERMUTED and stem.endswith(("q_proj", "k_proj")):
             rows = RopePairs("heads" if stem.endswith("q_proj") else "kv_heads")
-        shifted = self._arch in SHIFTED_NORMS and found.endswith("_norm") and part == "weight"
-        tensor = Tensor(stem, found, rows, PLUS_ONE if shifted else None)
-        return (Place(f"{found}.{part}", tensor, self._h, layer, expert),)
+        return (Place(f"{found}.{part}", Tensor(stem, found, rows), self._h, layer, expert),)

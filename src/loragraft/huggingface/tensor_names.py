@@ -15,7 +15,13 @@ from loragraft.archs.tensors import Order, Tensor, Values
 from loragraft.formats.gguf.values import Metadata
 
 #: Buffers that old checkpoints carry beside their weights.
-_BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_BUFFERS = (
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".rotary_emb.inv_freq",
+)
 _EXPERT = re.compile(r"(?<=\.experts\.)\d{1,4}(?=\.)")
 _PARTS = (".weight", ".bias")
 

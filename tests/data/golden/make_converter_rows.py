@@ -52,19 +52,23 @@ PHI = {
     "model.layers.1.mlp.gate_up_proj": 2 * FF,
     "model.layers.1.mlp.down_proj": WIDTH,
 }
+GLM4 = {
+    **{name: rows for name, rows in LLAMA.items() if not name.endswith(("gate_proj", "up_proj"))},
+    "model.layers.1.mlp.gate_up_proj": 2 * FF,
+}
 #: The converter's class, and modules with their rows (None: a norm). Where keys and queries have as many heads: MHA.
 MODELS: dict[str, tuple[dict[str, int | None], bool]] = {
     **dict.fromkeys(
         """
         ArceeModel ApertusModel CommandR2Model Cohere2Model DeciModel DreamModel Exaone4Model GemmaModel Gemma2Model
-        Gemma3Model Glm4Model GraniteModel HunYuanModel LLaDAModel LlamaModel MiniCPMModel NemotronModel OlmoModel
+        Gemma3Model GraniteModel HunYuanModel LLaDAModel LlamaModel MiniCPMModel NemotronModel OlmoModel
         Olmo2Model OrionModel Qwen2Model Qwen2VLModel Qwen3Model Qwen3VLTextModel SeedOssModel SmolLM3Model
         StableLMModel XverseModel
         """.split(),  # noqa: SIM905
         (LLAMA, False),
     ),
     "Phi3MiniModel": (PHI, False),
-    "Glm4Model ": (PHI, False),
+    "Glm4Model": (GLM4, False),
     "BaichuanModel": (
         {"model.layers.1.self_attn.W_pack": 3 * Q, "model.layers.1.self_attn.o_proj": WIDTH},
         True,

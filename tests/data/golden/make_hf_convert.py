@@ -16,14 +16,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import conversion
+import conversion.base
 import gguf
 from safetensors.numpy import save_file
 
 from hf_configs import records, weights, write_tokenizer
 
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
-SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "gemma3")
+SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "gemma3", "glm-wide")
+#: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
+AS_PUBLISHED = ("gpt_neox", "falcon")
 
 
 def without_vocabulary() -> None:
@@ -35,6 +37,19 @@ def without_vocabulary() -> None:
         return model
 
     conversion.get_model_class = found
+
+
+def with_published_keys() -> None:
+    load = conversion.base.ModelBase.load_hparams
+
+    def loaded(folder: Path, *args: Any, **options: Any) -> dict[str, Any]:
+        own = json.loads((Path(folder) / "config.json").read_text())
+        read: dict[str, Any] = load(folder, *args, **options)
+        if own["model_type"] not in AS_PUBLISHED:
+            return read
+        return {**read, "num_kv_heads": None, **own}
+
+    conversion.base.ModelBase.load_hparams = staticmethod(loaded)
 
 
 def convert(record: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +86,7 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     without_vocabulary()
+    with_published_keys()
     made = {case: convert(record) for case, record in records().items() if not case.startswith(SKIPPED)}
     text = json.dumps(made, separators=(",", ":")).replace('},"', '},\n"')
     (Path(__file__).parent / "hf-convert.json").write_text(text + "\n")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from loragraft.archs.blocks.norms import Norm
 from loragraft.archs.hparams import Hparams, Layer
+from loragraft.archs.rope import LONG_FACTORS
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
 
@@ -24,6 +25,8 @@ class Attention:
     Hugging Face's "halves"."""
     head_norm: Norm | None = None
     """On q and k before the rotation: on each head, or across all, as the weight is long (Qwen3; OLMo 2)."""
+    norm_last: bool = False
+    """It stands behind the rotation (Hunyuan)."""
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk, own = f"blk.{layer}", h.layers[layer]
@@ -31,11 +34,12 @@ class Attention:
             g.clamp(part, h.clamp_qkv, f"{blk}.clamp_{name}")
             for part, name in zip(self._project(g, own, x, blk), "qkv", strict=True)
         )
-        if self.head_norm is not None:
-            q = self.head_norm(g, h, q, f"{blk}.attn_q_norm")
-            k = self.head_norm(g, h, k, f"{blk}.attn_k_norm")
+        if not self.norm_last:
+            q, k = self._normed(g, h, q, k, blk)
         q = self._rotate(g, own, q, own.heads, f"{blk}.rope_q")
         k = self._rotate(g, own, k, own.kv_heads, f"{blk}.rope_k")
+        if self.norm_last:
+            q, k = self._normed(g, h, q, k, blk)
         sinks = f"{blk}.attn_sinks.weight"
         mixed = g.add(
             Op.ATTENTION,
@@ -53,6 +57,11 @@ class Attention:
         )
         return g.linear(mixed, f"{blk}.attn_output")
 
+    def _normed(self, g: GraphBuilder, h: Hparams, q: Ref, k: Ref, blk: str) -> tuple[Ref, Ref]:
+        if self.head_norm is None:
+            return q, k
+        return self.head_norm(g, h, q, f"{blk}.attn_q_norm"), self.head_norm(g, h, k, f"{blk}.attn_k_norm")
+
     def _project(self, g: GraphBuilder, own: Layer, x: Ref, blk: str) -> tuple[Ref, Ref, Ref]:
         if not g.has(f"{blk}.attn_qkv.weight"):
             return g.linear(x, f"{blk}.attn_q"), g.linear(x, f"{blk}.attn_k"), g.linear(x, f"{blk}.attn_v")
@@ -67,7 +76,8 @@ class Attention:
     def _rotate(self, g: GraphBuilder, own: Layer, x: Ref, heads: int, label: str) -> Ref:
         if own.rope is None:
             return x
-        factors = ("rope_freqs.weight",) if g.has("rope_freqs.weight") else ()
+        names = LONG_FACTORS if own.rope.original else ("rope_freqs.weight",)
+        factors = tuple(name for name in names if g.has(name))
         return g.add(
             Op.ROPE,
             (x,),
@@ -79,4 +89,5 @@ class Attention:
             pairs=self.pairs,
             frequencies=own.rope.frequencies,
             magnitude=own.rope.magnitude,
+            **({"context": own.rope.context, "original": own.rope.original} if own.rope.original else {}),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loragraft.archs.blocks.norms import Norm, layer_norm, rms_norm
+from loragraft.archs.blocks.norms import Norm, bare_layer_norm, layer_norm, rms_norm
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Graph, Op, TensorFact
@@ -108,4 +108,14 @@ class Decoder:
         return g.scale(added, h.residual_scale, f"blk.{layer}.{branch.name}_scale")
 
 
-__all__ = ["Branch", "Decoder", "Norm", "Part", "by_feed_forward", "by_mixer", "layer_norm", "rms_norm"]
+__all__ = [
+    "Branch",
+    "Decoder",
+    "Norm",
+    "Part",
+    "bare_layer_norm",
+    "by_feed_forward",
+    "by_mixer",
+    "layer_norm",
+    "rms_norm",
+]

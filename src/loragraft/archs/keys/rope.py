@@ -20,11 +20,11 @@ from loragraft.archs.config import Config
 from loragraft.archs.keys.rule import GgufModel, Rule
 from loragraft.archs.keys.values import shortest
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.archs.rope import llama3_freq_factors, standard_magnitude
+from loragraft.archs.rope import LONG_FACTORS, llama3_freq_factors, standard_magnitude
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value
 
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 #: What is copied as the reference converter does: GGUF key, config.json keys.
 _YARN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rope.scaling.yarn_ext_factor", ("extrapolation_factor",)),
@@ -49,6 +49,8 @@ _PARAMETERS = frozenset(
         "low_freq_factor",
         "high_freq_factor",
         "partial_rotary_factor",
+        "short_factor",
+        "long_factor",
         *_BETAS,
     ]
 )
@@ -58,10 +60,11 @@ _PARAMETERS = frozenset(
 class RopeParameters(Rule):
     """One rope for all layers: base, and context extension (linear, YaRN; dynamic is left out; Llama 3's becomes a
     tensor). `llama3`: whether this architecture has that tensor; `partial`: whether a part of each head may turn, which
-    `RotaryPart` then writes."""
+    `RotaryPart` then writes; `long`: whether it has the factors of long texts (`archs.longrope`)."""
 
     llama3: bool = False
     partial: bool = False
+    long: bool = False
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -78,8 +81,8 @@ class RopeParameters(Rule):
     def _check(self, config: Config, rope: Mapping[str, Any]) -> None:
         model_type = config.values.get("model_type")
         kind = _kind(config, rope)
-        if kind == "llama3" and not self.llama3:
-            raise UnsupportedError(config.path, f"RoPE scaling llama3 on architecture {model_type}")
+        if (kind == "llama3" and not self.llama3) or (kind == "longrope" and not self.long):
+            raise UnsupportedError(config.path, f"RoPE scaling {kind} on architecture {model_type}")
         part = rope.get("partial_rotary_factor")
         if part not in (None, 1.0) and not self.partial:
             raise UnsupportedError(config.path, f"partial rotary embedding, in {model_type}", found=part)
@@ -97,6 +100,10 @@ class RopeParameters(Rule):
                 f"{h.arch}.rope.dimension_count", "cannot be exported", found=rotary, expected=head_dim
             )
         found: dict[str, Any] = {"rope_theta": shortest(keys.number("rope.freq_base", 10000.0))}
+        if any(name in model.shapes for name in LONG_FACTORS):
+            raise UnsupportedError(
+                LONG_FACTORS[0], "cannot be exported", hint="export from the Hugging Face folder"
+            )
         scaling = scaling_config(keys)
         if model.rope_freqs is not None:
             if scaling or not self.llama3:
@@ -224,6 +231,7 @@ def rope_notes(config: Config, rope: Mapping[str, Any]) -> list[str]:
 
 def _kind(config: Config, rope: Mapping[str, Any]) -> str:
     kind = str(rope["rope_type"]).lower()
+    kind = "longrope" if kind == "su" else kind  # its first name
     if kind not in _KINDS:
         raise UnsupportedError(
             config.path, "unknown RoPE scaling", found=repr(kind), expected=" or ".join(_KINDS)

@@ -132,9 +132,11 @@ class KvHeads(Rule):
 
 @dataclass(frozen=True)
 class HeadDim(Rule):
-    """Elements of a head; `always`: written even where config.json does not name them."""
+    """Elements of a head; `always`: written even where config.json does not name them; `unusual`: only where they are
+    not the width divided by the heads."""
 
     always: bool = False
+    unusual: bool = False
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -143,9 +145,26 @@ class HeadDim(Rule):
     def to_gguf(self, config: Config) -> Metadata:
         if not self.always and config.get("head_dim") is None:
             return {}
+        if self.unusual and config.head_dim * config.n_heads == config.hidden_size:
+            return {}
         return dict.fromkeys(("attention.key_length", "attention.value_length"), Value.u32(config.head_dim))
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         if not model.keys.has("attention.key_length"):
-            return {}
+            return {"head_dim": model.h.layers[0].key_dim} if self.unusual else {}
         return {"head_dim": model.keys.count("attention.key_length")}
+
+
+class FeedForward(Rule):
+    """The width of the feed-forward network under `n_inner`: 4 times the model's where config.json says none."""
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(["n_inner"])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        width = config.optional_integer("n_inner") or 4 * config.hidden_size
+        return {"feed_forward_length": Value.u32(width)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return {"n_inner": model.h.layers[0].ff}

@@ -13,6 +13,7 @@ from loragraft.backends.batch import Floats
 from loragraft.backends.cpu.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.cpu.weights import EngineWeights
 from loragraft.backends.program import Options
+from loragraft.backends.reference_ops import rope_factors
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.graph.spec import value_shapes
@@ -38,7 +39,7 @@ class _Builder:
         self, graph: Graph, plan: Plan, weights: EngineWeights, options: Options, rounding: str
     ) -> None:
         self._plan, self.weights, self._pack = plan, weights, rounding == "q8"
-        self.shapes = value_shapes(graph)
+        self.shapes, self._context = value_shapes(graph), options.context
         attention = [node for node in graph.nodes if node.op is Op.ATTENTION]
         self.layers = {node.attrs["layer"]: number for number, node in enumerate(attention)}
         kept = options.keys_values
@@ -122,8 +123,8 @@ class _Builder:
         key = (at["frequencies"], node.weights, at["magnitude"])
         if key not in self._tables:
             per_position = np.asarray(at["frequencies"], np.float64)
-            if node.weights:
-                per_position = per_position / self.weights.floats(node.weights[0])
+            if factors := rope_factors(node, self._context):
+                per_position = per_position / self.weights.floats(factors)
             self._tables[key] = self.program.rope_table(np.ascontiguousarray(per_position), at["magnitude"])
         return self._tables[key]
 
@@ -139,10 +140,9 @@ def _rms_norm(b: _Builder, node: Node, x: Any, y: Any) -> int:
 
 
 def _layer_norm(b: _Builder, node: Node, x: Any, y: Any) -> int:
-    weight, bias = (b.weights.floats(name) for name in node.weights), None
-    first = next(weight)
-    bias = next(weight, None)
-    return int(b.program.layer_norm(x, y, first, bias, node.attrs["eps"]))
+    weights = [b.weights.floats(name) for name in node.weights]
+    weight = weights[0] if weights else np.ones(b.shapes[node.inputs[0]][-1], np.float32)
+    return int(b.program.layer_norm(x, y, weight, weights[1] if weights[1:] else None, node.attrs["eps"]))
 
 
 def _arch_scale(b: _Builder, node: Node, x: Any, y: Any) -> int:
