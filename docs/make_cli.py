@@ -16,7 +16,7 @@ Written by `make docs` from the commands themselves; `loragraft COMMAND --help` 
 
 Results go to stdout, all else to stderr. Exit codes: 0 done; 1 an error in the input or on the machine, one line on
 stderr that names the file, what was found and what was expected; 2 wrong usage; 130 interrupted. An output file appears
-whole or not at all. Colours and progress bars are off when the output is no terminal, or with NO_COLOR.
+whole or not at all. Colours and progress bars are off when the output is not a terminal, or with NO_COLOR.
 `eval "$(loragraft completion bash)"` (or zsh, in ~/.bashrc or ~/.zshrc) teaches your shell the commands and options.
 
 Every command also takes `--quiet` (`-q`: results and errors only), `--verbose` (`-v`: say more) and `--help` (`-h`).

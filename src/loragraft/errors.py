@@ -101,12 +101,12 @@ def naming(place: str | PathLike[str]) -> Iterator[None]:
 
 
 def check_number(name: str, value: object, kind: type[int | float], *, least: float | None = None) -> None:
-    """Raises LoragraftError if the argument `name` is no number of this `kind` (a whole one, for int), or below
+    """Raises LoragraftError if the argument `name` is not a number of this `kind` (a whole one, for int), or below
     `least`."""
     numbers = (int, Integral) if kind is int else (int, float, Real)
     if isinstance(value, bool) or not isinstance(value, numbers):
         wanted = "a whole number" if kind is int else "a number"
-        raise LoragraftError(name, "is no number", found=repr(value)[:80], expected=wanted)
+        raise LoragraftError(name, "is not a number", found=repr(value)[:80], expected=wanted)
     if least is not None and not value >= least:  # type: ignore[operator]
         raise LoragraftError(name, "is too small", found=value, expected=f"at least {least}")
 

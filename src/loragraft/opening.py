@@ -69,7 +69,7 @@ def load_adapters(
     """All of `adapters`, each with its strength (1 where none is given), and the base that their pairs are for: `base`
     with the tensors that they replace as a whole (`loragraft.adapters.rebase`).
 
-    Raises as `load_adapter`, and AdapterError for a strength that is no finite number, or adapters that exclude each
+    Raises as `load_adapter`, and AdapterError for a strength that is not a finite number, or adapters that exclude each
     other.
     """
     loaded = read_adapters(adapters, base, intake=intake)
@@ -80,7 +80,7 @@ def read_adapters(
     adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT
 ) -> list[tuple[Adapter, float]]:
     """All of `adapters`, each with its strength, their pairs on the tensors of `base`. Raises as `load_adapter`, and
-    AdapterError for a strength that is no finite number."""
+    AdapterError for a strength that is not a finite number."""
     loaded: list[tuple[Adapter, float]] = []
     for argument in listed(adapters):
         source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)

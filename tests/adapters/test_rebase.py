@@ -137,7 +137,7 @@ def test_a_bias_where_the_base_has_none() -> None:
     found = rebase(base, [(adapter(biases={"x.bias": np.ones(4, np.float32)}), 0.5)]).tensors["x.bias"]
     np.testing.assert_array_equal(values(found), np.full(4, 0.5, np.float32))
     (note,) = rebase(base, [(adapter(biases={"x.bias": np.ones(4, np.float32)}), 1.0)]).notes
-    assert "biases are added that the base has not (1, such as x.bias)" in note
+    assert "biases are added that the base does not have (1, such as x.bias)" in note
     for bias in ({"x.bias": np.ones(6, np.float32)}, {"y.bias": np.ones(4, np.float32)}):
         with pytest.raises(AdapterError, match="but the base model has no such layer"):
             rebase(base, [(adapter(biases=bias), 1.0)])

@@ -62,7 +62,7 @@ def test_pointwise(
 
 @pytest.mark.parametrize("backend", [backend for backend, _ in BACKENDS], ids=["reference", "native"])
 def test_extremes(backend: Backend) -> None:
-    """No overflow on the way, and what is no number stays none."""
+    """No overflow on the way, and what is not a number stays none."""
     x = np.zeros((VOCABULARY, WIDTH), np.float32)
     x[0, :4] = 1e30, -1e30, 200, -200
     weights = {"token_embd.weight": x}

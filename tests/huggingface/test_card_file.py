@@ -29,7 +29,7 @@ CARDS = {
     "long list": ("---\ntags: [" + "x," * 1001 + "]\n---\n", "too many entries"),
     "long name": (f"---\nbase_model: {'-' * 100_000}x\n---\n", "too long"),
     "endless": ("---\nname: x\n" + "# \n" * 200_000, "have no end"),
-    "no table": ("---\n- a\n---\n", "are no table"),
+    "no table": ("---\n- a\n---\n", "is not a table"),
     "not YAML": ("---\na: [\n---\n", "not YAML"),
     "half a pair": ('---\nname: "\\ud800"\n---\n', None),
     "a date that is none": ("---\nname: 2024-99-99\n---\n", "not YAML"),

@@ -325,7 +325,7 @@ def test_block_scales_that_do_not_fit(tmp_path: Path, shape: tuple[int, ...]) ->
     def edit(_: dict[str, Any], tensors: dict[str, Raw]) -> None:
         tensors[f"{V}.weight_scale"] = Raw.of_bytes("F8_E4M3", np.ones(shape, np.uint8))
 
-    expected = r"v_proj.weight is no NVFP4 weight: .* expected F8_E4M3 \(128, 16\)"
+    expected = r"v_proj.weight is not an NVFP4 weight: .* expected F8_E4M3 \(128, 16\)"
     with pytest.raises(UnsupportedError, match=expected):
         open_model(changed(tmp_path / "m", edit))
 
@@ -362,8 +362,8 @@ def set_config(**values: Any) -> Edit:
             r"transform_config.*found R4",
         ),
         (set_config(weight_block_size=[128, 0]), CheckpointError, r"bad weight_block_size: found \[128, 0\]"),
-        (lambda c, _: c.update(quantization_config=[4]), CheckpointError, r"no object: found \[4\]"),
-        (lambda _, t: t.pop(f"{V}.weight_scale"), UnsupportedError, "v_proj.weight is no NVFP4 weight"),
+        (lambda c, _: c.update(quantization_config=[4]), CheckpointError, r"not an object: found \[4\]"),
+        (lambda _, t: t.pop(f"{V}.weight_scale"), UnsupportedError, "v_proj.weight is not an NVFP4 weight"),
         (lambda _, t: t.pop(f"{V}.weight_scale_2"), CheckpointError, "v_proj.weight lacks its scale"),
         (
             lambda _, t: t.update(

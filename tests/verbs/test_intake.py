@@ -392,7 +392,7 @@ def test_09_frequencies_of_rope_are_left_out(tmp_path: Path) -> None:
     """Converters of 2024 wrote them into every adapter of Llama 3."""
     adapter = gguf_with(tmp_path / "a.gguf", rope_freqs__weight=np.ones(32, "f4"))
     output = run("merge", BASE, "--lora", adapter, "-o", tmp_path / "o.gguf", "--type", "F32")
-    assert "its rope_freqs.weight is left out: frequencies of RoPE are no part of an adapter" in output
+    assert "its rope_freqs.weight is left out: frequencies of RoPE do not belong in an adapter" in output
     assert "4 of 5 tensors used" in output
     same(
         values(tmp_path / "o.gguf"),
@@ -406,7 +406,7 @@ def test_09_frequencies_of_rope_are_left_out(tmp_path: Path) -> None:
         (
             "blk__1__ffn_norm__weight",
             np.ones(8, "f4"),
-            "does not fit a tensor of the base: found (8,), expected (256,",
+            "does not fit any tensor of the base: found (8,), expected (256,",
         ),
         ("blk__9__ffn_norm__weight", np.ones(256, "f4"), "expected a name with .lora_a or .lora_b"),
         ("blk__1__ffn_norm__weight", np.full(256, np.nan, "f4"), "holds NaN or infinity"),
@@ -464,7 +464,7 @@ def test_11_a_classifier() -> None:
     folder = case("11-modules-to-save-that-match-nothing") / "seq-cls"
     output = run("merge", BASE, "--lora", folder, "-o", "o.gguf", code=1)
     assert (
-        "is a sequence classifier (task_type SEQ_CLS, score.weight): GGUF generation has no counterpart for"
+        "is a sequence classifier (task_type SEQ_CLS, score.weight): GGUF generation has no place for"
         in output
     )
 

@@ -34,7 +34,7 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
         _check_kind(file, base)
         alpha = file.metadata[ALPHA].data if ALPHA in file.metadata else 0.0
         if not isinstance(alpha, int | float) or not np.isfinite(alpha):
-            raise AdapterError(path, f"{ALPHA} is no number", found=repr(alpha))
+            raise AdapterError(path, f"{ALPHA} is not a number", found=repr(alpha))
         pairs, notes = {}, list[str]()
         halves, others = _sorted(file)
         replaced = {name: tensor for name, tensor in others.items() if _replaces(path, base, tensor, notes)}
@@ -132,7 +132,7 @@ def _replaces(path: Path, base: ModelSource, tensor: GGUFTensor, notes: list[str
     name, own = tensor.name, base.tensors.get(tensor.name)
     if name == ROPE_FREQS:
         same = own is not None and np.array_equal(_values(path, tensor).reshape(-1), _first_row(own))
-        why = "the base has the same" if same else "frequencies of RoPE are no part of an adapter"
+        why = "the base has the same" if same else "frequencies of RoPE do not belong in an adapter"
         notes.append(f"{path}: its {name} is left out: {why}")
         return False
     if own is None or own.shape != tensor.shape:

@@ -2,7 +2,7 @@
 
 Büyükakyüz 2024 (arXiv 2406.01775), peft/tuners/lora/layer.py `olora_init`: with W = Q R, B starts as the first r
 columns of Q, A as the first r rows of R, and W becomes W - s Q_r R_r. An adapter saved as it is thus belongs to that
-other base. Unlike what PiSSA, CorDA, LoRA-GA and LoftQ take out, this can be had again cheaply: a Householder QR meets
+other base. Unlike what PiSSA, CorDA, LoRA-GA and LoftQ take out, this can be recomputed cheaply: a Householder QR meets
 the columns in order, so Q_r is that of the first r columns alone, and R_r = Q_r^T W.
 """
 

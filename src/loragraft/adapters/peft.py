@@ -227,7 +227,7 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
             if matrix.ndim != 2 or 0 in matrix.shape:
                 raise AdapterError(
                     file,
-                    f"a pair of {module} is no matrix",
+                    f"a pair of {module} is not a matrix",
                     found=matrix.shape,
                     hint=NOT_GATHERED,
                 )
@@ -246,7 +246,7 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
 def _matrix(file: Path, tensor: CheckpointTensor) -> Floats:
     values = tensor_floats(file, tensor)
     if values.ndim != 2:
-        raise AdapterError(file, f"{tensor.name} is no matrix", found=tensor.shape)
+        raise AdapterError(file, f"{tensor.name} is not a matrix", found=tensor.shape)
     return values
 
 

@@ -57,7 +57,7 @@ def principal_directions(
             return np.asarray(basis[:, :rank])
     raise AdapterError(
         subject,
-        "PiSSA's start cannot be had again: the weight's singular values are too close at the adapter's rank",
+        "PiSSA's start cannot be recomputed: the weight's singular values are too close at the adapter's rank",
         expected="directions that can be told apart",
         hint="save the adapter where it was trained with path_initial_model_for_weight_conversion",
     )

@@ -59,7 +59,7 @@ def rebase(base: ModelSource, adapters: Sequence[tuple[Adapter, float]]) -> Mode
     new = sorted({name for adapter, _ in adapters for name in adapter.biases} - base.tensors.keys())
     if new:
         notes.append(
-            f"biases are added that the base has not ({len(new)}, such as {new[0]}): few engines load them"
+            f"biases are added that the base does not have ({len(new)}, such as {new[0]}): few engines load them"
         )
     metadata, speaker = dict(base.metadata), None
     for adapter, _ in adapters:

@@ -17,8 +17,8 @@ _E2M1_MAX = np.float32(6.0)
 
 def round_q8(x: Floats) -> Floats:
     """To 8 bits in blocks of 32 along the last axis: the nearest multiples, ties to even, of largest / 127. As ggml's
-    Q8_0, but the block's scale stays a float32. A block with a value that is no number has none; one whose scale is no
-    normal number counts as zeros."""
+    Q8_0, but the block's scale stays a float32. A block with a value that is not a number has none; a block with a
+    subnormal scale counts as zeros."""
     blocks = _blocks(x, 32)
     scale = _of_numbers(np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127))
     normal = scale >= np.finfo(np.float32).tiny
@@ -30,7 +30,7 @@ def round_q8(x: Floats) -> Floats:
 def round_nvfp4(x: Floats, input_scale: Floats | None) -> Floats:
     """To NVFP4 in blocks of 16 along the last axis, as a W4A4 kernel sees it: an E4M3 scale of largest / 6 in units of
     `input_scale`, then E2M1 values, ties to even. `input_scale` broadcasts to [..., 1]; None takes each row's own
-    largest / 2688. A block with a value that is no number has none.
+    largest / 2688. A block with a value that is not a number has none.
     Source: NVIDIA Model-Optimizer, nvfp4 quantizer of activations."""
     if input_scale is None:
         input_scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(6 * 448)
@@ -46,7 +46,7 @@ def round_nvfp4(x: Floats, input_scale: Floats | None) -> Floats:
 
 
 def _of_numbers(scale: Floats) -> Floats:
-    """NaN in place of an infinity: what it scales is no number either."""
+    """NaN in place of an infinity: what it scales is not a number either."""
     return np.where(np.isfinite(scale), scale, np.float32(np.nan))
 
 

@@ -53,7 +53,7 @@ def parse_json(data: bytes, path: Path, what: str, error: type[FormatError]) -> 
         text = data.decode()
         del data  # the text and what is made of it are enough
         value = json.loads(text, object_pairs_hook=unique)
-        if escapes:  # half of a pair of surrogates is no text
+        if escapes:  # half of a pair of surrogates is not text
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise error(path, f"{what} holds half of a surrogate pair, which is not a character") from None

@@ -112,14 +112,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Outcome.REFUSES,
         "a scale of the embedding, of a router, or of an output that is not NVFP4",
-        "the loader knows no such tensor and counts one too many",
+        "the loader does not expect this tensor and counts one too many",
         "llama-model.cpp:1640-1787, llama-model-loader.cpp:1396-1398",
         _scale_is_unknown,
     ),
     Rule(
         Outcome.REFUSES,
         "a bias that the architecture's loader does not list",
-        "the loader knows no such tensor and counts one too many",
+        "the loader does not expect this tensor and counts one too many",
         "llama-model-loader.cpp:1396-1398",
         _bias_is_unknown,
     ),

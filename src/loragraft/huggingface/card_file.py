@@ -36,7 +36,7 @@ def read_card(folder: Path) -> dict[str, Any]:
             path, "its metadata have no end", expected=f"--- within {MAX_FRONT_MATTER} bytes"
         )
     text = "\n".join(lines[1 : lines.index("---", 1)]) + "\n"
-    # As gguf-py reads cards: the country code no is no falsehood, and a tab is two spaces.
+    # As gguf-py reads cards: the country code no is not a falsehood, and a tab is two spaces.
     text = text.replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
         _check(path, text)
@@ -48,7 +48,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     if card is None:
         return {}
     if not isinstance(card, dict):
-        raise CheckpointError(path, "its metadata are no table", found=type(card).__name__)
+        raise CheckpointError(path, "its metadata is not a table", found=type(card).__name__)
     return {key: _bounded(path, key, value) for key, value in card.items() if isinstance(key, str)}
 
 

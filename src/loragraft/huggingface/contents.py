@@ -51,7 +51,7 @@ MODELS = frozenset([Kind.GGUF_MODEL, Kind.CHECKPOINT])
 ADAPTERS = frozenset([Kind.GGUF_ADAPTER, Kind.PEFT_ADAPTER, Kind.MLX_ADAPTER])
 _ROLES = {Role.ANY: frozenset(Kind), Role.MODEL: MODELS, Role.ADAPTER: ADAPTERS}
 
-#: What training leaves that is no model yet: patterns of files and folders, what wrote them, and what to do.
+#: What training leaves that is not a model yet: patterns of files and folders, what wrote them, and what to do.
 _LEFTOVERS = (
     (
         ("global_step*", "zero_to_fp32.py", "*_model_states.pt"),

@@ -111,7 +111,7 @@ def _value(kind: ValueType, data: Any) -> Value:
 
 def _text(data: Any) -> str:
     if not isinstance(data, str):
-        raise ValueError(f"{data!r} is no text")
+        raise ValueError(f"{data!r} is not text")
     data.encode()
     return data
 

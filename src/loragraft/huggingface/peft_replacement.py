@@ -47,8 +47,8 @@ class Replacements:
                     hint=f"save it again with peft; if it was not trained, take it out of modules_to_save in {CONFIG}",
                 )
             self._notes.append(
-                f"{self._path}: modules_to_save of {CONFIG} names {module}, which {self._base.arch} has not: passed "
-                "over, as in peft"
+                f"{self._path}: modules_to_save of {CONFIG} names {module}, which {self._base.arch} does not have: "
+                "passed over, as in peft"
             )
         changed = dict(found.trained)
         changed.update(

@@ -77,7 +77,7 @@ def read_quantization_config(checkpoint: Checkpoint, notes: list[str]) -> Quanti
     key = "quantization_config" if checkpoint.config.get("quantization_config") else "compression_config"
     config = checkpoint.config.get(key) or {}
     if not isinstance(config, Mapping):
-        raise CheckpointError(path, f"{key} is no object", found=repr(config)[:80])
+        raise CheckpointError(path, f"{key} is not an object", found=repr(config)[:80])
     quantization: dict[str, Any] = dict(config)
     if checkpoint.has("hf_quant_config.json"):
         more = checkpoint.json("hf_quant_config.json").get("quantization")

@@ -100,7 +100,7 @@ class TensorNames:
 
     @staticmethod
     def is_buffer(name: str) -> bool:
-        """Whether the tensor is no weight and may be left out."""
+        """Whether the tensor is not a weight and may be left out."""
         return name.endswith(_BUFFERS)
 
     def places(self, name: str) -> tuple[Place, ...]:

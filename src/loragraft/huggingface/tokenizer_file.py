@@ -94,7 +94,7 @@ class TokenizerFile:
         self.vocab: dict[str, int] = vocab
         self.added: list[dict[str, Any]] = self.json.get("added_tokens") or []
         if not isinstance(self.added, list):
-            raise CheckpointError(self.path, "added_tokens is no list", found=repr(self.added))
+            raise CheckpointError(self.path, "added_tokens is not a list", found=repr(self.added))
         for token in self.added:
             fields = token if isinstance(token, dict) else {}
             if type(fields.get("id")) is not int or not isinstance(fields.get("content"), str):
@@ -151,7 +151,7 @@ class TokenizerFile:
         )
 
     def _unknown(self) -> str | None:
-        """The text of the token that stands for what is no token, if it is of that type."""
+        """The text of the token that stands for what is not a token, if it is of that type."""
         text = self.model.get("unk_token")
         return text if isinstance(text, str) else None
 
@@ -163,7 +163,7 @@ class TokenizerFile:
         """The merges, best first."""
         merges = self.model.get("merges") or []
         if not isinstance(merges, list):
-            raise CheckpointError(self.path, "model.merges is no list")
+            raise CheckpointError(self.path, "model.merges is not a list")
         pairs = []
         for merge in merges:
             parts = merge.split(" ") if isinstance(merge, str) else merge

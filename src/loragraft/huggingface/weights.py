@@ -163,7 +163,7 @@ class _Reader:
         name = f"{stem}.weight"
         if len(codes.shape) != 2 or codes.dtype != "U8":
             raise CheckpointError(
-                self._path, f"{codes.name} is no matrix of codes", found=f"{codes.dtype} {codes.shape}"
+                self._path, f"{codes.name} is not a matrix of codes", found=f"{codes.dtype} {codes.shape}"
             )
         rows, columns = codes.shape[0], 2 * codes.shape[1]
         scales = self._block_scales(stem, codes)
@@ -223,7 +223,7 @@ class _Reader:
         if scales is None or scales.dtype != "F8_E4M3" or not fits:
             raise UnsupportedError(
                 self._path,
-                f"{codes.name} is no NVFP4 weight",
+                f"{codes.name} is not an NVFP4 weight",
                 found="no weight_scale" if scales is None else f"weight_scale {scales.dtype} {shape}",
                 expected=f"F8_E4M3 {(rows, columns // _GROUP)}",
             )
@@ -242,7 +242,7 @@ class _Reader:
         for part in _OF_INPUTS:
             self._companion(stem, part)
         if len(codes.shape) != 2:
-            raise CheckpointError(self._path, f"{codes.name} is no matrix", found=codes.shape)
+            raise CheckpointError(self._path, f"{codes.name} is not a matrix", found=codes.shape)
         if scales is None:
             raise CheckpointError(
                 self._path,
@@ -317,7 +317,7 @@ class _Reader:
     def _values(self, tensor: CheckpointTensor) -> Floats:
         if tensor.dtype not in _FLOATS:
             raise CheckpointError(
-                self._path, f"{tensor.name} is no scale", found=tensor.dtype, expected="F32"
+                self._path, f"{tensor.name} is not a scale", found=tensor.dtype, expected="F32"
             )
         return float_rows(tensor.data().reshape(1, -1), BY_NAME[tensor.dtype]).reshape(tensor.shape)
 

@@ -19,7 +19,7 @@ from loragraft.huggingface.intake import Intake
 from loragraft.huggingface.tensor_names import Place, TensorNames
 
 _AROUND = frozenset(["language_model", "text_model", "llm", "thinker"])
-#: Parts of the names of what is no language model's: towers that see and hear, and what leads from them to it.
+#: Parts of the names of what is not a language model's: towers that see and hear, and what leads from them to it.
 _OTHERS = frozenset(
     """
     audio_encoder audio_model audio_projector audio_tower embed_audio embed_vision image_newline image_tower

@@ -2,7 +2,7 @@
 
 Byte-level (`gpt2`): text is cut into words by regular expressions, every byte is written as a printable character,
 and pairs merge by rank. SentencePiece (`llama`): spaces are written U+2581, nothing is cut, pairs merge by the score of
-what they make, and what is no token falls back to byte tokens `<0x0A>`.
+what they make, and what is not a token falls back to byte tokens `<0x0A>`.
 """
 
 from __future__ import annotations

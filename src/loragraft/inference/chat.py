@@ -133,7 +133,7 @@ class _Renderer:
                 line = _exchange(process, request, time.monotonic() + PATIENCE)
                 answer: dict[str, Any] = json.loads(line) if line else {"problem": "it takes too long"}
             except BaseException:
-                self._end()  # whatever it would still say is no answer to the next request
+                self._end()  # whatever it would still say is not an answer to the next request
                 raise
             if not line:
                 self._end()

@@ -2,7 +2,7 @@
 
 Both store E2M1 codes (a sign, two exponent bits, one mantissa bit); MXFP4 has one power of two per 32 weights,
 NVFP4 one E4M3 number per 16. ggml keeps the codes' values doubled, so that they are whole, and halves the scales.
-ggml's NVFP4 quantizer knows no per-tensor scale and rounds its block scales badly; `quants.nvfp4` has the one to use.
+ggml's NVFP4 quantizer has no per-tensor scale and rounds its block scales badly; `quants.nvfp4` has the one to use.
 
 Source: block_mxfp4, block_nvfp4 in ggml-common.h; quantize_row_{mxfp4,nvfp4}_ref in ggml-quants.c; the scales'
 codecs in ggml-impl.h. Neither quantizer looks at an importance matrix.
@@ -106,7 +106,7 @@ def _nvfp4_quantize(x: Floats, importance: Floats | None) -> Bytes:
 
 
 def _nvfp4_dequantize(data: Bytes) -> Floats:
-    """Without the per-tensor scale, which is no part of the blocks."""
+    """Without the per-tensor scale, which is not a part of the blocks."""
     blocks = data.reshape(-1, 36)
     codes = unpack_halves(blocks[:, 4:].reshape(-1, 4, 8))
     return (E2M1_DOUBLED[codes] * UE4M3_HALVED[blocks[:, :4], None]).reshape(len(data), -1)

@@ -1,11 +1,10 @@
-"""The grids of the IQ types as tables: the points, their numbers, and for every combination that is no point the
+"""The grids of the IQ types as tables: the points, their numbers, and for every combination that is not a point the
 points to try in its place.
 
-A group's digits are first rounded one by one. If that combination is no point of the grid, the nearest points (by the
-distance between the digits) are tried, and the one of least weighted squared error wins. Which are tried, and in what
-order, is `iq2xs_init_impl` and `iq3xs_init_impl` of ggml-quants.c: those at the `DISTANCES` smallest distances,
-nearest first, then by number.
-"""
+A group's digits are first rounded one by one. If that combination is not a point of the grid, the nearest points (by
+the distance between the digits) are tried, and the one of least weighted squared error wins. Which are tried, and in
+what order, is `iq2xs_init_impl` and `iq3xs_init_impl` of ggml-quants.c: those at the `DISTANCES` smallest distances,
+nearest first, then by number."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class Codebook:
     index: Ints
     """Of every combination: its point's number, or -1."""
     first: Ints
-    """Of every combination that is no point: where its list begins in `neighbours` ..."""
+    """Of every combination that is not a point: where its list begins in `neighbours` ..."""
     count: Ints
     """... and how long it is."""
     neighbours: Ints

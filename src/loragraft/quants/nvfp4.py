@@ -57,7 +57,7 @@ def quantize_nvfp4(x: Floats, scale: float, importance: Floats | None = None) ->
     `scale`: see `tensor_scale`. `importance`: float32 [cols], the weight of each column's squared errors, or None
     for equal ones. Among scales of equal error, and values halfway between two codes, the choice is fixed: the
     native kernel makes the same. Raises QuantizeError if the scale is not positive and finite or a shape is wrong,
-    UnsupportedError if the columns are no multiple of 64.
+    UnsupportedError if the columns are not a multiple of 64.
     """
     check_scale(scale)
     x, importance = check_input(x, NVFP4, importance)
@@ -179,7 +179,7 @@ def pack_modelopt(weight: U8, weight_scale: U8, subject: str = "NVFP4 weight") -
     """ModelOpt's codes uint8 [..., in/2] and block scales (E4M3 bytes) uint8 [..., in/16] -> GGUF rows
     uint8 [..., in/64 * 36]. Lossless.
 
-    Raises FormatError, naming `subject`, if `in` is no multiple of 64, or a scale is NaN or negative: ggml reads
+    Raises FormatError, naming `subject`, if `in` is not a multiple of 64, or a scale is NaN or negative: ggml reads
     the one as 0 and drops the sign of the other. A scale of minus zero becomes zero.
     """
     *rows, half = weight.shape

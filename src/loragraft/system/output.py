@@ -46,7 +46,7 @@ class OutputFile:
     left under the temporary name is kept (`resumed` tells whether there was something of the right size).
 
     Use as a context manager: a clean exit commits, an exception discards. Raises `OutputError` for a target that is
-    an input, a folder, a device, or read-only, and for a disk that has not enough space.
+    an input, a folder, a device, or read-only, and for a disk without enough space.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A value that is no number stays visible: whatever multiplies it returns no number, in its own row and in no other."""
+"""A value that is not a number stays visible: what multiplies it gives no number, in its own row and no other."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_long_rows_to_the_bit_for_any_number_of_threads(kind: str) -> None:
     assert nmse(results[0], case.float64()[-1:]) < NATIVE_F32
 
 
-# ---- what is no number ----
+# ---- what is not a number ----
 
 
 @pytest.mark.parametrize("kind", TYPES)

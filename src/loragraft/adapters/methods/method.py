@@ -35,7 +35,7 @@ class ModuleDelta:
 
     @property
     def of_parameter(self) -> bool:
-        """Whether it adapts a parameter that is no module's weight: one of a stack of experts."""
+        """Whether it adapts a parameter that is not a module's weight: one of a stack of experts."""
         return self.module.removesuffix(".base_layer").endswith(".experts") or ".base_layer" in self.module
 
 

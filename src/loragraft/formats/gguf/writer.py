@@ -26,7 +26,7 @@ VERSION = 3
 class TensorSpec:
     """A tensor to be written: `shape` in NumPy's order.
 
-    Leading axes of length 1 are not stored, as ggml knows no difference between (1, n) and (n,).
+    Leading axes of length 1 are not stored, as ggml does not tell apart (1, n) and (n,).
     """
 
     name: str
