@@ -1,10 +1,12 @@
-"""Tokens a second and time to first token of `loragraft serve`, beside llama-server where one is given.
+"""What `loragraft serve` does under load, beside llama-server where one is given.
 
-    python bench/serving.py MODEL.gguf --adapter ADAPTER [--llama-server PATH] [--clients 1 8 32] [--adapters 8]
+    python bench/serving.py PART MODEL.gguf --adapter PEFT --base FOLDER [--llama-server PATH] [--results FILE.json]
 
-Both servers get the same requests, in turn, over HTTP: `clients` at once, each with a prompt of its own, streamed and
-greedy. With --adapters K, client i asks for adapter i mod K by its number, as llama-server's API has it; the K adapters
-are the given one with its B disturbed. Prints one row a server and setting.
+Parts: one (a client alone, beside `generate`), eight (clients with an adapter each), sweep (1 to 32 clients), many (32
+adapters in a batch, and none), thousand (adapters in a folder, memory, cold and warm). Both servers get the same
+requests over HTTP, in turn, with two turns each; llama-server with its weights repacked and not, a slot for each
+client. The K adapters are the given one with its B disturbed. Each part adds its rows to the results; `python
+bench/serving.py table --results FILE.json` prints them as Markdown.
 """
 
 from __future__ import annotations
@@ -13,238 +15,212 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 
-_TEXT = "the king of Judah spake unto his people and said what say you of bread and wine"
-WORDS = _TEXT.split(" ")
+from load_generator import WORDS, Figures, Load, run
+from servers import LAYOUTS, Server, disturbed, ours, resident, theirs
+
+Row = dict[str, str | int | float]
+Start = Callable[[int], AbstractContextManager[Server]]
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a load gave."""
+class Bench:
+    """The servers of one run. `a`: the command line."""
 
-    tokens_per_second: float
-    first_p50: float
-    first_p95: float
-    tokens: int
+    def __init__(self, a: argparse.Namespace, folder: Path) -> None:
+        self.a, self.folder = a, folder
 
+    def adapters(self, count: int) -> list[Path]:
+        return disturbed(self.a.adapter, self.a.base or self.a.model, self.folder, count)
 
-async def ask(url: str, body: dict[str, object]) -> tuple[float, float, int]:
-    """Seconds to the first piece, seconds in all, tokens made."""
-    place = urlsplit(url)
-    data = json.dumps(body).encode()
-    start = time.perf_counter()
-    reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 24)
-    writer.write(
-        f"POST /v1/completions HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(data)}\r\nconnection: close\r\n\r\n".encode()
-        + data
-    )
-    first, made = 0.0, 0
-    async for line in reader:
-        if line.startswith(b"HTTP/") and b" 200 " not in line:
-            raise RuntimeError((line + await reader.read()).decode(errors="replace")[:500])
-        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-            continue
-        chunk = json.loads(line[6:])
-        if "error" in chunk:
-            raise RuntimeError(str(chunk))
-        if chunk.get("choices") and chunk["choices"][0]["text"]:
-            first = first or time.perf_counter() - start
-        if chunk.get("usage"):
-            made = chunk["usage"]["completion_tokens"]
-    writer.close()
-    return first or time.perf_counter() - start, time.perf_counter() - start, made
+    def servers(self, adapters: list[Path]) -> dict[str, Start]:
+        a = self.a
+        found: dict[str, Start] = {"loragraft": lambda slots: ours(a.model, adapters, a.threads)}
+        if a.llama_server:
+            for name, layout in LAYOUTS.items():
+                found[name] = lambda slots, layout=layout: theirs(  # type: ignore[misc]
+                    a.llama_server, a.model, adapters, a.threads, slots, layout
+                )
+        return found
 
-
-async def load(url: str, clients: int, requests: int, length: int, tokens: int, adapters: int) -> Figures:
-    """`clients` at once, each with `requests` requests one after the other."""
-    firsts: list[float] = []
-    made = 0
-
-    async def client(number: int) -> None:
-        nonlocal made
-        random = np.random.default_rng(number)
-        for _ in range(requests):
-            body: dict[str, object] = {
-                "model": "base",
-                "prompt": " ".join(random.choice(WORDS, length)),
-                "max_tokens": tokens,
-                "temperature": 0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
+    def compare(self, part: str, loads: list[Load], adapters: list[Path]) -> Iterator[Row]:
+        """Every server under every load, in `turns` turns; the best of the turns."""
+        best: dict[tuple[str, Load], Figures] = {}
+        for _ in range(self.a.turns):
+            for name, start in self.servers(adapters).items():
+                with start(max(load.clients for load in loads)) as server:
+                    for load in loads:
+                        got = asyncio.run(run(server.url, load))
+                        kept = best.get((name, load))
+                        if kept is None or got.tokens_per_second > kept.tokens_per_second:
+                            best[name, load] = got
+                        print(part, name, load.clients, load.adapters, got, file=sys.stderr, flush=True)
+        for (name, load), got in best.items():
+            yield {
+                "part": part,
+                "server": name,
+                "clients": load.clients,
+                "adapters": load.adapters,
+                **asdict(got),
             }
-            if adapters:
-                body["lora"] = [{"id": number % adapters, "scale": 1.0}]
-            first, _, count = await ask(url, body)
-            firsts.append(first)
-            made += count
 
+    # ---- the parts ----
+
+    def one(self) -> Iterator[Row]:
+        yield from self.compare("one", [self.load(1)], [])
+        words = [sys.executable, __file__, "generate", str(self.a.model), "--threads", str(self.a.threads)]
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        yield {"part": "one", "server": "generate", "clients": 1, "adapters": 0, "of_a_reply": float(said)}
+
+    def eight(self) -> Iterator[Row]:
+        yield from self.compare("eight", [self.load(8, 8), self.load(8)], self.adapters(8))
+
+    def sweep(self) -> Iterator[Row]:
+        yield from self.compare("sweep", [self.load(clients) for clients in (1, 2, 4, 8, 16, 32)], [])
+
+    def many(self) -> Iterator[Row]:
+        self.a.llama_server = None
+        yield from self.compare("many", [self.load(32, 32), self.load(32)], self.adapters(32))
+
+    def thousand(self) -> Iterator[Row]:
+        """1,000 names in a watched folder, most of them links to the same files: each is read and kept by itself."""
+        files, names = self.adapters(8), self.folder / "thousand"
+        names.mkdir(exist_ok=True)
+        for number in range(1000):
+            if not (link := names / f"n{number}.gguf").exists():
+                os.link(files[number % len(files)], link)
+        bound = self.a.adapter_memory
+        more = ["--adapters-dir", str(names), "--adapter-memory", str(bound)]
+        random = np.random.default_rng(0)
+        with ours(self.a.model, [], self.a.threads) as server:
+            for number in range(40):
+                first_token(server.url, "base", number)
+            base = resident(server.pid)
+        with ours(self.a.model, [], self.a.threads, *more) as server:
+            wait_for_adapters(server.url, 1000)
+            order = random.permutation(1000)[:120]
+            cold = [first_token(server.url, f"n{number}", 1000 + number) for number in order]
+            warm = [first_token(server.url, f"n{order[-1]}", 2000 + number) for number in range(20)]
+            yield {
+                "part": "thousand",
+                "adapter_memory": bound,
+                "base": base,
+                "resident": resident(server.pid),
+                "cold_p50": float(np.median(cold)),
+                "cold_p95": float(np.percentile(cold, 95)),
+                "warm_p50": float(np.median(warm)),
+            }
+
+    def load(self, clients: int, adapters: int = 0) -> Load:
+        return Load(clients, adapters, seconds=self.a.seconds)
+
+
+def first_token(url: str, model: str, seed: int) -> float:
+    """Seconds until the first token of a short reply to a prompt of its own."""
+    from urllib.request import Request, urlopen
+
+    prompt = " ".join(np.random.default_rng(seed).choice(WORDS, 24))
+    body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
     start = time.perf_counter()
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    seconds = time.perf_counter() - start
-    ordered = sorted(firsts)
-    return Figures(
-        made / seconds,
-        statistics.median(ordered),
-        ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        made,
-    )
+    with urlopen(Request(f"{url}/v1/completions", json.dumps(body).encode())) as answer:
+        answer.read()
+    return time.perf_counter() - start
 
 
-@contextmanager
-def ours(model: Path, adapters: list[Path], threads: int) -> Iterator[str]:
-    command = [sys.executable, "-m", "loragraft", "serve", str(model), "--port", "0", "--alias", "base"]
-    command += ["--threads", str(threads)]
-    for number, path in enumerate(adapters):
-        command += ["--lora", f"a{number}={path}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"listening on (http://\S+)", line):
-                yield found[1]
-                break
-        else:
-            raise RuntimeError("the server did not start")
-    finally:
-        process.terminate()
-        process.wait(60)
+def wait_for_adapters(url: str, count: int) -> None:
+    from urllib.request import urlopen
+
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with urlopen(f"{url}/v1/models") as answer:
+            if len(json.load(answer)["data"]) > count:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"the server does not list {count} adapters")
 
 
-@contextmanager
-def theirs(
-    server: Path, model: Path, adapters: list[Path], threads: int, slots: int, more: list[str]
-) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(server), "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-t", str(threads)]
-    command += [
-        "-tb",
-        str(threads),
-        "-np",
-        str(slots),
-        "-c",
-        str(1024 * slots),
-        "--no-webui",
-        "-a",
-        "base",
-        *more,
-    ]
-    if adapters:
-        command += ["--lora-init-without-apply", "--lora", ",".join(map(str, adapters))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            try:
-                with socket.create_connection(("127.0.0.1", port), 1) as probe:
-                    probe.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-                    if b" 200 " in probe.recv(100):
-                        break
-            except OSError:
-                pass
-            if process.poll() is not None:
-                raise RuntimeError("llama-server did not start")
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def disturbed(adapter: Path, base: Path, folder: Path, count: int) -> list[Path]:
-    """`count` adapters as GGUF: the given one, B multiplied by noise of its own."""
+def generate(model: Path, threads: int) -> float:
+    """Tokens a second of `Model.generate`, behind the first token; the best of three."""
     import loragraft as lg
-    from loragraft.formats.gguf.model import open_gguf  # noqa: F401 (the converter's output is read by it)
 
-    made = []
-    for number in range(count):
-        copy = folder / f"peft{number}"
-        copy.mkdir()
-        for file in adapter.iterdir():
-            if file.suffix == ".safetensors":
-                _disturb(file, copy / file.name, number)
-            elif file.is_file():
-                (copy / file.name).write_bytes(file.read_bytes())
-        path = folder / f"adapter{number}.gguf"
-        lg.convert_adapter(copy, base, path)
-        made.append(path)
-    return made
+    loaded = lg.load(model, threads=threads)
+    best = 0.0
+    for seed in range(4):
+        prompt = " ".join(np.random.default_rng(seed).choice(WORDS, 32))
+        times = [time.perf_counter() for _ in loaded.generate(prompt, max_tokens=96, temperature=0)]
+        if len(times) > 8:
+            best = max(best, (len(times) - 1) / (times[-1] - times[0]))
+    return best
 
 
-def _disturb(source: Path, target: Path, seed: int) -> None:
-    from safetensors.numpy import load_file, save_file
+# ---- the table ----
 
-    random = np.random.default_rng(seed)
-    weights = load_file(source)
-    for name, array in weights.items():
-        if "lora_B" in name:
-            weights[name] = (array * (1 + 0.2 * random.standard_normal(array.shape))).astype(array.dtype)
-    save_file(weights, target)
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Markdown of what the parts measured."""
+    yield "| clients | adapters | | tokens/s | of a reply | first token p50, s | p95, s |"
+    yield "|--:|--:|---|--:|--:|--:|--:|"
+    for row in rows:
+        if row["part"] != "thousand":
+            figures = [
+                f"{row[name]:.{digits}f}" if name in row else ""
+                for name, digits in (
+                    ("tokens_per_second", 0),
+                    ("of_a_reply", 0),
+                    ("first_p50", 3),
+                    ("first_p95", 3),
+                )
+            ]
+            cells = [str(row["clients"]), str(row["adapters"]), str(row["server"]), *figures]
+            yield f"| {' | '.join(cells)} |"
+    for row in rows:
+        if row["part"] == "thousand":
+            yield ""
+            yield "| 1,000 adapters registered | |"
+            yield "|---|--:|"
+            yield f"| resident without adapters, MB | {row['base'] / 1e6:.0f} |"  # type: ignore[operator]
+            yield f"| resident after 120 of them, MB | {row['resident'] / 1e6:.0f} |"  # type: ignore[operator]
+            yield f"| --adapter-memory, MB | {row['adapter_memory'] / 1e6:.0f} |"  # type: ignore[operator]
+            yield f"| first token, warm, s | {row['warm_p50']:.3f} |"
+            yield f"| cold, p50 and p95, s | {row['cold_p50']:.3f}, {row['cold_p95']:.3f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument(
-        "--adapter", type=Path, help="a PEFT folder; with --base the folder it was trained on"
-    )
-    parser.add_argument("--base", type=Path)
+    parser.add_argument("part", choices=["one", "eight", "sweep", "many", "thousand", "table", "generate"])
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--adapter", type=Path, help="a PEFT folder")
+    parser.add_argument("--base", type=Path, help="the folder it was trained on")
     parser.add_argument("--llama-server", type=Path)
-    parser.add_argument("--adapters", type=int, default=0)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--requests", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=32, help="words of a prompt")
-    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeat", type=int, default=1)
-    args = parser.parse_args()
-
-    with tempfile.TemporaryDirectory() as folder:
-        adapters = []
-        if args.adapters:
-            adapters = disturbed(args.adapter, args.base or args.model, Path(folder), args.adapters)
-        servers = {"loragraft": lambda: ours(args.model, adapters, args.threads)}
-        if args.llama_server:
-            slots = max(args.clients)
-            for name, more in {"llama-server": [], "llama-server --no-repack": ["--no-repack"]}.items():
-                servers[name] = lambda more=more: theirs(
-                    args.llama_server, args.model, adapters, args.threads, slots, more
-                )
-        print(
-            f"{'server':26} {'clients':>7} {'adapters':>8} {'tokens/s':>9} {'first p50':>9} {'first p95':>9}"
-        )
-        for _ in range(args.repeat):
-            for name, server in servers.items():
-                with server() as url:
-                    asyncio.run(load(url, 1, 1, 8, 8, 0))  # warm
-                    for clients in args.clients:
-                        for used in sorted({0, args.adapters}):
-                            got = asyncio.run(
-                                load(url, clients, args.requests, args.prompt, args.tokens, used)
-                            )
-                            print(
-                                f"{name:26} {clients:7} {used:8} {got.tokens_per_second:9.1f} "
-                                f"{got.first_p50:8.3f}s {got.first_p95:8.3f}s",
-                                flush=True,
-                            )
+    parser.add_argument("--seconds", type=float, default=6.0, help="that each load is measured for")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--adapter-memory", type=int, default=400_000_000)
+    parser.add_argument("--folder", type=Path, help="where adapters are made, and kept")
+    parser.add_argument("--results", type=Path)
+    a = parser.parse_args()
+    rows: list[Row] = json.loads(a.results.read_text()) if a.results and a.results.exists() else []
+    if a.part == "generate":
+        print(generate(a.model, a.threads))
+        return
+    if a.part != "table":
+        with tempfile.TemporaryDirectory() as temporary:
+            new = list(getattr(Bench(a, a.folder or Path(temporary)), a.part)())
+        rows = [row for row in rows if row["part"] != a.part] + new
+        if a.results:
+            a.results.write_text(json.dumps(rows, indent=1))
+    print("\n".join(table(rows if a.part == "table" else new)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loragraft.errors import LoragraftError
-from loragraft.inference.sampling import Sampler, Sampling
+from loragraft.inference.sampling import Sampler, Sampling, _drawn
 
 # Probabilities 0.5, 0.25, 0.15, 0.06, 0.04 at the ids 3, 0, 4, 1, 2.
 PROBABILITIES = np.array([0.25, 0.06, 0.04, 0.5, 0.15])
@@ -64,3 +64,33 @@ def test_seed() -> None:
 def test_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(LoragraftError, match=f"{next(iter(options))}: out of range"):
         Sampling(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [3, 255, 256, 257, 3000])
+def test_drawing_from_all_tokens_is_drawing_from_their_probabilities(size: int) -> None:
+    random = np.random.default_rng(size)
+    logits = (4 * random.standard_normal(size)).astype(np.float32)
+    ends = np.exp(logits.astype(np.float64) / 0.7).cumsum()
+    for place in random.random(300):
+        token = _drawn(logits, 0.7, place)
+        expected = int(np.searchsorted(ends, place * ends[-1], side="right"))
+        assert token == expected or abs(ends[min(token, expected)] / ends[-1] - place) < 1e-6
+    logits[1:] = -np.inf  # forbidden tokens are never drawn
+    assert {_drawn(logits, 0.7, place) for place in (0.0, 0.5, 1 - 1e-16)} == {0}
+    assert _drawn(logits, 1e-40, 0.5) == 0
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0, 30.0])
+@pytest.mark.parametrize("options", [{"top_p": 0.3}, {"top_p": 0.99}, {"min_p": 0.05}, {"min_p": 1e-9}, {}])
+def test_sorting_a_part_leaves_what_sorting_all_leaves(spread: float, options: dict[str, float]) -> None:
+    logits = (spread * np.random.default_rng(1).standard_normal(2000)).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    probabilities = np.exp(logits[order].astype(np.float64) - logits.max())
+    probabilities /= probabilities.sum()
+    n = len(order)
+    if "top_p" in options:
+        n = int(np.searchsorted(probabilities.cumsum(), options["top_p"])) + 1
+    n = min(n, int((probabilities >= options.get("min_p", 0.0) * probabilities[0]).sum()))
+    ids, kept_logits = Sampler(Sampling(**{**OFF, **options})).candidates(logits)  # type: ignore[arg-type]
+    assert ids.tolist() == order[:n].tolist()
+    assert (kept_logits == logits[order[:n]]).all()

@@ -163,3 +163,18 @@ def test_an_open_address_needs_a_key(folder: Path) -> None:
 
 def test_a_wrong_adapter_at_the_start(folder: Path) -> None:
     assert "no such file" in refuses_to_start(folder / "kjv", "--lora", "x=/nowhere/at/all")
+
+
+def test_memory_for_keys_and_values_is_bounded(folder: Path) -> None:
+    """Where it is full, kept prompts are forgotten; a request that does not fit alone is refused, others go on."""
+    with serving(chat_model(folder / "bounded"), "--kv-memory", "600kB") as server:
+
+        def ask(words: int) -> httpx.Response:
+            body = {"model": "kjv", "prompt": "king " * words, "max_tokens": 4, "temperature": 0}
+            return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+        assert [ask(60 + number).status_code for number in range(12)] == [200] * 12
+        refused = ask(900)
+        assert refused.status_code == 503, refused.text
+        assert "keys and values" in refused.json()["error"]["message"]
+        assert ask(60).status_code == 200

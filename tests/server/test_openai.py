@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import openai
 import pytest
 
 import loragraft as lg
+from loragraft.server.serve import _listen
 from paths import data
 from served import Served, chat_model, scaled_adapter, serving
 
@@ -360,3 +362,10 @@ def test_other_sites_pages_are_refused(served: Served) -> None:
     url = f"{served.url}/v1/models"
     assert httpx.get(url, headers={"origin": "https://evil.example"}).status_code == 403
     assert httpx.get(url, headers={"origin": served.url}).status_code == 200
+
+
+def test_the_address_that_is_told_takes_connections() -> None:
+    """At once: uvicorn itself listens only later."""
+    listening = _listen("127.0.0.1", 0)
+    with listening, socket.create_connection(listening.getsockname(), timeout=5):
+        pass

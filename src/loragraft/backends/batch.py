@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -78,16 +78,19 @@ class Batch:
     def of(cls, pieces: Sequence[Piece], length: Callable[[int], int] | None = None) -> Batch:
         """One batch of `pieces`. `length` tells how many tokens a sequence holds (`Program.length`), for pieces that
         do not say where they start; several pieces of a sequence follow one another."""
+        if not pieces:
+            raise GraphError("batch", "has no rows", expected="at least one piece")
         sets: dict[AdapterSet, int] = {}
         ends: dict[int, int] = {}
-        columns: list[tuple[npt.NDArray[Any], ...]] = []
+        parts: list[Ids] = []
+        starts: list[int] = []
+        indices: list[int] = []
         for piece in pieces:
             tokens = np.ascontiguousarray(piece.tokens, np.int32)
             if tokens.ndim != 1 or not len(tokens):
                 raise GraphError(
                     "batch", "tokens must be a list of at least one", found=f"shape {tokens.shape}"
                 )
-            count = len(tokens)
             start = ends.get(piece.sequence) if piece.start is None else piece.start
             if start is None:
                 if length is None:
@@ -95,22 +98,21 @@ class Batch:
                         "batch", "a piece must say where it starts", hint="pass the program's length as well"
                     )
                 start = length(piece.sequence)
-            ends[piece.sequence] = start + count
-            index = sets.setdefault(tuple(piece.adapters), len(sets)) if piece.adapters else -1
-            columns.append(
-                (
-                    tokens,
-                    np.full(count, piece.sequence, np.int64),
-                    np.arange(start, start + count, dtype=np.int32),
-                    _wanted(piece.wants, count),
-                    np.full(count, index, np.int32),
-                )
-            )
-        if not columns:
-            raise GraphError("batch", "has no rows", expected="at least one piece")
-        joined = columns[0] if len(columns) == 1 else [np.concatenate(c) for c in zip(*columns, strict=True)]
-        tokens, sequences, positions, wants, adapters = joined
-        return cls(tokens, sequences, positions, wants, adapters, tuple(sets))
+            ends[piece.sequence] = start + len(tokens)
+            parts.append(tokens)
+            starts.append(start)
+            indices.append(sets.setdefault(tuple(piece.adapters), len(sets)) if piece.adapters else -1)
+        # One call for each array, not for each piece: a batch of replies is many pieces of one row.
+        counts = [len(tokens) for tokens in parts]
+        first = np.cumsum([0, *counts])
+        return cls(
+            np.concatenate(parts),
+            np.repeat(np.array([piece.sequence for piece in pieces], np.int64), counts),
+            (np.arange(first[-1]) - np.repeat(first[:-1] - starts, counts)).astype(np.int32),
+            _wanted([piece.wants for piece in pieces], counts, first),
+            np.repeat(np.array(indices, np.int32), counts),
+            tuple(sets),
+        )
 
     def runs(self) -> list[Run]:
         """The rows of each sequence."""
@@ -130,14 +132,26 @@ class Batch:
                 yield Run(run.sequence, first, stop), self.sets[index] if index >= 0 else ()
 
 
-def _wanted(wants: str | int, count: int) -> npt.NDArray[np.bool_]:
-    match wants:
-        case "all" | "none":
-            return np.full(count, wants == "all", np.bool_)
-        case "last":
-            return np.asarray(np.arange(count) == count - 1)
-        case int() | np.integer() if 0 <= wants < count:
-            return np.asarray(np.arange(count) >= wants)
-    raise GraphError(
-        "batch", "no such rows to want", found=wants, expected=f"last, all, none or 0 to {count - 1}"
-    )
+def _wanted(
+    wants: Sequence[str | int], counts: Sequence[int], first: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Of each row whether its logits are wanted. `first`: of each piece the first row, and the end of the last."""
+    wanted = np.zeros(int(first[-1]), np.bool_)
+    for want, count, at in zip(wants, counts, first, strict=False):
+        match want:
+            case "last":
+                wanted[at + count - 1] = True
+            case "all":
+                wanted[at : at + count] = True
+            case "none":
+                pass
+            case int() | np.integer() if 0 <= want < count:
+                wanted[at + want : at + count] = True
+            case _:
+                raise GraphError(
+                    "batch",
+                    "no such rows to want",
+                    found=want,
+                    expected=f"last, all, none or 0 to {count - 1}",
+                )
+    return wanted

@@ -13,6 +13,7 @@ from loragraft.cli.command import FILE, command, flag, option
 from loragraft.cli.named_adapter import NamedAdapter
 from loragraft.cli.options import MODEL, THREADS, Parsed
 from loragraft.errors import LoragraftError
+from loragraft.system.memory import available_memory
 
 
 @command(
@@ -42,6 +43,13 @@ from loragraft.errors import LoragraftError
     default_text="no bound",
     help="Memory for adapters (512MB, 2GB); the least recently used are dropped.",
 )
+@option(
+    "--kv-memory",
+    type=Parsed("loragraft.units:byte_count"),
+    metavar="SIZE",
+    default_text="half of what is free",
+    help="Memory for keys and values: of replies under way, and of earlier prompts that are kept.",
+)
 @option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen.")
 @option(
     "--port", type=click.IntRange(0, 65535), default=8080, metavar="N", help="The port; 0 takes a free one."
@@ -68,6 +76,7 @@ def serve(
     lora: tuple[tuple[str, Path, float], ...],
     adapters_dir: Path | None,
     adapter_memory: int | None,
+    kv_memory: int | None,
     host: str,
     port: int,
     api_key: str | None,
@@ -103,7 +112,9 @@ def serve(
     check_exposure(options)
     if adapters_dir is not None and not adapters_dir.is_dir():
         raise LoragraftError("--adapters-dir", "no such folder", found=adapters_dir)
-    loaded = lg.load(model, threads=threads)
+    if kv_memory is None and (free := available_memory()) is not None:
+        kv_memory = free // 2
+    loaded = lg.load(model, threads=threads, keys_values_memory=kv_memory)
     for note in loaded.notes:
         console.info(note)
     run(loaded, lora, options, ready=lambda url: console.info(f"listening on {url} (Ctrl-C stops)"))

@@ -221,6 +221,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     activations: Activations = "auto",
+    keys_values_memory: int | None = None,
     intake: Intake = STRICT,
 ) -> Model:
     """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
@@ -228,7 +229,8 @@ def load(
 
     `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `context`: positions to
     make room for (default: as many as come). `activations`: what they are rounded to before a product with a
-    quantized weight (default: the backend's choice).
+    quantized weight (default: the backend's choice). `keys_values_memory`: bytes that the keys and values of all
+    sequences may take together (default: as much as memory holds).
 
     Raises LoragraftError for files that are malformed, do not belong together or are not supported.
     """
@@ -241,9 +243,16 @@ def load(
         )
     if context is not None:
         check_number("context", context, int, least=1)
+    if keys_values_memory is not None:
+        check_number("keys_values_memory", keys_values_memory, int, least=1)
     source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake)
     graph = model_graph(source)
-    options = Options(context=context, threads=thread_count(threads), activations=activations)
+    options = Options(
+        context=context,
+        threads=thread_count(threads),
+        activations=activations,
+        pool_bytes=keys_values_memory,
+    )
     with naming(source.path):
         program = backend_named(backend).prepare(graph, source.tensors, options)
     used = ModelAdapters(program, source, loaded, intake)

@@ -64,6 +64,7 @@ class Tokenizer:
         self._tokens: list[str] = self._required(metadata, "tokenizer.ggml.tokens")
         self.size = len(self._tokens)
         types = metadata.get("tokenizer.ggml.token_type")
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         self._types = [int(t) for t in types.data] if types else [int(TokenType.NORMAL)] * self.size
         if len(self._types) != self.size:
             raise UnsupportedError(
@@ -121,6 +122,12 @@ class Tokenizer:
 
     def piece(self, token: int, *, show_special: bool = False) -> bytes:
         """The bytes of one token; they need not be whole UTF-8 characters."""
+        piece = self._pieces.get((token, show_special))
+        if piece is None:
+            piece = self._pieces[token, show_special] = self._piece(token, show_special)
+        return piece
+
+    def _piece(self, token: int, show_special: bool) -> bytes:
         if not 0 <= token < self.size:
             raise UnsupportedError(
                 self._subject, "no such token", found=f"id {token}", expected=f"an id below {self.size}"

@@ -33,7 +33,7 @@ class ChatCompletions:
         body = await read_body(http, ChatRequest, self._state.limits)
         _check_fields(body)
         tools = _tools_of(body)
-        running = Running(self._state.scheduler, self._request(body, tools))
+        running = Running(self._state, self._request(body, tools))
         if body.stream:
             return await self._stream(body, tools, running)
         async with running:
@@ -172,8 +172,8 @@ class ChatCompletions:
                     yield chunk(event.choice, {}, reason)
             assert running.done is not None
             last = {**head, "choices": [], "loragraft": receipt(running.adapters, running.done)}
-            yield answers.event({**last, **({"usage": answers.usage(running.done)} if with_usage else {})})
-            yield answers.LAST_EVENT
+            usage = {"usage": answers.usage(running.done)} if with_usage else {}
+            yield answers.event({**last, **usage}) + answers.LAST_EVENT
         except ApiError as error:
             yield answers.event(error.body)
         finally:

@@ -34,7 +34,7 @@ class Completions:
         body = await read_body(http, CompletionRequest, self._state.limits)
         _check_fields(body)
         prompts = prompts_of(self._state, body.prompt, "prompt")
-        running = [Running(self._state.scheduler, self._request(body, ids)) for ids in prompts]
+        running = [Running(self._state, self._request(body, ids)) for ids in prompts]
         if body.stream:
             return await self._stream(body, prompts, running)
         replies = await self._all(running, http)
@@ -142,8 +142,7 @@ class Completions:
             last = {**head, "choices": [], "loragraft": receipt(running.adapters, running.done)}
             if body.stream_options is not None and body.stream_options.include_usage:
                 last["usage"] = answers.usage(running.done)
-            yield answers.event(last)
-            yield answers.LAST_EVENT
+            yield answers.event(last) + answers.LAST_EVENT
         except ApiError as error:
             yield answers.event(error.body)
         finally:

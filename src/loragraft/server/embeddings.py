@@ -34,7 +34,7 @@ class Embeddings:
         adapters = self._state.adapters_of(body.model, body.lora)
         running = [
             Running(
-                self._state.scheduler,
+                self._state,
                 Request(
                     ids,
                     emit=nobody,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from starlette.responses import Response
 
-from loragraft.errors import AdapterError, BusyError, LoragraftError, TimeLimitError
+from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError, TimeLimitError
 
 RETRY_SECONDS = 2
 
@@ -40,6 +40,8 @@ def api_error(error: LoragraftError) -> ApiError:
         return ApiError(str(error), status=429, kind="rate_limit_error", code="busy")
     if isinstance(error, TimeLimitError):
         return ApiError(str(error), status=504, kind="timeout_error", code="timeout")
+    if isinstance(error, PoolError):
+        return ApiError(str(error), status=503, kind="server_error", code="out_of_memory")
     if isinstance(error, AdapterError):
         return ApiError(str(error), param="model", code="adapter_error")
     return ApiError(str(error), param=error.subject if error.subject.isidentifier() else None)

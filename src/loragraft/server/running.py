@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
 from loragraft.errors import LoragraftError
-from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.request import (
     Done,
     Embedded,
@@ -26,6 +25,7 @@ from loragraft.inference.scheduler.request import (
     Started,
 )
 from loragraft.server.errors import ApiError, api_error
+from loragraft.server.state import State
 
 T = TypeVar("T")
 
@@ -39,8 +39,8 @@ class Running:
     Raises ApiError for a request that fails. Leaving the block before that cancels the request.
     """
 
-    def __init__(self, scheduler: Scheduler, request: Request) -> None:
-        self._scheduler = scheduler
+    def __init__(self, state: State, request: Request) -> None:
+        self._scheduler, self._mailbox = state.scheduler, state.mailbox
         self.request = request
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._over = False
@@ -48,13 +48,8 @@ class Running:
         self.done: Done | None = None
 
     async def __aenter__(self) -> Running:
-        loop = asyncio.get_running_loop()
-
-        def emit(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop was closed: nobody listens any more
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-        self.request.emit = emit
+        self._mailbox.loop = asyncio.get_running_loop()
+        self.request.emit = partial(self._mailbox.put, self._events)
         try:
             self._scheduler.submit(self.request)
         except LoragraftError as error:

@@ -26,6 +26,8 @@ from loragraft.server.watching import Watcher
 Named = tuple[str, Path, float]
 """An adapter for the command line: its name, where it lies, its strength when asked for by name."""
 
+_BACKLOG = 2048  # uvicorn's
+
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
@@ -157,6 +159,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(_BACKLOG)  # the address is told before uvicorn comes to it
     except OSError as error:
         raise LoragraftError(
             f"{host}:{port}", f"cannot listen here ({error.strerror})", hint="choose another --port"

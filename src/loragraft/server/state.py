@@ -12,6 +12,7 @@ from loragraft.inference.model import Model
 from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.shelf import Listed, Shelf
 from loragraft.server.errors import ApiError
+from loragraft.server.mailbox import Mailbox
 from loragraft.server.metrics import Metrics
 from loragraft.server.schema import LoraChoice
 
@@ -47,6 +48,10 @@ class State:
     started: int = field(default_factory=lambda: int(time.time()))
     always: dict[str, float] = field(default_factory=dict)
     """The strength of adapters in requests to the base that name none (POST /lora-adapters); 0 where not listed."""
+    mailbox: Mailbox = field(default_factory=Mailbox)
+
+    def __post_init__(self) -> None:
+        self.scheduler.delivered = self.mailbox.send
 
     @property
     def shelf(self) -> Shelf:

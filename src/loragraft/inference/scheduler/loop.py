@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +28,7 @@ from loragraft.inference.scheduler.request import (
     Constraint,
     Done,
     Embedded,
+    Event,
     Failed,
     Finished,
     FinishReason,
@@ -78,10 +79,13 @@ class _Job:
     completed: int = 0
     hidden: list[Floats] = field(default_factory=list)
     cancelled: bool = False
+    adapters: tuple[str, ...] = ()
+    label: str = ""
+    """The adapters' names, for the telemetry."""
 
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.request.adapters)
+    def __post_init__(self) -> None:
+        self.adapters = tuple(name for name, _ in self.request.adapters)
+        self.label = "+".join(self.adapters)
 
     @property
     def deadline(self) -> float:
@@ -127,6 +131,10 @@ class Scheduler:
         self._jobs: dict[int, _Job] = {}
         self._state = "new"
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+        self._outbox: list[tuple[Request, Event]] = []
+        self._made: Counter[str] = Counter()
+        self.delivered: Callable[[], None] = lambda: None
+        """Called, from the scheduler's thread, when the events of a pass have been emitted."""
         shelf.changed = self._nudge
 
     # ---- from any thread ----
@@ -213,6 +221,7 @@ class Scheduler:
 
     def _work(self) -> None:
         while True:
+            self._deliver()
             with self._wake:
                 while not self._jobs and self._state == "running":
                     self._wake.wait()
@@ -228,6 +237,7 @@ class Scheduler:
                     )
         for job in list(self._jobs.values()):
             self._fail(job, BusyError("server", "stopped before the request was done"))
+        self._deliver()
         self._cache.clear()
         self._state = "stopped"
 
@@ -237,9 +247,25 @@ class Scheduler:
         if self._running:
             self._pass()
         else:
+            self._deliver()
             with self._wake:  # adapters are being loaded
                 if self._jobs:
                     self._wake.wait(0.05)
+
+    def _emit(self, job: _Job, event: Event) -> None:
+        self._outbox.append((job.request, event))
+
+    def _deliver(self) -> None:
+        """Hand out what a pass has made, at once and just before the next: then this thread needs Python's lock no
+        more, and whoever listens need not fight for it after each event."""
+        for label, tokens in self._made.items():
+            self.telemetry.made(label, tokens)
+        self._made.clear()
+        outbox, self._outbox = self._outbox, []
+        for request, event in outbox:
+            request.emit(event)
+        if outbox:
+            self.delivered()
 
     def _sweep(self) -> None:
         """End what was cancelled or took too long."""
@@ -297,7 +323,7 @@ class Scheduler:
         if job.sequence is None:
             job.sequence = self._program.open_sequence()
         self.telemetry.read(len(job.request.prompt), job.cached)
-        job.request.emit(Started(job.lease.ran))
+        self._emit(job, Started(job.lease.ran))
 
     def _take_prefix(self, job: _Job, key: AdapterKey) -> None:
         """Begin with the states of the longest known sequence that the prompt begins like. Its last token is always
@@ -329,6 +355,7 @@ class Scheduler:
     def _pass(self) -> None:
         """One batch: every reply's next token, then pieces of prompts."""
         plan = list(self._compose())
+        self._deliver()
         start = time.perf_counter()
         try:
             found = self._forward(plan)
@@ -428,7 +455,7 @@ class Scheduler:
         length = np.sqrt(np.square(pooled).sum())
         if not np.isfinite(length):
             raise LoragraftError(self._subject, "the model's hidden states are not finite", found=length)
-        job.request.emit(Embedded(np.asarray(pooled / (length or 1.0), np.float32)))
+        self._emit(job, Embedded(np.asarray(pooled / (length or 1.0), np.float32)))
         self._complete(job)
 
     def _prompt_read(self, job: _Job, tokens: int, logits: Floats) -> None:
@@ -482,7 +509,7 @@ class Scheduler:
             self._finish(job, choice, "stop")
             return
         choice.made.append(token)
-        self.telemetry.made("+".join(job.adapters), 1)
+        self._made[job.label] += 1
         choice.unsent.append(_scored(token, logits, request.logprobs))
         text = choice.stops.push(choice.decoder.push(token))
         full = len(request.prompt) + len(choice.made) >= self.context
@@ -497,13 +524,13 @@ class Scheduler:
     def _send(self, job: _Job, choice: _Choice, text: str) -> None:
         tokens, choice.unsent = tuple(choice.unsent), []
         if text or tokens:
-            job.request.emit(Piece(choice.number, text, tokens))
+            self._emit(job, Piece(choice.number, text, tokens))
 
     def _finish(self, job: _Job, choice: _Choice, reason: FinishReason, text: str = "") -> None:
         if not choice.stops.hit:
             text += choice.stops.push(choice.decoder.finish()) + choice.stops.finish()
         self._send(job, choice, text)
-        job.request.emit(Finished(choice.number, reason))
+        self._emit(job, Finished(choice.number, reason))
         choice.next = None
         job.completed += 1
         self._keep(job, choice)
@@ -522,7 +549,7 @@ class Scheduler:
             time.monotonic() - job.submitted,
         )
         self._end(job, "done")
-        job.request.emit(done)
+        self._emit(job, done)
 
     def _keep(self, job: _Job, choice: _Choice) -> None:
         """Leave the states of a finished reply to prompts that begin like it."""
@@ -533,7 +560,7 @@ class Scheduler:
 
     def _fail(self, job: _Job, error: LoragraftError) -> None:
         self._end(job, "failed")
-        job.request.emit(Failed(error))
+        self._emit(job, Failed(error))
 
     def _end(self, job: _Job, how: str) -> None:
         with self._wake:
