@@ -3,6 +3,8 @@ rounding to nearest."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,7 +15,7 @@ from any_weights import ROWS, weights
 from loragraft.errors import QuantizeError
 from loragraft.quants import feedback as definition
 from loragraft.quants import native, nvfp4, reference, rounding
-from loragraft.quants.feedback import Schedule, prepare, schedule
+from loragraft.quants.feedback import TILE, Schedule, prepare, prepare_outputs, schedule
 from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import BY_NAME
 
@@ -217,3 +219,85 @@ def test_moments_of_another_layer_are_refused() -> None:
     moments = prepare(moments_of(inputs(256)), 32)
     with pytest.raises(QuantizeError, match="do not fit"):
         rounding.round_matrix(matrix(), BY_NAME["Q4_0"], moments, np.ones(COLUMNS, np.float32))
+
+
+def gradients(rows: int = 70, tokens: int = 400, seed: int = 3) -> Floats:
+    """Gradients [tokens, rows] that go together, neighbours most."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((tokens, 8)) @ rng.standard_normal((8, rows))
+    return (mixed + rng.standard_normal((tokens, rows))).astype(np.float32)
+
+
+def test_the_output_factor_multiplies_out_to_the_moments() -> None:
+    """V P V^T = G with P what is left on the diagonal blocks, and every row once."""
+    g = moments_of(gradients())
+    outputs = prepare_outputs(g, 0.3)
+    assert outputs is not None
+    assert sorted(outputs.order.tolist()) == list(range(70))
+    assert max(np.diff(outputs.starts)) <= TILE
+    damped = g.astype(np.float64) / np.diagonal(g).mean() + 0.3 * np.eye(70)
+    assert np.allclose(outputs.g, damped, rtol=1e-6)
+    unit = np.eye(70) + outputs.factor
+    assert np.array_equal(unit, np.triu(unit))
+    inverse = np.linalg.inv(unit)
+    left = inverse @ damped[np.ix_(outputs.order, outputs.order)] @ inverse.T
+    for first, stop in pairwise(outputs.starts):
+        left[first:stop, first:stop] = 0
+    assert np.abs(left).max() < 1e-5
+    assert prepare_outputs(np.zeros((70, 70), np.float32)) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_that_make_up_for_others_cost_less(name: str, seed: int) -> None:
+    """tr(G E H E^T) is below what rounding to nearest costs, and below what the same rows cost one by one."""
+    kind, grid = BY_NAME[name], GRIDS[name]
+    w, h, g = matrix(70, seed=seed), moments_of(inputs(seed=seed)), moments_of(gradients(seed=seed))
+    moments, outputs = prepare(h, grid.sub), prepare_outputs(g)
+    assert outputs is not None
+    nearest = native.dequantize(native.quantize(w, kind, importance(h)), kind)
+    alone = rounding.round_matrix(w, kind, moments, importance(h))
+    found = rounding.round_matrix(w, kind, moments, importance(h), outputs=outputs)
+
+    def joint(q: Floats) -> float:
+        error = w.astype(np.float64) - q
+        damped_h = h / moments.mean + moments.damping * np.eye(len(h))
+        return float(np.trace(outputs.g @ error @ damped_h @ error.T)) * moments.mean
+
+    values = native.dequantize(found.data, kind)
+    assert found.cost == pytest.approx(joint(values), rel=1e-3)
+    assert found.nearest == pytest.approx(joint(nearest), rel=1e-3)
+    assert found.cost < found.nearest
+    assert found.cost < 0.95 * joint(native.dequantize(alone.data, kind))
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ4_NL"])
+def test_making_up_for_rows_is_what_the_definition_says(name: str) -> None:
+    """The same bytes as when NumPy's loops round each block of rows."""
+    kind, grid = BY_NAME[name], GRIDS[name]
+    w, h, g = matrix(40, 256), moments_of(inputs(256)), moments_of(gradients(40))
+    moments, outputs = prepare(h, grid.sub), prepare_outputs(g)
+    assert outputs is not None
+    data = np.empty((40, kind.row_bytes(256)), np.uint8)
+
+    def round_rows(target: Floats, rows: npt.NDArray[np.int64]) -> Floats:
+        parts = grid.split(reference.quantize(target, kind, importance(h)))
+        data[rows] = grid.join(definition.feedback(target, grid, parts, moments)[0])
+        return reference.dequantize(data[rows], kind)
+
+    definition.round_in_turn(w, outputs, round_rows)
+    found = rounding.round_matrix(w, kind, moments, importance(h), outputs=outputs)
+    assert np.array_equal(found.data, data)
+
+
+def test_gradients_that_mislead_do_not_make_it_worse_than_nearest() -> None:
+    """Moments without damping whose rows are nearly copies of one another: what is made up for grows without bound, and
+    the matrix is rounded row by row instead."""
+    kind, grid = BY_NAME["Q4_0"], GRIDS["Q4_0"]
+    w, h = matrix(70), moments_of(inputs())
+    column = np.exp(4 * np.random.default_rng(0).standard_normal((1, 70)))
+    outputs = prepare_outputs((column.T @ column).astype(np.float32), 1e-4)
+    assert outputs is not None
+    moments = prepare(h, grid.sub)
+    found = rounding.round_matrix(w, kind, moments, importance(h), outputs=outputs)
+    assert found.cost <= found.nearest

@@ -57,12 +57,14 @@ def written(
     threads: int = 2,
     resume: bool = False,
     backend: Backend = NATIVE,
+    calibration: Calibration | None = None,
 ) -> CalibrationReport:
     plan = plan_of(model, kind)
     reports = []
 
     def first(tensors: WholeTensors) -> None:
-        reports.append(round_layers(plan, Calibration(windows), backend, tensors, threads=threads))
+        how = calibration or Calibration(windows)
+        reports.append(round_layers(plan, how, backend, tensors, threads=threads))
 
     options = QuantizeOptions(resume=resume)
     write_model(model, plan, out, options, first=first, recipe=[windows.tobytes()], threads=threads)

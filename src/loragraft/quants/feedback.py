@@ -12,14 +12,20 @@ columns k of P_k (w_k + sum over j < k of (w_j - q_j) F_jk - q_k)^2). Two things
 - Sweeps follow. Each visits every sub-block and, while all others stay as they are, rounds it anew to what is then
   best for it, in the same way, with the factor of its own block of H; what does not lower the cost is not taken.
 
+The outputs of a layer do not count alike either. With second moments G of the gradients g of the loss at y, what
+rounding costs is tr(G (W - Q) H (W - Q)^T) (the Kronecker factors of the Fisher information; Martens and Grosse,
+arXiv:1503.05671). With G = V P V^T, V unit upper triangular by blocks of rows, the rows of a block are rounded like
+those of a matrix of their own to w_r + sum over the earlier s of V_sr (w_s - q_s): `OutputFactor`, `round_in_turn`.
+
 This is the definition. The native core (native/quant/feedback.cpp) does the same operations on every row in the same
 order, all in float32, and gives the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,6 +120,70 @@ def _factor(h: Doubles) -> tuple[Doubles, Doubles]:
 def _panels(matrix: Doubles, sub: int) -> Floats:
     cols = len(matrix)
     return np.ascontiguousarray(matrix.reshape(cols, -1, sub).transpose(1, 0, 2), np.float32)
+
+
+#: Rows that are rounded without regard to one another.
+TILE = 32
+OUTPUT_DAMPING = 0.3
+"""Added to the diagonal of G, in units of its mean."""
+
+
+@dataclass(frozen=True)
+class OutputFactor:
+    """`order` int64 [rows]: the rows as they are rounded; `starts`: where the blocks of `TILE` or fewer begin in it,
+    and its end; `factor` float32 [rows, rows]: V of the module's docstring in that order, the blocks above its
+    diagonal; `g` float32 [rows, rows]: G, divided by the mean of its diagonal and damped, in the rows' own order."""
+
+    order: Order
+    starts: Sequence[int]
+    factor: Floats
+    g: Floats
+
+
+def prepare_outputs(g: Floats | Doubles, damping: float = OUTPUT_DAMPING) -> OutputFactor | None:
+    """Second moments of the outputs' gradients g [rows, rows], symmetric. None if they say nothing (zeros).
+
+    Neighbouring rows, which belong to one head and go together, come into different blocks, for within a block nothing
+    is made up for. Raises QuantizeError for moments that are not finite.
+    """
+    rows = len(g)
+    mean = float(np.diagonal(g).astype(np.float64).mean())
+    if not np.isfinite(mean):
+        raise QuantizeError("gradients", "are not finite")
+    if mean <= 0:
+        return None
+    tiles = -(-rows // TILE)
+    order = np.concatenate([np.arange(first, rows, tiles) for first in range(tiles)])
+    starts = np.cumsum([0, *(len(range(first, rows, tiles)) for first in range(tiles))])
+    damped = g.astype(np.float64) / mean
+    damped[np.arange(rows), np.arange(rows)] += damping
+    upper, _ = _factor(damped[np.ix_(order, order)])
+    upper[np.arange(rows), np.arange(rows)] = 1
+    factor = np.zeros((rows, rows), np.float32)
+    for first, stop in pairwise(starts.tolist()):
+        own = np.linalg.inv(upper[first:stop, first:stop])
+        factor[:first, first:stop] = upper[:first, first:stop] @ own
+    return OutputFactor(order, starts.tolist(), factor, damped.astype(np.float32))
+
+
+def joint_cost(error: Floats, moments: Moments, outputs: OutputFactor) -> float:
+    """tr(G E H E^T) for E = W - Q float32 [rows, cols], both moments damped, in units of their means."""
+    cols = len(moments.order)
+    h = moments.h.transpose(1, 0, 2).reshape(cols, cols)
+    ordered = error[:, moments.order]
+    return float(np.vdot(outputs.g @ ordered, ordered @ h))
+
+
+def round_in_turn(w: Floats, outputs: OutputFactor, round_rows: Callable[[Floats, Order], Floats]) -> Floats:
+    """Round the rows of `w` float32 [rows, cols] block by block. `round_rows(targets, rows)` rounds the rows of those
+    numbers to targets that make up for the blocks before, and returns what they have become; so does this."""
+    errors, result = np.zeros_like(w), np.empty_like(w)
+    for first, stop in pairwise(outputs.starts):
+        rows = outputs.order[first:stop]
+        target = w[rows] + outputs.factor[:first, first:stop].T @ errors[:first]
+        result[rows] = round_rows(np.ascontiguousarray(target, np.float32), rows)
+        errors[first:stop] = w[rows] - result[rows]
+    return result
 
 
 @dataclass(frozen=True)

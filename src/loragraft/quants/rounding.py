@@ -15,7 +15,16 @@ from loragraft import _native
 from loragraft.errors import QuantizeError
 from loragraft.quants import native
 from loragraft.quants.codec import Bytes, Floats
-from loragraft.quants.feedback import Moments, Schedule, arrange, schedule
+from loragraft.quants.feedback import (
+    Moments,
+    Order,
+    OutputFactor,
+    Schedule,
+    arrange,
+    joint_cost,
+    round_in_turn,
+    schedule,
+)
 from loragraft.quants.grids import GRIDS, HALVES, Grid, Parts
 from loragraft.quants.nvfp4 import NVFP4
 from loragraft.quants.types import QuantType
@@ -43,30 +52,58 @@ def round_matrix(
     moments: Moments,
     importance: Floats,
     *,
+    outputs: OutputFactor | None = None,
     scale: float = 0.0,
     plan: Schedule | None = None,
     threads: int = 1,
 ) -> Rounded:
     """`w` float32 [rows, cols] as `kind`, for inputs with the given second moments and mean squares `importance`
-    float32 [cols]. `scale`: the per-tensor scale of NVFP4; 0 for none.
+    float32 [cols]; with `outputs`, blocks of rows make up for those before them, and costs are tr(G E H E^T), unless
+    that costs more than rounding to nearest. `scale`: the per-tensor scale of NVFP4; 0 for none.
 
     Raises QuantizeError for arrays that do not fit together.
     """
+    unit = np.float32(scale if kind == NVFP4 and scale else 1)
     grid = GRIDS[kind.name]
-    if kind == NVFP4 and scale:
-        data = native.quantize_nvfp4(w, scale, importance)
-        unit = np.float32(scale)
-        w = w / unit
-    else:
-        data, unit = native.quantize(w, kind, importance), np.float32(1)
-    parts = grid.split(data)
-    _, before = feedback(w, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
-    rounded, after = feedback(w, grid, parts, moments, plan, threads=threads)
-    better = after < before
-    data[better] = grid.join(rounded)[better]
+
+    def nearest(target: Floats) -> Bytes:
+        if kind == NVFP4 and scale:
+            return native.quantize_nvfp4(target, scale, importance)
+        return native.quantize(target, kind, importance)
+
+    def rounded(target: Floats) -> tuple[Bytes, Floats, Floats]:
+        """The rows, and what they cost rounded to nearest and as they are."""
+        data = nearest(target)
+        parts, x = grid.split(data), target / unit
+        _, before = feedback(x, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
+        found, after = feedback(x, grid, parts, moments, plan, threads=threads)
+        better = after < before
+        data[better] = grid.join(found)[better]
+        return data, before, np.where(better, after, before)
+
     factor = moments.mean * float(unit) ** 2
-    nearest, cost = before.astype(np.float64), np.where(better, after, before).astype(np.float64)
-    return Rounded(data, factor * float(nearest.sum()), factor * float(cost.sum()), int((~better).sum()))
+    if outputs is not None:
+        data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
+
+        def in_turn(target: Floats, rows: Order) -> Floats:
+            plain = nearest(target)
+            found, _ = feedback(target / unit, grid, grid.split(plain), moments, plan, threads=threads)
+            data[rows] = grid.join(found)
+            return native.dequantize(data[rows], kind) * unit
+
+        q = round_in_turn(w, outputs, in_turn)
+        cost, usual = (
+            joint_cost(np.asarray((w - other) / unit, np.float32), moments, outputs)
+            for other in (q, native.dequantize(nearest(w), kind) * unit)
+        )
+        if cost < usual:
+            return Rounded(data, factor * usual, factor * cost, 0)
+    data, before, after = rounded(w)
+    return Rounded(data, factor * _sum(before), factor * _sum(after), int((after == before).sum()))
+
+
+def _sum(losses: Floats) -> float:
+    return float(losses.sum(dtype=np.float64))
 
 
 def feedback(

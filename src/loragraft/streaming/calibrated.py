@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,11 +27,13 @@ from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.grids import GRIDS
 from loragraft.streaming.moments import InputMoments, MomentSums
+from loragraft.streaming.output_gradients import Gradients
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.rows import floats_of
 from loragraft.streaming.steps import Chunk, Step, chunks
 from loragraft.streaming.sweep import sweep
 from loragraft.streaming.writing import WholeTensors
+from loragraft.system.threads import in_threads
 
 #: Tokens that go through a layer at once.
 BATCH = 2048
@@ -40,10 +43,16 @@ FEWEST = 0.25
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text to round on: `windows` int32 [n, tokens], each read on its own."""
+    """The text to round on: `windows` int32 [n, tokens], each read on its own. `gradients`: whether a token counts by
+    the gradient at a layer's outputs, and outputs by theirs (`streaming.output_gradients`); `plain`: the part of the
+    second moments in which all tokens count alike. `folder`: where files without a name may be."""
 
     windows: Ids
     damping: float = feedback.DAMPING
+    gradients: bool = True
+    plain: float = 0.1
+    output_damping: float = feedback.OUTPUT_DAMPING
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +70,14 @@ class CalibrationReport:
 
     costs: list[MatrixCost] = field(default_factory=list)
     nearest: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What the user should know."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.nearest.items():
             reasons.setdefault(reason, []).append(name)
-        return [
+        return self.remarks + [
             f"{len(names)} tensors are rounded to nearest: {reason} ({', '.join(names[:3])}"
             f"{', ...' if len(names) > 3 else ''})"
             for reason, names in reasons.items()
@@ -90,6 +100,10 @@ def round_layers(
     return _Rounding(plan, calibration, backend, tensors, threads, progress).run()
 
 
+Job = tuple[str, int, InputMoments]
+"""A weight, which of its matrices, and its inputs' moments."""
+
+
 class _SeenError(Exception):
     """Ends a pass that has shown what it was to show."""
 
@@ -109,8 +123,24 @@ class _Rounding:
         self.threads, self.progress = threads, progress
         self.graph = build_graph(plan.metadata, _facts(self.steps))
         self.report = CalibrationReport()
+        self.gradients: Gradients | None = None
 
     def run(self) -> CalibrationReport:
+        if not self.calibration.gradients:
+            return self._run_layers()
+        lacking = Gradients.lacking(self.graph)
+        if lacking is not None:
+            self.report.remarks.append(
+                f"all tokens count alike: gradients do not pass the op {lacking} of {self.graph.arch}"
+            )
+            return self._run_layers()
+        with Gradients(
+            self.graph, self._weights, self._forward, self.calibration.windows, self.calibration.folder
+        ) as self.gradients:
+            self.gradients.measure(self.progress)
+            return self._run_layers()
+
+    def _run_layers(self) -> CalibrationReport:
         layers = len(self.graph.cuts) - 1
         self.progress.start("Calibrating", layers)
         hidden: Floats | None = None
@@ -160,7 +190,7 @@ class _Rounding:
         self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None, *, last: bool = False
     ) -> list[InputMoments]:
         experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
-        sums = MomentSums(experts)
+        sums = MomentSums(experts, self._counting(part))
         program = self._program(part, weights)
         if not last:
             program.observer = sums.observe
@@ -174,6 +204,14 @@ class _Rounding:
         program.observer = see
         self._run(program, hidden, wants="all")
         return sums.result()
+
+    def _counting(self, part: Graph) -> dict[str, Floats]:
+        """How much each token counts for the weights of a slice."""
+        if self.gradients is None:
+            return {}
+        found = {name: self.gradients.of(name) for name in _multiplied(part)}
+        plain = np.float32(self.calibration.plain)
+        return {name: plain + (1 - plain) * own.squares for name, own in found.items() if own is not None}
 
     def _forward(self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None) -> Floats:
         return self._run(self._program(part, weights), hidden)
@@ -201,17 +239,51 @@ class _Rounding:
 
     def _round(self, weights: dict[str, Floats], inputs: Sequence[InputMoments]) -> None:
         """Round the weights of a slice, write them, and put what they have become into `weights`."""
-        for moments in inputs:
-            names = [name for name in moments.names if self._is_rounded(name)]
-            prepared: dict[tuple[int, int], feedback.Moments] = {}
-            for name in names:
-                step = self.steps[name]
-                stack = weights[name].reshape(-1, *weights[name].shape[-2:])
-                data = np.concatenate(
-                    [self._matrix(step, stack[m], m, moments, prepared) for m in range(len(stack))]
-                )
-                weights[name][:] = self._meaning(step, data).reshape(step.source.shape)
-                self.tensors.write(step, data)
+        jobs = [
+            (name, m, moments)
+            for moments in inputs
+            for name in moments.names
+            if self._is_rounded(name)
+            for m in range(len(moments.sums))
+        ]
+        prepared = self._prepared(jobs)
+        # The rows of a large matrix without output moments are shared out over the threads, other matrices are.
+        threads = self.threads if len(jobs) == 1 else 1
+
+        def rounded(job: Job) -> tuple[Bytes, MatrixCost | str]:
+            name, m, moments = job
+            w = weights[name].reshape(-1, *weights[name].shape[-2:])[m]
+            return self._matrix(self.steps[name], w, m, moments, prepared, threads)
+
+        results = in_threads(rounded, jobs, self.threads if threads == 1 else 1)
+        rows: dict[str, list[Bytes]] = {}
+        for (name, m, moments), (data, found) in zip(jobs, results, strict=True):
+            rows.setdefault(name, []).append(data)
+            label = name if len(moments.sums) == 1 else f"{name}[{m}]"
+            if isinstance(found, str):
+                self.report.nearest[label] = found
+            else:
+                self.report.costs.append(found)
+        for name, parts in rows.items():
+            step = self.steps[name]
+            data = np.concatenate(parts)
+            weights[name][:] = self._meaning(step, data).reshape(step.source.shape)
+            self.tensors.write(step, data)
+
+    def _prepared(self, jobs: Sequence[Job]) -> dict[tuple[int, int, int], feedback.Moments]:
+        """The moments of the inputs of `jobs`, made ready for their types' grids."""
+        wanted = {
+            (id(moments), GRIDS[self.steps[name].type.name].sub, m): (name, moments)
+            for name, m, moments in jobs
+            if self._reason(self.steps[name], moments, m) is None
+        }
+
+        def made(key: tuple[int, int, int]) -> feedback.Moments:
+            name, moments = wanted[key]
+            with naming(name):
+                return feedback.prepare(moments.sums[key[2]], key[1], self.calibration.damping)
+
+        return dict(zip(wanted, in_threads(made, wanted, self.threads), strict=True))
 
     def _is_rounded(self, name: str) -> bool:
         step = self.steps.get(name)
@@ -236,25 +308,31 @@ class _Rounding:
         w: Floats,
         matrix: int,
         moments: InputMoments,
-        prepared: dict[tuple[int, int], feedback.Moments],
-    ) -> Bytes:
-        """The rows of one matrix."""
+        prepared: Mapping[tuple[int, int, int], feedback.Moments],
+        threads: int,
+    ) -> tuple[Bytes, MatrixCost | str]:
+        """The rows of one matrix; what they cost, or why they are rounded to nearest."""
         importance = moments.mean_squares(matrix)
         name = step.name if step.source.n_rows == len(w) else f"{step.name}[{matrix}]"
         scale = 0.0 if step.scales is None else float(step.scales[matrix])
         reason = self._reason(step, moments, matrix)
         if reason is not None:
-            self.report.nearest[name] = reason
-            return _nearest(w, step, importance, scale)
+            return _nearest(w, step, importance, scale), reason
+        own = None if self.gradients is None else self.gradients.of(step.name)
         with naming(name):
-            key = GRIDS[step.type.name].sub, matrix
-            if key not in prepared:
-                prepared[key] = feedback.prepare(moments.sums[matrix], key[0], self.calibration.damping)
+            outputs = None
+            if own is not None and own.moments is not None:
+                outputs = feedback.prepare_outputs(own.moments, self.calibration.output_damping)
             rounded = rounding.round_matrix(
-                w, step.type, prepared[key], importance, scale=scale, threads=self.threads
+                w,
+                step.type,
+                prepared[id(moments), GRIDS[step.type.name].sub, matrix],
+                importance,
+                outputs=outputs,
+                scale=scale,
+                threads=threads,
             )
-        self.report.costs.append(MatrixCost(name, rounded.nearest, rounded.cost))
-        return rounded.data
+        return rounded.data, MatrixCost(name, rounded.nearest, rounded.cost)
 
     def _reason(self, step: Step, moments: InputMoments, matrix: int) -> str | None:
         """Why a matrix is rounded to nearest, if it is."""

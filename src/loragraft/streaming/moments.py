@@ -29,20 +29,25 @@ class InputMoments:
 
 class MomentSums:
     """`observe` is shown the input of every product (`backends.program.Observer`). `experts`: how many there are of
-    each weight that has some."""
+    each weight that has some. `weights`: how much each token counts, float32 [tokens] or [tokens, experts used], for
+    weights that do not count all alike; several with one input take the mean of theirs."""
 
-    def __init__(self, experts: Mapping[str, int]) -> None:
+    def __init__(self, experts: Mapping[str, int], weights: Mapping[str, Floats] | None = None) -> None:
         self._experts = experts
+        self._weights = weights or {}
         self._by_input: dict[str, InputMoments] = {}
+        self._rows: dict[str, int] = {}
 
     def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
         moments = self._moments(names, x.shape[-1])
+        counts = self._counting(names, len(x))
         if ids is None:
-            self._add(moments, 0, x.reshape(-1, x.shape[-1]))
+            self._add(moments, 0, x.reshape(-1, x.shape[-1]), counts)
             return
         for expert in np.unique(ids):
             token, place = np.nonzero(ids == expert)
-            self._add(moments, int(expert), x[token, place] if x.ndim == 3 else x[token])
+            own = None if counts is None else counts[token, place]
+            self._add(moments, int(expert), x[token, place] if x.ndim == 3 else x[token], own)
 
     def result(self) -> list[InputMoments]:
         """In the order in which the inputs were first seen."""
@@ -56,8 +61,17 @@ class MomentSums:
             self._by_input |= dict.fromkeys(names, moments)
         return self._by_input[names[0]]
 
-    def _add(self, moments: InputMoments, matrix: int, x: Floats) -> None:
+    def _counting(self, names: tuple[str, ...], rows: int) -> Floats | None:
+        """How much each of the next rows counts."""
+        first = self._rows.get(names[0], 0)
+        self._rows[names[0]] = first + rows
+        known = [self._weights[name][first : first + rows] for name in names if name in self._weights]
+        return np.asarray(sum(known) / np.float32(len(known)), np.float32) if known else None
+
+    def _add(self, moments: InputMoments, matrix: int, x: Floats, counts: Floats | None) -> None:
         x = np.ascontiguousarray(x, np.float32)
+        if counts is not None:
+            x = x * np.sqrt(counts)[:, None]
         moments.sums[matrix] += x.T @ x  # a symmetric product: NumPy asks BLAS for one triangle
         moments.counts[matrix] += len(x)
         if not np.isfinite(np.diagonal(moments.sums[matrix])).all():

@@ -1,0 +1,363 @@
+"""The gradients that reach the outputs of a slice's linear layers: NumPy, for windows of one length, each read from its
+start.
+
+The way forth is that of `backends.reference_ops`, but for products and attention, which take all rows at once. Each op
+has a rule for the way back: what a gradient of its value is to its inputs. A graph with another op has no gradients
+(`missing`); adapters have none, since what is differentiated is merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.reference_ops import OPS
+from loragraft.graph.ops import Graph, Node, Op
+
+Array = npt.NDArray[Any]
+See = Callable[[str, Floats, Floats, "Ids | None"], None]
+"""Called with a weight, its inputs [rows, in] (or [rows, k, in]), the gradients of its outputs [rows, out] (or
+[rows, k, out]) and the experts chosen [rows, k]."""
+
+
+def missing(graph: Graph) -> str | None:
+    """An op of `graph` that has no rule, if there is one."""
+    return next((str(node.op) for node in graph.nodes if node.op not in _BACK), None)
+
+
+class Tape:
+    """One pass over `windows` windows of `length` tokens: forth, then back."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Floats], windows: int, length: int) -> None:
+        self.graph, self.weights = graph, weights
+        self.windows, self.length = windows, length
+        self.positions: Ids = np.tile(np.arange(length, dtype=np.int32), windows)
+        self.wants = np.ones(windows * length, np.bool_)
+        self.values: list[Array] = []
+        self.kept: dict[int, Any] = {}
+
+    def weight(self, name: str) -> Floats:
+        return self.weights[name]
+
+    def rounded(self, node: Node, x: Floats, scale_rows: Ids | None = None) -> Floats:
+        return x
+
+    def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        raise NotImplementedError  # attention is done here, for all windows at once
+
+    def forward(self, tokens: Ids, hidden: Floats | None) -> Floats:
+        """The slice's output, float32 [rows, width]. `tokens` int32 [windows, length]."""
+        self.values = []
+        for index, node in enumerate(self.graph.nodes):
+            inputs = [self.values[source] for source in node.inputs]
+            if node.op is Op.TOKENS:
+                value: Array = tokens.reshape(-1)
+            elif node.op is Op.HIDDEN:
+                assert hidden is not None
+                value = hidden
+            elif node.op is Op.ATTENTION:
+                value, self.kept[index] = _attend(self, node, *inputs)
+            elif node.op in _FORTH:
+                value = _FORTH[node.op](self, node, *inputs)
+            else:
+                value = OPS[node.op](self, node, *inputs)
+            self.values.append(value)
+        return self.values[self.graph.output]
+
+    def backward(self, gradient: Floats, see: See) -> Floats | None:
+        """What `gradient` of the output is to the hidden states that entered; None for a slice of tokens. `see` is
+        shown every product on the way."""
+        gradients: dict[int, Floats] = {self.graph.output: gradient}
+        entered = None
+        for index in range(self.graph.output, -1, -1):
+            node = self.graph.nodes[index]
+            g = gradients.pop(index, None)
+            if g is None:
+                continue
+            if node.op is Op.HIDDEN:
+                entered = g
+                continue
+            inputs = [self.values[source] for source in node.inputs]
+            if node.op in (Op.MATMUL, Op.EXPERTS_MATMUL):
+                see(node.weights[0], inputs[0], g, inputs[1] if len(inputs) > 1 else None)
+            back = _BACK[node.op](self, node, g, self.values[index], self.kept.get(index), *inputs)
+            for source, value in zip(node.inputs, back, strict=False):
+                if value is not None:
+                    gradients[source] = gradients[source] + value if source in gradients else value
+        return entered
+
+
+# ---- forth ----
+
+
+def _matmul(t: Tape, node: Node, x: Floats) -> Array:
+    return x @ np.atleast_2d(t.weight(node.weights[0])).T
+
+
+def _experts_matmul(t: Tape, node: Node, x: Floats, ids: Ids) -> Array:
+    weight = t.weight(node.weights[0])
+    y = np.empty((*ids.shape, weight.shape[1]), np.float32)
+    for expert in np.unique(ids):
+        token, place = np.nonzero(ids == expert)
+        y[token, place] = (x[token, place] if x.ndim == 3 else x[token]) @ weight[expert].T
+    return y
+
+
+def _last(t: Tape, node: Node, x: Floats) -> Array:
+    return x
+
+
+_FORTH: Mapping[Op, Callable[..., Array]] = {
+    Op.MATMUL: _matmul,
+    Op.EXPERTS_MATMUL: _experts_matmul,
+    Op.LAST: _last,
+}
+
+
+def _heads(t: Tape, x: Floats, heads: int) -> Array:
+    """[rows, heads * dim] -> [windows, heads, length, dim]."""
+    return x.reshape(t.windows, t.length, heads, -1).transpose(0, 2, 1, 3)
+
+
+def _rows(x: Array) -> Array:
+    """The inverse."""
+    windows, heads, length, dim = x.shape
+    return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(windows * length, heads * dim)
+
+
+def _attend(t: Tape, node: Node, q: Floats, k: Floats, v: Floats) -> tuple[Array, tuple[Array, Array | None]]:
+    """The value, and the probabilities [windows, heads, length, length] with what the soft cap lets through."""
+    at = node.attrs
+    group = at["heads"] // at["kv_heads"]
+    keys, values = _repeated(t, k, v, at["kv_heads"], group)
+    scores = _heads(t, q, at["heads"]) @ keys.transpose(0, 1, 3, 2) * np.float32(at["scale"])
+    passed = None
+    if at.get("softcap") is not None:
+        bent = np.tanh(scores / np.float32(at["softcap"]))
+        scores, passed = np.float32(at["softcap"]) * bent, 1 - bent * bent
+    row, column = np.indices((t.length, t.length))
+    seen = column <= row
+    if at["window"] is not None:
+        seen &= column > row - at["window"]
+    scores[:, :, ~seen] = -np.inf
+    most = scores.max(axis=-1, keepdims=True)
+    sinks = t.weight(node.weights[0]).reshape(1, -1, 1, 1) if node.weights else None
+    if sinks is not None:
+        most = np.maximum(most, sinks)
+    np.exp(np.subtract(scores, most, out=scores), out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks - most)
+    scores /= total
+    return _rows(scores @ values), (scores, passed)
+
+
+def _repeated(t: Tape, k: Floats, v: Floats, kv_heads: int, group: int) -> tuple[Array, Array]:
+    """Keys and values for each head of the queries."""
+    return np.repeat(_heads(t, k, kv_heads), group, axis=1), np.repeat(_heads(t, v, kv_heads), group, axis=1)
+
+
+# ---- back: (tape, node, gradient, value, kept, *inputs) -> gradients of the inputs ----
+
+Back = tuple["Array | None", ...]
+
+
+def _from_attention(
+    t: Tape, node: Node, g: Floats, value: Floats, kept: Any, q: Floats, k: Floats, v: Floats
+) -> Back:
+    at, (weights, passed) = node.attrs, kept
+    heads, kv_heads = at["heads"], at["kv_heads"]
+    group = heads // kv_heads
+    keys, values = _repeated(t, k, v, kv_heads, group)
+    wanted = _heads(t, g, heads)
+    inner = wanted @ values.transpose(0, 1, 3, 2)
+    inner -= (inner * weights).sum(axis=-1, keepdims=True)
+    inner *= weights
+    if passed is not None:
+        inner *= passed
+    inner *= np.float32(at["scale"])
+
+    def of_group(x: Array) -> Array:
+        return _rows(x.reshape(t.windows, kv_heads, group, *x.shape[2:]).sum(axis=2))
+
+    to_keys = inner.transpose(0, 1, 3, 2) @ _heads(t, q, heads)
+    to_values = weights.transpose(0, 1, 3, 2) @ wanted
+    return _rows(inner @ keys), of_group(to_keys), of_group(to_values)
+
+
+def _from_rms_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    w = t.weight(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
+    groups = x.reshape(*x.shape[:-1], -1, len(w))
+    mean = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
+    inverse = 1 / np.sqrt(mean + np.float32(node.attrs["eps"]))
+    normed, through = groups * inverse, g.reshape(groups.shape) * w
+    through -= normed * np.mean(through * normed, axis=-1, keepdims=True)
+    return ((through * inverse).reshape(x.shape),)
+
+
+def _from_layer_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True, dtype=np.float32)
+    inverse = 1 / np.sqrt(variance + np.float32(node.attrs["eps"]))
+    normed, through = centred * inverse, g * t.weight(node.weights[0])
+    through = through - through.mean(axis=-1, keepdims=True)
+    return ((through - normed * np.mean(through * normed, axis=-1, keepdims=True)) * inverse,)
+
+
+def _from_matmul(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    return (g @ np.atleast_2d(t.weight(node.weights[0])),)
+
+
+def _from_experts_matmul(
+    t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats, ids: Ids
+) -> Back:
+    weight, back = t.weight(node.weights[0]), np.zeros_like(x)
+    for expert in np.unique(ids):
+        token, place = np.nonzero(ids == expert)
+        part = g[token, place] @ weight[expert]
+        if x.ndim == 3:
+            back[token, place] = part
+        else:
+            back[token] += part  # an expert is chosen once by a token
+    return back, None
+
+
+def _from_experts_scale(
+    t: Tape, node: Node, g: Floats, value: Floats, kept: Any, y: Floats, ids: Ids
+) -> Back:
+    return g * t.weight(node.weights[0])[ids][..., None], None
+
+
+def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits: Floats, ids: Ids) -> Back:
+    softmax = node.attrs["gating"] == "softmax"
+    gates = _softmax(logits) if softmax else _sigmoid(logits)
+    place = ids.astype(np.int64)
+    chosen = np.take_along_axis(gates, place, axis=-1)
+    g = g * np.float32(node.attrs["scale"])
+    if node.attrs["normalize"]:
+        total = chosen.sum(axis=-1, keepdims=True)
+        share = chosen / total
+        g = (g - (g * share).sum(axis=-1, keepdims=True)) / total
+    all_gates = np.zeros_like(gates)
+    np.put_along_axis(all_gates, place, g, axis=-1)
+    if softmax:
+        return gates * (all_gates - (all_gates * gates).sum(axis=-1, keepdims=True)), None
+    return all_gates * gates * (1 - gates), None
+
+
+def _from_experts_sum(
+    t: Tape, node: Node, g: Floats, value: Floats, kept: Any, y: Floats, weights: Floats
+) -> Back:
+    return g[:, None, :] * weights[..., None], (g[:, None, :] * y).sum(axis=-1)
+
+
+def _from_rope(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    at = node.attrs
+    back = np.negative(at["frequencies"], dtype=np.float64)  # the turn undone; the growth stays
+    return (OPS[Op.ROPE](t, _with(node, frequencies=tuple(back)), g),)
+
+
+def _with(node: Node, **attrs: Any) -> Node:
+    return Node(node.op, node.inputs, node.weights, {**node.attrs, **attrs}, node.label)
+
+
+def _from_arch_scale(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, y: Floats) -> Back:
+    return (OPS[Op.ARCH_SCALE](t, node, g),)
+
+
+def _from_scale(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, y: Floats) -> Back:
+    return (g * t.weight(node.weights[0]),)
+
+
+def _from_split(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    back = np.zeros_like(x)
+    back[..., node.attrs["start"] : node.attrs["stop"]] = g
+    return (back,)
+
+
+def _from_mul(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, a: Floats, b: Floats) -> Back:
+    def like(x: Floats, back: Array) -> Array:
+        return back.sum(axis=-1, keepdims=True) if x.shape[-1] == 1 != back.shape[-1] else back
+
+    return like(a, g * b), like(b, g * a)
+
+
+def _softmax(x: Floats) -> Array:
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _sigmoid(x: Floats) -> Array:
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, np.float32(1), small) / (1 + small))
+
+
+def _from_silu(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    s = _sigmoid(x)
+    return (g * (s + value * (1 - s)),)
+
+
+def _from_gelu(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    if node.attrs["approximate"] == "tanh":
+        root, cubic = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
+        bent = np.tanh(root * (x + cubic * x * x * x))
+        slope = root * (1 + 3 * cubic * x * x)
+        return (g * np.float32(0.5) * (1 + bent + x * (1 - bent * bent) * slope),)
+    density = np.exp(np.float32(-0.5) * x * x) * np.float32(1 / np.sqrt(2 * np.pi))
+    share = np.where(np.abs(x) > 1e-6, value / np.where(x == 0, 1, x), np.float32(0.5))  # value = x * share
+    return (g * (share + x * density),)
+
+
+def _from_clamp(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    return (np.where(value == x, g, np.float32(0)),)
+
+
+def _same(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, *inputs: Array) -> Back:
+    return (g,)
+
+
+def _nothing(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, *inputs: Array) -> Back:
+    return ()
+
+
+_BACK: Mapping[Op, Callable[..., Back]] = {
+    Op.TOKENS: _nothing,
+    Op.HIDDEN: _nothing,
+    Op.POSITIONS: _nothing,
+    Op.EMBED: _nothing,
+    Op.EMBED_SCALE: _nothing,
+    Op.TOP_K: _nothing,
+    Op.RMS_NORM: _from_rms_norm,
+    Op.LAYER_NORM: _from_layer_norm,
+    Op.MATMUL: _from_matmul,
+    Op.WEIGHT_SCALE: _from_scale,
+    Op.DORA_SCALE: _from_scale,
+    Op.BIAS: _same,
+    Op.ARCH_SCALE: _from_arch_scale,
+    Op.EXPERTS_MATMUL: _from_experts_matmul,
+    Op.EXPERTS_WEIGHT_SCALE: _from_experts_scale,
+    Op.EXPERTS_BIAS: _same,
+    Op.ROUTE: _from_route,
+    Op.EXPERTS_SUM: _from_experts_sum,
+    Op.ROPE: _from_rope,
+    Op.ATTENTION: _from_attention,
+    Op.SPLIT: _from_split,
+    Op.ADD: lambda t, node, g, value, kept, a, b: (g, g),
+    Op.MUL: _from_mul,
+    Op.SILU: _from_silu,
+    Op.SIGMOID: lambda t, node, g, value, kept, x: (g * value * (1 - value),),
+    Op.GELU: _from_gelu,
+    Op.RELU: lambda t, node, g, value, kept, x: (np.where(x > 0, g, np.float32(0)),),
+    Op.TANH: lambda t, node, g, value, kept, x: (g * (1 - value * value),),
+    Op.SOFTPLUS: lambda t, node, g, value, kept, x: (g * _sigmoid(x),),
+    Op.SOFT_CAP: lambda t, node, g, value, kept, x: (
+        g * (1 - np.square(value / np.float32(node.attrs["cap"]))),
+    ),
+    Op.CLAMP: _from_clamp,
+    Op.SHIFT: _same,
+    Op.LAST: _same,
+}

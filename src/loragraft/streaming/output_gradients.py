@@ -1,0 +1,202 @@
+"""The gradients that reach the outputs of linear layers, layer by layer, in bounded memory.
+
+The loss is that of labels drawn from the model's own predictions, so that the second moments of its gradients are the
+Fisher information: how much the predictions move with the outputs. The hidden states that enter each layer are kept in
+a file without a name; then each layer, from the last to the first, is run again and gone through backwards
+(`backends.gradients`). What is kept of a layer's gradients, squares by token and second moments, goes to the file too.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.gradients import Tape, missing
+from loragraft.graph.ops import Graph
+from loragraft.graph.slices import slice_graph
+from loragraft.progress import SILENT, Progress
+
+#: Tokens that go through a layer at once, forth and back.
+BATCH = 1024
+#: A layer with more outputs has no second moments of their gradients: the matrix would be too large.
+MOST_OUTPUTS = 6144
+_SEED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an array begins in a file, and its shape."""
+
+    start: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGradients:
+    """Of one linear layer: `squares` of the gradients g at its outputs, float32 [tokens] or [tokens, experts used],
+    |g|^2 over its mean; `moments`: the sum of g g^T, float32 [out, out], or None for experts and for too many."""
+
+    squares: Floats
+    moments: Floats | None
+
+
+class GradientFile:
+    """Arrays in a file without a name; threads may read at once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed by `close`)
+        self._end = 0
+
+    def write(self, array: Floats) -> Place:
+        data = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8)
+        place, done = Place(self._end, array.shape), 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:].data, self._end + done)
+        self._end += done
+        return place
+
+    def read(self, place: Place) -> Floats:
+        array = np.empty(place.shape, np.float32)
+        data, done = array.reshape(-1).view(np.uint8), 0
+        while done < len(data):
+            done += os.preadv(self._file.fileno(), [data[done:].data], place.start + done)
+        return array
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Gradients:
+    """The output gradients of every linear layer of `graph` on `windows` int32 [n, length], by weight.
+
+    `weights` gives a slice's tensors, `forward` what a slice makes of hidden states. `folder`: where the file is.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Callable[[Graph], dict[str, Floats]],
+        forward: Callable[[Graph, dict[str, Floats], Floats | None], Floats],
+        windows: Ids,
+        folder: Path | None = None,
+    ) -> None:
+        self._graph, self._weights, self._forward, self._windows = graph, weights, forward, windows
+        self._file = GradientFile(folder)
+        self._squares: dict[str, Floats] = {}
+        self._moments: dict[str, Place] = {}
+
+    def __enter__(self) -> Gradients:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._file.close()
+
+    @staticmethod
+    def lacking(graph: Graph) -> str | None:
+        """An op of the graph that gradients cannot pass, if there is one."""
+        return missing(graph)
+
+    def measure(self, progress: Progress = SILENT) -> None:
+        """Run the passes."""
+        layers = len(self._graph.cuts) - 1
+        progress.start("Measuring gradients", 2 * layers + 1)
+        places, hidden = [], None
+        for layer in range(layers):
+            part = slice_graph(self._graph, layer, layer + 1)
+            hidden = self._forward(part, self._weights(part), hidden)
+            places.append(self._file.write(hidden))
+            progress.advance(1)
+        assert hidden is not None
+        gradient = self._from_labels(hidden)
+        progress.advance(1)
+        for layer in range(layers - 1, -1, -1):
+            entered = self._file.read(places[layer - 1]) if layer else None
+            gradient = self._back(slice_graph(self._graph, layer, layer + 1), entered, gradient)
+            progress.advance(1)
+
+    def of(self, name: str) -> OutputGradients | None:
+        """Those of a weight, if its layer has been gone through."""
+        if name not in self._squares:
+            return None
+        place = self._moments.get(name)
+        return OutputGradients(self._squares[name], None if place is None else self._file.read(place))
+
+    def _from_labels(self, hidden: Floats) -> Floats:
+        """The gradient of the last hidden states, labels drawn window by window."""
+        part = slice_graph(self._graph, len(self._graph.cuts) - 1)
+        weights, rng = self._weights(part), np.random.default_rng(_SEED)
+        sink = _Sums(len(hidden), most=0)
+        result = np.empty_like(hidden)
+        length = self._windows.shape[1]
+        for first in range(0, len(hidden), length):
+            rows = slice(first, first + length)
+            tape = Tape(part, weights, 1, length)
+            logits = tape.forward(self._windows[:0], hidden[rows])
+            chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            chances /= chances.sum(axis=-1, keepdims=True)
+            chances[np.arange(length), draw(chances, rng)] -= 1
+            sink.first = first
+            back = tape.backward(chances, sink.see)
+            assert back is not None
+            result[rows] = back
+        self._keep(sink)
+        return result
+
+    def _back(self, part: Graph, entered: Floats | None, gradient: Floats) -> Floats:
+        weights = self._weights(part)
+        count, length = self._windows.shape
+        sink = _Sums(count * length, most=MOST_OUTPUTS)
+        result = np.empty_like(gradient)
+        at_once = max(1, BATCH // length)
+        for first in range(0, count, at_once):
+            here = self._windows[first : first + at_once]
+            rows = slice(first * length, (first + len(here)) * length)
+            tape = Tape(part, weights, len(here), length)
+            tape.forward(here, None if entered is None else entered[rows])
+            sink.first = first * length
+            back = tape.backward(gradient[rows], sink.see)
+            if back is not None:
+                result[rows] = back
+        self._keep(sink)
+        return result
+
+    def _keep(self, sink: _Sums) -> None:
+        for name, squares in sink.squares.items():
+            mean = float(squares.mean(dtype=np.float64))
+            if mean > 0 and np.isfinite(mean):
+                self._squares[name] = squares / np.float32(mean)
+                if name in sink.moments:
+                    self._moments[name] = self._file.write(sink.moments[name])
+
+
+def draw(chances: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """A label for each row of `chances` [rows, labels], which sum to 1."""
+    reached = np.cumsum(chances, axis=-1)
+    limit = rng.random((len(chances), 1), np.float32) * reached[:, -1:]
+    return np.asarray(np.minimum((reached <= limit).sum(axis=-1), chances.shape[-1] - 1))
+
+
+class _Sums:
+    """What the gradients of a slice add up to."""
+
+    def __init__(self, tokens: int, most: int) -> None:
+        self._tokens, self._most = tokens, most
+        self.first = 0
+        self.squares: dict[str, Floats] = {}
+        self.moments: dict[str, Floats] = {}
+
+    def see(self, name: str, x: Floats, g: Floats, ids: Ids | None) -> None:
+        if name not in self.squares:
+            self.squares[name] = np.zeros((self._tokens, *g.shape[1:-1]), np.float32)
+            if ids is None and g.shape[-1] <= self._most:
+                self.moments[name] = np.zeros((g.shape[-1], g.shape[-1]), np.float32)
+        self.squares[name][self.first : self.first + len(g)] = np.einsum("...i,...i->...", g, g)
+        if name in self.moments:
+            self.moments[name] += g.T @ g

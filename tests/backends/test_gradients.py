@@ -1,0 +1,69 @@
+"""The way back through a graph: against differences of the reference backend's values, for every architecture."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from loragraft.backends.batch import Piece
+from loragraft.backends.gradients import Tape, missing
+from loragraft.backends.program import Options
+from loragraft.backends.reference import ReferenceBackend
+from loragraft.graph.ops import Op
+from loragraft.graph.slices import slice_graph
+from small_models import LAYERS, VOCAB, small_model
+
+WINDOWS, LENGTH = 2, 7
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_the_gradients_are_those_of_the_model(name: str) -> None:
+    """A product's weight is moved along the gradient that its inputs and its outputs' gradients make, in float64's
+    stead by a step that float32 resolves: the loss must change by what the gradient says."""
+    rng = np.random.default_rng(5)
+    model = small_model(name, rng, layers=2)
+    graph = model.graph()
+    assert missing(graph) is None
+    tokens = rng.integers(0, VOCAB, (WINDOWS, LENGTH)).astype(np.int32)
+    aim = rng.standard_normal((WINDOWS * LENGTH, VOCAB)).astype(np.float32)
+
+    def loss(arrays: dict[str, np.ndarray]) -> float:
+        program = ReferenceBackend().prepare(graph, arrays, Options(activations="f32"))
+        pieces = [Piece(program.open_sequence(), window, wants="all") for window in tokens]
+        return float((program.run(pieces).astype(np.float64) * aim).sum())
+
+    found: dict[str, np.ndarray] = {}
+
+    def see(weight: str, x: np.ndarray, g: np.ndarray, ids: np.ndarray | None) -> None:
+        if ids is None:
+            found[weight] = g.T @ x
+            return
+        found[weight] = np.zeros_like(model.arrays[weight])
+        for token, place in np.ndindex(ids.shape):
+            row = x[token, place] if x.ndim == 3 else x[token]
+            found[weight][ids[token, place]] += np.outer(g[token, place], row)
+
+    hidden, tapes = None, []
+    parts = [slice_graph(graph, i, j) for i, j in pairwise([*range(len(graph.cuts)), None])]  # type: ignore[list-item]
+    for part in parts:
+        tape = Tape(part, model.arrays, WINDOWS, LENGTH)
+        hidden = tape.forward(tokens, hidden)
+        tapes.append(tape)
+    assert float((hidden.astype(np.float64) * aim).sum()) == pytest.approx(loss(model.arrays), rel=1e-4)
+    gradient = aim
+    for tape in reversed(tapes):
+        gradient = tape.backward(gradient, see)
+    assert gradient is None
+    products = [n.weights[0] for n in graph.nodes if n.op in (Op.MATMUL, Op.EXPERTS_MATMUL)]
+    assert set(found) == set(products)
+    for weight in products:
+        whole = found[weight].reshape(model.arrays[weight].shape)
+        step = 3e-3 * whole / np.linalg.norm(whole)
+        up, down = (
+            loss({**model.arrays, weight: (model.arrays[weight] + sign * step).astype(np.float32)})
+            for sign in (1, -1)
+        )
+        expected = 2 * 3e-3 * float(np.linalg.norm(whole))
+        assert up - down == pytest.approx(expected, rel=0.02), weight

@@ -1,0 +1,85 @@
+"""Gradients layer by layer are those of the whole model at once, and their labels come as the model predicts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from loragraft.backends import gradients
+from loragraft.backends.gradients import Tape
+from loragraft.graph.ops import Graph, Op
+from loragraft.streaming import output_gradients
+from loragraft.streaming.calibrated import Calibration
+from loragraft.streaming.output_gradients import Gradients, draw
+from small_models import VOCAB, small_model
+from streaming.test_calibrated import nearest, source, text, written
+
+WINDOWS, LENGTH = 6, 9
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama/experts", "starcoder2"])
+def test_layer_by_layer_is_all_at_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(name, np.random.default_rng(2), layers=3)
+    graph, rng = model.graph(), np.random.default_rng(4)
+    windows = rng.integers(0, VOCAB, (WINDOWS, LENGTH)).astype(np.int32)
+    labels = rng.integers(0, VOCAB, (WINDOWS, LENGTH))
+    waiting = iter(labels)
+    monkeypatch.setattr(output_gradients, "draw", lambda chances, rng: next(waiting))
+    monkeypatch.setattr(output_gradients, "BATCH", 2 * LENGTH)
+
+    def weights(part: Graph) -> dict[str, Floats]:
+        return {weight: model.arrays[weight] for weight in part.tensors}
+
+    def forward(part: Graph, own: dict[str, Floats], hidden: Floats | None) -> Floats:
+        return Tape(part, own, WINDOWS, LENGTH).forward(windows, hidden)
+
+    tape = Tape(graph, model.arrays, WINDOWS, LENGTH)
+    logits = tape.forward(windows, None)
+    chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    chances[np.arange(len(chances)), labels.reshape(-1)] -= 1
+    expected: dict[str, Floats] = {}
+    tape.backward(chances, lambda weight, x, g, ids: expected.update({weight: g}))
+    with Gradients(graph, weights, forward, windows, tmp_path) as found:
+        found.measure()
+        assert list(tmp_path.iterdir()) == []  # the file has no name
+        for weight, g in expected.items():
+            own = found.of(weight)
+            assert own is not None
+            squares = np.square(g, dtype=np.float64).sum(axis=-1)
+            assert np.allclose(own.squares, squares / squares.mean(), rtol=2e-3, atol=1e-5), weight
+            if "_exps" in weight or weight == "output.weight":
+                assert own.moments is None
+            else:
+                size = np.abs(g.T @ g).max()
+                assert own.moments is not None
+                assert np.allclose(own.moments, g.T @ g, rtol=1e-3, atol=1e-4 * size), weight
+        assert found.of("blk.0.attn_norm.weight") is None
+
+
+def test_labels_come_as_often_as_they_are_likely() -> None:
+    chances = np.array([[0.5, 0.0, 0.3, 0.2], [0.0, 0.0, 0.0, 1.0]], np.float32)
+    rng = np.random.default_rng(0)
+    drawn = np.stack([draw(chances, rng) for _ in range(4000)])
+    for row, column in enumerate(drawn.T):
+        shares = np.bincount(column, minlength=4) / len(column)
+        assert np.allclose(shares, chances[row], atol=0.03)
+        assert shares[1] == 0
+
+
+def test_an_op_without_a_way_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens count alike then, and the rest is as it was."""
+    monkeypatch.delitem(gradients._BACK, Op.SILU)
+    model = source(tmp_path, "llama")
+    report = written(model, tmp_path / "out.gguf", text())
+    assert report.notes() == ["all tokens count alike: gradients do not pass the op silu of llama"]
+    plain = written(model, tmp_path / "plain.gguf", text(), calibration=Calibration(text(), gradients=False))
+    assert plain.notes() == []
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+    monkeypatch.undo()
+    written(model, tmp_path / "weighted.gguf", text())
+    nearest(model, tmp_path / "nearest.gguf")
+    assert (tmp_path / "weighted.gguf").read_bytes() != (tmp_path / "plain.gguf").read_bytes()
