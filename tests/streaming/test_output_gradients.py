@@ -54,9 +54,12 @@ def test_layer_by_layer_is_all_at_once(name: str, tmp_path: Path, monkeypatch: p
             if "_exps" in weight or weight == "output.weight":
                 assert own.moments is None
             else:
-                size = np.abs(g.T @ g).max()
+                some = g.reshape(-1, 2 * LENGTH, g.shape[-1])[:, :: output_gradients.EVERY].reshape(
+                    -1, g.shape[-1]
+                )
+                size = np.abs(some.T @ some).max()
                 assert own.moments is not None
-                assert np.allclose(own.moments, g.T @ g, rtol=1e-3, atol=1e-4 * size), weight
+                assert np.allclose(own.moments, some.T @ some, rtol=1e-3, atol=1e-4 * size), weight
         assert found.of("blk.0.attn_norm.weight") is None
 
 

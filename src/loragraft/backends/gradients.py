@@ -37,8 +37,9 @@ class Tape:
         self.windows, self.length = windows, length
         self.positions: Ids = np.tile(np.arange(length, dtype=np.int32), windows)
         self.wants = np.ones(windows * length, np.bool_)
-        self.values: list[Array] = []
+        self.values: list[Any] = []
         self.kept: dict[int, Any] = {}
+        self._looked_at = _looked_at(graph)
 
     def weight(self, name: str) -> Floats:
         return self.weights[name]
@@ -51,11 +52,19 @@ class Tape:
 
     def forward(self, tokens: Ids, hidden: Floats | None) -> Floats:
         """The slice's output, float32 [rows, width]. `tokens` int32 [windows, length]."""
+        self.prepare(tokens, hidden, whole=True)
+        output: Floats = self.values[self.graph.output]
+        return output
+
+    def prepare(self, tokens: Ids, hidden: Floats | None, *, whole: bool = False) -> None:
+        """What `backward` wants to know, or, if `whole`, every value."""
         self.values = []
         for index, node in enumerate(self.graph.nodes):
             inputs = [self.values[source] for source in node.inputs]
-            if node.op is Op.TOKENS:
-                value: Array = tokens.reshape(-1)
+            if not whole and index not in self._looked_at:
+                value: Any = None
+            elif node.op is Op.TOKENS:
+                value = tokens.reshape(-1)
             elif node.op is Op.HIDDEN:
                 assert hidden is not None
                 value = hidden
@@ -66,12 +75,11 @@ class Tape:
             else:
                 value = OPS[node.op](self, node, *inputs)
             self.values.append(value)
-        return self.values[self.graph.output]
 
     def backward(self, gradient: Floats, see: See) -> Floats | None:
         """What `gradient` of the output is to the hidden states that entered; None for a slice of tokens. `see` is
         shown every product on the way."""
-        gradients: dict[int, Floats] = {self.graph.output: gradient}
+        gradients: dict[int, Array] = {self.graph.output: gradient}
         entered = None
         for index in range(self.graph.output, -1, -1):
             node = self.graph.nodes[index]
@@ -83,12 +91,26 @@ class Tape:
                 continue
             inputs = [self.values[source] for source in node.inputs]
             if node.op in (Op.MATMUL, Op.EXPERTS_MATMUL):
-                see(node.weights[0], inputs[0], g, inputs[1] if len(inputs) > 1 else None)
+                x, ids = inputs[0], inputs[1] if len(inputs) > 1 else None
+                assert x is not None
+                see(node.weights[0], x, g, ids)
             back = _BACK[node.op](self, node, g, self.values[index], self.kept.get(index), *inputs)
-            for source, value in zip(node.inputs, back, strict=False):
-                if value is not None:
-                    gradients[source] = gradients[source] + value if source in gradients else value
+            for source, part in zip(node.inputs, back, strict=False):
+                if part is not None:
+                    gradients[source] = gradients[source] + part if source in gradients else part
         return entered
+
+
+def _looked_at(graph: Graph) -> set[int]:
+    """The nodes whose values the way back looks at, or that others of them are made of."""
+    found: set[int] = set()
+    for index in range(len(graph.nodes) - 1, -1, -1):
+        node = graph.nodes[index]
+        if index in found or node.op not in _BLIND:
+            found |= set(node.inputs)
+        if node.op in _OWN_VALUE:
+            found.add(index)
+    return found
 
 
 # ---- forth ----
@@ -361,3 +383,8 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.SHIFT: _same,
     Op.LAST: _same,
 }
+
+#: Ops whose way back looks neither at their inputs nor at their value.
+_BLIND = {Op.ADD, Op.BIAS, Op.SHIFT, Op.LAST, Op.WEIGHT_SCALE, Op.DORA_SCALE, Op.ARCH_SCALE}
+#: Ops whose way back looks at their value, or at what they kept.
+_OWN_VALUE = {Op.ATTENTION, Op.SILU, Op.SIGMOID, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP}

@@ -108,6 +108,25 @@ class _SeenError(Exception):
     """Ends a pass that has shown what it was to show."""
 
 
+class _Watch:
+    """Sums the inputs of `products`, and ends a batch once all were seen: what the last one gives is not wanted."""
+
+    def __init__(self, sums: MomentSums, products: Sequence[str]) -> None:
+        self._sums, self._products = sums, products
+        self._left: dict[str, int] = {}
+
+    def begin(self, rows: int) -> None:
+        """A batch of so many rows."""
+        self._left = dict.fromkeys(self._products, rows)
+
+    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+        self._sums.observe(names, x, ids)
+        for name in names:
+            self._left[name] -= len(x)
+        if not any(self._left.values()):
+            raise _SeenError
+
+
 class _Rounding:
     def __init__(
         self,
@@ -192,17 +211,9 @@ class _Rounding:
         experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
         sums = MomentSums(experts, self._counting(part))
         program = self._program(part, weights)
-        if not last:
-            program.observer = sums.observe
-            self._run(program, hidden)
-            return sums.result()
-
-        def see(names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
-            sums.observe(names, x, ids)
-            raise _SeenError  # the product, which is as wide as the vocabulary, is not wanted
-
-        program.observer = see
-        self._run(program, hidden, wants="all")
+        watch = _Watch(sums, _multiplied(part))
+        program.observer = watch.observe
+        self._run(program, hidden, wants="all" if last else "none", watch=watch)
         return sums.result()
 
     def _counting(self, part: Graph) -> dict[str, Floats]:
@@ -220,7 +231,13 @@ class _Rounding:
         options = Options(threads=self.threads, activations="f32", keys_values="f32")
         return self.backend.prepare(part, weights, options)
 
-    def _run(self, program: Program, hidden: Floats | None, wants: Literal["all", "none"] = "none") -> Floats:
+    def _run(
+        self,
+        program: Program,
+        hidden: Floats | None,
+        wants: Literal["all", "none"] = "none",
+        watch: _Watch | None = None,
+    ) -> Floats:
         windows = self.calibration.windows
         count, length = windows.shape
         at_once = max(1, BATCH // length)
@@ -229,6 +246,8 @@ class _Rounding:
             here = windows[first : first + at_once]
             pieces = [Piece(program.open_sequence(), window, wants=wants) for window in here]
             rows = slice(first * length, (first + len(here)) * length)
+            if watch is not None:
+                watch.begin(len(here) * length)
             with suppress(_SeenError):
                 outputs.append(program.run(pieces, None if hidden is None else hidden[rows]))
             for piece in pieces:

@@ -27,6 +27,8 @@ from loragraft.progress import SILENT, Progress
 BATCH = 1024
 #: A layer with more outputs has no second moments of their gradients: the matrix would be too large.
 MOST_OUTPUTS = 6144
+#: Second moments are those of every so manyth token.
+EVERY = 2
 _SEED = 20
 
 
@@ -41,7 +43,8 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class OutputGradients:
     """Of one linear layer: `squares` of the gradients g at its outputs, float32 [tokens] or [tokens, experts used],
-    |g|^2 over its mean; `moments`: the sum of g g^T, float32 [out, out], or None for experts and for too many."""
+    |g|^2 over its mean; `moments`: the sum of g g^T over some of the tokens, float32 [out, out], or None for experts
+    and for too many outputs."""
 
     squares: Floats
     moments: Floats | None
@@ -159,7 +162,7 @@ class Gradients:
             here = self._windows[first : first + at_once]
             rows = slice(first * length, (first + len(here)) * length)
             tape = Tape(part, weights, len(here), length)
-            tape.forward(here, None if entered is None else entered[rows])
+            tape.prepare(here, None if entered is None else entered[rows])
             sink.first = first * length
             back = tape.backward(gradient[rows], sink.see)
             if back is not None:
@@ -199,4 +202,5 @@ class _Sums:
                 self.moments[name] = np.zeros((g.shape[-1], g.shape[-1]), np.float32)
         self.squares[name][self.first : self.first + len(g)] = np.einsum("...i,...i->...", g, g)
         if name in self.moments:
-            self.moments[name] += g.T @ g
+            some = g[::EVERY]
+            self.moments[name] += some.T @ some
