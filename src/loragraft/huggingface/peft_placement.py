@@ -74,7 +74,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
     if tensors.pending:
         tensors = _drawn(folder, config, settings, tensors, names, base)
     for delta in tensors.deltas:
-        delta = _pooled(settings, delta) if settings.qalora_group else delta
+        delta = _pooled(folder, settings, delta, names, base) if settings.qalora_group else delta
         placement.add(delta)
         if settings.method is None:
             _check_kind(folder, settings, delta)
@@ -140,10 +140,22 @@ def _text_part(folder: Path, tensors: PeftTensors, intake: Intake, notes: list[s
     )
 
 
-def _pooled(settings: LoraSettings, delta: ModuleDelta) -> ModuleDelta:
+def _pooled(
+    folder: Path, settings: LoraSettings, delta: ModuleDelta, names: TextNames, base: ModelSource
+) -> ModuleDelta:
     """QALoRA's A [r, in / group], which meets the means of groups of inputs, times their number, as an A of all inputs
     (peft/tuners/lora/variants.py)."""
     group = settings.qalora_group or 1
+    places = names.places(f"{delta.module}.weight")
+    shape = base.tensors[places[0].name].shape if places and places[0].name in base.tensors else (0,)
+    if delta.a.shape[1] * group != shape[-1]:
+        raise AdapterError(
+            folder,
+            f"use_qalora: its A of {delta.module} does not fit groups of {group} inputs",
+            found=f"A {delta.a.shape}",
+            expected=f"{shape[-1] / group:g} columns, for {shape[-1]} inputs",
+            hint="is qalora_group_size in adapter_config.json the one that it was trained with?",
+        )
     factor = np.float32(delta.a.shape[1] / group)
     return replace(delta, a=np.repeat(delta.a * factor, group, axis=1))
 
