@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-oracles test-real test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-oracles test-real test-remote test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 # With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
 LOCKED   ?=
@@ -41,7 +41,7 @@ quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
 test: $(VENV)/tested
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real and not remote"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
@@ -60,6 +60,14 @@ $(VENV)/browsing: $(VENV)/tested
 
 test-page: $(VENV)/browsing
 	$(BIN)/python -m pytest -q -m browser
+
+# Object stores, on moto's server.
+$(VENV)/remote: $(VENV)/tested
+	$(BIN)/pip install -q --disable-pip-version-check "s3fs>=2024.6" "moto[server,s3]>=5"
+	touch $@
+
+test-remote: $(VENV)/remote
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m remote
 
 test-oracles: $(VENV)/tested .venv-oracle/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m oracle

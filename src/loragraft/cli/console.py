@@ -28,6 +28,7 @@ def silence_libraries() -> None:
     import logging
     import warnings
 
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it says each time that it tries again
     logging.getLogger().addHandler(logging.NullHandler())  # without any, Python prints warnings to stderr
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

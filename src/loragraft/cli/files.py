@@ -12,13 +12,21 @@ import click
 
 from loragraft.errors import OutputError
 from loragraft.system.files import files_of
+from loragraft.system.remote.paths import RemotePath, as_path, is_url
 
 
-class Input(click.Path):
+class Place(click.Path):
+    """A path, or a URL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return as_path(value) if is_url(value) else super().convert(value, param, ctx)
+
+
+class Input(Place):
     """What is read: a file, or a folder whose files are."""
 
 
-class Output(click.Path):
+class Output(Place):
     """What is written, or replaced."""
 
 
@@ -40,7 +48,7 @@ def refuse_inputs(
         values.get(parameter.name or "") for parameter in parameters if isinstance(parameter.type, Output)
     ]
     for path in _paths([*named, *also]):
-        key = _identity(path) or Path(os.path.realpath(path))
+        key = _identity(path) or (path if isinstance(path, RemotePath) else Path(os.path.realpath(path)))
         if key in outputs:
             raise OutputError(path, "is to be written twice", found=outputs[key], hint="choose another name")
         outputs[key] = str(path)
@@ -49,7 +57,7 @@ def refuse_inputs(
             continue
         for path in _paths(values.get(parameter.name or "")):
             for file in _files_of(path):
-                written = outputs.get(_identity(file) or Path())
+                written = outputs.get(_identity(file) or (file if isinstance(file, RemotePath) else Path()))
                 if written is not None:
                     raise OutputError(
                         written, "the output is also an input", found=str(file), hint="choose another name"

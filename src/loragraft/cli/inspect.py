@@ -28,6 +28,7 @@ _MAX_ITEMS = 5  # elements of an array
     "loragraft inspect model-Q4_K_M.gguf",
     "loragraft inspect my-adapter/ --no-tensors",
     "loragraft inspect Llama-3.2-1B --lora my-adapter",
+    "loragraft inspect hf://HuggingFaceTB/SmolLM2-135M-Instruct",
     "loragraft inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'",
 )
 @argument(
@@ -35,7 +36,7 @@ _MAX_ITEMS = 5  # elements of an array
     metavar="FILE",
     type=FILE,
     help="A GGUF file (one of a split model stands for all), a safetensors file, an importance matrix, a Hugging Face "
-    "or a PEFT folder.",
+    "or a PEFT folder; or the URL of one.",
 )
 @flag("--tensors/--no-tensors", default=True, help="List every tensor.")
 @flag("--full", help="Print all metadata, long values in full.")

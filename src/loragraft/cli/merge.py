@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     "loragraft merge Llama-3.2-1B --lora my-adapter --type Q4_K_M --imatrix imatrix.gguf -o merged.gguf",
 )
 @argument(
-    "base", metavar="BASE", type=FILE, help="A Hugging Face folder, or a GGUF file (or one of a split model)."
+    "base",
+    metavar="BASE",
+    type=FILE,
+    help="A Hugging Face folder, or a GGUF file (or one of a split model); here, or by URL (hf://, s3://, gs://, https://).",
 )
 @LORA
 @option("--output", "-o", type=OUTPUT, metavar="OUT.gguf", help="The file to write.")

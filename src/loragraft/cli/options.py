@@ -15,6 +15,7 @@ import click
 from loragraft.cli.command import FILE, OUTPUT, PLACE, argument, flag, option
 from loragraft.errors import LoragraftError
 from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
+from loragraft.system.remote.paths import as_path, is_url
 from loragraft.system.threads import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -45,15 +46,15 @@ class AdapterParam(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path, sign, scale = value.rpartition("=")
-        if not sign or Path(value).exists():
-            return Path(value), 1.0
+        if not sign or (not is_url(value) and Path(value).exists()):
+            return as_path(value), 1.0
         try:
             number = float(scale)
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
             self.fail(f"{scale!r} is not a number, expected ADAPTER or ADAPTER=SCALE", param, ctx)
-        return Path(path), number
+        return as_path(path), number
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -65,13 +66,15 @@ class AdapterParam(click.ParamType):  # type: ignore[type-arg]
 
 TARGET = Parsed("loragraft.quants.filetypes:file_type")
 
-MODEL = argument("model", metavar="MODEL", type=FILE, help="A GGUF file or a Hugging Face folder.")
+MODEL = argument(
+    "model", metavar="MODEL", type=FILE, help="A GGUF file or a Hugging Face folder, or the URL of one."
+)
 LORA = option(
     "--lora",
     multiple=True,
     type=AdapterParam(),
     metavar="ADAPTER[=SCALE]",
-    help="A PEFT folder or GGUF adapter, with its strength (1 if left out). May be given several times.",
+    help="A PEFT folder or GGUF adapter, or its URL, with its strength (1 if left out). May be given several times.",
 )
 PROMPT = option("--prompt", "-p", metavar="TEXT", help="The text to read.")
 PROMPT_FILE = option(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "loragraft quantize --tensor-type attn_v=q8_0 --dry-run model-F16.gguf Q4_K_M",
     types=" ".join(BY_NAME),
 )
-@argument("model", metavar="IN.gguf", type=FILE, help="The model to quantize.")
+@argument("model", metavar="IN.gguf", type=FILE, help="The model to quantize, or its URL.")
 @argument(
     "words",
     metavar="[OUT.gguf] TYPE [THREADS]",

@@ -9,6 +9,7 @@ from loragraft.errors import CheckpointError
 from loragraft.formats.jsonfile import load_json
 from loragraft.formats.safetensors import CheckpointTensor, SafetensorsFile
 from loragraft.formats.weight_files import MODEL, open_weights
+from loragraft.system.remote.paths import as_path
 
 __all__ = ["Checkpoint", "CheckpointTensor"]
 
@@ -38,7 +39,7 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path | str, *, allow_pickle: bool = False) -> Checkpoint:
         """Read `folder`. Raises `CheckpointError` if anything in it is missing or malformed."""
-        folder = Path(folder)
+        folder = as_path(folder)
         if not folder.is_dir():
             raise CheckpointError(folder, "is not a folder" if folder.exists() else "no such folder")
         if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():

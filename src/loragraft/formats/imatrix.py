@@ -22,6 +22,7 @@ from loragraft.formats.gguf.values import Value
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
 from loragraft.quants.types import F32
 from loragraft.system.mapped import map_file
+from loragraft.system.remote.paths import as_path
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -100,7 +101,7 @@ class Imatrix:
     @classmethod
     def load(cls, path: Path | str) -> Imatrix:
         """Read either format. Raises `ImatrixError` (or `GGUFError`, for a malformed GGUF file)."""
-        path = Path(path)
+        path = as_path(path)
         with map_file(path, ImatrixError) as mapping:
             if mapping[:4] != b"GGUF":
                 imatrix = _LegacyParser(path, mapping[:]).parse()

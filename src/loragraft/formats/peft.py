@@ -10,6 +10,7 @@ from loragraft.errors import CheckpointError
 from loragraft.formats.jsonfile import load_json
 from loragraft.formats.safetensors import CheckpointTensor
 from loragraft.formats.weight_files import ADAPTER, open_weights
+from loragraft.system.remote.paths import as_path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -34,7 +35,7 @@ class PeftFolder:
     @classmethod
     def open(cls, folder: Path | str, *, allow_pickle: bool = False) -> PeftFolder:
         """Read `folder`. Raises `CheckpointError` if anything in it is missing or malformed."""
-        folder = Path(folder)
+        folder = as_path(folder)
         if not folder.is_dir():
             raise CheckpointError(folder, "is not a folder" if folder.exists() else "no such folder")
         if not (folder / CONFIG).exists():

@@ -7,7 +7,6 @@ tensor's bytes match its dtype and shape, and the tensors cover the file's data 
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +21,7 @@ from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.layout import FileLayout, TensorWriter
 from loragraft.formats.source import Bytes
 from loragraft.system import mapped
+from loragraft.system.remote.paths import as_path
 
 #: As in huggingface/safetensors.
 MAX_HEADER = 100_000_000
@@ -80,7 +80,7 @@ class CheckpointTensor:
         shape: tuple[int, ...],
         offset: int,
         nbytes: int,
-        mapping: mmap.mmap,
+        mapping: mapped.FileBytes,
     ) -> None:
         self.file = file
         """The file that holds it (one of several, if the checkpoint is sharded)."""
@@ -95,15 +95,19 @@ class CheckpointTensor:
 
     def data(self) -> Bytes:
         """Its bytes, as a read-only view of the mapped file: uint8 [nbytes]."""
-        return np.frombuffer(self._mapping, np.uint8, self.nbytes, self.offset)
+        return self._mapping.view(self.offset, self.nbytes)
+
+    def part(self, start: int, stop: int) -> Bytes:
+        """Bytes [start, stop) of it: uint8 [stop - start]."""
+        return self._mapping.view(self.offset + start, stop - start)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Bytes [start, stop) of it will be asked for soon: the system may read them ahead."""
-        mapped.prefetch(self._mapping, self.offset + start, self.offset + stop)
+        self._mapping.prefetch(self.offset + start, self.offset + stop)
 
     def release(self, start: int, stop: int) -> None:
         """Bytes [start, stop) of it will not be asked for again soon: they may leave this process's memory."""
-        mapped.release(self._mapping, self.offset + start, self.offset + stop)
+        self._mapping.release(self.offset + start, self.offset + stop)
 
     def array(self) -> npt.NDArray[Any]:
         """Its elements in its shape, as a read-only view of the mapped file.
@@ -131,7 +135,7 @@ class SafetensorsFile:
     @classmethod
     def open(cls, path: Path | str) -> SafetensorsFile:
         """Map `path` and validate its header. Raises `CheckpointError`."""
-        path = Path(path)
+        path = as_path(path)
         mapping = mapped.map_file(path, CheckpointError)
         header, data_start = _read_header(path, mapping)
         metadata = _read_metadata(path, header.pop("__metadata__", {}))
@@ -162,7 +166,7 @@ class SafetensorsFile:
         return cls(path, metadata, tensors)
 
 
-def _read_header(path: Path, mapping: mmap.mmap) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path, mapping: mapped.FileBytes) -> tuple[dict[str, Any], int]:
     """The header's JSON object and where the data begin."""
     if len(mapping) < 8:
         raise CheckpointError(path, "too short for a safetensors file", found=f"{len(mapping)} bytes")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import FormatError, LoragraftError
 from loragraft.system.files import regular_file
+from loragraft.system.remote.paths import RemotePath
 
 #: Texts to measure on, and prompts.
 MAX_TEXT = 1 << 28
@@ -24,6 +25,11 @@ def read_file(path: Path, limit: int, error: type[LoragraftError] = LoragraftErr
 
 def read_start(path: Path, limit: int, error: type[LoragraftError] = LoragraftError) -> bytes:
     """Its first `limit` bytes, or all of them if it is shorter."""
+    if isinstance(path, RemotePath):
+        from loragraft.system.mapped import map_file  # and with it NumPy: slow to import
+
+        with map_file(path, FormatError) as file:
+            return file[:limit]
     with regular_file(path, error) as descriptor:
         parts: list[bytes] = []
         left = limit

@@ -81,7 +81,7 @@ def read_torch_file(path: Path) -> dict[str, CheckpointTensor]:
             hint="load it with the torch that wrote it, and save it as safetensors",
         )
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             root = next((name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
             if root is None:

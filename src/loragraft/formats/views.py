@@ -16,8 +16,8 @@ from loragraft.quants.types import F32, QuantType
 class ByteSource(Protocol):
     """Where a tensor's bytes lie; ranges are in bytes."""
 
-    def data(self) -> Bytes:
-        """All of them: uint8 [n]."""
+    def part(self, start: int, stop: int) -> Bytes:
+        """Bytes [start, stop): uint8 [stop - start]."""
 
     def prefetch(self, start: int, stop: int) -> None: ...
 
@@ -33,7 +33,8 @@ class Stored(TensorSource):
 
     def rows(self, start: int, stop: int) -> Bytes:
         _check_range(self, start, stop)
-        return self._where.data().reshape(self.n_rows, self.row_bytes)[start:stop]
+        part = self._where.part(start * self.row_bytes, stop * self.row_bytes)
+        return part.reshape(stop - start, self.row_bytes)
 
     def prefetch(self, start: int, stop: int) -> None:
         self._where.prefetch(start * self.row_bytes, stop * self.row_bytes)

@@ -21,6 +21,7 @@ from loragraft.formats.jsonfile import load_json
 from loragraft.formats.weight_files import ADAPTER, MODEL, weight_files
 from loragraft.huggingface.mlx import MLX_WEIGHTS, is_mlx_adapter
 from loragraft.system.mapped import map_file
+from loragraft.system.remote.paths import RemotePath
 
 MODEL_CONFIG = "config.json"
 
@@ -114,7 +115,10 @@ def recognise(path: Path, role: Role = Role.ANY) -> Found:
 
 
 def repository_name(folder: Path) -> str:
-    """What to call the model or adapter in `folder`: in the hub's cache its repository's name, else the folder's."""
+    """What to call the model or adapter in `folder`: on the hub or in its cache the repository's name, else the
+    folder's."""
+    if isinstance(folder, RemotePath):
+        return folder.repository
     if folder.parent.name == "snapshots" and (match := _HUB_FOLDER.fullmatch(folder.parent.parent.name)):
         return match["name"]
     return folder.name
@@ -329,12 +333,21 @@ def _gguf_kind(path: Path) -> Kind:
 
 def _missing(path: Path, role: Role) -> LoragraftError:
     error, text = _error(role), str(path)
+    if isinstance(path, RemotePath):
+        inside = path.scheme in ("s3", "gs") or len(path.parts) > 3
+        names = sorted(child.name for child in islice(path.parent.iterdir(), _MAX_FOLDERS)) if inside else []
+        return error(
+            path,
+            "no such file or folder",
+            found=f"{_listed(names)} in {path.parent}" if names else None,
+            hint="is the name right, and may you read it (hf auth login)?" if path.scheme == "hf" else None,
+        )
     if _HUB_ID.fullmatch(text) and not path.parent.exists():
         return error(
             path,
             "no such file or folder; it looks like the name of a repository",
             expected=f"{role} on this machine",
-            hint=f"download it first: hf download {text} --local-dir {path.name}, then name that folder",
+            hint=f"on the hub it is hf://{text}; or download it first: hf download {text} --local-dir {path.name}",
         )
     parent = path.parent
     near = sorted(child.name for child in islice(parent.iterdir(), _MAX_FOLDERS)) if parent.is_dir() else []

@@ -15,6 +15,7 @@ from loragraft.formats.split import SplitLimits
 from loragraft.formats.textfile import decoded, read_file
 from loragraft.patterns import PatternError, searcher
 from loragraft.quants.types import BY_NAME, QuantType, by_name
+from loragraft.system.remote.paths import as_path
 
 if TYPE_CHECKING:
     from loragraft.formats.imatrix import Imatrix
@@ -57,7 +58,7 @@ def _words(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def _matrix(given: str | PathLike[str] | Imatrix | None) -> Path | Imatrix | None:
-    return Path(given) if isinstance(given, str | PathLike) else given
+    return as_path(given) if isinstance(given, str | PathLike) else given
 
 
 def _type(given: GivenType | None) -> QuantType | None:
@@ -65,7 +66,7 @@ def _type(given: GivenType | None) -> QuantType | None:
 
 
 def _paths(given: str | PathLike[str] | Iterable[str | PathLike[str]]) -> tuple[Path, ...]:
-    return tuple(map(Path, [given] if isinstance(given, str | PathLike) else given))
+    return tuple(map(as_path, [given] if isinstance(given, str | PathLike) else given))
 
 
 def _rules(given: Iterable[str | tuple[str, GivenType]]) -> tuple[tuple[str, QuantType], ...]:

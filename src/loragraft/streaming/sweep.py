@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from loragraft.streaming.steps import Chunk
+from loragraft.system.mapped import reads_remotely
 from loragraft.system.threads import in_threads
 
 _Result = TypeVar("_Result")
 
-#: How many chunks per thread the inputs are read ahead.
-READ_AHEAD = 2
+#: How many chunks per thread the inputs are read ahead; and how many in all where they come over a network, whose
+#: answers take long.
+READ_AHEAD, READ_FAR_AHEAD = 2, 48
 
 
 def sweep(chunks: Iterable[Chunk], work: Callable[[Chunk], _Result], *, threads: int) -> list[_Result]:
@@ -34,7 +36,10 @@ def sweep(chunks: Iterable[Chunk], work: Callable[[Chunk], _Result], *, threads:
         chunk.step.source.release(chunk.start, chunk.stop)
         return result
 
-    return in_threads(done, _with_coming(chunks, threads * READ_AHEAD), threads)
+    ahead = threads * READ_AHEAD
+    if reads_remotely():
+        ahead = max(ahead, READ_FAR_AHEAD)
+    return in_threads(done, _with_coming(chunks, ahead), threads)
 
 
 def _with_coming(chunks: Iterable[Chunk], ahead: int) -> Iterator[tuple[Chunk, Sequence[Chunk]]]:

@@ -25,6 +25,7 @@ from loragraft.streaming.journal import Journal
 from loragraft.streaming.rows import encode
 from loragraft.streaming.steps import Chunk, Span, Step, chunks
 from loragraft.streaming.sweep import sweep
+from loragraft.system.mapped import check_unchanged
 
 #: Output (at most F32) and the block of floats, per weight of a chunk; generous.
 _BYTES_PER_WEIGHT = 8
@@ -160,6 +161,7 @@ def write_files(
             label=label,
             written=tensors.names,
         )
+        check_unchanged(inputs)
         for part in parts if len(parts) > 1 else ():
             part.writer.seal()  # so that all files appear at once
     for part in parts:

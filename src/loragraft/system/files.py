@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.errors import LoragraftError
+from loragraft.system.remote.paths import SCHEMES, RemotePath, as_path
+
+_STRANGE_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 @contextmanager
@@ -60,16 +64,21 @@ def files_of(path: Path) -> list[Path]:
 
 
 def named_path(given: str | PathLike[str], error: type[LoragraftError] = LoragraftError) -> Path:
-    """`given` as a path that may be asked for. Raises `error` for what no file can be called: a NUL or half of a
-    surrogate pair in it, too many characters, nothing at all."""
+    """`given`, a URL or not, as a path that may be asked for. Raises `error` for what no file can be called: a NUL or
+    half of a surrogate pair in it, too many characters, nothing at all; and for a URL of a kind that is not read."""
     if not isinstance(given, str | PathLike) or not isinstance(os.fspath(given), str):
         raise error("path", "is no name of a file", found=repr(given)[:80], expected="a string or a Path")
     if not os.fspath(given):
         raise error("path", "is empty", expected="the name of a file or a folder")
-    path = Path(given)
+    path = as_path(given)
+    if isinstance(path, RemotePath):
+        return path
     try:
         os.lstat(path)
     except OSError as problem:
+        if _STRANGE_URL.match(os.fspath(given)):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise error(str(given), "URLs of this kind are not read", expected=kinds) from None
         if problem.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise error(path, f"cannot be read: {problem.strerror}") from None
     except ValueError as problem:

@@ -1,31 +1,75 @@
-"""A file mapped for reading, opened so that anything wrong with it is one sentence."""
+"""A file opened for reading, so that anything wrong with it is one sentence: mapped if it lies on this machine, else
+read by ranges (`system.remote`)."""
 
 from __future__ import annotations
 
 import functools
 import mmap
 import os
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from loragraft import _native
 from loragraft.errors import FormatError
 from loragraft.system.files import regular_file
+from loragraft.system.remote.paths import RemotePath
+
+if TYPE_CHECKING:
+    from loragraft.system.remote.blocks import RemoteFile
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def map_file(path: Path, error: type[FormatError]) -> mmap.mmap:
-    """The bytes of the regular file at `path`, read-only.
+class FileBytes(Protocol):
+    """The bytes of a file, which are not all in memory."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> bytes: ...
+
+    def view(self, start: int, count: int) -> npt.NDArray[np.uint8]:
+        """`count` bytes from `start` on, uint8 [count], read-only."""
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) will be asked for soon."""
+
+    def release(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) will not be asked for again soon."""
+
+    def head(self, most: int) -> mmap.mmap:
+        """A buffer of at least the first `most` bytes (or all), of which `fill` says how many are there."""
+
+    def fill(self, head: mmap.mmap, filled: int, needed: int) -> int:
+        """Have `needed` bytes of `head` there, of which `filled` are; how many now are."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def map_file(path: Path, error: type[FormatError]) -> FileBytes:
+    """The bytes of the regular file at `path`, or of what a URL names.
 
     The mapping lives as long as a view of it does. Raises `error` for a file that is missing, unreadable, empty, or
     not a regular file (a pipe would block for ever, a device has no length).
     """
+    if isinstance(path, RemotePath):
+        from loragraft.system.remote.blocks import RemoteFile, local_copy
+
+        copy = local_copy(path)
+        return RemoteFile.of(path, error) if copy is None else map_file(copy, error)
     with regular_file(path, error) as descriptor:
         if os.fstat(descriptor).st_size == 0:
             raise error(path, "the file is empty")
@@ -38,6 +82,29 @@ class _Mapping(mmap.mmap):
     """A mapping that is no longer watched once it is closed: its addresses will be something else's."""
 
     unwatch: Callable[[], object] | None = None
+
+    def view(self, start: int, count: int) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self, np.uint8, count, start)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Have the system read bytes [start, stop) ahead."""
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        self.madvise(mmap.MADV_WILLNEED, first, stop - first)
+
+    def release(self, start: int, stop: int) -> None:
+        """Drop the whole pages within bytes [start, stop) from this process's memory.
+
+        They stay in the system's cache, and are mapped again when they are touched: only their cost is given back.
+        """
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            self.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def head(self, most: int) -> mmap.mmap:
+        return self
+
+    def fill(self, head: mmap.mmap, filled: int, needed: int) -> int:
+        return len(self)
 
     def close(self) -> None:
         super().close()
@@ -87,6 +154,25 @@ def check_intact(of: Path | None = None) -> None:
             )
 
 
+def _remote_files() -> list[RemoteFile]:
+    """Those in use. (Without the module that reads them there are none.)"""
+    blocks = sys.modules.get("loragraft.system.remote.blocks")
+    return [] if blocks is None else blocks.files_in_use()
+
+
+def check_unchanged(paths: Iterable[Path]) -> None:
+    """Raises `FormatError` if one of `paths` is a remote file in use, and another file has taken its place."""
+    asked = {str(path) for path in paths if isinstance(path, RemotePath)}
+    for file in {str(file.path): file for file in _remote_files()}.values():
+        if str(file.path) in asked and file.changed():
+            raise FormatError(file.path, "changed while it was in use", hint="start again")
+
+
+def reads_remotely() -> bool:
+    """Whether any file in use lies elsewhere."""
+    return bool(_remote_files())
+
+
 def _belongs(path: Path, model: Path) -> bool:
     """Whether `path` is the model's file, in its folder, or beside it as another part of a split one."""
     return model in (path, path.parent) or (path.parent == model.parent and "-of-" in path.name)
@@ -102,19 +188,3 @@ def intact(function: Callable[P, T]) -> Callable[P, T]:
         return result
 
     return checked
-
-
-def prefetch(mapping: mmap.mmap, start: int, stop: int) -> None:
-    """Have the system read bytes [start, stop) ahead."""
-    first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    mapping.madvise(mmap.MADV_WILLNEED, first, stop - first)
-
-
-def release(mapping: mmap.mmap, start: int, stop: int) -> None:
-    """Drop the whole pages within bytes [start, stop) from this process's memory.
-
-    They stay in the system's cache, and are mapped again when they are touched: only their cost is given back.
-    """
-    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last:
-        mapping.madvise(mmap.MADV_DONTNEED, first, last - first)

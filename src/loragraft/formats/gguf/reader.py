@@ -31,6 +31,7 @@ from loragraft.formats.gguf.values import (
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 from loragraft.system import mapped
+from loragraft.system.remote.paths import as_path
 
 #: No header is larger than this: the largest tokenizers in use take about 20 MB.
 MAX_HEADER = 1 << 27
@@ -66,7 +67,13 @@ class GGUFTensor(TensorSource):
     """A tensor of a mapped GGUF file."""
 
     def __init__(
-        self, file: Path, name: str, shape: tuple[int, ...], type_: QuantType, offset: int, mapping: mmap.mmap
+        self,
+        file: Path,
+        name: str,
+        shape: tuple[int, ...],
+        type_: QuantType,
+        offset: int,
+        mapping: mapped.FileBytes,
     ) -> None:
         self.file = file
         """The file that holds it (one of several, if the model is split)."""
@@ -89,16 +96,14 @@ class GGUFTensor(TensorSource):
         if not 0 <= start <= stop <= self.n_rows:
             raise IndexError(f"rows [{start}, {stop}) of {self.name}, which has {self.n_rows}")
         row_bytes = self.row_bytes
-        view = np.frombuffer(
-            self._mapping, np.uint8, (stop - start) * row_bytes, self.offset + start * row_bytes
-        )
+        view = self._mapping.view(self.offset + start * row_bytes, (stop - start) * row_bytes)
         return view.reshape(stop - start, row_bytes)
 
     def prefetch(self, start: int, stop: int) -> None:
-        mapped.prefetch(self._mapping, *self._span(start, stop))
+        self._mapping.prefetch(*self._span(start, stop))
 
     def release(self, start: int, stop: int) -> None:
-        mapped.release(self._mapping, *self._span(start, stop))
+        self._mapping.release(*self._span(start, stop))
 
     def _span(self, start: int, stop: int) -> tuple[int, int]:
         """Bytes of rows [start, stop), from the file's beginning."""
@@ -134,7 +139,7 @@ class GGUFFile:
     @classmethod
     def open(cls, path: Path | str) -> GGUFFile:
         """Map `path` and validate its header. Raises `GGUFError`."""
-        path = Path(path)
+        path = as_path(path)
         return _HeaderParser(path, mapped.map_file(path, GGUFError)).parse()
 
     @staticmethod
@@ -159,11 +164,14 @@ class GGUFFile:
 class _HeaderParser:
     """A cursor over the header; every read is checked against `limit` first."""
 
-    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
+    def __init__(self, path: Path, mapping: mapped.FileBytes) -> None:
         self.path = path
-        self.mapping = mapping
+        self.file = mapping
         self.size = len(mapping)
         self.limit = min(self.size, MAX_HEADER)
+        self.mapping = mapping.head(self.limit)
+        self.filled = mapping.fill(self.mapping, 0, min(self.limit, 16))
+        """How much of it is there: of a remote file the rest follows as it is needed."""
         self.position = 0
         self.elements = self.n_strings = self.inner_arrays = 0
 
@@ -205,6 +213,8 @@ class _HeaderParser:
         """Assure that `count` more bytes, which hold `what`, lie within the file."""
         left = self.limit - self.position
         if count <= left:
+            if self.position + count > self.filled:
+                self.filled = self.file.fill(self.mapping, self.filled, self.position + count)
             return
         if self.limit < self.size:
             raise self.fail(
@@ -312,20 +322,21 @@ class _HeaderParser:
 
     def strings(self, count: int, what: str) -> list[str]:
         """`count` strings. Written for speed: a vocabulary has some 100,000 of them."""
-        mapping, position, last_length = self.mapping, self.position, self.limit - 8
+        mapping, position, there = self.mapping, self.position, min(self.filled, self.limit)
         length_at: Callable[[mmap.mmap, int], tuple[int]] = _U64.unpack_from
         texts = []
         for _ in range(count):
-            if position > last_length:
+            if position + 8 > there:
                 self.position = position
                 self.need(8, what)
+                there = min(self.filled, self.limit)
             start = position + 8
             position = start + length_at(mapping, position)[0]
-            text = mapping[start:position]
-            if len(text) != position - start or position > self.limit:
-                length, self.position = position - start, start
-                self.need(length, what)
-            texts.append(text.decode("utf-8", "surrogateescape"))
+            if position > there:
+                self.position = start
+                self.need(position - start, what)
+                there = min(self.filled, self.limit)
+            texts.append(mapping[start:position].decode("utf-8", "surrogateescape"))
         self.position = position
         return texts
 
@@ -394,7 +405,7 @@ class _HeaderParser:
                     expected=f"at least {end} for {type_} {list(shape)} at offset {start}",
                 )
             spans.append((start, end, name))
-            tensors[name] = GGUFTensor(self.path, name, shape, type_, start, self.mapping)
+            tensors[name] = GGUFTensor(self.path, name, shape, type_, start, self.file)
         spans.sort()
         for (_, end, before), (start, _, after) in pairwise(spans):
             if start < end:

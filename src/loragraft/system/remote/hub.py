@@ -1,0 +1,106 @@
+"""Models on the Hugging Face hub: `hf://org/name[@revision][/file]`.
+
+One question tells a repository's commit, names and sizes. All that is read is of that commit, whatever is pushed
+meanwhile. Tokens, endpoint and offline mode are huggingface_hub's own; what its cache holds is read from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from huggingface_hub import HfApi, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily
+
+from loragraft.errors import LoragraftError
+from loragraft.system.remote.http import probe, read_range
+from loragraft.system.remote.paths import RemotePath
+from loragraft.system.remote.stores import MAX_NAMES, Facts, Store, brief
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A repository at one commit: files by their names within it, sizes where the hub tells them."""
+
+    commit: str
+    sizes: dict[str, int | None]
+
+
+def endpoint() -> str | None:
+    """The hub's address, if it is not the usual one."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def parts_of(path: RemotePath) -> tuple[str, str | None, str]:
+    """Repository, revision and name within it. Raises LoragraftError for what is no model's."""
+    words = path.parts[1:]
+    if words and words[0] in ("datasets", "spaces"):
+        raise LoragraftError(path, "is no model's repository", expected="hf://ORG/NAME")
+    repository, _, revision = "/".join(words[:2]).partition("@")
+    return repository, unquote(revision) or None, "/".join(words[2:])
+
+
+class HubStore(Store):
+    def snapshot(self, path: RemotePath) -> Snapshot | None:
+        """None if there is no such repository, or nobody may know."""
+        root = RemotePath(*path.parts[:3])
+        return self.remembered("snapshot", root, lambda: _snapshot(root))
+
+    def facts(self, path: RemotePath) -> Facts | None:
+        found, name = self.snapshot(path), parts_of(path)[2]
+        if found is None or name not in found.sizes:
+            return None
+        size = found.sizes[name]
+        if size is None:
+            probed = self.remembered("facts", path, lambda: probe(path, *self._where(path, found.commit)))
+            return probed and Facts(probed.size, found.commit)
+        return Facts(size, found.commit)
+
+    def children(self, path: RemotePath) -> Collection[str]:
+        found, name = self.snapshot(path), parts_of(path)[2]
+        if found is None:
+            return ()
+        start = f"{name}/" if name else ""
+        return {file[len(start) :].partition("/")[0] for file in found.sizes if file.startswith(start)}
+
+    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
+        return read_range(path, *self._where(path, facts.version), facts, start, stop)
+
+    def now(self, path: RemotePath) -> Facts | None:
+        return self.facts(path)  # a commit does not change
+
+    def local(self, path: RemotePath) -> Path | None:
+        repository, _, name = parts_of(path)
+        found = self.snapshot(path)
+        cached = found and try_to_load_from_cache(repository, name, revision=found.commit)
+        return Path(cached) if isinstance(cached, str) else None
+
+    def _where(self, path: RemotePath, commit: str) -> tuple[str, dict[str, str]]:
+        repository, _, name = parts_of(path)
+        return hf_hub_url(repository, name, revision=commit, endpoint=endpoint()), build_hf_headers()
+
+
+def _snapshot(root: RemotePath) -> Snapshot | None:
+    repository, revision, _ = parts_of(root)
+    try:
+        info = HfApi(endpoint=endpoint()).model_info(repository, revision=revision, files_metadata=True)
+    except Exception as problem:  # huggingface_hub's, the HTTP client's, Python's own
+        kind, said = type(problem).__name__, brief(problem)
+        if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
+            return None
+        if kind == "GatedRepoError":
+            raise LoragraftError(
+                root,
+                "its makers let only those read it who asked",
+                hint="ask on its page, then hf auth login",
+            ) from None
+        if kind == "OfflineModeIsEnabled":
+            raise LoragraftError(root, "cannot be reached: HF_HUB_OFFLINE is set") from None
+        raise LoragraftError(root, f"cannot be reached: {said}") from None
+    names = info.siblings or []
+    if len(names) > MAX_NAMES:
+        raise LoragraftError(root, "has too many files", found=len(names), expected=f"at most {MAX_NAMES}")
+    return Snapshot(str(info.sha), {each.rfilename: each.size for each in names})

@@ -1,0 +1,114 @@
+"""What holds remote files: what is there, and ranges of their bytes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from loragraft.errors import LoragraftError
+from loragraft.system.remote.paths import RemotePath
+
+#: Seconds for which what a store said is taken for granted, so that one run does not ask the same over and over.
+FRESH = 60.0
+#: Files of a repository or names in a folder; more than any model has.
+MAX_NAMES = 100_000
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of one file. `version` is another one when the content is."""
+
+    size: int
+    version: str
+
+
+class Store(ABC):
+    """One kind of place. Every method raises LoragraftError for what cannot be reached or may not be read."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[float, object]] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def facts(self, path: RemotePath) -> Facts | None:
+        """Of the file at `path`; None if there is no such file."""
+
+    @abstractmethod
+    def children(self, path: RemotePath) -> Collection[str]:
+        """Names of what lies in the folder `path`; none if it is no folder."""
+
+    @abstractmethod
+    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), with 0 <= start < stop <= facts.size. Never more than were asked for are held."""
+
+    def local(self, path: RemotePath) -> Path | None:
+        """A copy on this machine's disk, if there is one already."""
+        return None
+
+    def now(self, path: RemotePath) -> Facts | None:
+        """`facts`, asked for anew."""
+        with self._lock:
+            self._known.clear()
+        return self.facts(path)
+
+    def remembered(self, what: str, path: RemotePath, ask: Callable[[], _Answer]) -> _Answer:
+        """`ask()`, or what it said a short while ago."""
+        key = (what, str(path))
+        with self._lock:
+            when, answer = self._known.get(key, (-FRESH, None))
+        if time.monotonic() - when < FRESH:
+            return answer  # type: ignore[return-value]
+        made = ask()
+        with self._lock:
+            self._known[key] = time.monotonic(), made
+        return made
+
+
+@functools.cache
+def _store(scheme: str) -> Store:
+    if scheme == "hf":
+        from loragraft.system.remote.hub import HubStore
+
+        return HubStore()
+    if scheme in ("http", "https"):
+        from loragraft.system.remote.http import HttpStore
+
+        return HttpStore()
+    from loragraft.system.remote.buckets import BucketStore
+
+    return BucketStore(scheme)
+
+
+def store_of(path: RemotePath) -> Store:
+    """The store that `path` lies in. Raises LoragraftError if the package that speaks to it is not installed."""
+    with needing(path):
+        return _store(path.scheme)
+
+
+@contextmanager
+def needing(path: RemotePath | str) -> Iterator[None]:
+    """What is imported within belongs to an extra: raises LoragraftError, with what to install, if it is not there."""
+    try:
+        yield
+    except ImportError as problem:
+        extra = "gs" if str(path).startswith("gs:") else "hub"
+        raise LoragraftError(
+            path,
+            f"reading and writing URLs needs the package {problem.name or problem}",
+            hint=f"pip install 'loragraft[{extra}]'",
+        ) from None
+
+
+def brief(problem: BaseException) -> str:
+    """What a library says went wrong, in one line."""
+    text = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
+    return text[:300] or type(problem).__name__
