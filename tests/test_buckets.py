@@ -49,6 +49,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(blocks.BLOCKS, "_there", type(blocks.BLOCKS._there)())
     monkeypatch.setattr(blocks.BLOCKS, "_size", 0)
+    import urllib.request
+
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{http.server_port}/moto-api/reset", method="POST")
+    ).close()
     client().create_bucket(Bucket="models")
     yield counting
     http.shutdown()
@@ -117,3 +122,132 @@ def test_an_object_that_changes_is_not_merged(s3: Counting, tmp_path: Path) -> N
     with pytest.raises(lg.errors.FormatError, match="changed"):
         lg.quantize(model, tmp_path / "out.gguf", "Q8_0")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def keys() -> list[str]:
+    return [each["Key"] for each in client().list_objects_v2(Bucket="models").get("Contents", [])]
+
+
+def content(key: str) -> bytes:
+    body: bytes = client().get_object(Bucket="models", Key=key)["Body"].read()
+    return body
+
+
+def unfinished() -> int:
+    return len(client().list_multipart_uploads(Bucket="models").get("Uploads", []))
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_merge_from_a_bucket_to_a_bucket(
+    s3: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    from loragraft.streaming import steps
+    from loragraft.system.remote import output
+
+    monkeypatch.setattr(output, "PART", 5 << 20)  # S3's least
+    monkeypatch.setattr(steps, "CHUNK_WEIGHTS", 1 << 14)
+    base, adapter = data("llama-kjv"), data("llama-kjv.shakespeare")
+    put(base, "llama-kjv")
+    put(adapter, "llama-kjv.shakespeare")
+    lg.merge(base, [adapter], tmp_path / "local.gguf")
+    report = lg.merge(
+        "s3://models/llama-kjv",
+        ["s3://models/llama-kjv.shakespeare"],
+        "s3://models/out/tuned.gguf",
+        options=lg.QuantizeOptions(verify=True),
+        threads=threads,
+    )
+    assert content("out/tuned.gguf") == (tmp_path / "local.gguf").read_bytes()
+    assert len(content("out/tuned.gguf")) > 5 << 20  # so there were several parts
+    assert str(report.paths[0]) == "s3://models/out/tuned.gguf"
+    assert len(report.errors) > 10
+    assert unfinished() == 0
+
+
+def test_several_files_appear_together(s3: Counting, tmp_path: Path) -> None:
+    from loragraft.formats.split import SplitLimits
+
+    options = lg.QuantizeOptions(split=SplitLimits(max_tensors=12))
+    lg.merge(data("llama-kjv"), [], tmp_path / "m", type="Q8_0", options=options)
+    lg.merge(data("llama-kjv"), [], "s3://models/m", type="Q8_0", options=options)
+    local = sorted(tmp_path.glob("m-*.gguf"))
+    assert keys() == [path.name for path in local]
+    assert [content(path.name) for path in local] == [path.read_bytes() for path in local]
+
+
+def test_a_run_that_fails_leaves_nothing(s3: Counting, tmp_path: Path) -> None:
+    import numpy as np
+
+    from gguf_files import write_gguf
+    from loragraft.formats.gguf.values import Value
+
+    values = np.ones((8192, 1024), np.float32)
+    values[-1, -1] = np.nan
+    metadata = {"general.architecture": Value.string("llama")}
+    write_gguf(tmp_path / "bad.gguf", metadata, {"blk.0.ffn_up.weight": values})
+    with pytest.raises(lg.errors.QuantizeError, match="not finite"):
+        lg.quantize(tmp_path / "bad.gguf", "s3://models/out.gguf", "Q8_0")
+    assert keys() == []
+    assert unfinished() == 0
+
+
+def test_a_killed_run_leaves_no_object(s3: Counting, tmp_path: Path) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    code = (
+        "import os, signal, sys, loragraft as lg\n"
+        "from loragraft.system.remote.output import RemoteOutput\n"
+        "RemoteOutput.commit = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "lg.convert(sys.argv[1], 's3://models/out.gguf')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(data("llama-kjv"))])
+    assert done.returncode == -signal.SIGKILL
+    assert keys() == []
+    lg.convert(data("llama-kjv"), "s3://models/out.gguf")
+    assert keys() == ["out.gguf"]
+
+
+def test_what_comes_early_waits_for_its_turn(
+    s3: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from loragraft.system.remote import output
+    from loragraft.system.remote.output import RemoteOutput
+    from loragraft.system.remote.paths import RemotePath
+
+    monkeypatch.setattr(output, "WAITING", 1 << 20)  # most of it goes to the disk
+    bytes_ = np.random.default_rng(0).integers(0, 256, 12 << 20, dtype=np.uint8).tobytes()
+    places = list(range(0, len(bytes_), 100_000))
+    np.random.default_rng(1).shuffle(places)
+    with RemoteOutput(RemotePath("s3://models/early"), len(bytes_)) as file:
+        for place in places:
+            file.write_at(place, bytes_[place : place + 100_000])
+    assert content("early") == bytes_
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("s3://no-such-bucket/out.gguf", "cannot be written"),
+        ("s3://models", "names no object"),
+        ("https://host/out.gguf", "cannot be written piece by piece"),
+        ("hf://acme/out/out.gguf", "--push hf://acme/out"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(s3: Counting, output: str, says: str) -> None:
+    with pytest.raises(lg.errors.OutputError, match=says) as raised:
+        lg.convert(data("llama-kjv"), output)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_output_is_no_input(s3: Counting, tmp_path: Path) -> None:
+    lg.convert(data("llama-kjv"), "s3://models/m.gguf")
+    with pytest.raises(lg.errors.OutputError, match="also an input"):
+        lg.quantize("s3://models/m.gguf", "s3://models/m.gguf", "Q8_0")
+    with pytest.raises(lg.errors.OutputError, match="cannot be continued"):
+        lg.quantize(
+            "s3://models/m.gguf", "s3://models/q.gguf", "Q8_0", options=lg.QuantizeOptions(resume=True)
+        )

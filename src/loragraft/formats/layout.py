@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from loragraft.errors import OutputError
-from loragraft.system.output import OutputFile, flat_bytes
+from loragraft.system.output import flat_bytes, open_output
+from loragraft.system.remote.paths import RemotePath, as_path
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class FileLayout:
     size: int
     """Of the whole file, in bytes."""
 
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Where there is only padding: bytes [start, stop)."""
+        end = len(self.header)
+        for name in sorted(self.offsets, key=self.offsets.__getitem__):
+            if end < self.offsets[name]:
+                yield end, self.offsets[name]
+            end = self.offsets[name] + self.sizes[name]
+        if end < self.size:
+            yield end, self.size
+
 
 class TensorWriter:
     """A file under way; a context manager that commits on a clean exit and otherwise leaves nothing.
@@ -37,13 +48,16 @@ class TensorWriter:
     def __init__(
         self, path: Path | str, layout: FileLayout, *, inputs: Iterable[Path | str] = (), resume: bool = False
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self.layout = layout
         self._missing = dict(layout.sizes)
         self._lock = threading.Lock()
-        self.output = OutputFile(path, layout.size, inputs=inputs, resume=resume)
+        self.output = open_output(self.path, layout.size, inputs=inputs, resume=resume)
         try:
             self.output.write_at(0, layout.header)
+            if isinstance(self.path, RemotePath):  # what a file system would fill with zeros
+                for start, stop in layout.gaps():
+                    self.output.write_at(start, bytes(stop - start))
         except BaseException:
             self.output.discard()
             raise

@@ -26,6 +26,7 @@ from loragraft.streaming.rows import encode
 from loragraft.streaming.steps import Chunk, Span, Step, chunks
 from loragraft.streaming.sweep import sweep
 from loragraft.system.mapped import check_unchanged
+from loragraft.system.output import OutputFile
 
 #: Output (at most F32) and the block of floats, per weight of a chunk; generous.
 _BYTES_PER_WEIGHT = 8
@@ -144,8 +145,10 @@ def write_files(
         for file in files:
             writer = TensorWriter(file.path, file.layout, inputs=inputs, resume=resume)
             stack.enter_context(writer)
-            journal = Journal(writer.output.journal, digest, resume=writer.output.resumed)
-            stack.callback(journal.close)
+            journal = None
+            if isinstance(writer.output, OutputFile):
+                journal = Journal(writer.output.journal, digest, resume=writer.output.resumed)
+                stack.callback(journal.close)
             parts.append(OutputPart(writer, file.steps, journal, file.pieces))
         if resume:
             progress.note(_resume_note(parts))

@@ -20,12 +20,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from loragraft import _native
 from loragraft.errors import OutputError
 from loragraft.system.interrupts import held
 from loragraft.system.mapped import check_intact
+from loragraft.system.remote.paths import RemotePath, as_path
+
+if TYPE_CHECKING:
+    from loragraft.system.remote.output import RemoteOutput
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,6 +57,8 @@ class OutputFile:
         self, path: Path | str, size: int, *, inputs: Iterable[Path | str] = (), resume: bool = False
     ) -> None:
         self.path = Path(path)
+        if isinstance(path, RemotePath):
+            raise OutputError(path, "is a URL, and this is written on this machine alone")
         self.size = size
         try:
             self._target = Path(os.path.realpath(self.path))  # through a link, the file it names is replaced
@@ -85,6 +91,11 @@ class OutputFile:
     @classmethod
     def probe(cls, path: Path | str, inputs: Iterable[Path | str]) -> None:
         """Raise now what writing `path` would raise, for work that takes long before there is something to write."""
+        if isinstance(path, RemotePath):
+            from loragraft.system.remote.output import check_writable
+
+            check_writable(path, inputs)
+            return
         cls(path, 0, inputs=inputs).discard()
 
     # ---- writing ----
@@ -264,6 +275,20 @@ class OutputFile:
                     self.path, "not enough space on the disk", expected=f"{self.size} bytes"
                 ) from None
             raise OutputError(self.path, f"cannot be written: {problem.strerror}") from None
+
+
+def open_output(
+    path: Path | str, size: int, *, inputs: Iterable[Path | str] = (), resume: bool = False
+) -> OutputFile | RemoteOutput:
+    """An output under way at `path`, on this machine or at a URL. Raises `OutputError`."""
+    path = as_path(path)
+    if not isinstance(path, RemotePath):
+        return OutputFile(path, size, inputs=inputs, resume=resume)
+    if resume:
+        raise OutputError(path, "a run that writes to a URL cannot be continued", hint="leave out --resume")
+    from loragraft.system.remote.output import RemoteOutput
+
+    return RemoteOutput(path, size, inputs=inputs)
 
 
 #: Bytes that a file system allows in a name; what we add to one; seconds to wait for a folder's turn.

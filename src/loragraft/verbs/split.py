@@ -77,7 +77,7 @@ def join(model: Path | str, output: Path | str, *, progress: Progress = SILENT) 
         named_path(output, OutputError), joined_metadata(files[0].metadata), specs, inputs=_paths(files)
     ) as writer:
         _copy(tensors, specs, writer, progress)
-    return Path(output)
+    return named_path(output, OutputError)
 
 
 def _specs(tensors: dict[str, GGUFTensor]) -> list[TensorSpec]:

@@ -11,10 +11,16 @@ from typing import Self
 
 from loragraft.errors import OutputError
 from loragraft.system.output import is_of
+from loragraft.system.remote.paths import RemotePath
 
 
 def check_new(folder: Path, *, resume: bool) -> None:
-    """Raises OutputError if `folder` holds something, unless that may be what a killed run left, to be continued."""
+    """Raises OutputError if `folder` holds something, unless that may be what a killed run left, to be continued; or
+    if it is a URL."""
+    if isinstance(folder, RemotePath):
+        raise OutputError(
+            folder, "is a URL", expected="a folder on this machine", hint="upload it afterwards"
+        )
     if not folder.exists() or (folder.is_dir() and (resume or not any(folder.iterdir()))):
         return
     killed = folder.is_dir() and any(path.suffix == ".partial" for path in folder.iterdir())

@@ -37,6 +37,9 @@ class BucketStore(Store):
             raise FormatError(path, "became shorter while it was in use", hint="get it anew")
         return data
 
+    def writer(self, path: RemotePath, part: int) -> Any:
+        return self.files.open(str(path), "wb", block_size=part, autocommit=False)
+
     def _facts(self, path: RemotePath) -> Facts | None:
         try:
             info = self.files.info(str(path))

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, OutputError
 from loragraft.system.remote.paths import RemotePath
 
 #: Seconds for which what a store said is taken for granted, so that one run does not ask the same over and over.
@@ -50,15 +50,24 @@ class Store(ABC):
     def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
         """Bytes [start, stop), with 0 <= start < stop <= facts.size. Never more than were asked for are held."""
 
+    def writer(self, path: RemotePath, part: int) -> Any:
+        """A stream for writing in order, in parts of `part` bytes. `close` sends what is left, `commit` gives the
+        object its name, `discard` gives it up. Raises whatever the store's library raises."""
+        raise OutputError(path, "cannot be written")
+
     def local(self, path: RemotePath) -> Path | None:
         """A copy on this machine's disk, if there is one already."""
         return None
 
     def now(self, path: RemotePath) -> Facts | None:
         """`facts`, asked for anew."""
+        self.forget()
+        return self.facts(path)
+
+    def forget(self) -> None:
+        """Take nothing for granted that was said before."""
         with self._lock:
             self._known.clear()
-        return self.facts(path)
 
     def remembered(self, what: str, path: RemotePath, ask: Callable[[], _Answer]) -> _Answer:
         """`ask()`, or what it said a short while ago."""
