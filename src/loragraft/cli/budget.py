@@ -46,14 +46,26 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Bytes for all tensors, such as 3.2GB.",
 )
-@option("--bpw", type=click.FloatRange(min=0, min_open=True), metavar="BITS", help="Or bits per weight.")
+@option(
+    "--bpw",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="BITS",
+    help="Instead of --size: bits per weight.",
+)
 @option(
     "--keep",
     type=Parsed("loragraft.units:share"),
     metavar="PERCENT",
-    help="Or as little as keeps this much of the fine-tune.",
+    help="Instead of --size: the smallest that keeps this much of the fine-tune.",
 )
-@option("--like", "mix", type=TARGET, metavar="MIX", default="Q4_K_M", help="Or as much as this mix takes.")
+@option(
+    "--like",
+    "mix",
+    type=TARGET,
+    metavar="MIX",
+    default="Q4_K_M",
+    help="Instead of --size: the size of this mix.",
+)
 @option(
     "--types",
     metavar="TYPE,...",
@@ -61,10 +73,12 @@ if TYPE_CHECKING:
     help="The types to choose from.",
 )
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
-@option("--output", "-o", type=OUTPUT, metavar="FILE", help="Write the types, for --tensor-type-file.")
+@option(
+    "--output", "-o", type=OUTPUT, metavar="FILE", help="Write the types to a file for --tensor-type-file."
+)
 @measure_options(context=256, windows=8)
 @option(
-    "--valid-windows", type=click.IntRange(min=2), default=32, metavar="N", help="Judge on N windows at most."
+    "--valid-windows", type=click.IntRange(min=2), default=32, metavar="N", help="Judge on at most N windows."
 )
 @WORK_DIR
 @plot_option("where the bits go")
@@ -88,12 +102,12 @@ def budget(
 ) -> None:
     """Choose the type of every tensor so that a model of a given size keeps the most of a fine-tune.
 
-    Each tensor alone is rounded, and the KL divergence measured that this causes on --text, from the merged model at
-    full precision: one reading of --windows windows per tensor. The types are chosen so that the divergences add up to
-    the least that the size allows. The model that they give is then measured on another text (--valid, or what is left
-    of --text), beside the mix of its size and the next larger one; if it is no better, that is said.
+    Each tensor is rounded on its own, and the KL divergence from the full-precision merged model is measured on
+    --text: one reading of --windows windows per tensor. The types are chosen so that the sum of these divergences is
+    as small as the size allows. The result is then measured on another text (--valid, or the rest of --text), beside
+    the mix of the same size and the next larger one. If it is not better, the report says so.
 
-    -o writes the types for `merge` and `quantize`, ours or llama-quantize's. docs/bits.md shows what is gained.
+    -o writes the types for `merge` and `quantize`, and for llama-quantize. docs/bits.md shows the gains.
     """
     if sum(wanted is not None for wanted in (size, bpw, keep)) > 1:
         raise click.UsageError("give one of --size, --bpw and --keep")

@@ -49,11 +49,11 @@ def check(
 ) -> None:
     """Report how every linear is computed, and measure what each wrong order would cost.
 
-    For every linear: its type, weight scale, adapters and bias, the order in which they are applied, and whether
-    llama.cpp's published graph would abort, drop the scale or be right on it. With --text, the same model is run with
-    the order deliberately broken, and its perplexity, mean KL divergence from the right order and share of tokens with
-    the same likeliest successor are printed. Blocks that are alike share a line, but with --verbose. This runs in
-    float32 on the reference backend: slow, and four bytes of memory for each weight.
+    For every linear: its type, weight scale, adapters and bias, the order in which they are applied, and what
+    llama.cpp's published graph would do with it (abort, drop the scale, or be right). With --text, the model also runs
+    with each order deliberately broken. Printed for each: perplexity, mean KL divergence from the right order, and how
+    often both pick the same most likely token. Blocks that are alike share a line unless --verbose is given. This runs
+    in float32 on the reference backend, so it is slow and needs four bytes of memory per weight.
     """
     if plot is not None and measured is None:
         raise click.UsageError("--plot needs --text: the errors are measured on it")

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     type=Parsed("loragraft.units:share"),
     default="99%",
     metavar="PERCENT",
-    help="How much of the fine-tune is wanted.",
+    help="How much of the fine-tune to keep.",
 )
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
 @measure_options(context=512, runs=True)
@@ -70,16 +70,16 @@ def compare(
 ) -> None:
     """Measure which deployment keeps more of a fine-tune: merged then quantized, or the adapter at run time.
 
-    With several types it also says which is the smallest deployment that keeps enough. For each --type a text is read
-    with the adapter merged, then quantized, and with the adapter at run time on the quantized base; and once with the
-    merged model at full precision and with the base alone. Printed for each: the perplexity, the mean KL divergence
-    from the model at full precision, how often its likeliest token is also that model's, the share of the fine-tune
-    kept, and the size. One type at a time is on disk.
+    Each --type is measured twice: merged and quantized, and quantized with the adapter applied at run time. The
+    merged model at full precision and the bare base are measured too. The table shows perplexity, the mean KL
+    divergence from the full-precision model, how often both pick the same most likely token, the share of the fine-
+    tune kept, and the size. With several types it also names the smallest deployment that keeps enough. Only one type
+    at a time is on disk.
 
-    Perplexity is computed as llama-perplexity does: the text's tokens are cut into windows of --context tokens, each
-    starting with BOS if the model uses one, and only the second half of each window is scored. The share kept is 1 -
-    KL(x) / KL(base alone), for all that the adapter changed is the distance from the base to the full-precision model.
-    After ± stands one standard error; a deployment keeps enough if two of them below its share still do.
+    Perplexity is computed as llama-perplexity does: the tokens are cut into windows of --context tokens, each
+    starting with BOS if the model uses one. Only the second half of each window is scored. The share kept is 1 -
+    KL(x) / KL(base alone). The number after the ± is one standard error. A deployment keeps enough if its share is
+    still enough after subtracting two standard errors.
     """
     if not lora:
         raise click.UsageError("give at least one adapter with --lora")

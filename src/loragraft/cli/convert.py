@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "source",
     metavar="SOURCE",
     type=FILE,
-    help="A Hugging Face model folder, or a PEFT adapter's (with --base).",
+    help="A Hugging Face model folder, or an adapter's (with --base).",
 )
 @option("--output", "-o", required=True, type=OUTPUT, metavar="OUT.gguf", help="The file to write.")
 @option(
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @option(
     "--base", type=FILE, metavar="BASE", help="The model that an adapter is for: a folder or a GGUF file."
 )
-@flag("--dequantize", help="Turn quantized weights that GGUF cannot carry into floats.")
+@flag("--dequantize", help="Dequantize weights whose quantization GGUF cannot hold.")
 @THREADS
 @JSON
 @intake_options
@@ -61,8 +61,8 @@ def convert(
 ) -> None:
     """Convert a Hugging Face model, or a PEFT adapter, to GGUF.
 
-    NVFP4 weights of ModelOpt and compressed-tensors checkpoints are repacked without loss, FP8 weights become the type
-    that is asked for. An adapter keeps its exact scale, also of rsLoRA and alpha_pattern.
+    NVFP4 weights of ModelOpt and compressed-tensors checkpoints are repacked without loss. FP8 weights become the type
+    that you ask for. An adapter keeps its exact scale, with rsLoRA and alpha_pattern too.
     """
     from loragraft.verbs.convert import is_adapter
 

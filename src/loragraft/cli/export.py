@@ -36,7 +36,7 @@ from loragraft.units import bytes_text, plural
     type=Parsed("loragraft.formats.split:parse_size"),
     metavar="N(M|G)",
     default_text="5G",
-    help="Weights in a file, at most (decimal units).",
+    help="Largest size of one file (decimal units).",
 )
 @LORA
 @MAX_MEMORY
@@ -56,9 +56,9 @@ def export(
 ) -> None:
     """Write a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.
 
-    Weights that are NVFP4 already keep their codes and scales bit for bit, unless they share a scale (q/k/v, gate/up)
-    with one that does not; the others are quantized; adapters are added before. Without scales of the activations in
-    the source the checkpoint is weight-only (W4A16).
+    Adapters are merged first. Weights that are already NVFP4 keep their codes and scales bit for bit. The exception:
+    they share a scale (q/k/v, gate/up) with a weight that is not NVFP4 yet. All other weights are quantized. If the
+    source has no activation scales, the checkpoint is weight-only (W4A16).
     """
     from loragraft.verbs.export import MAX_SHARD_BYTES
 

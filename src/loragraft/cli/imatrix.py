@@ -31,7 +31,7 @@ from loragraft.units import plural
 )
 @LORA
 @measure_options(context=512)
-@flag("--process-output", help="Of the output layer too.")
+@flag("--process-output", help="Collect for the output layer too.")
 @JSON
 def imatrix(
     model: Path,
@@ -43,8 +43,8 @@ def imatrix(
 ) -> None:
     """Collect an importance matrix on a text, for quantizing with --imatrix.
 
-    With --lora it is collected with the adapter active, which is what the merged model will see. The windows are those
-    of llama-imatrix: --context tokens each, starting with BOS if the model uses one; every token counts.
+    With --lora the adapter is active while the matrix is collected, so it describes the merged model. The windows are
+    those of llama-imatrix: --context tokens each, starting with BOS if the model uses one. Every token counts.
     """
     how = measured.measurement
 

@@ -16,10 +16,10 @@ _OPTIONS = (
         "--allow-pickle",
         help="Read pickled weights (.bin, .pt), by torch's weights-only rules: no code in them runs.",
     ),
-    _file("--text-only", help="Of a multimodal model or adapter take the language model's part alone."),
+    _file("--text-only", help="Take only the language model from a multimodal model or adapter."),
     _file(
         "--resize-vocab",
-        help="Give the model a row for every token of its (or the adapter's) tokenizer: the mean of the others.",
+        help="Add an embedding row for every token of the (adapter's) tokenizer that has none: the mean of the others.",
     ),
 )
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     default_text="F16, or NVFP4 for a base in NVFP4",
     help="Any type of `loragraft quantize`.",
 )
-@flag("--dequantize", help="Merge quantized weights that GGUF cannot carry as floats.")
+@flag("--dequantize", help="Dequantize weights whose quantization GGUF cannot hold.")
 @flag("--dry-run", help="Only show what would be written.")
 @THREADS
 @JSON
@@ -64,8 +64,8 @@ def merge(
 ) -> None:
     """Merge LoRA adapters into a model and quantize the sum, in one pass.
 
-    The result is, byte for byte, that of merging to F16 and quantizing the merged file, which is never written. Without
-    --lora this converts the model.
+    The output is byte for byte what you would get by merging to F16 and quantizing that file. The F16 file is never
+    written. Without --lora, this converts the model.
     """
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output")

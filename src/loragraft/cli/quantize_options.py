@@ -25,7 +25,7 @@ MAX_MEMORY = _where(
     "--max-buffer-size",
     type=_POSITIVE,
     metavar="MIB",
-    help="Memory for buffers; a few MiB per thread are used anyway.",
+    help="Memory for buffers. A few MiB per thread are always used.",
 )
 RESUME = _where("--resume", is_flag=True, help="Continue a run that was killed.")
 
@@ -33,13 +33,15 @@ _OPTIONS = (
     _what(
         "--allow-requantize",
         is_flag=True,
-        help="Let tensors that are quantized already be quantized anew, at a cost in quality.",
+        help="Quantize tensors again that are already quantized. This costs quality.",
     ),
     _what("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
     _what("--pure", is_flag=True, help="No mix: one type for every tensor."),
     _what("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat."),
-    _what("--include-weights", multiple=True, metavar="NAME", help="Use its entries for these tensors only."),
-    _what("--exclude-weights", multiple=True, metavar="NAME", help="Do not use its entries for these."),
+    _what("--include-weights", multiple=True, metavar="NAME", help="Use the matrix for these tensors only."),
+    _what(
+        "--exclude-weights", multiple=True, metavar="NAME", help="Do not use the matrix for these tensors."
+    ),
     _what(
         "--calibrate",
         multiple=True,
@@ -52,7 +54,7 @@ _OPTIONS = (
         type=_POSITIVE,
         default=64,
         metavar="N",
-        help="How many windows of 256 tokens of it.",
+        help="Calibrate on this many windows of 256 tokens.",
     ),
     _what("--output-tensor-type", type=_WEIGHT_TYPE, metavar="TYPE", help="The type of output.weight."),
     _what("--token-embedding-type", type=_WEIGHT_TYPE, metavar="TYPE", help="The type of token_embd.weight."),
@@ -63,7 +65,7 @@ _OPTIONS = (
         metavar="REGEX=TYPE",
         help="The type of tensors whose name matches; the first match counts.",
     ),
-    _what("--tensor-type-file", type=FILE, metavar="FILE", help="A file of REGEX=TYPE, one a line."),
+    _what("--tensor-type-file", type=FILE, metavar="FILE", help="A file with one REGEX=TYPE per line."),
     _what(
         "--nvfp4-naive",
         is_flag=True,
@@ -82,14 +84,19 @@ _OPTIONS = (
         metavar="KEY=TYPE:VALUE",
         help="Set metadata; TYPE is int, float, bool or str.",
     ),
-    _where("--keep-split", is_flag=True, help="As many files as the input has."),
+    _where("--keep-split", is_flag=True, help="Write as many files as the input has."),
     _where(
         "--split-max-size",
         type=Parsed("loragraft.formats.split:parse_size"),
         metavar="N(M|G)",
-        help="Split the output: bytes of tensors per file.",
+        help="Split the output: at most this many bytes of tensors per file.",
     ),
-    _where("--split-max-tensors", type=_POSITIVE, metavar="N", help="Split the output: tensors per file."),
+    _where(
+        "--split-max-tensors",
+        type=_POSITIVE,
+        metavar="N",
+        help="Split the output: at most this many tensors per file.",
+    ),
     MAX_MEMORY,
     RESUME,
     _where("--verify", is_flag=True, help="Read the output back and print each tensor's error."),

@@ -34,7 +34,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
 @PROMPT
 @PROMPT_FILE
 @flag("--chat", "-c", help="The prompt is a user's message: put it in the model's chat template.")
-@option("--system", metavar="TEXT", help="With --chat: what the system says before.")
+@option("--system", metavar="TEXT", help="With --chat: the system message.")
 @LORA
 @option(
     "--predict",
