@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-oracles test-real test-remote test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 # With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
 LOCKED   ?=
@@ -41,7 +41,7 @@ quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
 test: $(VENV)/tested
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real and not remote"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real and not remote and not ray"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
@@ -68,6 +68,15 @@ $(VENV)/remote: $(VENV)/tested
 
 test-remote: $(VENV)/remote
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m remote
+
+# Workers on a cluster of Ray's, and twenty that are killed.
+$(VENV)/ray: $(VENV)/tested
+	$(BIN)/pip install -q --disable-pip-version-check "ray>=2.30"
+	touch $@
+
+test-ray: $(VENV)/ray
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/streaming/test_workers.py
 
 test-oracles: $(VENV)/tested .venv-oracle/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m oracle

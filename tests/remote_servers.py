@@ -3,6 +3,7 @@ ranges; and servers that misbehave. They count the bytes that they send."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -33,6 +34,9 @@ class FileServer:
         self.failures = 0
         """So many of the next ranges are answered with 503."""
         self.lock = threading.Lock()
+        self.private: dict[str, bool] = {}
+        """Repositories that were made."""
+        self.uploaded: dict[str, bytes] = {}
 
     @property
     def total(self) -> int:
@@ -65,6 +69,61 @@ def handler_of(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 self.file(folder / match[2]) if folder else self.answer(404, b"")
             else:
                 self.answer(404, b"")
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            path, here = unquote(urlsplit(self.path).path), f"http://{self.headers['Host']}"
+            with server.lock:
+                server.tokens.append(self.headers.get("Authorization", ""))
+            if not self.headers.get("Authorization"):
+                return self.answer(401, b"{}")
+            if path == "/api/repos/create":
+                asked = json.loads(body)
+                name = f"{asked['organization']}/{asked['name']}"
+                server.private[name] = asked.get("private") or asked.get("visibility") == "private"
+                server.models[name].mkdir(parents=True, exist_ok=True)
+                found: dict[str, object] = {"url": f"{here}/{name}", "id": name}
+            elif path == "/api/validate-yaml":
+                found = {"errors": [], "warnings": []}
+            elif path.endswith("/preupload/main"):
+                names = [each["path"] for each in json.loads(body)["files"]]
+                modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
+                found = {
+                    "files": [
+                        {"path": name, "uploadMode": mode, "shouldIgnore": False}
+                        for name, mode in modes.items()
+                    ]
+                }
+            elif path.endswith(".git/info/lfs/objects/batch"):
+                objects = [
+                    {**each, "actions": {"upload": {"href": f"{here}/upload/{each['oid']}"}}}
+                    for each in json.loads(body)["objects"]
+                ]
+                found = {"transfer": "basic", "objects": objects}
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+                for line in map(json.loads, body.splitlines()):
+                    self.commit(server.models[match[1]], line["key"], line["value"])
+                found = {
+                    "success": True,
+                    "commitUrl": f"{here}/{match[1]}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
+            else:
+                return self.answer(404, b"{}")
+            return self.answer(200, json.dumps(found).encode())
+
+        def do_PUT(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            oid = self.path.rpartition("/")[2]
+            assert hashlib.sha256(data).hexdigest() == oid
+            server.uploaded[oid] = data
+            self.answer(200, b"")
+
+        def commit(self, folder: Path, key: str, value: dict[str, str]) -> None:
+            if key == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif key == "lfsFile":
+                (folder / value["path"]).write_bytes(server.uploaded[value["oid"]])
 
         def model(self, name: str, revision: str) -> None:
             folder = server.models.get(name)

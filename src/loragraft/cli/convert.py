@@ -12,7 +12,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import JSON, TARGET, THREADS
+from loragraft.cli.options import JSON, TARGET, THREADS, WORKERS
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_report import report_as_json, show_result
 from loragraft.units import plural
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 )
 @flag("--dequantize", help="Dequantize weights whose quantization GGUF cannot hold.")
 @THREADS
+@WORKERS
 @JSON
 @intake_options
 def convert(
@@ -56,6 +57,7 @@ def convert(
     base: Path | None,
     dequantize: bool,
     threads: int | None,
+    workers: str | None,
     as_json: bool,
     intake: Intake,
 ) -> None:
@@ -81,6 +83,7 @@ def convert(
             dequantize=dequantize,
             intake=intake,
             threads=threads,
+            workers=workers,
             progress=bars,
         )
     if as_json:

@@ -12,7 +12,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import JSON, LORA, TARGET, THREADS
+from loragraft.cli.options import JSON, LORA, PUSH, TARGET, THREADS, WORKERS, check_push, pushed
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 @flag("--dequantize", help="Dequantize weights whose quantization GGUF cannot hold.")
 @flag("--dry-run", help="Only show what would be written.")
 @THREADS
+@WORKERS
+@PUSH
 @JSON
 @intake_options
 @quantize_options
@@ -58,6 +60,8 @@ def merge(
     dequantize: bool,
     dry_run: bool,
     threads: int | None,
+    workers: str | None,
+    push: str | None,
     as_json: bool,
     options: QuantizeOptions,
     intake: Intake,
@@ -69,6 +73,7 @@ def merge(
     """
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output")
+    check_push(push, dry_run=dry_run)
     with progress() as bars:
         report = lg.merge(
             base,
@@ -79,8 +84,10 @@ def merge(
             dequantize=dequantize,
             intake=intake,
             threads=threads,
+            workers=workers,
             progress=bars,
         )
+        pushed(report, push, base, bars)
     if as_json:
         console.result(json.dumps(report_as_json(report), indent=1))
     elif dry_run:

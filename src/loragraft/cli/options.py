@@ -21,6 +21,9 @@ from loragraft.system.threads import MAX_THREADS
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from loragraft.progress import Progress
+    from loragraft.streaming.report import WriteReport
+
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]
     """What a function of the library makes of the text; the function is named, to be imported when there is a value."""
@@ -102,11 +105,43 @@ WORK_DIR = option(
     default_text="the system's place",
     help="Where to make temporary files.",
 )
+WORKERS = option(
+    "--workers",
+    metavar="N|ray|ray://HOST:PORT",
+    help="Spread the work over N processes, or the nodes of a Ray cluster, each with --threads threads.",
+)
+PUSH = option(
+    "--push",
+    metavar="hf://ORG/NAME",
+    panel="Output",
+    help="Upload the result to the hub afterwards, with a model card that says what went into it.",
+)
 JSON = flag("--json", "as_json", help="Print the result as JSON.")
 
 
 def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return option("--plot", type=OUTPUT, metavar="FILE", help=f"Draw {what} (PNG or SVG; needs matplotlib).")
+
+
+def pushed(report: WriteReport, push: str | None, base: Path, progress: Progress) -> None:
+    """Does what --push says."""
+    if push is None:
+        return
+    from loragraft.cli import console
+    from loragraft.verbs.push import push as upload
+
+    console.info(f"uploaded: {upload(report, push, base=base, progress=progress)}")
+
+
+def check_push(push: str | None, *, dry_run: bool) -> None:
+    """Refuses what cannot be, before anything is made."""
+    if push is None:
+        return
+    if dry_run:
+        raise click.UsageError("a dry run writes nothing to --push")
+    from loragraft.verbs.push import check_target
+
+    check_target(push)
 
 
 def prompt_of(prompt: str | None, file: Path | None) -> str:

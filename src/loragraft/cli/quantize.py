@@ -12,7 +12,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
 from loragraft.cli.files import refuse_inputs
-from loragraft.cli.options import JSON, TARGET, THREAD_COUNT, THREADS
+from loragraft.cli.options import JSON, PUSH, TARGET, THREAD_COUNT, THREADS, WORKERS, check_push, pushed
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 )
 @flag("--dry-run", help="Only show what would be written.")
 @THREADS
+@WORKERS
+@PUSH
 @JSON
 @quantize_options
 def quantize(
@@ -46,6 +48,8 @@ def quantize(
     words: tuple[str, ...],
     dry_run: bool,
     threads: int | None,
+    workers: str | None,
+    push: str | None,
     as_json: bool,
     options: QuantizeOptions,
 ) -> None:
@@ -62,13 +66,21 @@ def quantize(
         raise click.UsageError(f"unexpected {rest[-1]!r} after the type")
     if rest and threads is None and int(rest[0]):
         threads = THREAD_COUNT(rest[0])
+    check_push(push, dry_run=dry_run)
     context = click.get_current_context()
     if not dry_run:
         refuse_inputs(context.command.params, context.params, [output])
     with progress() as bars:
         report = lg.quantize(
-            model, None if dry_run else output, target, options=options, threads=threads, progress=bars
+            model,
+            None if dry_run else output,
+            target,
+            options=options,
+            threads=threads,
+            workers=workers,
+            progress=bars,
         )
+        pushed(report, push, model, bars)
     if as_json:
         console.result(json.dumps(report_as_json(report), indent=1))
     elif dry_run:

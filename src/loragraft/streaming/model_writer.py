@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from loragraft.errors import UnsupportedError, naming
@@ -18,6 +19,7 @@ from loragraft.streaming.nvfp4_scales import measure_scales
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.report import TensorReport, WriteReport
+from loragraft.streaming.spreading import Spreading, spread_pass
 from loragraft.streaming.steps import Step
 from loragraft.streaming.writing import FilePlan, WholeTensors, write_files
 
@@ -39,13 +41,15 @@ def write_model(
     inputs: Iterable[Path] = (),
     recipe: Iterable[object] = (),
     first: Callable[[WholeTensors], None] | None = None,
+    spread: Spreading | None = None,
     threads: int,
     progress: Progress = SILENT,
     label: str = "Writing",
 ) -> WriteReport:
     """Write the model that `plan` describes to `output`, or to `output`-00001-of-0000N.gguf and so on.
 
-    `inputs`: files that the run reads, beside those of `model`; `recipe` and `first`: see `write_files`. Raises
+    `inputs`: files that the run reads, beside those of `model`; `recipe` and `first`: see `write_files`;
+    `spread`: over which workers. Raises
     `QuantizeError`, `OutputError`.
     """
     plan.require_importance(model.path)
@@ -64,12 +68,13 @@ def write_model(
     began = time.monotonic()
     with naming(model.path):
         measure_scales(plan.steps, threads=threads, progress=progress)
-    files = _files(model, plan, output, options)
+    files = file_plans(model, plan, output, options)
     write_files(
         files,
         inputs=[*model_files(model), *inputs],
         recipe=recipe,
         first=first,
+        run=None if spread is None else partial(spread_pass, how=spread),
         resume=options.resume,
         threads=threads,
         max_memory=options.max_memory,
@@ -105,7 +110,8 @@ def _tensor_reports(plan: WritePlan) -> list[TensorReport]:
 # ---- how the output is divided over files ----
 
 
-def _files(model: ModelSource, plan: WritePlan, output: Path, options: QuantizeOptions) -> list[FilePlan]:
+def file_plans(model: ModelSource, plan: WritePlan, output: Path, options: QuantizeOptions) -> list[FilePlan]:
+    """The files that `plan` makes, and what goes where."""
     if options.keep_split:
         groups = _groups_of_input(model, plan.steps)
     elif options.split is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,16 +82,20 @@ class OutputPart:
             self.writer.wrote(name, rows * row_bytes)
 
     def write(self, chunk: Chunk, rows: Bytes) -> None:
-        step, pieces = chunk.step, self.pieces.get(chunk.step.name)
-        if pieces is None:
-            self.writer.write(step.name, chunk.start * step.row_bytes, rows)
-        else:
-            for name, row_bytes, piece in zip(
-                pieces.names, pieces.row_bytes, pieces.split(rows), strict=True
-            ):
-                self.writer.write(name, chunk.start * row_bytes, np.ascontiguousarray(piece))
+        for name, offset, data in pieces_of(self.pieces, chunk, rows):
+            self.writer.write(name, offset, data)
         if self.journal is not None:
-            self.journal.add(step.name, chunk.start, chunk.stop)
+            self.journal.add(chunk.step.name, chunk.start, chunk.stop)
+
+
+def pieces_of(pieces: Mapping[str, Pieces], chunk: Chunk, rows: Bytes) -> Iterator[tuple[str, int, Bytes]]:
+    """The tensors that `rows`, those of `chunk`, belong to: name, byte of the tensor's data, and bytes."""
+    step, split = chunk.step, pieces.get(chunk.step.name)
+    if split is None:
+        yield step.name, chunk.start * step.row_bytes, np.ascontiguousarray(rows)
+        return
+    for name, row_bytes, piece in zip(split.names, split.row_bytes, split.split(rows), strict=True):
+        yield name, chunk.start * row_bytes, np.ascontiguousarray(piece)
 
 
 class WholeTensors:
@@ -126,6 +130,7 @@ def write_files(
     inputs: Sequence[Path],
     recipe: Iterable[object] = (),
     first: Callable[[WholeTensors], None] | None = None,
+    run: Callable[..., object] | None = None,
     resume: bool = False,
     threads: int,
     max_memory: int | None = None,
@@ -136,8 +141,8 @@ def write_files(
     """Write `files`; they appear together, when the last is whole. `inputs`: the files that the run reads.
 
     With `resume`, what an earlier run has written is kept, if it had the same plan: the same files, steps, inputs and
-    `recipe` (whatever else decides the bytes). `first` may write whole tensors before the pass. The rest is as for
-    `run_pass`. Raises `OutputError`, `QuantizeError`.
+    `recipe` (whatever else decides the bytes). `first` may write whole tensors before the pass; `run` takes the place
+    of `run_pass` (`spreading.spread_pass`). The rest is as for `run_pass`. Raises `OutputError`, `QuantizeError`.
     """
     digest = _digest(files, inputs, recipe)
     with ExitStack() as stack:
@@ -155,15 +160,18 @@ def write_files(
         tensors = WholeTensors(parts)
         if first is not None:
             first(tensors)
-        run_pass(
-            parts,
-            threads=threads,
-            max_memory=max_memory,
-            subject=subject,
-            progress=progress,
-            label=label,
-            written=tensors.names,
-        )
+        if run is not None:
+            run(parts, files, subject=subject, progress=progress, label=label, written=tensors.names)
+        else:
+            run_pass(
+                parts,
+                threads=threads,
+                max_memory=max_memory,
+                subject=subject,
+                progress=progress,
+                label=label,
+                written=tensors.names,
+            )
         check_unchanged(inputs)
         for part in parts if len(parts) > 1 else ():
             part.writer.seal()  # so that all files appear at once
@@ -200,14 +208,14 @@ def run_pass(
 
     def write(chunk: Chunk) -> None:
         with naming(subject):
-            part_of[chunk.step.name].write(chunk, _encoded(chunk, buffers, subject))
+            part_of[chunk.step.name].write(chunk, encoded(chunk, buffers, subject))
         progress.advance((chunk.stop - chunk.start) * chunk.step.source.columns)
 
     items = (chunk for step in todo for chunk in chunks(step, weights, part_of[step.name].done(step)))
     sweep(items, write, threads=threads)
 
 
-def _encoded(chunk: Chunk, buffers: threading.local, subject: Path | str) -> Bytes:
+def encoded(chunk: Chunk, buffers: threading.local, subject: Path | str) -> Bytes:
     """The rows of the output: in the thread's buffer, unless they are the source's."""
     step = chunk.step
     rows = step.source.rows(chunk.start, chunk.stop)
@@ -245,6 +253,11 @@ def _check_size(part: OutputPart) -> None:
             found=f"{size} bytes",
             expected=part.writer.layout.size,
         )
+
+
+def plan_digest(files: Sequence[FilePlan]) -> str:
+    """Of a plan, wherever its inputs lie."""
+    return _digest(files, (), ())
 
 
 def _digest(files: Sequence[FilePlan], inputs: Iterable[Path], recipe: Iterable[object]) -> str:

@@ -22,6 +22,8 @@ from loragraft.quants.filetypes import FileType, file_type
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.report import WriteReport
 from loragraft.system.files import files_of, named_path
+from loragraft.system.workers import Workers
+from loragraft.system.workers.crew import Crew
 from loragraft.verbs.merge import merge
 
 
@@ -51,6 +53,7 @@ def convert(
     options: QuantizeOptions | None = None,
     intake: Intake = STRICT,
     threads: int | None = None,
+    workers: Workers | Crew | None = None,
     progress: Progress = SILENT,
 ) -> WriteReport:
     """Write the model at `source` (a Hugging Face folder, or a GGUF) to `output`.
@@ -59,6 +62,7 @@ def convert(
     keep their codes and scales, whatever the type; to change them, use `quantize` or `merge`. Without `type` floats
     become F16, except beside NVFP4, where they stay as stored. `dequantize`: quantized weights that GGUF cannot carry
     become `type` too, instead of an error. `threads`: all CPUs, if None.
+    `workers`: as for `merge`.
 
     Raises `FormatError`, `UnsupportedError`, `QuantizeError`, `OutputError`.
     """
@@ -71,7 +75,18 @@ def convert(
         kind = file_type(type)
     if quantized and not kind.copies:
         options = _keeping(model, quantized, options)
-    return merge(model, [], output, type=kind, options=options, threads=threads, progress=progress)
+    return merge(
+        model if workers is None else source,  # workers open it themselves
+        [],
+        output,
+        type=kind,
+        options=options,
+        dequantize=dequantize,
+        intake=intake,
+        threads=threads,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def convert_adapter(

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
+from pathlib import Path
 
 from loragraft.adapters.collect import collect_deltas
-from loragraft.adapters.receipt import receipt_of, receipts_metadata
-from loragraft.errors import OutputError, naming
+from loragraft.adapters.lora import Adapter
+from loragraft.adapters.receipt import AdapterReceipt, receipt_of, receipts_metadata
+from loragraft.errors import LoragraftError, OutputError, naming
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.quants.roles import layer_of
-from loragraft.streaming.model_writer import dry_run, write_model
+from loragraft.streaming.model_writer import dry_run, file_plans, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.streaming.plan import plan_merge
+from loragraft.streaming.plan import WritePlan, plan_merge
 from loragraft.streaming.report import WriteReport
+from loragraft.streaming.spreading import spread_over
+from loragraft.streaming.writing import FilePlan
 from loragraft.system.files import files_of, named_path
 from loragraft.system.threads import thread_count
+from loragraft.system.workers import Workers
+from loragraft.system.workers.crew import Crew
 
 
 def merge(
@@ -33,6 +40,7 @@ def merge(
     dequantize: bool = False,
     intake: Intake = STRICT,
     threads: int | None = None,
+    workers: Workers | Crew | None = None,
     progress: Progress = SILENT,
 ) -> WriteReport:
     """Write `base` (a GGUF file or a Hugging Face folder) with `adapters` (paths, or pairs of path and strength) as
@@ -42,46 +50,77 @@ def merge(
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
     `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
     cannot carry (AWQ's, for one) are merged as floats, not refused. `intake`: what is allowed of files that are not
-    quite what they should be. `threads`: all CPUs, if None.
+    quite what they should be. `threads`: all CPUs, if None. `workers`: so many processes, or the nodes of a cluster
+    (`ray`, `ray://HOST:PORT`), each with `threads` threads; the bytes do not depend on them.
 
     Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
     progress = Noted(progress)
-    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=dequantize, intake=intake)
-    if type is None:
-        type = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"  # noqa: A001
-    kind = file_type(type)
-    model, loaded = load_adapters(adapters, model, intake=intake)
-    model, deltas = collect_deltas(model, loaded)
-    for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
-        progress.note(note)
-    receipts = tuple(receipt_of(adapter, strength) for adapter, strength in loaded)
-    model = replace(model, metadata={**model.metadata, **receipts_metadata(model.metadata, receipts)})
-    with naming(model.path):
-        plan = plan_merge(model, kind, options, deltas)
-    for note in plan.notes:
-        progress.note(note)
-    if lost := sum(layer_of(name) in options.prune_layers for name in deltas):
-        progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
+    work = _Merging(base, adapters, type, options, dequantize, intake)
+    model, plan, loaded, receipts = work.planned(progress)
     if output is None:
         return replace(dry_run(plan), adapters=receipts, notes=progress.notes)
+    target = named_path(output, OutputError)
+    if workers is not None and isinstance(base, ModelSource):
+        raise LoragraftError("workers", "open the model themselves", expected="its path")
     first, text = None, b""
     if options.calibrate:
         from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
 
         first, text = calibrated(model, plan, options, threads=thread_count(threads), progress=progress)
-    report = write_model(
-        model,
-        plan,
-        named_path(output, OutputError),
-        options,
-        recipe=[*((str(a.path), scale) for a, scale in loaded), text],
-        first=first,
-        inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],
-        threads=thread_count(threads),
-        progress=progress,
-        label=f"Merging to {kind}" if loaded else f"Converting to {kind}",
-    )
+    with spread_over(workers, threads, partial(work.files, target)) as spread:
+        report = write_model(
+            model,
+            plan,
+            target,
+            options,
+            recipe=[*((str(a.path), scale) for a, scale in loaded), text],
+            first=first,
+            spread=spread,
+            inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],
+            threads=thread_count(threads),
+            progress=progress,
+            label=f"Merging to {plan.target}" if loaded else f"Converting to {plan.target}",
+        )
     return replace(report, adapters=receipts, notes=progress.notes)
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """What is to be merged, as it was asked for: what a worker needs to plan the same."""
+
+    base: str | PathLike[str] | ModelSource
+    adapters: AdapterArguments
+    type: str | int | FileType | None
+    options: QuantizeOptions
+    dequantize: bool
+    intake: Intake
+
+    def planned(
+        self, progress: Progress
+    ) -> tuple[ModelSource, WritePlan, list[tuple[Adapter, float]], tuple[AdapterReceipt, ...]]:
+        model, kind = self.base, self.type
+        if not isinstance(model, ModelSource):
+            model = open_model(model, dequantize=self.dequantize, intake=self.intake)
+        if kind is None:
+            kind = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"
+        kind = file_type(kind)
+        model, loaded = load_adapters(self.adapters, model, intake=self.intake)
+        model, deltas = collect_deltas(model, loaded)
+        for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
+            progress.note(note)
+        receipts = tuple(receipt_of(adapter, strength) for adapter, strength in loaded)
+        model = replace(model, metadata={**model.metadata, **receipts_metadata(model.metadata, receipts)})
+        with naming(model.path):
+            plan = plan_merge(model, kind, self.options, deltas)
+        for note in plan.notes:
+            progress.note(note)
+        if lost := sum(layer_of(name) in self.options.prune_layers for name in deltas):
+            progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
+        return model, plan, loaded, receipts
+
+    def files(self, output: Path) -> list[FilePlan]:
+        model, plan, _, _ = self.planned(SILENT)
+        return file_plans(model, plan, output, self.options)

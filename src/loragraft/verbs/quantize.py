@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from loragraft.errors import OutputError, UnsupportedError, naming
+from loragraft.errors import LoragraftError, OutputError, UnsupportedError, naming
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.quants.filetypes import FileType, file_type
-from loragraft.streaming.model_writer import dry_run, write_model
+from loragraft.streaming.model_writer import dry_run, file_plans, write_model
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.streaming.plan import plan_quantize
+from loragraft.streaming.plan import WritePlan, plan_quantize
 from loragraft.streaming.report import WriteReport
+from loragraft.streaming.spreading import spread_over
+from loragraft.streaming.writing import FilePlan
 from loragraft.system.files import named_path
 from loragraft.system.threads import thread_count
+from loragraft.system.workers import Workers
+from loragraft.system.workers.crew import Crew
 
 
 def quantize(
@@ -26,19 +31,18 @@ def quantize(
     *,
     options: QuantizeOptions | None = None,
     threads: int | None = None,
+    workers: Workers | Crew | None = None,
     progress: Progress = SILENT,
 ) -> WriteReport:
     """Write the model at `source` to `output` as `type`: a name, alias or number that llama-quantize knows.
 
-    Without `output` nothing is written: the report says what would be (a dry run). `threads`: all CPUs, if None.
-    Raises `FormatError`, `QuantizeError`, `OutputError`, `UnsupportedError`.
+    Without `output` nothing is written: the report says what would be (a dry run). `threads`: all CPUs, if None;
+    `workers`: as for `merge`. Raises `FormatError`, `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
     progress = Noted(progress)
-    kind = file_type(type)
-    model = source if isinstance(source, ModelSource) else _open(named_path(source))
-    with naming(model.path):
-        plan = plan_quantize(model, kind, options)
+    work = _Quantizing(source, file_type(type), options)
+    model, plan = work.planned()
     for note in [*model.notes, *plan.notes]:
         progress.note(note)
     if output is None:
@@ -48,19 +52,44 @@ def quantize(
         from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
 
         first, text = calibrated(model, plan, options, threads=thread_count(threads), progress=progress)
-    report = write_model(
-        model,
-        plan,
-        named_path(output, OutputError),
-        options,
-        recipe=[text],
-        first=first,
-        inputs=options.files,
-        threads=thread_count(threads),
-        progress=progress,
-        label=f"Quantizing to {kind}",
-    )
+    target = named_path(output, OutputError)
+    if workers is not None and isinstance(source, ModelSource):
+        raise LoragraftError("workers", "open the model themselves", expected="its path")
+    with spread_over(workers, threads, partial(work.files, target)) as spread:
+        report = write_model(
+            model,
+            plan,
+            target,
+            options,
+            recipe=[text],
+            first=first,
+            spread=spread,
+            inputs=options.files,
+            threads=thread_count(threads),
+            progress=progress,
+            label=f"Quantizing to {plan.target}",
+        )
     return replace(report, notes=progress.notes)
+
+
+@dataclass(frozen=True)
+class _Quantizing:
+    """What is to be quantized, as it was asked for: what a worker needs to plan the same."""
+
+    source: str | PathLike[str] | ModelSource
+    kind: FileType
+    options: QuantizeOptions
+
+    def planned(self) -> tuple[ModelSource, WritePlan]:
+        model = self.source
+        if not isinstance(model, ModelSource):
+            model = _open(named_path(model))
+        with naming(model.path):
+            return model, plan_quantize(model, self.kind, self.options)
+
+    def files(self, output: Path) -> list[FilePlan]:
+        model, plan = self.planned()
+        return file_plans(model, plan, output, self.options)
 
 
 def _open(path: Path) -> ModelSource:

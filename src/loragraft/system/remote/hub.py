@@ -10,9 +10,9 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
-from huggingface_hub import HfApi, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily
 
 from loragraft.errors import LoragraftError
@@ -80,7 +80,8 @@ class HubStore(Store):
 
     def _where(self, path: RemotePath, commit: str) -> tuple[str, dict[str, str]]:
         repository, _, name = parts_of(path)
-        return hf_hub_url(repository, name, revision=commit, endpoint=endpoint()), build_hf_headers()
+        host = (endpoint() or constants.ENDPOINT).rstrip("/")
+        return f"{host}/{repository}/resolve/{commit}/{quote(name)}", build_hf_headers()
 
 
 def _snapshot(root: RemotePath) -> Snapshot | None:

@@ -1,0 +1,216 @@
+"""The pass over the weights, spread over workers: each makes the same plan and writes rows of the same files.
+
+A part is some rows of one tensor. Every offset is known, so a worker that sees the temporary file writes them at their
+place; one that does not (on another machine, or where the output is an object in a bucket) sends them back. The driver
+keeps the journal, and gives the files their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.errors import LoragraftError, OutputError, naming
+from loragraft.formats.source import Bytes
+from loragraft.progress import SILENT, Progress
+from loragraft.streaming import writing
+from loragraft.streaming.steps import Chunk, Step, chunks
+from loragraft.streaming.sweep import sweep
+from loragraft.system.mapped import check_intact
+from loragraft.system.output import OutputFile, flat_bytes
+from loragraft.system.workers import Workers, crew_of
+from loragraft.system.workers.crew import Crew, Make, Spread
+
+#: Weights of a part: a few hundredths of a second of work, so that the last ones end together.
+PART_WEIGHTS = 1 << 23
+
+Remake = Callable[[], Sequence["writing.FilePlan"]]
+"""Picklable. Makes in a worker the plan that the driver made."""
+
+
+@dataclass(frozen=True)
+class Spreading:
+    """How a run is spread: over whom, how a worker finds the plan, and its threads."""
+
+    crew: Crew
+    remake: Remake
+    threads: int
+
+
+@contextlib.contextmanager
+def spread_over(
+    workers: Workers | Crew | None, threads: int | None, remake: Remake
+) -> Iterator[Spreading | None]:
+    """How to spread a run over `workers`, which are ended afterwards; None for none. Raises as `crew_of`."""
+    if workers is None:
+        yield None
+        return
+    crew, each = (workers, threads or 1) if isinstance(workers, Crew) else crew_of(workers, threads)
+    with crew:
+        yield Spreading(crew, remake, each)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows [start, stop) of the step `name` of file number `file`."""
+
+    file: int
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Makes a worker's function: picklable, and called where the work is done."""
+
+    remake: Remake
+    digest: str
+    """Of the driver's plan, which the worker's must be."""
+    partials: tuple[str | None, ...]
+    """The temporary files; None for what is none."""
+    scales: dict[str, npt.NDArray[np.float32]]
+    threads: int
+    subject: str
+    folder: str
+    """Where the driver works: its paths may be relative."""
+
+    def __call__(self) -> Callable[[Part], list[tuple[str, int, bytes]]]:
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)
+        files = self.remake()
+        for file in files:
+            for step in file.steps:
+                if step.scales is not None:
+                    step.scales[:] = self.scales[step.name]
+        if writing.plan_digest(files) != self.digest:
+            raise LoragraftError(
+                "workers",
+                "one finds other files than the driver does",
+                hint="have the same inputs and the same loragraft on every machine",
+            )
+        return _Rows(files, self)
+
+
+class _Rows:
+    """Does parts: what it returns was not written, and is to be."""
+
+    def __init__(self, files: Sequence[writing.FilePlan], worker: Worker) -> None:
+        self._files, self._worker = files, worker
+        self._steps = [{step.name: step for step in file.steps} for file in files]
+        self._places = [_opened(partial) for partial in worker.partials]
+
+    def __call__(self, part: Part) -> list[tuple[str, int, bytes]]:
+        file, step, place = self._files[part.file], self._steps[part.file][part.name], self._places[part.file]
+        sent: list[tuple[str, int, bytes]] = []
+        lock, buffers = threading.Lock(), threading.local()
+
+        def write(chunk: Chunk) -> None:
+            with naming(self._worker.subject):
+                rows = writing.encoded(chunk, buffers, self._worker.subject)
+            for name, offset, data in writing.pieces_of(file.pieces, chunk, rows):
+                if place is None:
+                    with lock:
+                        sent.append((name, offset, data.tobytes()))
+                else:
+                    _write_all(place, data, file.layout.offsets[name] + offset)
+
+        done = [(0, part.start), (part.stop, step.source.n_rows)]
+        items = list(chunks(step, done=[span for span in done if span[0] < span[1]]))
+        sweep(items, write, threads=self._worker.threads)
+        check_intact()
+        if place is not None:
+            os.fdatasync(place)  # so that other machines see it too
+        return sent
+
+
+def _opened(partial: str | None) -> int | None:
+    """The temporary file, if this machine sees it: nothing else has its name."""
+    if partial is None:
+        return None
+    try:
+        return os.open(partial, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise OutputError(partial, f"cannot be written: {problem.strerror}") from None
+
+
+def _write_all(descriptor: int, data: Bytes, offset: int) -> None:
+    view = flat_bytes(data)
+    try:
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as problem:
+        raise OutputError("output", f"cannot be written: {problem.strerror}") from None
+
+
+def spread_pass(
+    parts: Sequence[writing.OutputPart],
+    files: Sequence[writing.FilePlan],
+    *,
+    how: Spreading,
+    subject: Path | str = "",
+    progress: Progress = SILENT,
+    label: str = "Writing",
+    written: Container[str] = (),
+) -> int:
+    """As `writing.run_pass`, by the workers of `how`; how many of them died. Raises what they raise."""
+    todo = [
+        (number, part, step)
+        for number, part in enumerate(parts)
+        for step in part.steps
+        if step.name not in written
+    ]
+    progress.start(label, sum(step.weights for _, _, step in todo))
+    waiting = []
+    for number, part, step in todo:
+        rows = sum(stop - start for start, stop in part.done(step))
+        part.skip(step, rows)
+        progress.advance(rows * step.source.columns)
+        waiting += [Part(number, step.name, start, stop) for start, stop in _spans(step, part)]
+    steps: dict[str, Step] = {step.name: step for _, _, step in todo}
+
+    def done(part: Part, sent: Any) -> None:
+        step, output = steps[part.name], parts[part.file]
+        for name, offset, data in sent:
+            output.writer.write(name, offset, data)
+        if not sent:
+            output.skip(step, part.stop - part.start)
+        if output.journal is not None:
+            output.journal.add(part.name, part.start, part.stop)
+        progress.advance((part.stop - part.start) * step.source.columns)
+
+    partials = tuple(
+        str(part.writer.output.partial.resolve()) if isinstance(part.writer.output, OutputFile) else None
+        for part in parts
+    )
+    scales = {step.name: step.scales for file in files for step in file.steps if step.scales is not None}
+    make: Make = Worker(
+        how.remake, writing.plan_digest(files), partials, scales, how.threads, str(subject), os.getcwd()
+    )
+    spread = Spread(how.crew, make, waiting, done)
+    spread.run()
+    if spread.lost:
+        progress.note(f"{spread.lost} of the workers died; what they were doing was done again")
+    return spread.lost
+
+
+def _spans(step: Step, part: writing.OutputPart) -> Iterator[tuple[int, int]]:
+    """Rows that are not written yet, some `PART_WEIGHTS` at a time."""
+    at_once = max(1, PART_WEIGHTS // step.source.columns)
+    begin = 0
+    for start, stop in [*sorted(part.done(step)), (step.source.n_rows, step.source.n_rows)]:
+        while begin < start:
+            yield begin, min(begin + at_once, start)
+            begin = min(begin + at_once, start)
+        begin = max(begin, stop)

@@ -1,0 +1,146 @@
+"""A crew of processes of this machine. (`python -m loragraft.system.workers.processes` is one of them.)
+
+Parent and worker speak by pickles over the worker's standard input and output; neither reads what a stranger wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Hashable
+from typing import IO, Any
+
+from loragraft.errors import LoragraftError
+from loragraft.system.workers.crew import Crew, Done, Failed, Lost, Make
+
+_LENGTH = struct.Struct("<Q")
+
+
+class ProcessCrew(Crew):
+    """`size` processes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}
+        self._selector = selectors.DefaultSelector()
+
+    @property
+    def pids(self) -> list[int]:
+        return list(self._workers)
+
+    def hire(self, make: Make) -> Hashable:
+        words = [sys.executable, "-m", "loragraft.system.workers.processes"]
+        try:
+            worker = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        except OSError as problem:
+            raise LoragraftError(
+                "workers", f"the system will not start so many: {problem.strerror}", hint="ask for fewer"
+            ) from None
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        self._workers[worker.pid] = worker
+        self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+        self._send(worker, make)
+        return worker.pid
+
+    def give(self, worker: Hashable, part: Any) -> None:
+        process = self._workers.get(worker)  # type: ignore[call-overload]
+        if process is not None:
+            self._send(process, part)
+
+    def wait(self) -> list[Done | Failed | Lost]:
+        return [self._news(key.data) for key, _ in self._selector.select()]
+
+    def close(self) -> None:
+        for worker in list(self._workers.values()):
+            self._forget(worker, kill=True)
+        self._selector.close()
+
+    def _send(self, worker: subprocess.Popen[bytes], message: Any) -> None:
+        assert worker.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its end is seen where its answer would be
+            _write(worker.stdin, message)
+
+    def _news(self, worker: subprocess.Popen[bytes]) -> Done | Failed | Lost:
+        assert worker.stdout is not None
+        try:
+            answer = _read(worker.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            status = self._forget(worker, kill=False)
+            return Lost(worker.pid, f"a worker ended with status {status}")
+        return (
+            Failed(worker.pid, answer) if isinstance(answer, BaseException) else Done(worker.pid, answer[0])
+        )
+
+    def _forget(self, worker: subprocess.Popen[bytes], *, kill: bool) -> int:
+        self._workers.pop(worker.pid, None)
+        assert worker.stdout is not None
+        self._selector.unregister(worker.stdout)
+        if kill:
+            worker.kill()
+        for stream in (worker.stdin, worker.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+        return worker.wait()
+
+
+def _write(stream: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, protocol=5)
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> Any:
+    """Raises EOFError if the other side is no more."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return pickle.loads(data)
+
+
+def answered(work: Any, part: Any) -> Any:
+    """What a worker answers: what it made of `part`, in a tuple, or the error."""
+    try:
+        return (work(part),)
+    except LoragraftError as problem:
+        return problem
+    except Exception as problem:
+        return LoragraftError("workers", f"one failed: {problem!r}")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
+    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    try:
+        make, work = _read(asked), None
+        while True:
+            part = _read(asked)
+            if work is None:
+                made = answered(lambda _: make(), None)
+                if isinstance(made, BaseException):
+                    _write(answers, made)
+                    continue
+                (work,) = made
+            _write(answers, answered(work, part))
+    except (EOFError, BrokenPipeError):
+        return
+
+
+if __name__ == "__main__":
+    main()

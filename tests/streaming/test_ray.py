@@ -1,0 +1,107 @@
+"""Work spread over a cluster of Ray's with several nodes (`make test-ray`): the same bytes, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loragraft as lg
+from loragraft.streaming import spreading
+from paths import data
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+BASE, ADAPTER = data("llama-kjv"), data("llama-kjv.shakespeare")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of one CPU each; this process is the driver."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: make test-ray")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+    nodes.wait_for_nodes()
+    ray.init(nodes.address, logging_level="ERROR", log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("one") / "m.gguf"
+    lg.merge(BASE, [ADAPTER], path, type="Q4_K_M")
+    return path.read_bytes()
+
+
+def test_three_nodes_and_four(cluster: Any, tmp_path: Path, merged: bytes) -> None:
+    lg.merge(BASE, [ADAPTER], tmp_path / "3.gguf", type="Q4_K_M", workers="ray")
+    assert (tmp_path / "3.gguf").read_bytes() == merged
+    fourth = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    cluster.wait_for_nodes()
+    lg.merge(BASE, [ADAPTER], tmp_path / "4.gguf", type="Q4_K_M", workers="ray")
+    assert (tmp_path / "4.gguf").read_bytes() == merged
+    cluster.remove_node(fourth)
+
+
+def test_twenty_kills_of_workers_at_random(
+    cluster: Any, tmp_path: Path, merged: bytes, monkeypatch: pytest.MonkeyPatch, summary: dict[str, str]
+) -> None:
+    from loragraft.system.workers.rays import RayCrew
+
+    monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 16)
+    chance, killed, losses = random.Random(7), 0, Counter[Any]()
+
+    class Deadly(RayCrew):
+        def give(self, worker: Any, part: Any) -> None:
+            nonlocal killed
+            super().give(worker, part)
+            if killed < 20 and losses[part] < 3 and chance.random() < 0.5:
+                losses[part] += 1
+                self._ray.kill(self._actors[str(worker)])
+                killed += 1
+
+    crew = Deadly("ray")
+    lg.merge(BASE, [ADAPTER], tmp_path / "m.gguf", type="Q4_K_M", workers=crew)
+    assert killed == 20
+    assert (tmp_path / "m.gguf").read_bytes() == merged
+    summary["ray"] = "20 kills of random workers: same bytes"
+
+
+def test_a_process_that_is_killed_from_outside(
+    cluster: Any, tmp_path: Path, merged: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 16)
+    stop, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not stop.is_set() and len(killed) < 2:
+            for entry in os.listdir("/proc"):
+                if entry.isdecimal():
+                    try:
+                        name = Path(f"/proc/{entry}/cmdline").read_bytes()
+                    except OSError:
+                        continue
+                    if name.startswith(b"ray::_Actor") and int(entry) not in killed:
+                        os.kill(int(entry), signal.SIGKILL)
+                        killed.append(int(entry))
+                        break
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    lg.merge(BASE, [ADAPTER], tmp_path / "m.gguf", type="Q4_K_M", workers="ray")
+    stop.set()
+    thread.join()
+    assert (tmp_path / "m.gguf").read_bytes() == merged
