@@ -118,7 +118,7 @@ class Bench:
             full = load(self.merged(model), activations="f32")
             collector = Collector({}, process_output=False)
             full.program.observer = collector.observe
-            windows = calibration_windows(full.source, [data(f"text/{TRAIN}")], CALIBRATION, CONTEXT)
+            windows, _ = calibration_windows(full.source, [data(f"text/{TRAIN}")], CALIBRATION, CONTEXT)
             for window in windows:
                 sequence = full.program.open_sequence()
                 full.program.run([Piece(sequence, window, wants="all")])

@@ -57,7 +57,7 @@ def text_of(model: ModelSource, windows: Any) -> str:
 def test_conversations_go_through_the_chat_template(model: ModelSource, tmp_path: Path, entry: Any) -> None:
     file = tmp_path / "chats.jsonl"
     file.write_text(f"{json.dumps(entry)}\n\n" * 8)
-    windows = calibration_windows(model, [file], 4, 16)
+    windows, _ = calibration_windows(model, [file], 4, 16, held_out=0)
     assert windows.shape == (4, 16)
     text = text_of(model, windows)
     assert "Who art thou?\n<assistant>A king.\n" in text
@@ -86,13 +86,19 @@ def test_windows_are_spread_over_all_files(model: ModelSource, tmp_path: Path) -
     for number, word in enumerate(("Lord ", "king ", "sea ")):
         files.append(tmp_path / f"{number}.txt")
         files[-1].write_text(word * 400)
-    windows = calibration_windows(model, files, 6, 16)
+    windows, held_out = calibration_windows(model, files, 6, 16)
     assert windows.shape == (6, 16)
     texts = [text_of(model, [window]) for window in windows]
     for word in ("Lord", "king", "sea"):
         assert any(word in text for text in texts)
-    whole = calibration_windows(model, files, 10**6, 16)
+    whole, others = calibration_windows(model, files, 10**6, 16)
     assert len(whole) > 40
+    assert np.array_equal(others, held_out)
+    assert len(others) == 4
+    everything, none = calibration_windows(model, files, 10**6, 16, held_out=0)
+    assert (len(everything), len(none)) == (len(whole) + 4, 0)
+    short, few = calibration_windows(model, files, 10**6, 16 * len(everything) // 9)
+    assert (len(short), len(few)) == (8, 1)
     tokenizer = Tokenizer(model.metadata)
     assert tokenizer.add_bos
     assert np.all(windows[:, 0] == tokenizer.bos)
@@ -122,3 +128,14 @@ def test_calibrating_for_floats_or_beside_a_matrix_is_refused(tmp_path: Path) ->
         quantize(base, tmp_path / "out.gguf", "BF16", options=QuantizeOptions(calibrate=[file]))
     with pytest.raises(LoragraftError, match="takes the place of an importance matrix"):
         QuantizeOptions(calibrate=[file], imatrix="x")
+    with pytest.raises(LoragraftError, match="is judged beside a calibration"):
+        QuantizeOptions(general=[file])
+
+
+def test_what_other_text_loses_is_told(tmp_path: Path) -> None:
+    text, other = data("text/shakespeare-train.txt"), data("text/kjv-speeches-valid.txt")
+    options = QuantizeOptions(calibrate=[text], calibrate_windows=4, general=[other])
+    report = quantize(data("gguf/llama-kjv.merged-f16.gguf"), tmp_path / "out.gguf", "Q4_0", options=options)
+    told = [note for note in report.notes if note.startswith("KL ")]
+    assert ["the text that were held out" in note for note in told] == [True, False]
+    assert "on 4 windows of kjv-speeches-valid.txt; rounding to nearest: 0.0" in told[1]

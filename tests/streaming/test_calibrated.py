@@ -20,7 +20,9 @@ from loragraft.formats.source import ModelSource
 from loragraft.quants.filetypes import file_type
 from loragraft.streaming import calibrated
 from loragraft.streaming.calibrated import Calibration, CalibrationReport, round_layers
+from loragraft.streaming.held_out import HeldOut, HeldOutLoss
 from loragraft.streaming.model_writer import write_model
+from loragraft.streaming.moments import MomentSums
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import WritePlan, plan_quantize
 from loragraft.streaming.writing import WholeTensors
@@ -173,3 +175,77 @@ def test_nvfp4_has_its_scale_per_tensor(tmp_path: Path) -> None:
     other = text(8, seed=1)
     error = np.square(logits(tmp_path / "out.gguf", other) - logits(model.path, other)).mean()
     assert error < 0.2 * np.square(logits(model.path, other)).mean()
+
+
+def held_out() -> dict[str, Ids]:
+    return {"the text": text(4, seed=7), "another": text(3, seed=8)}
+
+
+def test_what_is_lost_on_other_windows_is_told(tmp_path: Path) -> None:
+    """The divergences are those of the files that were written, from the model before."""
+    model = source(tmp_path, "llama")
+    how = Calibration(text(), held_out=held_out())
+    report = written(model, tmp_path / "out.gguf", text(), calibration=how)
+    assert [loss.label for loss in report.held_out] == ["the text", "another"]
+    plain = written(model, tmp_path / "plain.gguf", text())
+    assert plain.held_out == []
+    for loss, windows in zip(report.held_out, held_out().values(), strict=True):
+        true, found = (log_softmax(logits(path, windows)) for path in (model.path, tmp_path / "out.gguf"))
+        scored = np.arange(windows.size).reshape(windows.shape)[:, windows.shape[1] // 2 :].reshape(-1)
+        expected = (np.exp(true) * (true - found)).sum(axis=-1)[scored].mean()
+        assert loss.kl == pytest.approx(expected, rel=1e-3)
+        assert 0 < loss.kl < 0.7 * loss.nearest
+        assert f"KL {loss.kl:.4f} ± {loss.error:.4f}" in str(loss)
+        assert any(note == str(loss) for note in report.notes())
+
+
+def log_softmax(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    return np.asarray(wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True)))
+
+
+def test_a_matrix_that_does_worse_on_other_windows_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feedback under moments that have nothing to do with the inputs."""
+    model = source(tmp_path, "llama")
+    real = MomentSums.result
+
+    def misled(self: MomentSums) -> Any:
+        found = real(self)
+        for moments in found:
+            if "blk.1.ffn_down.weight" in moments.names:
+                odd = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+                moments.sums[0] = odd @ odd.T
+        return found
+
+    monkeypatch.setattr(MomentSums, "result", misled)
+    how = Calibration(text(), held_out=held_out())
+    report = written(model, tmp_path / "out.gguf", text(), calibration=how)
+    assert report.nearest == {"blk.1.ffn_down.weight": "feedback does no better on windows held out"}
+    assert any("1 tensor is rounded to nearest" in note for note in report.notes())
+    assert "blk.0.ffn_down.weight" in {cost.name for cost in report.costs}
+
+
+def test_text_that_gets_worse_is_said() -> None:
+    loss = HeldOutLoss("other.txt", 4, 0.02, 0.001, 0.01)
+    report = CalibrationReport(held_out=[loss])
+    assert report.notes()[-1].startswith("on other.txt this is worse than rounding to nearest")
+
+
+def test_a_run_that_goes_on_tells_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = source(tmp_path, "llama")
+    how = Calibration(text(), held_out=held_out())
+    whole = written(model, tmp_path / "whole.gguf", text(), calibration=how)
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(OutputFile, "discard", OutputFile._close)
+        killed.setattr(HeldOut, "losses", stop)
+        with pytest.raises(KeyboardInterrupt):
+            written(model, tmp_path / "out.gguf", text(), calibration=how)
+    again = written(model, tmp_path / "out.gguf", text(), resume=True, calibration=how)
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert [loss.kl for loss in again.held_out] == [loss.kl for loss in whole.held_out]

@@ -8,14 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gguf_files import write_gguf
 from loragraft.backends import gradients
 from loragraft.backends.gradients import Tape
-from loragraft.graph.ops import Graph, Op
+from loragraft.formats.gguf.model import open_gguf
+from loragraft.graph.ops import Op
 from loragraft.streaming import output_gradients
 from loragraft.streaming.calibrated import Calibration
+from loragraft.streaming.layers import Layers
 from loragraft.streaming.output_gradients import Gradients, draw
 from small_models import VOCAB, small_model
-from streaming.test_calibrated import nearest, source, text, written
+from streaming.test_calibrated import NATIVE, nearest, plan_of, source, text, written
 
 WINDOWS, LENGTH = 6, 9
 Floats = npt.NDArray[np.float32]
@@ -24,6 +27,8 @@ Floats = npt.NDArray[np.float32]
 @pytest.mark.parametrize("name", ["llama", "llama/experts", "starcoder2"])
 def test_layer_by_layer_is_all_at_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(name, np.random.default_rng(2), layers=3)
+    opened = open_gguf(write_gguf(tmp_path / "in.gguf", model.metadata, model.arrays))
+    layers = Layers(plan_of(opened), NATIVE, 2)
     graph, rng = model.graph(), np.random.default_rng(4)
     windows = rng.integers(0, VOCAB, (WINDOWS, LENGTH)).astype(np.int32)
     labels = rng.integers(0, VOCAB, (WINDOWS, LENGTH))
@@ -31,21 +36,15 @@ def test_layer_by_layer_is_all_at_once(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(output_gradients, "draw", lambda chances, rng: next(waiting))
     monkeypatch.setattr(output_gradients, "BATCH", 2 * LENGTH)
 
-    def weights(part: Graph) -> dict[str, Floats]:
-        return {weight: model.arrays[weight] for weight in part.tensors}
-
-    def forward(part: Graph, own: dict[str, Floats], hidden: Floats | None) -> Floats:
-        return Tape(part, own, WINDOWS, LENGTH).forward(windows, hidden)
-
     tape = Tape(graph, model.arrays, WINDOWS, LENGTH)
     logits = tape.forward(windows, None)
     chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     chances[np.arange(len(chances)), labels.reshape(-1)] -= 1
     expected: dict[str, Floats] = {}
     tape.backward(chances, lambda weight, x, g, ids: expected.update({weight: g}))
-    with Gradients(graph, weights, forward, windows, tmp_path) as found:
+    with Gradients(layers, windows, tmp_path) as found:
         found.measure()
-        assert list(tmp_path.iterdir()) == []  # the file has no name
+        assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]  # the other file has no name
         for weight, g in expected.items():
             own = found.of(weight)
             assert own is not None

@@ -32,6 +32,9 @@ def missing(graph: Graph) -> str | None:
 class Tape:
     """One pass over `windows` windows of `length` tokens: forth, then back."""
 
+    context: int | None = None
+    """As in a program whose options name none."""
+
     def __init__(self, graph: Graph, weights: Mapping[str, Floats], windows: int, length: int) -> None:
         self.graph, self.weights = graph, weights
         self.windows, self.length = windows, length

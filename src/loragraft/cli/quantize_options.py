@@ -56,6 +56,13 @@ _OPTIONS = (
         metavar="N",
         help="Calibrate on this many windows of 256 tokens.",
     ),
+    _what(
+        "--general",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="With --calibrate: also tell what rounding does to this text (repeatable).",
+    ),
     _what("--output-tensor-type", type=_WEIGHT_TYPE, metavar="TYPE", help="The type of output.weight."),
     _what("--token-embedding-type", type=_WEIGHT_TYPE, metavar="TYPE", help="The type of token_embd.weight."),
     _what(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loragraft.backends.batch import Ids
 from loragraft.errors import QuantizeError, TextError, naming
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
 
 #: Tokens of a window.
 CONTEXT = 256
+#: Windows that are held out to judge by, of the text and of another.
+HELD_OUT = 4
 #: How ShareGPT calls the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def calibration_windows(
-    model: ModelSource, files: Sequence[Path], windows: int, context: int = CONTEXT
-) -> Ids:
-    """Up to `windows` windows of `context` tokens, int32 [n, context], spread evenly over `files`; each starts with BOS
-    if the model wants one.
+    model: ModelSource, files: Sequence[Path], windows: int, context: int = CONTEXT, held_out: int = HELD_OUT
+) -> tuple[Ids, Ids]:
+    """Up to `windows` windows of `context` tokens, int32 [n, context], spread evenly over `files`, and up to `held_out`
+    others, fewer from a short text; each starts with BOS if the model wants one.
 
     A file that ends in .jsonl has a conversation on each line (`messages`; `conversations`; `prompt` and `completion`)
     or a `text`; conversations go through the model's chat template. Others are plain text. Raises TextError for files
@@ -49,11 +52,20 @@ def calibration_windows(
             found=plural(len(ids), "token"),
             expected=f"{count_text(context)} or more",
         )
-    chosen = np.arange(count) if count <= windows else (np.arange(windows) + 0.5) * (count / windows)
-    result = ids[: count * context].reshape(count, context)[chosen.astype(np.int64)].copy()
+    all_windows = ids[: count * context].reshape(count, context).copy()
     if tokenizer.add_bos and tokenizer.bos is not None:
-        result[:, 0] = tokenizer.bos
-    return result
+        all_windows[:, 0] = tokenizer.bos
+    kept_back = _spread(np.arange(count), min(held_out, count // 8))
+    chosen = _spread(np.setdiff1d(np.arange(count), kept_back), windows)
+    return all_windows[chosen], all_windows[kept_back]
+
+
+def _spread(numbers: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """`most` of them, spread evenly, or all."""
+    if len(numbers) <= most:
+        return numbers
+    places = (np.arange(most) + 0.5) * (len(numbers) / max(most, 1))
+    return np.asarray(numbers[places.astype(np.int64)])
 
 
 def calibrated(
@@ -68,20 +80,23 @@ def calibrated(
             found=f"type {plan.target}",
             expected="a quantized type",
         )
-    windows = calibration_windows(model, options.calibrate, options.calibrate_windows)
+    windows, kept_back = calibration_windows(model, options.calibrate, options.calibrate_windows)
+    held_out = {"the text that were held out": kept_back}
+    if options.general:
+        general, _ = calibration_windows(model, options.general, HELD_OUT, held_out=0)
+        held_out[" and ".join(path.name for path in options.general)] = general
 
     def first(tensors: WholeTensors) -> None:
         from loragraft.backends.cpu.program import NativeBackend
         from loragraft.streaming.calibrated import Calibration, round_layers
 
+        how = Calibration(windows, held_out=held_out)
         with naming(model.path):
-            report = round_layers(
-                plan, Calibration(windows), NativeBackend(), tensors, threads=threads, progress=progress
-            )
+            report = round_layers(plan, how, NativeBackend(), tensors, threads=threads, progress=progress)
         for note in report.notes():
             progress.note(note)
 
-    return first, windows.tobytes()
+    return first, windows.tobytes() + kept_back.tobytes()
 
 
 def _tokens(model: ModelSource, tokenizer: Tokenizer, file: Path) -> Iterator[Ids]:

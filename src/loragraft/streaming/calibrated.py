@@ -8,35 +8,31 @@ become, and make up for it. Only one layer's weights and moments are in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from loragraft.archs.graphs import build_graph
-from loragraft.backends.batch import Floats, Ids, Piece
-from loragraft.backends.program import Backend, Options, Program
+from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.gradients import missing
+from loragraft.backends.program import Backend
 from loragraft.errors import QuantizeError, naming
-from loragraft.formats.gguf.scales import companion
 from loragraft.formats.source import Bytes
-from loragraft.graph.ops import Graph, Op, TensorFact
-from loragraft.graph.slices import slice_graph
+from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.grids import GRIDS
+from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
+from loragraft.streaming.layers import Layers, SeenError, multiplied
 from loragraft.streaming.moments import InputMoments, MomentSums
 from loragraft.streaming.output_gradients import Gradients
 from loragraft.streaming.plan import WritePlan
-from loragraft.streaming.rows import floats_of
-from loragraft.streaming.steps import Chunk, Step, chunks
-from loragraft.streaming.sweep import sweep
+from loragraft.streaming.steps import Step
 from loragraft.streaming.writing import WholeTensors
 from loragraft.system.threads import in_threads
+from loragraft.units import plural
 
-#: Tokens that go through a layer at once.
-BATCH = 2048
 #: An expert that fewer tokens than this for each of its columns reached is rounded to nearest.
 FEWEST = 0.25
 
@@ -52,6 +48,8 @@ class Calibration:
     gradients: bool = True
     plain: float = 0.1
     output_damping: float = feedback.OUTPUT_DAMPING
+    held_out: Mapping[str, Ids] = field(default_factory=dict)
+    """Windows of other text, or of other parts of this one, to judge by; of the same length."""
     folder: Path | None = None
 
 
@@ -71,14 +69,21 @@ class CalibrationReport:
     costs: list[MatrixCost] = field(default_factory=list)
     nearest: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    held_out: list[HeldOutLoss] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What the user should know."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.nearest.items():
             reasons.setdefault(reason, []).append(name)
-        return self.remarks + [
-            f"{len(names)} tensors are rounded to nearest: {reason} ({', '.join(names[:3])}"
+        worse = [
+            f"on {loss.label} this is worse than rounding to nearest: calibrate on more text, or on text like it too"
+            for loss in self.held_out
+            if loss.kl > loss.nearest
+        ]
+        return [*self.remarks, *map(str, self.held_out), *worse] + [
+            f"{plural(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} rounded to nearest: {reason} "
+            f"({', '.join(names[:3])}"
             f"{', ...' if len(names) > 3 else ''})"
             for reason, names in reasons.items()
         ]
@@ -104,8 +109,14 @@ Job = tuple[str, int, InputMoments]
 """A weight, which of its matrices, and its inputs' moments."""
 
 
-class _SeenError(Exception):
-    """Ends a pass that has shown what it was to show."""
+@dataclass(frozen=True, slots=True)
+class _RoundedMatrix:
+    """Its rows, and rounded to nearest; why that is what they are, or what both cost."""
+
+    data: Bytes
+    nearest: Bytes
+    reason: str | None = None
+    cost: tuple[float, float] | None = None
 
 
 class _Watch:
@@ -116,7 +127,6 @@ class _Watch:
         self._left: dict[str, int] = {}
 
     def begin(self, rows: int) -> None:
-        """A batch of so many rows."""
         self._left = dict.fromkeys(self._products, rows)
 
     def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
@@ -124,10 +134,12 @@ class _Watch:
         for name in names:
             self._left[name] -= len(x)
         if not any(self._left.values()):
-            raise _SeenError
+            raise SeenError
 
 
 class _Rounding:
+    """The pass of `round_layers`."""
+
     def __init__(
         self,
         plan: WritePlan,
@@ -137,127 +149,110 @@ class _Rounding:
         threads: int,
         progress: Progress,
     ) -> None:
-        self.steps = {step.name: step for step in plan.steps}
-        self.calibration, self.backend, self.tensors = calibration, backend, tensors
+        self.layers = Layers(plan, backend, threads)
+        self.steps = self.layers.steps
+        self.calibration, self.tensors = calibration, tensors
         self.threads, self.progress = threads, progress
-        self.graph = build_graph(plan.metadata, _facts(self.steps))
         self.report = CalibrationReport()
         self.gradients: Gradients | None = None
+        held = {label: windows for label, windows in calibration.held_out.items() if len(windows)}
+        self.held_out = HeldOut(self.layers, held) if held else None
 
     def run(self) -> CalibrationReport:
         if not self.calibration.gradients:
             return self._run_layers()
-        lacking = Gradients.lacking(self.graph)
+        graph = self.layers.graph
+        lacking = missing(graph)
         if lacking is not None:
             self.report.remarks.append(
-                f"all tokens count alike: gradients do not pass the op {lacking} of {self.graph.arch}"
+                f"all tokens count alike: gradients do not pass the op {lacking} of {graph.arch}"
             )
             return self._run_layers()
-        with Gradients(
-            self.graph, self._weights, self._forward, self.calibration.windows, self.calibration.folder
-        ) as self.gradients:
+        with Gradients(self.layers, self.calibration.windows, self.calibration.folder) as self.gradients:
             self.gradients.measure(self.progress)
             return self._run_layers()
 
     def _run_layers(self) -> CalibrationReport:
-        layers = len(self.graph.cuts) - 1
-        self.progress.start("Calibrating", layers)
+        layers = self.layers.count
+        self.progress.start("Calibrating", layers + 1)
         hidden: Floats | None = None
-        for layer in range(layers):
-            part = slice_graph(self.graph, layer, layer + 1)
-            weights = self._weights(part)
-            if not self._take_over(part, weights):
-                self._round(weights, self._moments(part, weights, hidden))
-            hidden = self._forward(part, weights, hidden)
+        for layer in range(layers + 1):
+            part = self.layers.part(layer)
+            weights = self.layers.weights(part)
+            before = dict(weights)
+            self._round_embeddings(part, weights)
+            nearest = dict(weights)
+            if not self._take_over(part, weights, nearest):
+                inputs = {} if self.held_out is None else self.held_out.inputs(part, weights)
+                moments = self._moments(part, weights, hidden, last=layer == layers)
+                self._round(weights, nearest, moments, inputs)
+            if layer < layers:
+                hidden = self.layers.run(part, weights, self.calibration.windows, hidden)
+                if self.held_out is not None:
+                    self.held_out.read(part, before, weights, nearest)
+            elif self.held_out is not None:
+                self.report.held_out = self.held_out.losses(part, before, weights, nearest)
             self.progress.advance(1)
-        part = slice_graph(self.graph, layers)
-        weights = self._weights(part)
-        if not self._take_over(part, weights):
-            self._round(weights, self._moments(part, weights, hidden, last=True))
         return self.report
 
-    def _take_over(self, part: Graph, weights: dict[str, Floats]) -> bool:
+    def _round_embeddings(self, part: Graph, weights: dict[str, Floats]) -> None:
+        """Weights that nothing is multiplied by here become what rounding to nearest makes of them: that is how they
+        are written, but for an embedding that is the output as well, where it comes near."""
+        for name in set(part.tensors) - set(multiplied(part)):
+            if self._is_rounded(name) and weights[name].ndim == 2:
+                step = self.steps[name]
+                importance = None if step.importance is None else step.importance[0]
+                weights[name] = self._meaning(step, native.quantize(weights[name], step.type, importance))
+
+    def _take_over(self, part: Graph, weights: dict[str, Floats], nearest: dict[str, Floats]) -> bool:
         """Whether an earlier run has rounded this slice; then `weights` become what it wrote."""
-        names = [name for name in _multiplied(part) if self._is_rounded(name)]
+        names = [name for name in multiplied(part) if self._is_rounded(name)]
         if not all(self.tensors.holds(self.steps[name]) for name in names):
             return False
         for name in names:
-            step = self.steps[name]
-            weights[name][:] = self._meaning(step, self.tensors.earlier(step)).reshape(step.source.shape)
+            step, shape = self.steps[name], self.steps[name].source.shape
+            if self.held_out is not None:
+                # The importance is not known any more: without one.
+                stack = weights[name].reshape(-1, *weights[name].shape[-2:])
+                rows = [
+                    _nearest(w, step, np.zeros(w.shape[1], np.float32), _scale(step, m))
+                    for m, w in enumerate(stack)
+                ]
+                nearest[name] = self._meaning(step, np.concatenate(rows)).reshape(shape)
+            weights[name] = self._meaning(step, self.tensors.earlier(step)).reshape(shape)
         return True
-
-    def _weights(self, part: Graph) -> dict[str, Floats]:
-        """The merged weights of a slice in float32, and its other tensors."""
-        return {name: self._floats(self.steps[name]) for name in part.tensors}
-
-    def _floats(self, step: Step) -> Floats:
-        out = np.empty((step.source.n_rows, step.source.columns), np.float32)
-
-        def read(chunk: Chunk) -> None:
-            out[chunk.start : chunk.stop] = floats_of(chunk)
-
-        sweep(chunks(step), read, threads=self.threads)
-        scale = self.steps.get(companion(step.name, "scale"))
-        if scale is not None and step.copies:
-            values = scale.source.rows(0, 1).view(np.float32).reshape(-1)
-            out.reshape(len(values), -1)[:] *= values[:, None]
-        return out.reshape(step.source.shape)
 
     # ---- running ----
 
     def _moments(
-        self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None, *, last: bool = False
+        self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None, *, last: bool
     ) -> list[InputMoments]:
         experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
         sums = MomentSums(experts, self._counting(part))
-        program = self._program(part, weights)
-        watch = _Watch(sums, _multiplied(part))
-        program.observer = watch.observe
-        self._run(program, hidden, wants="all" if last else "none", watch=watch)
+        watch = _Watch(sums, multiplied(part))
+        wants: Literal["all", "none"] = "all" if last else "none"
+        self.layers.run(part, weights, self.calibration.windows, hidden, wants=wants, watch=watch)
         return sums.result()
 
     def _counting(self, part: Graph) -> dict[str, Floats]:
         """How much each token counts for the weights of a slice."""
         if self.gradients is None:
             return {}
-        found = {name: self.gradients.of(name) for name in _multiplied(part)}
+        found = {name: self.gradients.of(name) for name in multiplied(part)}
         plain = np.float32(self.calibration.plain)
         return {name: plain + (1 - plain) * own.squares for name, own in found.items() if own is not None}
 
-    def _forward(self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None) -> Floats:
-        return self._run(self._program(part, weights), hidden)
-
-    def _program(self, part: Graph, weights: Mapping[str, Floats]) -> Program:
-        options = Options(threads=self.threads, activations="f32", keys_values="f32")
-        return self.backend.prepare(part, weights, options)
-
-    def _run(
-        self,
-        program: Program,
-        hidden: Floats | None,
-        wants: Literal["all", "none"] = "none",
-        watch: _Watch | None = None,
-    ) -> Floats:
-        windows = self.calibration.windows
-        count, length = windows.shape
-        at_once = max(1, BATCH // length)
-        outputs = []
-        for first in range(0, count, at_once):
-            here = windows[first : first + at_once]
-            pieces = [Piece(program.open_sequence(), window, wants=wants) for window in here]
-            rows = slice(first * length, (first + len(here)) * length)
-            if watch is not None:
-                watch.begin(len(here) * length)
-            with suppress(_SeenError):
-                outputs.append(program.run(pieces, None if hidden is None else hidden[rows]))
-            for piece in pieces:
-                program.close_sequence(piece.sequence)
-        return np.concatenate(outputs) if outputs else np.empty((0, program.width), np.float32)
-
     # ---- rounding ----
 
-    def _round(self, weights: dict[str, Floats], inputs: Sequence[InputMoments]) -> None:
-        """Round the weights of a slice, write them, and put what they have become into `weights`."""
+    def _round(
+        self,
+        weights: dict[str, Floats],
+        nearest: dict[str, Floats],
+        inputs: Sequence[InputMoments],
+        held: Mapping[str, Floats],
+    ) -> None:
+        """Round the weights of a slice, write them, and put what they have become into `weights`, and what rounding to
+        nearest makes of them into `nearest`. `held`: inputs to judge matrices on."""
         jobs = [
             (name, m, moments)
             for moments in inputs
@@ -269,24 +264,27 @@ class _Rounding:
         # The rows of a large matrix without output moments are shared out over the threads, other matrices are.
         threads = self.threads if len(jobs) == 1 else 1
 
-        def rounded(job: Job) -> tuple[Bytes, MatrixCost | str]:
+        def rounded(job: Job) -> _RoundedMatrix:
             name, m, moments = job
             w = weights[name].reshape(-1, *weights[name].shape[-2:])[m]
-            return self._matrix(self.steps[name], w, m, moments, prepared, threads)
+            return self._matrix(self.steps[name], w, m, moments, prepared, held.get(name), threads)
 
         results = in_threads(rounded, jobs, self.threads if threads == 1 else 1)
-        rows: dict[str, list[Bytes]] = {}
-        for (name, m, moments), (data, found) in zip(jobs, results, strict=True):
-            rows.setdefault(name, []).append(data)
+        rows: dict[str, list[_RoundedMatrix]] = {}
+        for (name, m, moments), result in zip(jobs, results, strict=True):
+            rows.setdefault(name, []).append(result)
             label = name if len(moments.sums) == 1 else f"{name}[{m}]"
-            if isinstance(found, str):
-                self.report.nearest[label] = found
-            else:
-                self.report.costs.append(found)
+            if result.reason is not None:
+                self.report.nearest[label] = result.reason
+            elif result.cost is not None:
+                self.report.costs.append(MatrixCost(label, *result.cost))
         for name, parts in rows.items():
-            step = self.steps[name]
-            data = np.concatenate(parts)
-            weights[name][:] = self._meaning(step, data).reshape(step.source.shape)
+            step, shape = self.steps[name], self.steps[name].source.shape
+            data = np.concatenate([part.data for part in parts])
+            if self.held_out is not None:
+                usual = np.concatenate([part.nearest for part in parts])
+                nearest[name] = self._meaning(step, usual).reshape(shape)
+            weights[name] = self._meaning(step, data).reshape(shape)
             self.tensors.write(step, data)
 
     def _prepared(self, jobs: Sequence[Job]) -> dict[tuple[int, int, int], feedback.Moments]:
@@ -328,17 +326,17 @@ class _Rounding:
         matrix: int,
         moments: InputMoments,
         prepared: Mapping[tuple[int, int, int], feedback.Moments],
+        held: Floats | None,
         threads: int,
-    ) -> tuple[Bytes, MatrixCost | str]:
-        """The rows of one matrix; what they cost, or why they are rounded to nearest."""
-        importance = moments.mean_squares(matrix)
-        name = step.name if step.source.n_rows == len(w) else f"{step.name}[{matrix}]"
-        scale = 0.0 if step.scales is None else float(step.scales[matrix])
+    ) -> _RoundedMatrix:
+        """The rows of one matrix."""
+        importance, scale = moments.mean_squares(matrix), _scale(step, matrix)
+        usual = _nearest(w, step, importance, scale)
         reason = self._reason(step, moments, matrix)
         if reason is not None:
-            return _nearest(w, step, importance, scale), reason
+            return _RoundedMatrix(usual, usual, reason)
         own = None if self.gradients is None else self.gradients.of(step.name)
-        with naming(name):
+        with naming(step.name):
             outputs = None
             if own is not None and own.moments is not None:
                 outputs = feedback.prepare_outputs(own.moments, self.calibration.output_damping)
@@ -351,7 +349,15 @@ class _Rounding:
                 scale=scale,
                 threads=threads,
             )
-        return rounded.data, MatrixCost(name, rounded.nearest, rounded.cost)
+        if held is not None:
+            unit = np.float32(scale or 1)
+            error, usual_error = (
+                output_error(w - native.dequantize(data, step.type) * unit, held, outputs)
+                for data in (rounded.data, usual)
+            )
+            if not error < usual_error:
+                return _RoundedMatrix(usual, usual, "feedback does no better on windows held out")
+        return _RoundedMatrix(rounded.data, usual, cost=(rounded.nearest, rounded.cost))
 
     def _reason(self, step: Step, moments: InputMoments, matrix: int) -> str | None:
         """Why a matrix is rounded to nearest, if it is."""
@@ -369,13 +375,6 @@ def _nearest(w: Floats, step: Step, importance: Floats, scale: float) -> Bytes:
     return native.quantize(w, step.type, known)
 
 
-def _multiplied(part: Graph) -> list[str]:
-    """The weights of a slice's linear layers."""
-    products = (Op.MATMUL, Op.EXPERTS_MATMUL)
-    return list(dict.fromkeys(node.weights[0] for node in part.nodes if node.op in products))
-
-
-def _facts(steps: Mapping[str, Step]) -> dict[str, TensorFact]:
-    """The merged model's tensors, without the scales that belong to stored weights."""
-    scales = {companion(name, part) for name in steps for part in ("scale", "input_scale")}
-    return {name: TensorFact(step.source.shape, "F32") for name, step in steps.items() if name not in scales}
+def _scale(step: Step, matrix: int) -> float:
+    """The per-tensor scale of NVFP4, or 0."""
+    return 0.0 if step.scales is None else float(step.scales[matrix])

@@ -139,6 +139,8 @@ class QuantizeOptions:
     calibrate: Given[Iterable[str | PathLike[str]], tuple[Path, ...]] = Given(_paths, ())
     """Files of text to round on, with error feedback (`streaming.calibrated`)."""
     calibrate_windows: int = 64
+    general: Given[Iterable[str | PathLike[str]], tuple[Path, ...]] = Given(_paths, ())
+    """Files of other text: what rounding does to it is told beside."""
     """How many windows of the text."""
     output_tensor_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
     token_embedding_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
@@ -167,6 +169,10 @@ class QuantizeOptions:
         if self.max_memory is not None:
             check_number("max_memory", self.max_memory, int, least=1)
         check_number("calibrate_windows", self.calibrate_windows, int, least=1)
+        if self.general and not self.calibrate:
+            raise LoragraftError(
+                "general", "is judged beside a calibration", hint="give --calibrate FILE too"
+            )
         if self.calibrate and self.imatrix is not None:
             raise LoragraftError(
                 "calibrate", "takes the place of an importance matrix", hint="give one of the two"
@@ -175,7 +181,7 @@ class QuantizeOptions:
     @property
     def files(self) -> list[Path]:
         """The files that they name."""
-        return [*([self.imatrix] if isinstance(self.imatrix, Path) else []), *self.calibrate]
+        return [*([self.imatrix] if isinstance(self.imatrix, Path) else []), *self.calibrate, *self.general]
 
 
 def weight_type(text: str) -> QuantType:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
-from loragraft.backends.gradients import Tape, missing
+from loragraft.backends.gradients import Tape
 from loragraft.graph.ops import Graph
-from loragraft.graph.slices import slice_graph
 from loragraft.progress import SILENT, Progress
+from loragraft.streaming.layers import Layers
 
 #: Tokens that go through a layer at once, forth and back.
 BATCH = 1024
@@ -77,20 +76,11 @@ class GradientFile:
 
 
 class Gradients:
-    """The output gradients of every linear layer of `graph` on `windows` int32 [n, length], by weight.
+    """The output gradients of every linear layer on `windows` int32 [n, length], by weight. `folder`: where the file
+    is."""
 
-    `weights` gives a slice's tensors, `forward` what a slice makes of hidden states. `folder`: where the file is.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        weights: Callable[[Graph], dict[str, Floats]],
-        forward: Callable[[Graph, dict[str, Floats], Floats | None], Floats],
-        windows: Ids,
-        folder: Path | None = None,
-    ) -> None:
-        self._graph, self._weights, self._forward, self._windows = graph, weights, forward, windows
+    def __init__(self, layers: Layers, windows: Ids, folder: Path | None = None) -> None:
+        self._layers, self._windows = layers, windows
         self._file = GradientFile(folder)
         self._squares: dict[str, Floats] = {}
         self._moments: dict[str, Place] = {}
@@ -101,19 +91,14 @@ class Gradients:
     def __exit__(self, *problem: object) -> None:
         self._file.close()
 
-    @staticmethod
-    def lacking(graph: Graph) -> str | None:
-        """An op of the graph that gradients cannot pass, if there is one."""
-        return missing(graph)
-
     def measure(self, progress: Progress = SILENT) -> None:
         """Run the passes."""
-        layers = len(self._graph.cuts) - 1
+        layers = self._layers.count
         progress.start("Measuring gradients", 2 * layers + 1)
         places, hidden = [], None
         for layer in range(layers):
-            part = slice_graph(self._graph, layer, layer + 1)
-            hidden = self._forward(part, self._weights(part), hidden)
+            part = self._layers.part(layer)
+            hidden = self._layers.run(part, self._layers.weights(part), self._windows, hidden)
             places.append(self._file.write(hidden))
             progress.advance(1)
         assert hidden is not None
@@ -121,7 +106,7 @@ class Gradients:
         progress.advance(1)
         for layer in range(layers - 1, -1, -1):
             entered = self._file.read(places[layer - 1]) if layer else None
-            gradient = self._back(slice_graph(self._graph, layer, layer + 1), entered, gradient)
+            gradient = self._back(self._layers.part(layer), entered, gradient)
             progress.advance(1)
 
     def of(self, name: str) -> OutputGradients | None:
@@ -133,8 +118,8 @@ class Gradients:
 
     def _from_labels(self, hidden: Floats) -> Floats:
         """The gradient of the last hidden states, labels drawn window by window."""
-        part = slice_graph(self._graph, len(self._graph.cuts) - 1)
-        weights, rng = self._weights(part), np.random.default_rng(_SEED)
+        part = self._layers.part(self._layers.count)
+        weights, rng = self._layers.weights(part), np.random.default_rng(_SEED)
         sink = _Sums(len(hidden), most=0)
         result = np.empty_like(hidden)
         length = self._windows.shape[1]
@@ -153,7 +138,7 @@ class Gradients:
         return result
 
     def _back(self, part: Graph, entered: Floats | None, gradient: Floats) -> Floats:
-        weights = self._weights(part)
+        weights = self._layers.weights(part)
         count, length = self._windows.shape
         sink = _Sums(count * length, most=MOST_OUTPUTS)
         result = np.empty_like(gradient)

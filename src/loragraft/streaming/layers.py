@@ -1,0 +1,112 @@
+"""The model that a plan will write, run a layer at a time: hidden states of windows go in and come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal, Protocol
+
+import numpy as np
+
+from loragraft.archs.graphs import build_graph
+from loragraft.backends.batch import Floats, Ids, Piece
+from loragraft.backends.program import Backend, Options, Program
+from loragraft.formats.gguf.scales import companion
+from loragraft.graph.ops import Graph, Op, TensorFact
+from loragraft.graph.slices import slice_graph
+from loragraft.streaming.plan import WritePlan
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import Chunk, Step, chunks
+from loragraft.streaming.sweep import sweep
+
+#: Tokens that go through a layer at once.
+BATCH = 2048
+
+
+class SeenError(Exception):
+    """Ends a batch that has shown what it was to show."""
+
+
+class Watch(Protocol):
+    """Is shown the input of every product of a run; `SeenError` ends the batch."""
+
+    def begin(self, rows: int) -> None:
+        """A batch of so many rows."""
+
+    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+        """See `backends.program.Observer`."""
+
+
+class Layers:
+    """Slices of the merged model; `part(count)` is what follows the last layer."""
+
+    def __init__(self, plan: WritePlan, backend: Backend, threads: int) -> None:
+        self.steps = {step.name: step for step in plan.steps}
+        self.graph = build_graph(plan.metadata, _facts(self.steps))
+        self.count = len(self.graph.cuts) - 1
+        self._backend, self._threads = backend, threads
+
+    def part(self, layer: int) -> Graph:
+        return slice_graph(self.graph, layer, layer + 1 if layer < self.count else None)
+
+    def weights(self, part: Graph) -> dict[str, Floats]:
+        """The merged weights of a slice in float32, and its other tensors."""
+        return {name: self._floats(self.steps[name]) for name in part.tensors}
+
+    def _floats(self, step: Step) -> Floats:
+        out = np.empty((step.source.n_rows, step.source.columns), np.float32)
+
+        def read(chunk: Chunk) -> None:
+            out[chunk.start : chunk.stop] = floats_of(chunk)
+
+        sweep(chunks(step), read, threads=self._threads)
+        scale = self.steps.get(companion(step.name, "scale"))
+        if scale is not None and step.copies:
+            values = scale.source.rows(0, 1).view(np.float32).reshape(-1)
+            out.reshape(len(values), -1)[:] *= values[:, None]
+        return out.reshape(step.source.shape)
+
+    def run(
+        self,
+        part: Graph,
+        weights: Mapping[str, Floats],
+        windows: Ids,
+        hidden: Floats | None,
+        *,
+        wants: Literal["all", "none"] = "none",
+        watch: Watch | None = None,
+    ) -> Floats:
+        """What `part` with `weights` makes of the hidden states float32 [n * length, d] of `windows` int32 [n, length],
+        batch by batch; of the batches that `watch` does not end."""
+        program = self._program(part, weights)
+        program.observer = None if watch is None else watch.observe
+        count, length = windows.shape
+        at_once = max(1, BATCH // length)
+        outputs = []
+        for first in range(0, count, at_once):
+            here = windows[first : first + at_once]
+            pieces = [Piece(program.open_sequence(), window, wants=wants) for window in here]
+            rows = slice(first * length, (first + len(here)) * length)
+            if watch is not None:
+                watch.begin(len(here) * length)
+            with suppress(SeenError):
+                outputs.append(program.run(pieces, None if hidden is None else hidden[rows]))
+            for piece in pieces:
+                program.close_sequence(piece.sequence)
+        return np.concatenate(outputs) if outputs else np.empty((0, program.width), np.float32)
+
+    def _program(self, part: Graph, weights: Mapping[str, Floats]) -> Program:
+        options = Options(threads=self._threads, activations="f32", keys_values="f32")
+        return self._backend.prepare(part, weights, options)
+
+
+def multiplied(part: Graph) -> list[str]:
+    """The weights of a slice's linear layers."""
+    products = (Op.MATMUL, Op.EXPERTS_MATMUL)
+    return list(dict.fromkeys(node.weights[0] for node in part.nodes if node.op in products))
+
+
+def _facts(steps: Mapping[str, Step]) -> dict[str, TensorFact]:
+    """The merged model's tensors, without the scales that belong to stored weights."""
+    scales = {companion(name, part) for name in steps for part in ("scale", "input_scale")}
+    return {name: TensorFact(step.source.shape, "F32") for name, step in steps.items() if name not in scales}
