@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     from loragraft.verbs.imatrix import imatrix as imatrix
     from loragraft.verbs.inspect import inspect as inspect
     from loragraft.verbs.merge import merge as merge
+    from loragraft.verbs.ollama import ollama as ollama
+    from loragraft.verbs.push import push as push
     from loragraft.verbs.quantize import quantize as quantize
+    from loragraft.verbs.report import report as report
     from loragraft.verbs.split import join as join
     from loragraft.verbs.split import split as split
 
@@ -83,7 +86,10 @@ _HOMES = {
     "join": "loragraft.verbs.split",
     "merge": "loragraft.verbs.merge",
     "QuantizeOptions": "loragraft.streaming.options",
+    "ollama": "loragraft.verbs.ollama",
+    "push": "loragraft.verbs.push",
     "quantize": "loragraft.verbs.quantize",
+    "report": "loragraft.verbs.report",
     "split": "loragraft.verbs.split",
 }
 
@@ -119,7 +125,10 @@ __all__ = [
     "join",
     "load",
     "merge",
+    "ollama",
+    "push",
     "quantize",
+    "report",
     "split",
 ]
 

@@ -39,6 +39,7 @@ PANELS: dict[str, dict[str, str]] = {
         "run": "Continue a prompt, printing the text as it is made.",
         "chat": "Talk to a model in the terminal.",
         "serve": "Serve a model over HTTP: OpenAI's API, adapters by name, and a page to talk to it.",
+        "ollama": "Write a Modelfile for Ollama: the model, its chat template, its sampling defaults and its adapters.",
         "tokenize": "Print the tokens of a text, one per line: id and text.",
     },
     "Files": {

@@ -14,7 +14,18 @@ from loragraft.cli import console
 from loragraft.cli.command import FILE, OUTPUT, argument, command, option
 from loragraft.cli.deployments import deployments_table
 from loragraft.cli.measure_options import Measured, measure_options
-from loragraft.cli.options import JSON, LORA, TARGET, WORK_DIR, Parsed, plot_option, read_text
+from loragraft.cli.options import (
+    HTML,
+    JSON,
+    LORA,
+    TARGET,
+    WORK_DIR,
+    Parsed,
+    check_html,
+    plot_option,
+    read_text,
+    reported,
+)
 from loragraft.cli.progress import progress
 from loragraft.system.files import files_of
 
@@ -82,6 +93,7 @@ if TYPE_CHECKING:
 )
 @WORK_DIR
 @plot_option("where the bits go")
+@HTML
 @JSON
 def budget(
     base: Path,
@@ -98,6 +110,7 @@ def budget(
     valid_windows: int,
     work_dir: Path | None,
     plot: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Choose the type of every tensor so that a model of a given size keeps the most of a fine-tune.
@@ -119,6 +132,7 @@ def budget(
 
     inputs = [measured.path, *filter(None, [valid, imatrix])]
     inputs += [file for path in (base, *(path for path, _ in lora)) for file in files_of(path)]
+    check_html(html)
     if plot is not None:
         check_picture(plot)
     if output is not None:
@@ -143,6 +157,7 @@ def budget(
     if plot is not None:
         save_picture(result, plot)
         console.info(f"wrote {plot}")
+    reported(result, html)
     if as_json:
         console.result(json.dumps(result.as_dict(), indent=1))
     else:

@@ -16,7 +16,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command
 from loragraft.cli.measure_options import Measured, measure_options
-from loragraft.cli.options import JSON, LORA, MODEL, plot_option
+from loragraft.cli.options import HTML, JSON, LORA, MODEL, check_html, plot_option, reported
 from loragraft.cli.progress import progress
 from loragraft.units import count_text, digits_text, plural, ranges_text
 
@@ -39,12 +39,14 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
     context=256, windows=8, threads=False, text="Measure every wrong order on this text (UTF-8)."
 )
 @plot_option("the error of every linear")
+@HTML
 @JSON
 def check(
     model: Path,
     lora: tuple[tuple[Path, float], ...],
     measured: Measured | None,
     plot: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Report how every linear is computed, and measure what each wrong order would cost.
@@ -60,6 +62,7 @@ def check(
     from loragraft.evaluate.picture import check_picture
     from loragraft.verbs.check import save_picture
 
+    check_html(html)
     if plot is not None:
         check_picture(plot)
     how = None if measured is None else measured.measurement
@@ -68,6 +71,7 @@ def check(
     if plot is not None:
         save_picture(report, plot)
         console.info(f"wrote {plot}")
+    reported(report, html)
     for note in report.notes:
         console.info(note)
     if as_json:

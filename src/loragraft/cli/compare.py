@@ -13,7 +13,17 @@ from loragraft.cli import console
 from loragraft.cli.command import FILE, command, option
 from loragraft.cli.deployments import deployments_table
 from loragraft.cli.measure_options import Measured, measure_options
-from loragraft.cli.options import JSON, LORA, TARGET, WORK_DIR, Parsed, plot_option
+from loragraft.cli.options import (
+    HTML,
+    JSON,
+    LORA,
+    TARGET,
+    WORK_DIR,
+    Parsed,
+    check_html,
+    plot_option,
+    reported,
+)
 from loragraft.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -56,6 +66,7 @@ if TYPE_CHECKING:
 @measure_options(context=512, runs=True)
 @WORK_DIR
 @plot_option("the share kept against the size")
+@HTML
 @JSON
 def compare(
     base: Path,
@@ -66,6 +77,7 @@ def compare(
     measured: Measured,
     work_dir: Path | None,
     plot: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Measure which deployment keeps more of a fine-tune: merged then quantized, or the adapter at run time.
@@ -86,6 +98,7 @@ def compare(
     from loragraft.evaluate.picture import check_picture
     from loragraft.verbs.compare import save_picture
 
+    check_html(html)
     if plot is not None:
         check_picture(plot)
     how = measured.measurement
@@ -103,6 +116,7 @@ def compare(
     if plot is not None:
         save_picture(result, plot)
         console.info(f"wrote {plot}")
+    reported(result, html)
     if as_json:
         console.result(json.dumps(result.as_dict(), indent=2))
         return

@@ -10,7 +10,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import JSON, LORA
+from loragraft.cli.options import HTML, JSON, LORA, check_html, reported
 from loragraft.cli.quantize_report import use_text
 from loragraft.units import bytes_text, count_text, plural
 
@@ -28,6 +28,7 @@ _MAX_ITEMS = 5  # elements of an array
     "loragraft inspect model-Q4_K_M.gguf",
     "loragraft inspect my-adapter/ --no-tensors",
     "loragraft inspect Llama-3.2-1B --lora my-adapter",
+    "loragraft inspect merged.gguf --html merged.html",
     "loragraft inspect hf://HuggingFaceTB/SmolLM2-135M-Instruct",
     "loragraft inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'",
 )
@@ -41,6 +42,7 @@ _MAX_ITEMS = 5  # elements of an array
 @flag("--tensors/--no-tensors", default=True, help="List every tensor.")
 @flag("--full", help="Print all metadata, long values in full.")
 @LORA
+@HTML
 @JSON
 @intake_options
 def inspect(
@@ -48,6 +50,7 @@ def inspect(
     tensors: bool,
     full: bool,
     lora: tuple[tuple[Path, float], ...],
+    html: Path | None,
     as_json: bool,
     intake: Intake,
 ) -> None:
@@ -56,7 +59,9 @@ def inspect(
     Only headers are read. Shapes are given as (rows, columns): out x in for a linear weight. With --lora, FILE is a
     model: what of each adapter would be used on it, and how large its changes are beside the weights.
     """
+    check_html(html)
     report = lg.inspect(file, lora, intake=intake)
+    reported(report, html)
     if as_json:
         console.result(json.dumps(report.as_json(), indent=1, allow_nan=False))
         return

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from loragraft.progress import Progress
     from loragraft.streaming.report import WriteReport
+    from loragraft.verbs.report import Reportable
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]
@@ -105,6 +106,12 @@ WORK_DIR = option(
     default_text="the system's place",
     help="Where to make temporary files.",
 )
+HTML = option(
+    "--html",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Write the result as one HTML file too: no network, light and dark, readable on a phone.",
+)
 WORKERS = option(
     "--workers",
     metavar="N|ray|ray://HOST:PORT",
@@ -121,6 +128,25 @@ JSON = flag("--json", "as_json", help="Print the result as JSON.")
 
 def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return option("--plot", type=OUTPUT, metavar="FILE", help=f"Draw {what} (PNG or SVG; needs matplotlib).")
+
+
+def check_html(html: Path | None) -> None:
+    """Refuses a report that could not be written, before anything is measured."""
+    if html is not None:
+        from loragraft.verbs.report import check_report
+
+        check_report(html)
+
+
+def reported(result: Reportable, html: Path | None) -> None:
+    """Does what --html says."""
+    if html is None:
+        return
+    import loragraft as lg
+    from loragraft.cli import console
+
+    lg.report(result, html)
+    console.info(f"wrote {html}")
 
 
 def pushed(report: WriteReport, push: str | None, base: Path, progress: Progress) -> None:
