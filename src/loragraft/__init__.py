@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loragraft.adapters.combine import Combination as Combination
     from loragraft.errors import AdapterError as AdapterError
     from loragraft.errors import BusyError as BusyError
     from loragraft.errors import CheckpointError as CheckpointError
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
     from loragraft.streaming.options import QuantizeOptions as QuantizeOptions
     from loragraft.verbs.budget import budget as budget
     from loragraft.verbs.check import check as check
+    from loragraft.verbs.combine import combine as combine
     from loragraft.verbs.compare import compare as compare
     from loragraft.verbs.convert import convert as convert
     from loragraft.verbs.convert import convert_adapter as convert_adapter
     from loragraft.verbs.export import export as export
+    from loragraft.verbs.extract import extract as extract
     from loragraft.verbs.imatrix import imatrix as imatrix
     from loragraft.verbs.inspect import inspect as inspect
     from loragraft.verbs.merge import merge as merge
@@ -52,12 +55,14 @@ if TYPE_CHECKING:
     from loragraft.verbs.report import report as report
     from loragraft.verbs.split import join as join
     from loragraft.verbs.split import split as split
+    from loragraft.verbs.unmerge import unmerge as unmerge
 
 __version__ = "0.1.0"
 
 #: Where each public name is defined.
 _HOMES = {
     "AdapterError": "loragraft.errors",
+    "Combination": "loragraft.adapters.combine",
     "BusyError": "loragraft.errors",
     "TimeLimitError": "loragraft.errors",
     "CheckpointError": "loragraft.errors",
@@ -76,10 +81,12 @@ _HOMES = {
     "Tokenizer": "loragraft.inference.tokenizer",
     "budget": "loragraft.verbs.budget",
     "check": "loragraft.verbs.check",
+    "combine": "loragraft.verbs.combine",
     "compare": "loragraft.verbs.compare",
     "convert": "loragraft.verbs.convert",
     "convert_adapter": "loragraft.verbs.convert",
     "export": "loragraft.verbs.export",
+    "extract": "loragraft.verbs.extract",
     "imatrix": "loragraft.verbs.imatrix",
     "load": "loragraft.inference.model",
     "inspect": "loragraft.verbs.inspect",
@@ -91,6 +98,7 @@ _HOMES = {
     "quantize": "loragraft.verbs.quantize",
     "report": "loragraft.verbs.report",
     "split": "loragraft.verbs.split",
+    "unmerge": "loragraft.verbs.unmerge",
 }
 
 
@@ -98,6 +106,7 @@ __all__ = [
     "AdapterError",
     "BusyError",
     "CheckpointError",
+    "Combination",
     "FormatError",
     "GGUFError",
     "GraphError",
@@ -116,10 +125,12 @@ __all__ = [
     "__version__",
     "budget",
     "check",
+    "combine",
     "compare",
     "convert",
     "convert_adapter",
     "export",
+    "extract",
     "imatrix",
     "inspect",
     "join",
@@ -130,6 +141,7 @@ __all__ = [
     "quantize",
     "report",
     "split",
+    "unmerge",
 ]
 
 

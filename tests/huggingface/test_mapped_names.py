@@ -115,6 +115,19 @@ def test_merged_and_converted(arch: str, module: str, rows: int, tmp_path: Path)
         for name, order in orders.items():
             values = float_rows(found[name].rows(0, found[name].n_rows), found[name].type)
             np.testing.assert_allclose(values, base[name] + delta[order], atol=1e-5, err_msg=name)
+    if ARCHS.has_name(arch):
+        lg.convert_adapter(tmp_path / "a.gguf", path, tmp_path / "back", to="peft")
+        lg.merge(path, tmp_path / "back", tmp_path / "o3.gguf", type="F32")
+        for name, tensor in open_model(tmp_path / "o2.gguf").tensors.items():
+            found = open_model(tmp_path / "o3.gguf").tensors[name]
+            np.testing.assert_array_equal(
+                found.rows(0, found.n_rows), tensor.rows(0, tensor.n_rows), err_msg=name
+            )
+    else:
+        with pytest.raises(
+            UnsupportedError, match=r"transformers' names .* are not known.*keep the GGUF adapter"
+        ):
+            lg.convert_adapter(tmp_path / "a.gguf", path, tmp_path / "back", to="peft")
 
 
 def test_the_adapter_of_the_report(tmp_path: Path) -> None:

@@ -3,26 +3,41 @@
 `X.weight.lora_a` is A [r, in] and `X.weight.lora_b` is B [out, r], with the experts' axis before; for
 `token_embd.weight`, whose rows are looked up instead of multiplied, `lora_a` is [vocab, r] and `lora_b` is [d, r].
 The scale is `adapter.lora.alpha` / r, or 1 if that is 0 or absent.
+
+Where one alpha does not tell the scale of every pair (PEFT's alpha_pattern), what is missing is multiplied into B, so
+that every reader gets the same delta; keys of our own tell the scales, and B is read as it was. DoRA's lengths are
+`X.weight.lora_magnitude` [out] in a file whose `adapter.type` is `dora`, which llama.cpp refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
-from loragraft.formats.gguf.values import Metadata, ValueType
+from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.formats.gguf.writer import GGUFWriter, TensorSpec
 from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.formats.views import values_of
 from loragraft.quants.reference import dequantize
 from loragraft.quants.types import F32
 
 ALPHA = "adapter.lora.alpha"
+TYPE = "adapter.type"
+#: Of our own: the scale of every pair, in the file's order; PEFT's settings that they come from; the dtype of B; and
+#: where dividing by what was multiplied into a B does not give it back, by how many places of float32 it is off.
+SCALES, SETTINGS, DTYPE, PLACES = (
+    f"loragraft.adapter.{key}" for key in ("scales", "settings", "dtype", "places")
+)
 _INVOCATION = "adapter.alora.invocation_tokens"
 ROPE_FREQS = "rope_freqs.weight"
 _CHUNK_WEIGHTS = 1 << 20
@@ -35,10 +50,11 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
         alpha = file.metadata[ALPHA].data if ALPHA in file.metadata else 0.0
         if not isinstance(alpha, int | float) or not np.isfinite(alpha):
             raise AdapterError(path, f"{ALPHA} is not a number", found=repr(alpha))
-        pairs, notes = {}, list[str]()
+        pairs, notes, done = {}, list[str](), 0
         halves, others = _sorted(file)
+        scales = _scales(file, len(halves))
         replaced = {name: tensor for name, tensor in others.items() if _replaces(path, base, tensor, notes)}
-        for target, (a, b) in halves.items():
+        for number, (target, parts) in enumerate(halves.items()):
             tied = target == OUTPUT and EMBEDDING in base.tensors
             if target not in base.tensors and not tied:
                 raise AdapterError(
@@ -48,28 +64,42 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
                     expected=f"a {base.arch} with it",
                 )
             like = base.tensors[target if target in base.tensors else EMBEDDING]
-            pair = _pair(path, target, like.shape, _values(path, a), _values(path, b), float(alpha))
+            a, b = _values(path, parts["lora_a"]), _values(path, parts["lora_b"])
+            pair = _pair(path, target, like.shape, a, b, float(alpha))
+            if scales is not None:
+                pair = _as_trained(file, pair, float(scales[number]), done)
+                done += pair.b.size
+            if "lora_magnitude" in parts:
+                lengths = _values(path, parts["lora_magnitude"])
+                if lengths.shape != like.shape[:-1]:
+                    raise AdapterError(
+                        path,
+                        f"the magnitudes of {target} do not fit",
+                        found=lengths.shape,
+                        expected=like.shape[:-1],
+                    )
+                pair = replace(pair, magnitude=lengths)
             pairs[target] = pair
-        count = 2 * len(pairs) + len(replaced)
+        count = sum(map(len, halves.values())) + len(replaced)
         left_out = tuple(name for name in others if name not in replaced)
         return Adapter(
             path,
             pairs,
             base.arch,
-            float(alpha) or None,
+            float(alpha) or None if scales is None else None,
             notes,
             count,
             replaced,
             left_out=left_out,
             name=path.stem,
             files=(path,),
+            settings=_settings(file),
         )
 
 
 def write_gguf_adapter(adapter: Adapter, metadata: Metadata, out: Path, inputs: Iterable[Path]) -> None:
-    """Write `adapter` as F32 to `out`. `metadata` must carry `adapter.lora.alpha` exactly if `adapter.alpha` is set;
-    without it every pair's scale is multiplied into its B."""
-    arrays = _arrays(adapter, bake=ALPHA not in metadata)
+    """Write `adapter` as F32 to `out`. What the alpha in `metadata` does not tell of scales is multiplied into B."""
+    arrays = _arrays(adapter, metadata[ALPHA].data if ALPHA in metadata else 0.0)
     specs = [TensorSpec(name, array.shape, F32) for name, array in arrays.items()]
     with GGUFWriter(out, metadata, specs, inputs=inputs) as writer:
         for name, array in arrays.items():
@@ -78,20 +108,146 @@ def write_gguf_adapter(adapter: Adapter, metadata: Metadata, out: Path, inputs: 
 
 def gguf_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that `write_gguf_adapter` writes, by name."""
-    return {name: array.shape for name, array in _arrays(adapter, bake=False).items()}
+    return {name: array.shape for name, array in _arrays(adapter, None).items()}
 
 
-def _arrays(adapter: Adapter, *, bake: bool) -> dict[str, Floats]:
+def scale_metadata(adapter: Adapter) -> Metadata:
+    """The keys that tell the scales: an alpha, and where it does not tell all of them as they were, the rest."""
+    if adapter.alpha is not None:
+        return {ALPHA: Value.f32(adapter.alpha)}
+    if not adapter.pairs:
+        return {}
+    alphas = [float(np.float32(pair.scale * pair.rank)) for pair in adapter.pairs.values()]
+    alpha = Counter(alphas).most_common(1)[0][0]
+    keys: Metadata = {ALPHA: Value.f32(alpha)}
+    if all(_left_over(pair, alpha) == 1 for pair in adapter.pairs.values()) and not adapter.settings:
+        return keys
+    keys[SCALES] = Value.numbers(ValueType.FLOAT64, [pair.scale for pair in adapter.pairs.values()])
+    if adapter.settings:
+        keys[SETTINGS] = Value.string(json.dumps(dict(adapter.settings)))
+    dtype = _narrowest([pair.b for pair in adapter.pairs.values()])
+    keys[DTYPE] = Value.string(dtype)
+    places = [_places_off(pair, _left_over(pair, alpha), dtype) for pair in adapter.pairs.values()]
+    if any(each.any() for each in places):
+        keys[PLACES] = Value.numbers(ValueType.INT8, np.concatenate(places))  # type: ignore[arg-type]
+    return keys
+
+
+def is_baked(adapter: Adapter) -> bool:
+    """Whether no single alpha tells the scale of every pair."""
+    if adapter.alpha is not None:
+        return False
+    keys = scale_metadata(adapter)
+    alpha = keys[ALPHA].data if ALPHA in keys else 0.0
+    return any(_left_over(pair, float(alpha)) != 1 for pair in adapter.pairs.values())
+
+
+def _left_over(pair: LoraPair, alpha: float) -> np.float32:
+    """What the scale is beside alpha / r, as float32 has both."""
+    return (
+        np.float32(pair.scale) / (np.float32(alpha) / np.float32(pair.rank))
+        if alpha
+        else np.float32(pair.scale)
+    )
+
+
+def _arrays(adapter: Adapter, alpha: object) -> dict[str, Floats]:
+    """What is written; `alpha`: the file's (0: none), or None where values do not matter."""
     arrays: dict[str, Floats] = {}
+    told = alpha is None or (adapter.alpha is not None and adapter.alpha == alpha)
     for target, pair in adapter.pairs.items():
-        b = pair.b * np.float32(pair.scale) if bake else pair.b
+        factor = np.float32(1) if told else _left_over(pair, float(alpha))  # type: ignore[arg-type]
+        b = pair.b if factor == 1 else pair.b * factor
         first, second = (b, pair.a.T) if target == EMBEDDING else (pair.a, b)
         arrays[f"{target}.lora_a"], arrays[f"{target}.lora_b"] = first, second
+        if pair.magnitude is not None:
+            arrays[f"{target}.lora_magnitude"] = pair.magnitude
+    for name, source in adapter.replaced.items():
+        arrays[name] = values_of(source).reshape(source.shape)
     return arrays
 
 
+def _divided(baked: Floats, factor: np.float32, dtype: str) -> Floats:
+    """What was multiplied by `factor`, as far as dividing tells."""
+    if factor == 1:
+        return baked
+    b = np.asarray(baked / factor, np.float32)
+    if dtype == "F16":
+        return b.astype(np.float16).astype(np.float32)
+    return _as_bf16(b) if dtype == "BF16" else b
+
+
+def _places_off(pair: LoraPair, factor: np.float32, dtype: str) -> npt.NDArray[np.int8]:
+    b = np.ascontiguousarray(pair.b)
+    found = np.ascontiguousarray(_divided(b * factor, factor, dtype))
+    return np.clip(b.view(np.int32) - found.view(np.int32), -127, 127).astype(np.int8).reshape(-1)
+
+
+def _narrowest(arrays: Sequence[Floats]) -> str:
+    """The narrowest dtype that holds all values."""
+    if all((array.view(np.uint32) & 0xFFFF == 0).all() for array in map(np.ascontiguousarray, arrays)):
+        return "BF16"
+    with np.errstate(over="ignore"):
+        half = all((array.astype(np.float16).astype(np.float32) == array).all() for array in arrays)
+    return "F16" if half else "F32"
+
+
+def _scales(file: GGUFFile, count: int) -> npt.NDArray[np.float64] | None:
+    """The pairs' own scales, if the file says them."""
+    if SCALES not in file.metadata:
+        return None
+    scales = file.metadata[SCALES].data
+    places = file.metadata[PLACES].data if PLACES in file.metadata else None
+    size = sum(prod(tensor.shape) for name, tensor in file.tensors.items() if name.endswith(".lora_b"))
+    if places is not None and not (isinstance(places, np.ndarray) and places.shape == (size,)):
+        raise AdapterError(file.path, f"{PLACES} does not fit its pairs", expected=f"{size} whole numbers")
+    if not isinstance(scales, np.ndarray) or scales.shape != (count,) or not np.isfinite(scales).all():
+        raise AdapterError(
+            file.path,
+            f"{SCALES} does not fit its pairs",
+            found=repr(scales)[:80],
+            expected=f"{count} numbers",
+            hint="convert it again from its folder",
+        )
+    return scales.astype(np.float64)
+
+
+def _as_trained(file: GGUFFile, pair: LoraPair, scale: float, first: int) -> LoraPair:
+    """`pair` with the scale `scale`, and B without what had to be multiplied into it. `first`: how many values the B
+    before it have."""
+    factor = np.float32(scale) / np.float32(pair.scale)
+    if not factor or not np.isfinite(factor):
+        raise AdapterError(file.path, f"{SCALES} has a scale of nothing for {pair.target}", found=scale)
+    b = _divided(pair.b, factor, str(file.metadata[DTYPE].data) if DTYPE in file.metadata else "F32")
+    if PLACES in file.metadata:
+        off = np.asarray(file.metadata[PLACES].data)[first : first + b.size].astype(np.int32).reshape(b.shape)
+        b = (np.ascontiguousarray(b).view(np.int32) + off).view(np.float32)
+        if not np.isfinite(b).all():
+            raise AdapterError(file.path, f"{PLACES} makes no numbers of the B of {pair.target}")
+    return replace(pair, b=b, scale=scale)
+
+
+def _as_bf16(values: Floats) -> Floats:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def _settings(file: GGUFFile) -> dict[str, object]:
+    text = file.metadata[SETTINGS].data if SETTINGS in file.metadata else "{}"
+    try:
+        found = json.loads(text) if isinstance(text, str) and len(text) < 1 << 20 else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise AdapterError(file.path, f"{SETTINGS} is no JSON object", found=repr(text)[:80])
+    return found
+
+
 def _check_kind(file: GGUFFile, base: ModelSource) -> None:
-    facts = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": base.arch}
+    dora = TYPE in file.metadata and file.metadata[TYPE].data == "dora"
+    kind = "dora" if dora else "lora"
+    facts = {"general.type": "adapter", TYPE: kind, "general.architecture": base.arch}
     for key, expected in facts.items():
         value = file.metadata.get(key)
         found = value.data if value is not None and value.type is ValueType.STRING else None
@@ -104,18 +260,18 @@ def _check_kind(file: GGUFFile, base: ModelSource) -> None:
         )
 
 
-def _sorted(file: GGUFFile) -> tuple[dict[str, tuple[GGUFTensor, GGUFTensor]], dict[str, GGUFTensor]]:
-    """The pairs by their targets, and the other tensors."""
+def _sorted(file: GGUFFile) -> tuple[dict[str, dict[str, GGUFTensor]], dict[str, GGUFTensor]]:
+    """The parts of the pairs by their targets, and the other tensors."""
     halves: dict[str, dict[str, GGUFTensor]] = {}
     others = {}
     for name, tensor in file.tensors.items():
         target, _, kind = name.rpartition(".")
-        if kind in ("lora_a", "lora_b"):
+        if kind in ("lora_a", "lora_b", "lora_magnitude"):
             halves.setdefault(target, {})[kind] = tensor
         else:
             others[name] = tensor
     for target, kinds in halves.items():
-        if len(kinds) != 2:
+        if not {"lora_a", "lora_b"} <= kinds.keys():
             raise AdapterError(file.path, f"{target} has no complete pair", found=next(iter(kinds)))
     if not halves and not others:
         raise AdapterError(
@@ -123,13 +279,15 @@ def _sorted(file: GGUFFile) -> tuple[dict[str, tuple[GGUFTensor, GGUFTensor]], d
             "holds no tensors",
             hint="convert it again from its folder: loragraft convert ADAPTER --base BASE -o NEW.gguf",
         )
-    return {target: (kinds["lora_a"], kinds["lora_b"]) for target, kinds in halves.items()}, others
+    return halves, others
 
 
 def _replaces(path: Path, base: ModelSource, tensor: GGUFTensor, notes: list[str]) -> bool:
     """Whether `tensor` stands in place of the base's, as llama.cpp's converter writes norms of modules_to_save. Not so
     the frequencies of RoPE, which older converters wrote into every adapter of Llama 3: they are the base's own."""
     name, own = tensor.name, base.tensors.get(tensor.name)
+    if name == OUTPUT and own is None:
+        own = base.tensors.get(EMBEDDING)  # tied
     if name == ROPE_FREQS:
         same = own is not None and np.array_equal(_values(path, tensor).reshape(-1), _first_row(own))
         why = "the base has the same" if same else "frequencies of RoPE do not belong in an adapter"

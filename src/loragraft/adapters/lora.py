@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,8 @@ class Adapter:
     """What to call it: its repository's name, or its folder's or file's."""
     files: tuple[Path, ...] = ()
     """That hold its tensors."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What adapter_config.json says of ranks and scales, where it is known."""
 
     @property
     def targets(self) -> frozenset[str]:

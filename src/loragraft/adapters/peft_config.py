@@ -34,6 +34,8 @@ _HONOURED = {
     "bias",
 }
 
+#: Keys that say the ranks and scales of a LoRA's modules.
+SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 #: Keys that say how the adapter was trained or found, and do not change what its tensors mean. `fan_in_fan_out` is
 #: about the layout of the base's own weight; GGUF's is always (out, in), so the delta is B A either way.
 _HARMLESS = {

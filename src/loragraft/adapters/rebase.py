@@ -5,7 +5,7 @@ A strength f is the part of the way from the base's tensor W to the adapter's W'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -129,14 +129,14 @@ def _replaced(
                 found=strength,
                 expected=1,
             )
-        source = _blend(_unscaled(tensors, name), widened(source), strength)
+        source = _blend(unscaled(tensors, name), widened(source), strength)
     companions = {companion(name, part) for part in _PARTS}
     kept = {other: tensor for other, tensor in tensors.items() if other not in companions}
     kept[name] = source
     return kept
 
 
-def _unscaled(tensors: dict[str, TensorSource], name: str) -> TensorSource:
+def unscaled(tensors: Mapping[str, TensorSource], name: str) -> TensorSource:
     """The values of a tensor as F32, with its scale (one, or one per expert) multiplied in."""
     plain = widened(tensors[name])
     scale = tensors.get(companion(name, "scale"))

@@ -17,6 +17,7 @@ from loragraft.adapters.effect import idle_targets
 from loragraft.adapters.lora import Adapter
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 
+RECEIPTS = "loragraft.adapters.*"
 NAMES, SCALES, RANKS, DIGESTS = (f"loragraft.adapters.{key}" for key in ("name", "scale", "rank", "sha256"))
 
 
@@ -58,6 +59,33 @@ def receipt_of(adapter: Adapter, strength: float) -> AdapterReceipt:
     )
 
 
+def receipts_in(metadata: Metadata) -> list[tuple[str, float, int, str]]:
+    """Name, scale, rank and sha256 of every adapter that was merged into a model, as its metadata say."""
+    names, digests = (_texts(metadata, key) for key in (NAMES, DIGESTS))
+    scales, ranks = (_numbers(metadata, key) for key in (SCALES, RANKS))
+    if not len(names) == len(digests) == len(scales) == len(ranks):
+        return []  # not what we write
+    return [(*one[:2], int(one[2]), one[3]) for one in zip(names, scales, ranks, digests, strict=True)]
+
+
+def without_receipts(metadata: Metadata, left: Sequence[tuple[str, float, int, str]]) -> Metadata:
+    """`metadata` that say these receipts alone."""
+    plain = {key: value for key, value in metadata.items() if key not in (NAMES, SCALES, RANKS, DIGESTS)}
+    return {**plain, **_keys(left)}
+
+
+def _keys(receipts: Sequence[tuple[str, float, int, str]]) -> Metadata:
+    if not receipts:
+        return {}
+    names, scales, ranks, digests = zip(*receipts, strict=True)
+    return {
+        NAMES: Value.strings(list(names)),
+        SCALES: Value.numbers(ValueType.FLOAT32, list(scales)),
+        RANKS: Value.numbers(ValueType.UINT32, list(ranks)),
+        DIGESTS: Value.strings(list(digests)),
+    }
+
+
 def digest_of(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
@@ -71,18 +99,7 @@ def receipts_metadata(base: Metadata, receipts: Sequence[AdapterReceipt]) -> Met
     """The keys for a file made of a base with metadata `base`: its own receipts, if it has any, and these."""
     if not receipts:
         return {}
-    names, digests = (_texts(base, key) for key in (NAMES, DIGESTS))
-    scales, ranks = (_numbers(base, key) for key in (SCALES, RANKS))
-    if not len(names) == len(digests) == len(scales) == len(ranks):
-        names, digests, scales, ranks = [], [], [], []  # not what we write
-    return {
-        NAMES: Value.strings([*names, *(receipt.name for receipt in receipts)]),
-        SCALES: Value.numbers(ValueType.FLOAT32, [*scales, *(receipt.scale for receipt in receipts)]),
-        RANKS: Value.numbers(
-            ValueType.UINT32, [int(rank) for rank in (*ranks, *(one.rank for one in receipts))]
-        ),
-        DIGESTS: Value.strings([*digests, *(receipt.sha256 for receipt in receipts)]),
-    }
+    return _keys([*receipts_in(base), *((one.name, one.scale, one.rank, one.sha256) for one in receipts)])
 
 
 def _texts(base: Metadata, key: str) -> list[str]:

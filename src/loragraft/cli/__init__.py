@@ -24,8 +24,11 @@ PANELS: dict[str, dict[str, str]] = {
     "Graft": {
         "merge": "Merge LoRA adapters into a model and quantize the sum, in one pass.",
         "quantize": "Quantize a GGUF model: llama-quantize's types, options and bytes.",
-        "convert": "Convert a Hugging Face model, or a PEFT adapter, to GGUF.",
+        "convert": "Convert a Hugging Face model to GGUF, or an adapter to GGUF, PEFT or mlx-lm.",
         "export": "Write a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.",
+        "combine": "Make one adapter of several: their sum, cut to a rank, or by TIES, DARE, magnitude.",
+        "extract": "Make an adapter of the difference of two models.",
+        "unmerge": "Take adapters that were merged into a model out of it again.",
         "imatrix": "Collect an importance matrix on a text, for quantizing with --imatrix.",
     },
     "Measure": {

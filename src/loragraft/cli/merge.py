@@ -10,6 +10,7 @@ import click
 
 import loragraft as lg
 from loragraft.cli import console
+from loragraft.cli.combine_options import combine_options
 from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import JSON, LORA, PUSH, TARGET, THREADS, WORKERS, check_push, pushed
@@ -18,6 +19,7 @@ from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
 
 if TYPE_CHECKING:
+    from loragraft.adapters.combine import Combination
     from loragraft.huggingface.intake import Intake
     from loragraft.quants.filetypes import FileType
     from loragraft.streaming.options import QuantizeOptions
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 @command(
     "loragraft merge Llama-3.2-1B --lora my-adapter -o merged-Q4_K_M.gguf --type Q4_K_M",
     "loragraft merge base-F16.gguf --lora style.gguf=0.7 --lora facts.gguf -o merged-F16.gguf",
+    "loragraft merge base-F16.gguf --lora a.gguf --lora b.gguf --combine ties --density 0.5 -o merged.gguf",
     "loragraft merge Llama-3.2-1B --lora my-adapter --type Q4_K_M --imatrix imatrix.gguf -o merged.gguf",
 )
 @argument(
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     help="A Hugging Face folder, or a GGUF file (or one of a split model); here, or by URL (hf://, s3://, gs://, https://).",
 )
 @LORA
+@combine_options("--combine", "add one to the other")
 @option("--output", "-o", type=OUTPUT, metavar="OUT.gguf", help="The file to write.")
 @option(
     "--type",
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 def merge(
     base: Path,
     lora: tuple[tuple[Path, float], ...],
+    combination: Combination | None,
     output: Path | None,
     target: FileType | None,
     dequantize: bool,
@@ -82,6 +87,7 @@ def merge(
             type=target,
             options=options,
             dequantize=dequantize,
+            combination=combination,
             intake=intake,
             threads=threads,
             workers=workers,

@@ -15,7 +15,7 @@ from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter
 from loragraft.adapters.methods.method import Context, ModuleDelta
 from loragraft.adapters.methods.vera import projections
 from loragraft.adapters.peft import PeftTensors, read_tensors
-from loragraft.adapters.peft_config import LoraSettings, read_settings
+from loragraft.adapters.peft_config import SCALES, LoraSettings, read_settings
 from loragraft.errors import AdapterError, naming
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.peft import CONFIG, PeftFolder
@@ -106,6 +106,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
         left_out=tuple(name for name in found if name not in set(tensors.names)),
         name=repository_name(folder.resolve()),
         files=tuple(files),
+        settings={} if mlx or settings.method else {key: config[key] for key in SCALES if key in config},
     )
 
 

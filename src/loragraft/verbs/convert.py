@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 
-from loragraft.adapters.gguf_adapter import ALPHA, gguf_shapes, write_gguf_adapter
-from loragraft.adapters.lora import OUTPUT, Adapter
-from loragraft.errors import AdapterError, OutputError
-from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
+from loragraft.errors import OutputError
+from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.contents import ADAPTERS, recognise
 from loragraft.huggingface.intake import STRICT, Intake
-from loragraft.huggingface.model_card import general_metadata
 from loragraft.opening import load_adapter, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
@@ -24,19 +20,8 @@ from loragraft.streaming.report import WriteReport
 from loragraft.system.files import files_of, named_path
 from loragraft.system.workers import Workers
 from loragraft.system.workers.crew import Crew
+from loragraft.verbs.adapter_files import AdapterReport, write_adapter
 from loragraft.verbs.merge import merge
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterReport:
-    """What converting an adapter wrote."""
-
-    path: Path
-    pairs: int
-    tensors: int
-    """Of the adapter read; all of them were used."""
-    baked: bool
-    """Whether every scale was multiplied into its B, as no single alpha tells them all."""
 
 
 def is_adapter(path: str | PathLike[str]) -> bool:
@@ -94,60 +79,25 @@ def convert_adapter(
     base: str | PathLike[str] | ModelSource,
     output: str | PathLike[str],
     *,
+    to: str = "gguf",
     intake: Intake = STRICT,
     progress: Progress = SILENT,
 ) -> AdapterReport:
-    """Write the PEFT (or mlx-lm) adapter at `adapter`, made for `base`, to the GGUF `output`, as F32.
+    """Write the adapter at `adapter` (a PEFT or mlx-lm folder, or a GGUF), made for `base`, to `output`, as F32: as
+    `to` says, a GGUF ("gguf") or a new folder of PEFT ("peft") or mlx-lm ("mlx").
 
-    Where one alpha gives every pair its scale, the file is convert_lora_to_gguf's. Rank-stabilised scales and an
-    alpha_pattern, which a GGUF cannot name, are multiplied into the B matrices, so that any reader applies them.
+    Where one alpha gives every pair its scale, a GGUF is convert_lora_to_gguf's. What an alpha_pattern adds is
+    multiplied into the B matrices, so that any reader applies it, and taken out again on the way back.
 
     Raises `FormatError`, `AdapterError`, `OutputError`.
     """
     model = base if isinstance(base, ModelSource) else open_model(base)
     loaded = load_adapter(adapter, model, intake=intake)
-    path = loaded.path
-    _check_expressible(loaded)
-    notes = list(loaded.notes)
-    if OUTPUT in loaded.pairs and OUTPUT not in model.tensors:
-        notes.append(
-            f"{path}: adapts an output that is tied to the embedding: llama.cpp does not load such adapters"
-        )
-    if loaded.tokenizer:
-        notes.append(f"{path}: its own tokenizer is left out: a GGUF adapter has no place for one")
-    metadata: Metadata = general_metadata(
-        path.resolve(),
-        model.arch,
-        "adapter",
-        gguf_shapes(loaded),
-        notes,
-        adapter__type=Value.string("lora"),
-    )
-    if loaded.alpha is not None:
-        metadata[ALPHA] = Value.f32(loaded.alpha)
-    metadata["general.quantization_version"] = Value.u32(QUANTIZATION_VERSION)
-    write_gguf_adapter(loaded, metadata, named_path(output, OutputError), files_of(path))
-    for note in notes:
+    for note in loaded.notes:
         progress.note(note)
-    return AdapterReport(Path(output), len(loaded.pairs), loaded.n_tensors, baked=loaded.alpha is None)
-
-
-def _check_expressible(adapter: Adapter) -> None:
-    """A GGUF adapter holds pairs, and nothing else (llama.cpp's src/llama-adapter.cpp)."""
-    for what, changed in (
-        ("whole tensors", adapter.replaced),
-        ("rows of the embedding", adapter.rows),
-        ("biases", adapter.biases),
-        ("factors and rotations", adapter.transforms),
-        ("DoRA's magnitudes", [name for name, pair in adapter.pairs.items() if pair.magnitude is not None]),
-    ):
-        if changed:
-            raise AdapterError(
-                adapter.path,
-                f"holds {what}, which a GGUF adapter cannot",
-                found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
-                hint=f"merge it into the base: loragraft merge BASE.gguf --lora {adapter.path} -o MERGED.gguf",
-            )
+    return write_adapter(
+        loaded, model, named_path(output, OutputError), to, files_of(loaded.path), progress=progress
+    )
 
 
 def _has_computed_floats(model: ModelSource) -> bool:

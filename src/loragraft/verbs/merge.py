@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.adapters.collect import collect_deltas
+from loragraft.adapters.combine import Combination, combine
 from loragraft.adapters.lora import Adapter
 from loragraft.adapters.receipt import AdapterReceipt, receipt_of, receipts_metadata
 from loragraft.errors import LoragraftError, OutputError, naming
@@ -38,6 +39,8 @@ def merge(
     type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     options: QuantizeOptions | None = None,
     dequantize: bool = False,
+    combination: Combination | None = None,
+    receipts: bool = True,
     intake: Intake = STRICT,
     threads: int | None = None,
     workers: Workers | Crew | None = None,
@@ -49,19 +52,21 @@ def merge(
     The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
     `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
-    cannot carry (AWQ's, for one) are merged as floats, not refused. `intake`: what is allowed of files that are not
-    quite what they should be. `threads`: all CPUs, if None. `workers`: so many processes, or the nodes of a cluster
-    (`ray`, `ray://HOST:PORT`), each with `threads` threads; the bytes do not depend on them.
+    cannot carry (AWQ's, for one) are merged as floats, not refused. `combination`: make one adapter of all of them
+    first, as PEFT's add_weighted_adapter does, instead of adding one to the other. `receipts`: say in the file what was
+    merged. `intake`: what is allowed of files that are not quite what they should be. `threads`: all CPUs, if None.
+    `workers`: so many processes, or the nodes of a cluster (`ray`, `ray://HOST:PORT`), each with `threads` threads; the
+    bytes do not depend on them.
 
     Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
     progress = Noted(progress)
-    work = _Merging(base, adapters, type, options, dequantize, intake)
-    model, plan, loaded, receipts = work.planned(progress)
+    work = _Merging(base, adapters, type, options, dequantize, combination, receipts, intake)
+    model, plan, loaded, used = work.planned(progress)
     if output is None:
-        return replace(dry_run(plan), adapters=receipts, notes=progress.notes)
+        return replace(dry_run(plan), adapters=used, notes=progress.notes)
     target = named_path(output, OutputError)
     if workers is not None and isinstance(base, ModelSource):
         raise LoragraftError("workers", "open the model themselves", expected="its path")
@@ -76,7 +81,7 @@ def merge(
             plan,
             target,
             options,
-            recipe=[*((str(a.path), scale) for a, scale in loaded), text],
+            recipe=[*((str(a.path), scale) for a, scale in loaded), text, str(combination or "")],
             first=first,
             spread=spread,
             inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],
@@ -84,7 +89,7 @@ def merge(
             progress=progress,
             label=f"Merging to {plan.target}" if loaded else f"Converting to {plan.target}",
         )
-    return replace(report, adapters=receipts, notes=progress.notes)
+    return replace(report, adapters=used, notes=progress.notes)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class _Merging:
     type: str | int | FileType | None
     options: QuantizeOptions
     dequantize: bool
+    combination: Combination | None
+    receipts: bool
     intake: Intake
 
     def planned(
@@ -108,18 +115,22 @@ class _Merging:
             kind = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"
         kind = file_type(kind)
         model, loaded = load_adapters(self.adapters, model, intake=self.intake)
-        model, deltas = collect_deltas(model, loaded)
+        merged = loaded
+        if self.combination is not None and loaded:
+            merged = [(combine(loaded, self.combination), 1.0)]
+        model, deltas = collect_deltas(model, merged)
         for note in [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
             progress.note(note)
-        receipts = tuple(receipt_of(adapter, strength) for adapter, strength in loaded)
-        model = replace(model, metadata={**model.metadata, **receipts_metadata(model.metadata, receipts)})
+        used = tuple(receipt_of(adapter, strength) for adapter, strength in loaded)
+        if self.receipts:
+            model = replace(model, metadata={**model.metadata, **receipts_metadata(model.metadata, used)})
         with naming(model.path):
             plan = plan_merge(model, kind, self.options, deltas)
         for note in plan.notes:
             progress.note(note)
         if lost := sum(layer_of(name) in self.options.prune_layers for name in deltas):
             progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
-        return model, plan, loaded, receipts
+        return model, plan, loaded, used
 
     def files(self, output: Path) -> list[FilePlan]:
         model, plan, _, _ = self.planned(SILENT)

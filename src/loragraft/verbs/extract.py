@@ -1,0 +1,249 @@
+"""The difference of two models as a LoRA adapter: for every weight the best pair of a rank (Eckart and Young 1936)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
+from loragraft.adapters.rebase import unscaled
+from loragraft.adapters.spectrum import LowRank, low_rank, squared_norm
+from loragraft.errors import AdapterError, LoragraftError, OutputError, check_number
+from loragraft.formats.gguf.model import model_files
+from loragraft.formats.source import ModelSource, TensorSource
+from loragraft.formats.views import float_rows, in_memory
+from loragraft.huggingface.intake import STRICT, Intake
+from loragraft.opening import open_model
+from loragraft.progress import SILENT, Noted, Progress
+from loragraft.quants.types import F32
+from loragraft.system.files import named_path
+from loragraft.verbs.adapter_files import kind_of, write_adapter
+
+_CHUNK_WEIGHTS = 1 << 22
+_ROUTERS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """One weight's difference as a pair."""
+
+    target: str
+    rank: int
+    energy: float
+    """The part of the difference's squared norm that the pair keeps."""
+    relative: float
+    """The difference's norm beside the weight's."""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What was written, and what of the difference it keeps."""
+
+    path: Path
+    kind: str
+    modules: list[Extracted]
+    energy: float
+    """Of all adapted weights together."""
+    whole: list[str] = field(default_factory=list)
+    """Tensors that are carried whole (--norms)."""
+    left_out: list[str] = field(default_factory=list)
+    """Tensors that differ and are not carried."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rank(self) -> int:
+        """The largest of its pairs."""
+        return max(one.rank for one in self.modules)
+
+
+def extract(
+    base: str | PathLike[str] | ModelSource,
+    tuned: str | PathLike[str] | ModelSource,
+    output: str | PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    norms: bool = False,
+    embeddings: bool = False,
+    to: str | None = None,
+    intake: Intake = STRICT,
+    progress: Progress = SILENT,
+) -> ExtractReport:
+    """Write the adapter that makes `tuned` of `base` as well as a rank can: Hugging Face folders or GGUFs, each of any
+    type, of one architecture and one size.
+
+    `rank`: of every pair, at most. `energy`: the part of each difference's squared norm to keep, 0 to 1, at the
+    smallest rank that does; one of the two must be given, and with both the smaller rank counts. Weights that do not
+    differ get no pair. `norms`: norms and biases that differ are carried whole. `embeddings`: pairs for the embedding
+    and the output too. Memory: the adapter, and a few times one weight of the smaller side in float32.
+
+    Raises `FormatError`, `AdapterError` for models that do not fit each other or do not differ, `OutputError`.
+    """
+    path = named_path(output, OutputError)
+    _check(rank, energy)
+    kind = kind_of(path, to)
+    source, target = (
+        one if isinstance(one, ModelSource) else open_model(one, dequantize=True, intake=intake)
+        for one in (base, tuned)
+    )
+    progress = Noted(progress)
+    names = _common(source, target)
+    pairs: dict[str, LoraPair] = {}
+    report = ExtractReport(path, kind, [], 0.0)
+    whole: dict[str, TensorSource] = {}
+    kept = total = 0.0
+    progress.start("Extracting", sum(target.tensors[name].n_rows for name in names))
+    for name in names:
+        before, after = (
+            unscaled(source.tensors, _stored(source, name)),
+            unscaled(target.tensors, _stored(target, name)),
+        )
+        matrix = len(before.shape) > 1 and not name.endswith(_ROUTERS)
+        if before.shape != after.shape:
+            report.left_out.append(name)
+        elif not matrix or (name in (EMBEDDING, OUTPUT) and not embeddings):
+            if _differ(before, after):
+                vector = len(before.shape) == 1
+                if norms and vector and name.endswith("_norm.weight"):
+                    whole[name] = in_memory(name, _rows(after, 0, after.n_rows).reshape(after.shape))
+                else:
+                    report.left_out.append(name)
+        else:
+            found, difference, weight = _pair(name, before, after, rank, energy)
+            if found is not None:
+                pair, own = found
+                pairs[name] = pair
+                kept, total = kept + own * difference, total + difference
+                relative = (difference / weight) ** 0.5 if weight else float("inf")
+                report.modules.append(Extracted(name, pair.rank, own, relative))
+        progress.advance(after.n_rows)
+    if not pairs and not whole:
+        raise AdapterError(
+            target.path,
+            f"does not differ from {source.path.name} in what an adapter changes",
+            found=f"{len(report.left_out)} other tensors that differ" + _listed(report.left_out),
+            expected="another model",
+            hint="add --embeddings or --norms if these are what was tuned" if report.left_out else None,
+        )
+    if report.left_out:
+        progress.note(
+            f"{len(report.left_out)} tensors differ and are not carried{_listed(report.left_out)}: --norms carries "
+            "norms, --embeddings the embedding and the output"
+        )
+    adapter = Adapter(
+        Path(path.name).with_suffix(""),
+        pairs,
+        source.arch,
+        replaced=whole,
+        n_tensors=2 * len(pairs) + len(whole),
+    )
+    write_adapter(
+        adapter, source, path, kind, [*model_files(source), *model_files(target)], progress=progress
+    )
+    return ExtractReport(
+        path,
+        kind,
+        report.modules,
+        kept / total if total else 1.0,
+        sorted(whole),
+        report.left_out,
+        progress.notes,
+    )
+
+
+def _check(rank: int | None, energy: float | None) -> None:
+    if rank is None and energy is None:
+        raise LoragraftError("extract", "needs a rank or an energy", hint="add --rank 16, or --energy 0.95")
+    if rank is not None:
+        check_number("rank", rank, int, least=1)
+    if energy is not None and not 0 < energy <= 1:
+        raise LoragraftError("energy", "out of range", found=energy, expected="above 0, up to 1")
+
+
+def _common(source: ModelSource, target: ModelSource) -> list[str]:
+    """The tensors of both, in the base's order. A tied output that one of them has as a tensor of its own is its
+    embedding in the other."""
+    if source.arch != target.arch:
+        raise AdapterError(
+            target.path,
+            "is of another architecture",
+            found=target.arch,
+            expected=f"{source.arch}, as {source.path}",
+        )
+    names = [
+        name for name in source.tensors if not name.endswith((".scale", ".input_scale", "rope_freqs.weight"))
+    ]
+    if OUTPUT in target.tensors and OUTPUT not in source.tensors:
+        names.append(OUTPUT)
+    missing = [name for name in names if _stored(target, name) not in target.tensors]
+    layers = len({name.split(".")[1] for name in target.tensors if name.startswith("blk.")})
+    own = len({name.split(".")[1] for name in names if name.startswith("blk.")})
+    if layers != own or len(missing) > len(names) // 2:
+        raise AdapterError(
+            target.path, "is of another size", found=f"{layers} layers", expected=f"{own}, as {source.path}"
+        )
+    return [name for name in names if name not in missing]
+
+
+def _stored(model: ModelSource, name: str) -> str:
+    return EMBEDDING if name == OUTPUT and OUTPUT not in model.tensors else name
+
+
+def _rows(tensor: TensorSource, start: int, stop: int) -> Floats:
+    return float_rows(tensor.rows(start, stop), F32)
+
+
+def _spans(tensor: TensorSource, first: int, last: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _CHUNK_WEIGHTS // tensor.columns)
+    for start in range(first, last, step):
+        yield start, min(start + step, last)
+
+
+def _differ(before: TensorSource, after: TensorSource) -> bool:
+    return any(
+        not np.array_equal(_rows(before, *span), _rows(after, *span))
+        for span in _spans(after, 0, after.n_rows)
+    )
+
+
+def _pair(
+    name: str, before: TensorSource, after: TensorSource, rank: int | None, energy: float | None
+) -> tuple[tuple[LoraPair, float] | None, float, float]:
+    """The pair and the part of the energy that it keeps (None: no difference), the squared norms of the difference and
+    of the weight."""
+    experts = after.shape[:-2]
+    rows = after.shape[-2]
+    found: list[LowRank] = []
+    squares: list[float] = []
+    weight = 0.0
+    for matrix in range(after.n_rows // rows):
+        difference = np.empty((rows, after.columns), np.float32)
+        for start, stop in _spans(after, matrix * rows, (matrix + 1) * rows):
+            old = _rows(before, start, stop)
+            weight += squared_norm(old)
+            np.subtract(
+                _rows(after, start, stop), old, out=difference[start - matrix * rows : stop - matrix * rows]
+            )
+        if not np.isfinite(difference).all():
+            raise AdapterError(name, "holds NaN or infinity in one of the models")
+        squares.append(squared_norm(difference))
+        found.append(low_rank(difference, rank, energy))
+    total = sum(squares)
+    if not total:
+        return None, 0.0, weight
+    kept = sum(one.energy * square for one, square in zip(found, squares, strict=True)) / total
+    width = max(one.rank for one in found)
+    a = np.zeros((len(found), width, after.columns), np.float32)
+    b = np.zeros((len(found), rows, width), np.float32)
+    for number, one in enumerate(found):
+        a[number, : one.rank], b[number, :, : one.rank] = one.a, one.b
+    pair = LoraPair(name, a.reshape(*experts, width, -1), b.reshape(*experts, rows, width), 1.0)
+    return (pair, kept), total, weight
+
+
+def _listed(names: list[str]) -> str:
+    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
