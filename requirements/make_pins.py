@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"], "ninja", "cmake"]
-    for extra in ("serve", "test", "lint"):
+    for extra in ("serve", "gpu", "test", "lint"):
         wanted += project["project"]["optional-dependencies"][extra]
     wanted = [line for line in wanted if not line.startswith("loragraft[")]
     command = [

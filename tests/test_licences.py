@@ -61,7 +61,7 @@ def test_the_pins_are_hashed_and_complete() -> None:
         pinned.add(normal(match[1]))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    for extra in ("serve", "test", "lint"):
+    for extra in ("serve", "gpu", "test", "lint"):
         wanted += project["project"]["optional-dependencies"][extra]
     wanted = [line for line in wanted if not line.startswith("loragraft[")]
     for line in wanted:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from loragraft.verbs.compare import compare as compare
     from loragraft.verbs.convert import convert as convert
     from loragraft.verbs.convert import convert_adapter as convert_adapter
+    from loragraft.verbs.devices import devices as devices
     from loragraft.verbs.export import export as export
     from loragraft.verbs.extract import extract as extract
     from loragraft.verbs.imatrix import imatrix as imatrix
@@ -85,6 +86,7 @@ _HOMES = {
     "compare": "loragraft.verbs.compare",
     "convert": "loragraft.verbs.convert",
     "convert_adapter": "loragraft.verbs.convert",
+    "devices": "loragraft.verbs.devices",
     "export": "loragraft.verbs.export",
     "extract": "loragraft.verbs.extract",
     "imatrix": "loragraft.verbs.imatrix",
@@ -129,6 +131,7 @@ __all__ = [
     "compare",
     "convert",
     "convert_adapter",
+    "devices",
     "export",
     "extract",
     "imatrix",

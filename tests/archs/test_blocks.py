@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gpu import WITH_GPU
 from loragraft.archs.blocks import Attention, ClampedSwiglu, Decoder, Gated, Plain, squared_relu
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.rope import Rope
@@ -25,7 +26,11 @@ from tolerances import NATIVE_F32, REFERENCE, nmse
 Doubles = npt.NDArray[np.float64]
 VOCABULARY, WIDTH, HEADS, HEAD_DIM, FF = 9, 12, 2, 6, 10
 IDS = np.array([3, 1, 4, 1, 5], np.int32)
-BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
+BACKENDS = [
+    pytest.param(ReferenceBackend(), REFERENCE, id="reference"),
+    pytest.param(NativeBackend(), NATIVE_F32, id="native"),
+    WITH_GPU,
+]
 ROPE = Rope(4, (1.0, 0.1), 1.0)
 H = Hparams(
     arch="toy",
@@ -133,7 +138,7 @@ CASES: dict[str, tuple[Decoder, Hparams, tuple[str, ...], Callable[[Model, Doubl
 }
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_residual_structures(case: str, backend: Backend, tolerance: float) -> None:
     decoder, h, left_out, layer = CASES[case]
@@ -148,7 +153,7 @@ def test_residual_structures(case: str, backend: Backend, tolerance: float) -> N
     assert nmse(logits_of(backend, graph, weights, IDS), expected) < tolerance
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 def test_clamped_swiglu(backend: Backend, tolerance: float) -> None:
     weights = {
         name: array * 4 for name, array in drawn().items() if "ffn_" in name or name.startswith("token")

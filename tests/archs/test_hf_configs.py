@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
+from gpu import needs_gpu
 from hf_configs import STEP, records, weights, write_tokenizer
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
@@ -21,12 +22,20 @@ from loragraft.formats.source import ModelSource
 from loragraft.huggingface.config_json import config_of
 from loragraft.huggingface.hyperparameters import hyperparameters
 from paths import data
-from tolerances import NATIVE_F32, REFERENCE, nmse
+from tolerances import NATIVE_F32, REFERENCE, WEBGPU, nmse
 
 BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
     ("reference", REFERENCE),
     ("native", NATIVE_F32),
 ]
+
+
+def first_of_each() -> list[str]:
+    """One case of each architecture."""
+    found: dict[str, str] = {}
+    for case, record in records().items():
+        found.setdefault(record["config"]["model_type"], case)
+    return list(found.values())
 
 
 def write(
@@ -55,6 +64,23 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
             model = lg.load(path, backend=backend, threads=1, activations="f32", context=len(golden["ids"]))
             logits = model.logits(golden["ids"])
             assert nmse(logits[::STEP], golden[case]) < tolerance, (backend, path.name)
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", first_of_each())
+def test_logits_of_a_gpu(tmp_path: Path, case: str) -> None:
+    golden = np.load(data("golden/hf-configs.npz"))
+    model = lg.load(
+        write(tmp_path / "m", case), device="webgpu", activations="f32", context=len(golden["ids"])
+    )
+    assert nmse(model.logits(golden["ids"])[::STEP], golden[case]) < WEBGPU
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("case", sorted(records().keys() - set(first_of_each())))
+def test_logits_of_a_gpu_for_every_configuration(tmp_path: Path, case: str) -> None:
+    test_logits_of_a_gpu(tmp_path, case)
 
 
 def shapes_of(model: ModelSource) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gpu import WITH_GPU
 from loragraft.archs.graphs import build_graph
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend
@@ -44,10 +45,14 @@ CASES = {
         },
     ),
 }
-BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
+BACKENDS = [
+    pytest.param(ReferenceBackend(), REFERENCE, id="reference"),
+    pytest.param(NativeBackend(), NATIVE_F32, id="native"),
+    WITH_GPU,
+]
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_small_models_of_transformers(case: str, backend: Backend, tolerance: float) -> None:
     golden = arrays("golden/small-hf.npz")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from gpu import GPU
 from loragraft.archs.graphs import build_graph
 from loragraft.backends.batch import AdapterSet, Batch, Piece
 from loragraft.backends.cpu.program import NativeBackend
@@ -25,7 +26,7 @@ from small_models import VOCAB, linears, random_adapter, small_model
 
 CASES = [
     pytest.param(backend, model, kind, id=f"{backend.name}-{model}-{kind}")
-    for backend in (ReferenceBackend(), NativeBackend())
+    for backend in (ReferenceBackend(), NativeBackend(), *(backend for backend, _ in GPU))
     for model in ("llama", "qwen2", "qwen3moe")
     for kind in ("F32", "Q4_0")
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from float64_model import Float64Model
+from gpu import GPU, needs_gpu
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Options
 from loragraft.backends.reference import ReferenceBackend
@@ -23,6 +24,8 @@ from small_models import HEAD_NORM, LAYERS, POST_NORM, SmallModel, linears, rand
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
+#: A GPU emulated on the CPU takes its time: it computes a third of the combinations of at most one adapter.
+GPU_SHARE = 3
 IDS = np.array([3, 17, 39, 0, 17, 5], dtype=np.int32)
 #: Adapters of a linear, in their order: LoRA, DoRA.
 KINDS = ("", "L", "LL", "D", "LDLD")
@@ -55,7 +58,9 @@ def test_every_combination(model: str, base: str, adapters: str, bias: bool, sca
     graph, tensors = attach(small.graph(), small.adapters, small.arrays)
     weights = small.arrays | tensors
     wanted = Float64Model(small).logits(IDS)
-    for backend, tolerance in BACKENDS:
+    many = len(adapters) > 1
+    on_gpu = GPU if many or zlib.crc32(f"{model}{base}{adapters}".encode()) % GPU_SHARE == 0 else []
+    for backend, tolerance in [*BACKENDS, *on_gpu]:
         assert nmse(logits_of(backend, graph, weights, IDS), wanted) < tolerance, backend.name
 
     start = "lookup" if base == "token_embd" else "GEMM"
@@ -64,7 +69,7 @@ def test_every_combination(model: str, base: str, adapters: str, bias: bool, sca
         assert (wrong is not None) == expected_possible(mistake, adapters, bias, scale)
         if wrong is None:
             continue
-        for backend, _ in BACKENDS:
+        for backend, _ in [*BACKENDS, *on_gpu]:
             with pytest.raises(GraphError, match=f"^{base}.weight: .*found {start}.*, expected {start}"):
                 backend.prepare(wrong, weights)
         wrongly = logits_of(ReferenceBackend(), wrong, weights, IDS, Options(unchecked=True))
@@ -75,6 +80,17 @@ def test_every_combination(model: str, base: str, adapters: str, bias: bool, sca
             and normalised_away(small, base, adapters, bias)
         ):
             assert nmse(wrongly, wanted) > 1e-5, f"the oracle cannot see: {mistake}"
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "base", "adapters", "bias", "scale"), CELLS)
+def test_every_combination_on_a_gpu(model: str, base: str, adapters: str, bias: bool, scale: bool) -> None:
+    small = cell_model(model, base, adapters, bias, scale)
+    graph, tensors = attach(small.graph(), small.adapters, small.arrays)
+    for backend, tolerance in GPU:
+        found = logits_of(backend, graph, small.arrays | tensors, IDS)
+        assert nmse(found, Float64Model(small).logits(IDS)) < tolerance
 
 
 def normalised_away(small: SmallModel, base: str, adapters: str, bias: bool) -> bool:
@@ -116,6 +132,6 @@ def test_everything_at_once(model: str, tied: bool) -> None:
     graph, tensors = attach(small.graph(), small.adapters, small.arrays)
     verify(graph)
     wanted = Float64Model(small).logits(IDS)
-    for backend, tolerance in BACKENDS:
+    for backend, tolerance in [*BACKENDS, *GPU]:
         found = logits_of(backend, graph, small.arrays | tensors, IDS)
         assert nmse(found, wanted) < tolerance, backend.name

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gpu import WITH_GPU
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend
@@ -23,7 +24,11 @@ from tolerances import NATIVE_F32, REFERENCE, nmse
 Floats = npt.NDArray[Any]
 VOCABULARY, WIDTH, TOKENS = 11, 24, 7
 IDS = np.arange(TOKENS, dtype=np.int32)
-BACKENDS = [(ReferenceBackend(), REFERENCE), (NativeBackend(), NATIVE_F32)]
+BACKENDS = [
+    pytest.param(ReferenceBackend(), REFERENCE, id="reference"),
+    pytest.param(NativeBackend(), NATIVE_F32, id="native"),
+    WITH_GPU,
+]
 
 #: Op, attributes, its definition.
 POINTWISE: list[tuple[Op, dict[str, Any], Callable[[Floats], Floats]]] = [
@@ -50,7 +55,7 @@ def run(backend: Backend, op: Op, attrs: dict[str, Any], weights: dict[str, Floa
     return logits_of(backend, graph, weights, IDS)
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 @pytest.mark.parametrize(("op", "attrs", "definition"), POINTWISE, ids=lambda item: str(item)[:40])
 def test_pointwise(
     backend: Backend, tolerance: float, op: Op, attrs: dict[str, Any], definition: Callable[[Floats], Floats]
@@ -60,8 +65,8 @@ def test_pointwise(
     assert nmse(found, definition(x[IDS].astype(np.float64))) < tolerance
 
 
-@pytest.mark.parametrize("backend", [backend for backend, _ in BACKENDS], ids=["reference", "native"])
-def test_extremes(backend: Backend) -> None:
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
+def test_extremes(backend: Backend, tolerance: float) -> None:
     """No overflow on the way, and what is not a number stays none."""
     x = np.zeros((VOCABULARY, WIDTH), np.float32)
     x[0, :4] = 1e30, -1e30, 200, -200
@@ -75,8 +80,8 @@ def test_extremes(backend: Backend) -> None:
     assert np.isnan(run(backend, Op.CLAMP, {"low": -1.0, "high": 1.0}, weights)[1, 0])
 
 
-@pytest.mark.parametrize("backend", [backend for backend, _ in BACKENDS], ids=["reference", "native"])
-def test_learned_positions(backend: Backend) -> None:
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
+def test_learned_positions(backend: Backend, tolerance: float) -> None:
     """Continued over two calls; a position that the model has no row for is refused, and the sequence goes on."""
     rng = np.random.default_rng(2)
     weights = {
@@ -160,8 +165,9 @@ def attend(weights: dict[str, Floats], options: dict[str, Any]) -> Floats:
     return out.reshape(TOKENS, -1)
 
 
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
-def test_attention(options: dict[str, Any]) -> None:
+def test_attention(options: dict[str, Any], backend: Backend, tolerance: float) -> None:
     weights = attention_weights(options)
     g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
     x = g.embed(g.tokens())
@@ -172,6 +178,5 @@ def test_attention(options: dict[str, Any]) -> None:
     sinks = ("sinks.weight",) if options.get("sinks") else ()
     graph = g.finish(g.add(Op.ATTENTION, (q, k, v), sinks, "attention", **attrs))
     verify(graph)
-    for backend, tolerance in BACKENDS:
-        found = all_logits(backend.prepare(graph, weights, EXACT), IDS, [4])
-        assert nmse(found, attend(weights, options)) < tolerance, backend.name
+    found = all_logits(backend.prepare(graph, weights, EXACT), IDS, [4])
+    assert nmse(found, attend(weights, options)) < tolerance

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 import pytest
 
+from gpu import GPU
 from loragraft.backends.batch import Batch, Piece
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend, Options, Program
@@ -25,7 +26,7 @@ from small_models import WIDTH, linears, random_adapter, small_model
 from tolerances import REFERENCE, nmse
 
 IDS = np.array([3, 17, 39, 0, 17, 5, 21, 8], dtype=np.int32)
-BACKENDS = [ReferenceBackend(), NativeBackend()]
+BACKENDS = [ReferenceBackend(), NativeBackend(), *(backend for backend, _ in GPU)]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -273,6 +274,8 @@ def test_threads_take_turns(backend: Backend) -> None:
 
 def test_a_forked_child_computes_the_same(backend: Backend) -> None:
     """A fork copies no thread but the caller's: a pool made before must not wait for the others."""
+    if backend.name == "webgpu":
+        pytest.skip("a GPU belongs to the process that opened it: tests/backends/webgpu/test_device.py")
     program = small_program(backend, Options(threads=3, keys_values="f32"))
     expected = all_logits(program, np.tile(IDS, 8))
     child = os.fork()

@@ -72,6 +72,8 @@ class Program(ABC):
     def __init__(self, graph: Graph, options: Options) -> None:
         self.graph = graph
         self.options = options
+        self.notes: list[str] = []
+        """What the user should know of how it runs, one line each."""
         self.observer: Observer | None = None
         """Shown the input of every product, before it."""
         shapes = value_shapes(graph)

@@ -44,6 +44,7 @@ PANELS: dict[str, dict[str, str]] = {
         "serve": "Serve a model over HTTP: OpenAI's API, adapters by name, and a page to talk to it.",
         "ollama": "Write a Modelfile for Ollama: the model, its chat template, its sampling defaults and its adapters.",
         "tokenize": "Print the tokens of a text, one per line: id and text.",
+        "devices": "List what models can run on: the processor and the GPUs, their memory and what each can run.",
     },
     "Files": {
         "inspect": "Show what a file holds: its metadata and its tensors.",

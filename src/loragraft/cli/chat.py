@@ -15,7 +15,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command, option
 from loragraft.cli.named_adapter import NamedAdapter
-from loragraft.cli.options import MODEL, THREADS
+from loragraft.cli.options import DEVICE, MODEL, THREADS
 from loragraft.errors import LoragraftError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ Ctrl-C stops a reply. A line that ends in \\ goes on in the next."""
     default_text="drawn",
     help="For the same replies again.",
 )
+@DEVICE
 @THREADS
 def chat(
     model: Path,
@@ -67,6 +68,7 @@ def chat(
     temp: float,
     predict: int,
     seed: int | None,
+    device: str,
     threads: int | None,
 ) -> None:
     """Talk to a model in the terminal.
@@ -75,7 +77,7 @@ def chat(
     """
     from loragraft.inference.conversation import Conversation
 
-    loaded = lg.load(model, threads=threads)
+    loaded = lg.load(model, device=device, threads=threads)
     for note in loaded.notes:
         console.info(note)
     with suppress(ImportError):

@@ -75,7 +75,8 @@ class Command(click.Command):
         self.examples = examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        help_if_bare(ctx, args)
+        if any(parameter.required for parameter in self.params):
+            help_if_bare(ctx, args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> None:

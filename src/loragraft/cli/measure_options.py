@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loragraft.cli.command import FILE, option
-from loragraft.cli.options import BACKEND, THREADS, read_text
+from loragraft.cli.options import BACKEND, DEVICE, THREADS, read_text
 from loragraft.errors import TextError
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ def measure_options(
             help="Measure on the first N windows.",
         ),
         _MAX_CHARS,
-        *([BACKEND, _ACTIVATIONS] if runs else []),
+        *([BACKEND, DEVICE, _ACTIVATIONS] if runs else []),
         *([THREADS] if threads else []),
     ]
     names = [
         "context",
         "windows",
-        *(["backend", "activations"] if runs else []),
+        *(["backend", "device", "activations"] if runs else []),
         *(["threads"] if threads else []),
     ]
 

@@ -90,6 +90,12 @@ BACKEND = option(
     default="native",
     help="native runs quantized weights as they are; reference is NumPy.",
 )
+DEVICE = option(
+    "--device",
+    default="cpu",
+    metavar="NAME",
+    help="Where to run: cpu, webgpu, or webgpu:N for the Nth GPU (see loragraft devices).",
+)
 THREAD_COUNT = click.IntRange(1, MAX_THREADS)
 THREADS = option(
     "--threads",

@@ -13,7 +13,18 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import command, flag, option
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import BACKEND, JSON, LORA, MODEL, PROMPT, PROMPT_FILE, THREADS, as_text, prompt_of
+from loragraft.cli.options import (
+    BACKEND,
+    DEVICE,
+    JSON,
+    LORA,
+    MODEL,
+    PROMPT,
+    PROMPT_FILE,
+    THREADS,
+    as_text,
+    prompt_of,
+)
 from loragraft.units import plural
 
 if TYPE_CHECKING:
@@ -81,6 +92,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
     help="Print the prompt before its continuation.",
 )
 @BACKEND
+@DEVICE
 @THREADS
 @JSON
 @intake_options
@@ -99,6 +111,7 @@ def run(
     seed: int | None,
     echo: bool | None,
     backend: BackendName,
+    device: str,
     threads: int | None,
     as_json: bool,
     intake: Intake,
@@ -111,7 +124,7 @@ def run(
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat")
     text = prompt_of(prompt, file)
-    loaded = lg.load(model, lora, backend=backend, threads=threads, intake=intake)
+    loaded = lg.load(model, lora, backend=backend, device=device, threads=threads, intake=intake)
     for note in loaded.notes:
         console.info(note)
     said = [("system", None if system is None else as_text(system, "--system")), ("user", text)]

@@ -11,7 +11,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, command, flag, option
 from loragraft.cli.named_adapter import NamedAdapter
-from loragraft.cli.options import MODEL, THREADS, Parsed
+from loragraft.cli.options import DEVICE, MODEL, THREADS, Parsed
 from loragraft.errors import LoragraftError
 from loragraft.system.memory import available_memory
 
@@ -70,6 +70,7 @@ from loragraft.system.memory import available_memory
     help="Replies that are made at once.",
 )
 @option("--queue", type=click.IntRange(0, 1 << 20), default=256, metavar="N", help="Requests that may wait.")
+@DEVICE
 @THREADS
 def serve(
     model: Path,
@@ -84,6 +85,7 @@ def serve(
     alias: str | None,
     parallel: int,
     queue: int,
+    device: str,
     threads: int | None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's API, adapters by name, and a page to talk to it.
@@ -114,7 +116,7 @@ def serve(
         raise LoragraftError("--adapters-dir", "no such folder", found=adapters_dir)
     if kv_memory is None and (free := available_memory()) is not None:
         kv_memory = free // 2
-    loaded = lg.load(model, threads=threads, keys_values_memory=kv_memory)
+    loaded = lg.load(model, device=device, threads=threads, keys_values_memory=kv_memory)
     for note in loaded.notes:
         console.info(note)
     run(loaded, lora, options, ready=lambda url: console.info(f"listening on {url} (Ctrl-C stops)"))

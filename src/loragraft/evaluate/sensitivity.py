@@ -11,8 +11,9 @@ from loragraft.backends.program import Options
 from loragraft.evaluate.divergence import kl
 from loragraft.evaluate.uncertainty import Estimate, mean
 from loragraft.formats.source import TensorSource
+from loragraft.inference.devices import backend_named
 from loragraft.inference.measurement import Text
-from loragraft.inference.model import Model, backend_named
+from loragraft.inference.model import Model
 from loragraft.inference.perplexity import log_softmax
 from loragraft.progress import SILENT, Progress
 

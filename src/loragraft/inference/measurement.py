@@ -32,27 +32,35 @@ DEFAULT_CONTEXT = 512
 
 @dataclass(frozen=True)
 class Measurement:
-    """`text`, read in windows of `context` tokens, the first `windows` of them; by models that `backend`, `threads` and
-    `activations` run, as for `load`. What is None is as the verb that measures has it."""
+    """`text`, read in windows of `context` tokens, the first `windows` of them; by models that `backend`, `device`,
+    `threads` and `activations` run, as for `load`. What is None is as the verb that measures has it."""
 
     text: str
     _: KW_ONLY
     context: int | None = None
     windows: int | None = None
     backend: BackendName | None = None
+    device: str | None = None
     threads: int | None = None
     activations: Activations | None = None
 
     @property
     def running(self) -> dict[str, Any]:
         """How models are run, as arguments of `load`."""
-        given = {"backend": self.backend, "threads": self.threads, "activations": self.activations}
+        given = {
+            "backend": self.backend,
+            "device": self.device,
+            "threads": self.threads,
+            "activations": self.activations,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
     def only_on(self, backend: BackendName, verb: str) -> None:
         """Raises LoragraftError if another backend is asked for than the one that `verb` uses."""
         if self.backend not in (None, backend):
             raise LoragraftError("backend", f"is not for {verb}", found=self.backend, expected=backend)
+        if self.device not in (None, "cpu"):
+            raise LoragraftError("device", f"is not for {verb}", found=self.device, expected="cpu")
 
     def read_by(self, tokenizer: Tokenizer, trained: int | None, progress: Progress = SILENT) -> Text:
         """The windows of the text, for a model with this tokenizer. A note says so if they are longer than the context

@@ -14,12 +14,13 @@ import numpy.typing as npt
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.backends.batch import Piece
-from loragraft.backends.program import Backend, Options, Program
+from loragraft.backends.program import Options, Program
 from loragraft.errors import LoragraftError, check_number, naming
 from loragraft.formats.source import ModelSource
 from loragraft.graph.ops import Graph
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.inference.adapters import ModelAdapters
+from loragraft.inference.devices import backend_named
 from loragraft.inference.generate import BATCH, Generation, finite
 from loragraft.inference.measurement import DEFAULT_CONTEXT, Activations, BackendName, Measurement
 from loragraft.inference.perplexity import Perplexity, perplexity
@@ -218,6 +219,7 @@ def load(
     adapters: AdapterArguments = (),
     *,
     backend: BackendName = "native",
+    device: str = "cpu",
     threads: int | None = None,
     context: int | None = None,
     activations: Activations = "auto",
@@ -227,7 +229,8 @@ def load(
     """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
     active at run time.
 
-    `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `context`: positions to
+    `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `device`: "cpu", or
+    "webgpu" for a GPU, by number ("webgpu:1") where there are several (`devices` lists them). `context`: positions to
     make room for (default: as many as come). `activations`: what they are rounded to before a product with a
     quantized weight (default: the backend's choice). `keys_values_memory`: bytes that the keys and values of all
     sequences may take together (default: as much as memory holds).
@@ -254,20 +257,7 @@ def load(
         pool_bytes=keys_values_memory,
     )
     with naming(source.path):
-        program = backend_named(backend).prepare(graph, source.tensors, options)
+        program = backend_named(backend, device).prepare(graph, source.tensors, options)
     used = ModelAdapters(program, source, loaded, intake)
-    notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+    notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes), *program.notes]
     return Model(source, graph, program, used, notes=notes)
-
-
-def backend_named(name: BackendName) -> Backend:
-    """The backend called `name`."""
-    if name == "native":
-        from loragraft.backends.cpu.program import NativeBackend
-
-        return NativeBackend()
-    if name == "reference":
-        from loragraft.backends.reference import ReferenceBackend
-
-        return ReferenceBackend()
-    raise LoragraftError("backend", "no such backend", found=name, expected="native or reference")

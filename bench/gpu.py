@@ -1,0 +1,201 @@
+"""A GPU's speed beside the bandwidth of its memory: products of one type, and a whole model of random weights.
+
+    python bench/gpu.py [--device webgpu:0] [--type Q4_K] [--width 4096] [--layers 32] [--rows 1 4 16 512]
+    python bench/gpu.py --model [--type NVFP4] [--layers 32] [--sequences 1 8 64] [--lora 16]
+
+The first form chains square products, so that little but products is timed: bytes of weights a second, beside what a
+copy on the device moves (read and written), and products a second. The second form makes a Llama of 8 B weights' shape
+(fewer layers with --layers), and lets every sequence make a token at a time, with an adapter of its own with --lora:
+tokens a second, beside the limit that reading the weights once a step sets. Weights are one chunk repeated: sizes alone
+matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.archs.graphs import build_graph
+from loragraft.backends.batch import Piece
+from loragraft.backends.program import Options, Program
+from loragraft.backends.webgpu.device import Device, open_device
+from loragraft.backends.webgpu.program import WebGPUProgram
+from loragraft.formats.gguf.values import Value
+from loragraft.formats.source import TensorSource
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Graph, Op, TensorFact
+from loragraft.quants import native
+from loragraft.quants.types import QuantType, by_name
+
+WIDTH, HEADS, KV_HEADS, FF, VOCABULARY = 4096, 32, 8, 14336, 128256
+HEAD_DIM = WIDTH // HEADS
+
+
+class Repeated(TensorSource):
+    """A weight whose rows are those of one random chunk, again and again."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], kind: QuantType) -> None:
+        self.name, self.shape, self.type = name, shape, kind
+        values = np.random.default_rng(0).normal(0, shape[-1] ** -0.5, (64, shape[-1])).astype(np.float32)
+        self._chunk = native.quantize(values, kind, np.ones(shape[-1], np.float32))
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        return self._chunk[np.arange(start, stop) % len(self._chunk)]
+
+
+def best_of(call: Callable[[], object], times: int = 5) -> float:
+    call()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def copy_bandwidth(device: Device) -> float:
+    """Bytes a second, read and written, of copies on the device."""
+    size, times = min(device.binding_bytes, 256 << 20), 8
+    one, other = device.buffer(size, "copies"), device.buffer(size, "copies")
+
+    def copy() -> None:
+        encoder = device.gpu.create_command_encoder()
+        for _ in range(times):
+            encoder.copy_buffer_to_buffer(one, 0, other, 0, size)
+        device.queue.submit([encoder.finish()])
+        device.queue.read_buffer(other, 0, 256)
+
+    return 2 * size * times / best_of(copy)
+
+
+def chain(width: int, layers: int, kind: QuantType) -> tuple[Graph, dict[str, TensorSource]]:
+    weights = {f"w{i}.weight": Repeated(f"w{i}.weight", (width, width), kind) for i in range(layers)}
+    g = GraphBuilder("bench", {name: TensorFact(w.shape, kind.name) for name, w in weights.items()})
+    x = g.add(Op.HIDDEN, label="x", width=width)
+    for i in range(layers):
+        x = g.linear(x, f"w{i}")
+    return g.finish(x), dict(weights)
+
+
+def products(device: Device, kind: QuantType, width: int, layers: int, rows: list[int]) -> None:
+    program = WebGPUProgram(device, *chain(width, layers, kind), Options())
+    copied, held = copy_bandwidth(device), layers * width * kind.row_bytes(width)
+    print(
+        f"{device.name}: copies move {copied / 1e9:.1f} GB/s; {layers} products of {width} x {width} in {kind}"
+    )
+    print("rows   GB/s of weights   of the copies' rate   GFLOP/s")
+    for count in rows:
+        x = np.random.default_rng(1).normal(0, 1, (count, width)).astype(np.float32)
+        ids = np.zeros(count, np.int32)
+
+        def run(x: npt.NDArray[np.float32] = x, ids: npt.NDArray[np.int32] = ids) -> None:
+            sequence = program.open_sequence()
+            program.run([Piece(sequence, ids, wants="last")], x)
+            program.close_sequence(sequence)
+
+        taken = best_of(run)
+        flops = 2 * layers * width * width * count / taken
+        print(f"{count:>4} {held / taken / 1e9:>17.2f} {held / taken / copied:>20.1%} {flops / 1e9:>10.1f}")
+
+
+def llama(layers: int, kind: QuantType) -> tuple[Graph, dict[str, TensorSource]]:
+    keys = {
+        "block_count": Value.u32(layers),
+        "context_length": Value.u32(8192),
+        "embedding_length": Value.u32(WIDTH),
+        "feed_forward_length": Value.u32(FF),
+        "attention.head_count": Value.u32(HEADS),
+        "attention.head_count_kv": Value.u32(KV_HEADS),
+        "attention.layer_norm_rms_epsilon": Value.f32(1e-5),
+        "rope.freq_base": Value.f32(500000.0),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (VOCABULARY, WIDTH), "output_norm": (WIDTH,)}
+    for i in range(layers):
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in linears().items()}
+        shapes |= {f"blk.{i}.attn_norm": (WIDTH,), f"blk.{i}.ffn_norm": (WIDTH,)}
+    weights: dict[str, TensorSource] = {
+        f"{name}.weight": Repeated(f"{name}.weight", shape, kind if len(shape) > 1 else by_name("F32"))
+        for name, shape in shapes.items()
+    }
+    metadata = {"general.architecture": Value.string("llama")} | {f"llama.{k}": v for k, v in keys.items()}
+    return build_graph(metadata, {n: TensorFact(w.shape, w.type.name) for n, w in weights.items()}), weights
+
+
+def linears() -> dict[str, tuple[int, int]]:
+    kv = KV_HEADS * HEAD_DIM
+    attention = {
+        "attn_q": (WIDTH, WIDTH),
+        "attn_k": (kv, WIDTH),
+        "attn_v": (kv, WIDTH),
+        "attn_output": (WIDTH, WIDTH),
+    }
+    return attention | {"ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF)}
+
+
+def adapter(layers: int, rank: int) -> Adapter:
+    rng = np.random.default_rng(2)
+    pairs = {}
+    for i in range(layers):
+        for name, (out, columns) in linears().items():
+            target = f"blk.{i}.{name}.weight"
+            a = rng.normal(0, 0.01, (rank, columns)).astype(np.float32)
+            b = rng.normal(0, 0.01, (out, rank)).astype(np.float32)
+            pairs[target] = LoraPair(target, a, b, 1.0, None)
+    return Adapter(Path("random"), pairs, n_tensors=2 * len(pairs))
+
+
+def tokens(device: Device, kind: QuantType, layers: int, sequences: list[int], rank: int) -> None:
+    graph, weights = llama(layers, kind)
+    program: Program = WebGPUProgram(device, graph, weights, Options())
+    read = sum(w.n_rows * w.row_bytes for w in weights.values())
+    copied = copy_bandwidth(device)
+    print(f"{device.name}: {layers} layers of a Llama of 8 B weights in {kind}, {read / 1e9:.2f} GB")
+    print("sequences   tokens/s   limit by bandwidth")
+    for count in sequences:
+        slots = [program.add_adapter(adapter(layers, rank)) for _ in range(count)] if rank else []
+        open_ = [program.open_sequence() for _ in range(count)]
+        sets = [((slots[i], 1.0),) if rank else () for i in range(count)]
+        token = np.ones(1, np.int32)
+
+        def step(
+            open_: list[int] = open_, sets: list[tuple] = sets, token: npt.NDArray[np.int32] = token
+        ) -> None:  # type: ignore[type-arg]
+            program.run([Piece(s, token, chosen) for s, chosen in zip(open_, sets, strict=True)])
+
+        taken = best_of(step)
+        print(f"{count:>9} {count / taken:>10.1f} {count * copied / read:>20.1f}")
+        for sequence in open_:
+            program.close_sequence(sequence)
+        for slot in slots:
+            program.drop_adapter(slot)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="webgpu", help="webgpu or webgpu:N")
+    parser.add_argument("--type", default="Q4_K", help="of the weights")
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 512])
+    parser.add_argument("--model", action="store_true")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK")
+    given = parser.parse_args()
+    number = given.device.partition(":")[2]
+    device = open_device(int(number) if number else None)
+    if given.model:
+        tokens(device, by_name(given.type), given.layers, given.sequences, given.lora)
+    else:
+        products(device, by_name(given.type), given.width, given.layers, given.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+// Everything that makes an element of the elements at its place. `op` picks what (backends/webgpu/steps.py).
+struct Params {
+  op: u32,
+  x: u32,
+  other: u32,
+  y: u32,
+  width: u32,    // of a row of y
+  wanted: u32,
+  part: u32,     // of `broadcast` and `split`: elements of y that belong together
+  stride: u32,   // of `split`: from one part of x to the next
+  start: u32,
+  a: f32,
+  b: f32,
+}
+@group(1) @binding(0) var<uniform> p: Params;
+
+const ADD = 0u;
+const MUL = 1u;
+const BROADCAST = 2u;
+const SILU_MUL = 3u;
+const SILU = 4u;
+const SIGMOID = 5u;
+const GELU_TANH = 6u;
+const GELU_ERF = 7u;
+const RELU = 8u;
+const SOFT_CAP = 9u;
+const SOFTPLUS = 10u;
+const CLAMP = 11u;
+const AFFINE = 12u;
+const SPLIT = 13u;
+const LAST = 14u;
+
+fn sigmoid(x: f32) -> f32 {
+  let small = exp(-abs(x));
+  return select(small, 1.0, x >= 0.0) / (1.0 + small);
+}
+
+fn tanh_of(x: f32) -> f32 {
+  let small = exp(-2.0 * abs(x));
+  let value = (1.0 - small) / (1.0 + small);
+  return select(value, -value, x < 0.0);
+}
+
+// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: within 1.5e-7.
+fn erf_of(x: f32) -> f32 {
+  let size = abs(x);
+  let t = 1.0 / (1.0 + 0.3275911 * size);
+  let series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
+  let value = 1.0 - series * exp(-size * size);
+  return select(value, -value, x < 0.0);
+}
+
+fn unary(x: f32) -> f32 {
+  switch p.op {
+    case SILU: { return x * sigmoid(x); }
+    case SIGMOID: { return sigmoid(x); }
+    case GELU_TANH: { return x * sigmoid(2.0 * 0.7978845608 * (x + 0.044715 * x * x * x)); }
+    case GELU_ERF: { return 0.5 * x * (1.0 + erf_of(x * 0.7071067811865476)); }
+    case RELU: { return select(x, 0.0, x < 0.0); }
+    case SOFT_CAP: { return p.a * tanh_of(x / p.a); }
+    case SOFTPLUS: { return select(x, 0.0, x < 0.0) + log(1.0 + exp(-abs(x))); }
+    case CLAMP: { return select(select(x, p.b, x > p.b), p.a, x < p.a); }
+    case AFFINE: { return x * p.a + p.b; }
+    default: { return x; }
+  }
+}
+
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let index = (group.x + group.y * groups.x) * 64u + thread;
+  if (index >= rows_of(p.wanted) * p.width) {
+    return;
+  }
+  let x = place(p.x);
+  let other = place(p.other);
+  var value = 0.0;
+  switch p.op {
+    case ADD: { value = arena[x + index] + arena[other + index]; }
+    case MUL: { value = arena[x + index] * arena[other + index]; }
+    case BROADCAST: { value = arena[x + index] * arena[other + index / p.part]; }
+    case SILU_MUL: {
+      let gate = arena[x + index];
+      value = gate * sigmoid(gate) * arena[other + index];
+    }
+    case SPLIT: { value = arena[x + index / p.part * p.stride + p.start + index % p.part]; }
+    case LAST: { value = arena[x + source_row(index / p.width, 1u) * p.width + index % p.width]; }
+    default: { value = unary(arena[x + index]); }
+  }
+  arena[place(p.y) + index] = value;
+}

@@ -1,0 +1,461 @@
+"""From a plan to dispatches: one short function for each kind of step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loragraft.backends.cpu.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
+from loragraft.backends.program import Options
+from loragraft.backends.reference_ops import rope_factors
+from loragraft.backends.webgpu.buffers import Constants, DeviceWeights
+from loragraft.backends.webgpu.device import PARAMETERS, Device
+from loragraft.backends.webgpu.passes import Pass, RopeTable
+from loragraft.backends.webgpu.shaders import NONE, Shader, shader
+from loragraft.errors import UnsupportedError
+from loragraft.graph.ops import Graph, Node, Op
+from loragraft.graph.spec import value_shapes
+
+Grid = tuple[int, int, int]
+ROWS = 8
+"""Rows that a product takes at a time, where there are more than two."""
+_FOLD = 32768
+_MOST_VALUES = 512
+"""Elements of a head's value that kernels/attention.wgsl has room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One run of a kernel. `grid`: of a pass, how many workgroups; none of them where a number is 0. `data`: the bind
+    group of weights; `layer`: the attention whose keys and values it works on. `few`: takes the place of `pipeline`,
+    which has ROWS rows along z, in passes of one or two rows."""
+
+    pipeline: Any
+    parameters: int
+    grid: Callable[[Pass], Grid]
+    data: Any = None
+    layer: int | None = None
+    few: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Keys and values of one attention, in words for each token; `halves`: two elements to a word."""
+
+    key_width: int
+    value_width: int
+    halves: bool
+
+    @property
+    def key_words(self) -> int:
+        return -(-self.key_width // 2) if self.halves else self.key_width
+
+    @property
+    def value_words(self) -> int:
+        return -(-self.value_width // 2) if self.halves else self.value_width
+
+    @property
+    def words(self) -> int:
+        return self.key_words + self.value_words
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What an observer is shown before a step: the weights, and where x and the ids lie."""
+
+    weights: tuple[str, ...]
+    x: int
+    ids: int | None
+
+
+@dataclass(slots=True)
+class Steps:
+    """The dispatches of a plan in order, step by step."""
+
+    steps: list[list[Dispatch]]
+    observed: dict[int, Observed]
+    copies: list[Dispatch]
+    layers: list[Layer]
+    ropes: list[RopeTable]
+    parameters: bytes
+    numbers: int
+    """How many linears and embeddings there are, in the order in which adapters number them."""
+    experts_used: int
+    """The most that a row uses in any layer, at least 1."""
+    shapes: list[tuple[int, ...]]
+    """Of every node's value, without its rows."""
+
+
+class Builder:
+    """Makes `Steps`."""
+
+    def __init__(
+        self,
+        device: Device,
+        graph: Graph,
+        plan: Plan,
+        weights: DeviceWeights,
+        constants: Constants,
+        options: Options,
+    ) -> None:
+        self._device, self._plan, self._weights, self._constants = device, plan, weights, constants
+        self.shapes, self._context = value_shapes(graph), options.context
+        kept = options.keys_values
+        self._halves = kept == "f16" or (kept == "auto" and options.activations != "f32")
+        self._parameters: list[bytes] = []
+        self._layers: dict[int, int] = {}
+        self._ropes: dict[Any, int] = {}
+        self._graph = graph
+        self.made = Steps([], {}, [], [], [], b"", 0, 1, self.shapes)
+
+    def build(self) -> Steps:
+        for number, step in enumerate(self._plan.steps):
+            match step:
+                case LinearStep():
+                    names = tuple(linear.weight for linear in step.linears)
+                    self.made.observed[number] = Observed(names, step.x, step.ids)
+                    made = [dispatch for linear in step.linears for dispatch in self._linear(step, linear)]
+                case EmbedStep():
+                    made = list(self._embed(step))
+                case GatedStep():
+                    made = [self._pointwise("SILU_MUL", step.result, step.gate, step.up)]
+                case NodeStep():
+                    made = list(self._node(step))
+            self.made.steps.append(made)
+        self.made.parameters = b"".join(self._parameters)
+        return self.made
+
+    # ---- what steps are made of ----
+
+    def place(self, node: int) -> int:
+        offset = self._plan.places[node].offset
+        return NONE if offset is None else offset
+
+    def _wanted(self, node: int) -> int:
+        return int(self._plan.places[node].wanted)
+
+    def width(self, node: int) -> int:
+        return int(np.prod(self.shapes[node], dtype=np.int64))
+
+    def dispatch(
+        self,
+        kernel: Shader,
+        grid: Callable[[Pass], Grid],
+        values: dict[str, int | float],
+        **more: Any,
+    ) -> Dispatch:
+        offset = len(self._parameters) * PARAMETERS
+        self._parameters.append(kernel.parameters(values).ljust(PARAMETERS, b"\0"))
+        return Dispatch(self._device.pipeline(kernel), offset, grid, **more)
+
+    def _rows(self, node: int) -> Callable[[Pass], int]:
+        return (lambda p: p.wanted) if self._plan.places[node].wanted else (lambda p: p.rows)
+
+    def _threads(self, node: int, each: int) -> Callable[[Pass], Grid]:
+        """A thread for each of `each` things of a row of the value of `node`."""
+        rows = self._rows(node)
+        return lambda p: folded(-(-rows(p) * each // 64))
+
+    def one(self, scale: str | float | None) -> float:
+        """A scale that may be a tensor [1]."""
+        if isinstance(scale, str):
+            return float(self._weights.floats(scale).reshape(-1)[0])
+        return 1.0 if scale is None else scale
+
+    def _offset(self, name: str | None) -> int:
+        return NONE if name is None else self._constants.offset(name)
+
+    # ---- steps ----
+
+    def _embed(self, step: EmbedStep) -> Iterator[Dispatch]:
+        matrix = self._weights.matrix(step.weight)
+        for part in matrix.parts:
+            yield self.dispatch(
+                shader("embed", matrix.kind.name),
+                self._threads(step.result, -(-matrix.columns // 8)),
+                {
+                    "y": self.place(step.result),
+                    "columns": matrix.columns,
+                    "part_first": part.first,
+                    "part_rows": part.rows,
+                    "row_bytes": matrix.row_bytes,
+                    "scale": self.one(step.scale),
+                    "arch": self.one(step.arch_scale),
+                    "linear": self.made.numbers,
+                    "by_position": int(step.by_position),
+                },
+                data=part.group,
+            )
+        self.made.numbers += 1
+
+    def _linear(self, step: LinearStep, linear: Linear) -> Iterator[Dispatch]:
+        matrix = self._weights.matrix(linear.weight)
+        number = self.made.numbers
+        self.made.numbers += 1
+        used = 0 if step.ids is None else self.shapes[step.ids][-1]
+        self.made.experts_used = max(self.made.experts_used, used)
+        each = int(used > 0 and len(self.shapes[step.x]) > 1)
+        rows, slots = self._rows(linear.result), max(used, 1)
+        shared = {
+            "x": self.place(step.x),
+            "columns": matrix.columns,
+            "wanted": self._wanted(linear.result),
+            "linear": number,
+            "used": used,
+            "ids": NONE if step.ids is None else self.place(step.ids),
+            "each": each,
+        }
+
+        def ranks(p: Pass) -> Grid:
+            count = rows(p) * slots
+            return p.ranks[number], min(count, _FOLD), -(-count // _FOLD)
+
+        yield self.dispatch(shader("lora"), ranks, {**shared})
+        outputs = self.shapes[linear.result][-1]
+        kind = matrix.kind.name
+        for part in matrix.parts:
+            groups = -(-(outputs if used else part.rows) // 4)
+            yield self.dispatch(
+                shader("linear", kind, 1 if used else ROWS),
+                lambda p, groups=groups: (*folded(groups)[:2], rows(p) * slots),  # type: ignore[misc]
+                {
+                    **shared,
+                    "y": self.place(linear.result),
+                    "outputs": outputs,
+                    "part_first": part.first,
+                    "part_rows": part.rows,
+                    "row_bytes": matrix.row_bytes,
+                    "scale": self._offset(linear.scale),
+                    "bias": self._offset(linear.bias),
+                    "arch": self.one(linear.arch_scale),
+                },
+                data=part.group,
+                few=None if used else self._device.pipeline(shader("linear", kind, 1)),
+            )
+
+    def _pointwise(
+        self, op: str, result: int, x: int, other: int | None = None, **values: int | float
+    ) -> Dispatch:
+        width = self.width(result)
+        given: dict[str, int | float] = {
+            "op": POINTWISE.index(op),
+            "x": self.place(x),
+            "other": self.place(x if other is None else other),
+            "y": self.place(result),
+            "width": width,
+            "wanted": self._wanted(result),
+            "part": 1,
+            "stride": 1,
+            "start": 0,
+            "a": 0.0,
+            "b": 0.0,
+        }
+        return self.dispatch(shader("pointwise"), self._threads(result, width), {**given, **values})
+
+    def _node(self, step: NodeStep) -> Iterator[Dispatch]:
+        node, y, at = step.node, step.result, step.node.attrs
+        inputs = step.inputs
+        match node.op:
+            case Op.HIDDEN:
+                pass  # the program writes it
+            case Op.RMS_NORM | Op.LAYER_NORM:
+                yield self._norm(node, inputs[0], y)
+            case Op.ROPE:
+                yield self._rope(node, inputs[0], y)
+            case Op.ATTENTION:
+                yield from self._attention(node, y)
+            case Op.TOP_K | Op.ROUTE | Op.EXPERTS_SUM:
+                yield self._experts(node, y)
+            case Op.ADD:
+                yield self._pointwise("ADD", y, *inputs)
+            case Op.MUL if self.shapes[inputs[0]] == self.shapes[inputs[1]]:
+                yield self._pointwise("MUL", y, *inputs)
+            case Op.MUL:
+                yield self._pointwise("BROADCAST", y, *inputs, part=self.shapes[inputs[0]][-1])
+            case Op.SPLIT:
+                yield self._pointwise(
+                    "SPLIT",
+                    y,
+                    inputs[0],
+                    part=self.shapes[y][-1],
+                    stride=self.shapes[inputs[0]][-1],
+                    start=at["start"],
+                )
+            case Op.GELU:
+                yield self._pointwise(
+                    "GELU_TANH" if at["approximate"] == "tanh" else "GELU_ERF", y, inputs[0]
+                )
+            case Op.TANH:
+                yield self._pointwise("SOFT_CAP", y, inputs[0], a=1.0)
+            case Op.SOFT_CAP:
+                yield self._pointwise("SOFT_CAP", y, inputs[0], a=at["cap"])
+            case Op.CLAMP:
+                low, high = at["low"], at["high"]
+                yield self._pointwise(
+                    "CLAMP", y, inputs[0], a=-_MAX if low is None else low, b=_MAX if high is None else high
+                )
+            case Op.ARCH_SCALE:
+                factor = self.one(node.weights[0]) if node.weights else at["value"]
+                yield self._pointwise("AFFINE", y, inputs[0], a=factor)
+            case Op.SHIFT:
+                yield self._pointwise("AFFINE", y, inputs[0], a=1.0, b=at["value"])
+            case Op.SILU | Op.SIGMOID | Op.RELU | Op.SOFTPLUS | Op.LAST:
+                yield self._pointwise(node.op.name, y, inputs[0])
+            case _:
+                raise UnsupportedError(
+                    node.label or node.op, f"no kernel for {node.op} on WebGPU", hint="use --device cpu"
+                )
+
+    def _norm(self, node: Node, x: int, y: int) -> Dispatch:
+        centred = node.op is Op.LAYER_NORM
+        if centred:
+            size = self.shapes[x][-1]
+        else:
+            size = self._graph.tensors[node.weights[0]].shape[0] if node.weights else node.attrs["group"]
+        groups, rows = self.width(x) // size, self._rows(y)
+        return self.dispatch(
+            shader("norms"),
+            lambda p: folded(rows(p) * groups),
+            {
+                "x": self.place(x),
+                "y": self.place(y),
+                "size": size,
+                "groups": groups,
+                "wanted": self._wanted(y),
+                "centred": int(centred),
+                "weight": self._offset(node.weights[0] if node.weights else None),
+                "bias": self._offset(node.weights[1] if len(node.weights) > 1 else None),
+                "eps": node.attrs["eps"],
+            },
+        )
+
+    def _rope(self, node: Node, x: int, y: int) -> Dispatch:
+        at = node.attrs
+        key = (at["frequencies"], node.weights, at["magnitude"])
+        if key not in self._ropes:
+            per_position = np.asarray(at["frequencies"], np.float64)
+            if factors := rope_factors(node, self._context):
+                per_position = per_position / self._weights.floats(factors)
+            self._ropes[key] = len(self.made.ropes)
+            self.made.ropes.append(RopeTable(per_position, at["magnitude"], at["rotary"]))
+        return self.dispatch(
+            shader("rope"),
+            self._threads(y, self.width(y)),
+            {
+                "x": self.place(x),
+                "y": self.place(y),
+                "heads": at["heads"],
+                "head_dim": at["head_dim"],
+                "rotary": at["rotary"],
+                "adjacent": int(at["pairs"] == "adjacent"),
+                "table": self._ropes[key],
+            },
+        )
+
+    def _attention(self, node: Node, y: int) -> Iterator[Dispatch]:
+        at = node.attrs
+        q, k, v = node.inputs
+        value_dim = at.get("value_dim") or at["head_dim"]
+        if value_dim > _MOST_VALUES:
+            raise UnsupportedError(
+                node.label or "attention",
+                "the heads are too wide for WebGPU's kernel",
+                found=value_dim,
+                expected=f"up to {_MOST_VALUES}",
+                hint="use --device cpu",
+            )
+        number = len(self.made.layers)
+        layer = Layer(at["kv_heads"] * at["head_dim"], at["kv_heads"] * value_dim, self._halves)
+        self.made.layers.append(layer)
+        held = {"key_words": layer.key_words, "value_words": layer.value_words, "halves": int(layer.halves)}
+        self.made.copies.append(
+            self.dispatch(
+                shader("copy"),
+                lambda p: (-(-layer.words * 16 // 64), len(p.copies), 1),
+                {"words": layer.words},
+                layer=number,
+            )
+        )
+        yield self.dispatch(
+            shader("store"),
+            self._threads(y, layer.words),
+            {
+                **held,
+                "k": self.place(k),
+                "v": self.place(v),
+                "key_width": layer.key_width,
+                "value_width": layer.value_width,
+            },
+            layer=number,
+        )
+        yield self.dispatch(
+            shader("attention"),
+            lambda p: (at["heads"], min(p.rows, _FOLD), -(-p.rows // _FOLD)),
+            {
+                **held,
+                "q": self.place(q),
+                "y": self.place(y),
+                "heads": at["heads"],
+                "kv_heads": at["kv_heads"],
+                "head_dim": at["head_dim"],
+                "value_dim": value_dim,
+                "window": at["window"] or 0,
+                "sinks": self._offset(node.weights[0] if node.weights else None),
+                "scale": at["scale"],
+                "softcap": at.get("softcap") or 0.0,
+            },
+            layer=number,
+        )
+
+    def _experts(self, node: Node, y: int) -> Dispatch:
+        at, x = node.attrs, node.inputs[0]
+        ops = (Op.TOP_K, Op.ROUTE, Op.EXPERTS_SUM)
+        summed = node.op is Op.EXPERTS_SUM
+        return self.dispatch(
+            shader("experts"),
+            self._threads(y, self.width(y) if summed else 1),
+            {
+                "op": ops.index(node.op),
+                "x": self.place(x),
+                "other": self.place(node.inputs[-1]),
+                "y": self.place(y),
+                "experts": self.shapes[x][-1],
+                "used": self.shapes[x][0] if summed else self.shapes[y][-1],
+                "width": self.width(y),
+                "wanted": self._wanted(y),
+                "softmax": int(at.get("gating") == "softmax"),
+                "normalize": int(bool(at.get("normalize"))),
+                "scale": float(at.get("scale", 1.0)),
+            },
+        )
+
+
+_MAX = float(np.finfo(np.float32).max)
+#: The numbers of kernels/pointwise.wgsl.
+POINTWISE = (
+    "ADD",
+    "MUL",
+    "BROADCAST",
+    "SILU_MUL",
+    "SILU",
+    "SIGMOID",
+    "GELU_TANH",
+    "GELU_ERF",
+    "RELU",
+    "SOFT_CAP",
+    "SOFTPLUS",
+    "CLAMP",
+    "AFFINE",
+    "SPLIT",
+    "LAST",
+)
+
+
+def folded(count: int) -> Grid:
+    """`count` workgroups, some more if they do not fit along one axis: kernels number them x first."""
+    if count <= _FOLD:
+        return count, int(count > 0), 1
+    return _FOLD, -(-count // _FOLD), 1
