@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -29,7 +30,7 @@ from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.imatrix import Imatrix
 from loragraft.formats.jsonfile import load_json
-from loragraft.formats.safetensors import SafetensorsFile
+from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
 from loragraft.formats.split import parse_size
 from loragraft.formats.torch_file import read_torch_file
 from loragraft.huggingface.card_file import read_card
@@ -65,16 +66,31 @@ class Format(ABC):
     @abstractmethod
     def read(self, path: Path) -> None: ...
 
-    def keep(self, path: Path) -> None:
+    def learn(self, corpus: Path, rng: random.Random) -> None:  # noqa: B027, formats of several files do not
+        """Build on what earlier runs left in `corpus`, and leave there what leads somewhere new."""
+
+    def keep(self, path: Path, outcome: str) -> None:  # noqa: B027
         """It led somewhere new."""
-        if path.is_file() and len(self.interesting) < 200:
-            self.interesting.append(path.read_bytes())
 
 
 class Binary(Format):
     """Files of bytes, changed as bytes."""
 
     seeds: list[bytes]
+    corpus: Path
+
+    def learn(self, corpus: Path, rng: random.Random) -> None:
+        self.corpus = corpus
+        corpus.mkdir(parents=True, exist_ok=True)
+        found = sorted(corpus.iterdir())
+        self.interesting = [path.read_bytes() for path in rng.sample(found, min(100, len(found)))]
+
+    def keep(self, path: Path, outcome: str) -> None:
+        if len(self.interesting) < 200 and path.stat().st_size < 1 << 20:
+            self.interesting.append(path.read_bytes())
+            kept = self.corpus / hashlib.sha256(outcome.encode()).hexdigest()[:16]
+            if not kept.exists():
+                kept.write_bytes(self.interesting[-1])
 
     def mutant(self, rng: random.Random) -> Path:
         pool = [*self.seeds * 4, *self.interesting]
@@ -95,13 +111,30 @@ def _gguf_bytes(folder: Path, name: str) -> bytes:
     return hostile.gguf(folder / "seed.gguf", small).read_bytes()
 
 
+def _small_gguf_bytes(folder: Path, name: str) -> bytes:
+    """Of every kind of value and of tensor, and little of each: what one reads fast."""
+    small = hostile.model(name)
+    for key, value in small.metadata.items():
+        if value.type is ValueType.ARRAY:
+            small.metadata[key] = Value(value.type, value.data[:6], value.item)
+    small.metadata |= {kind.name: Value(kind, 1) for kind in ValueType if kind not in _OF_MANY}
+    inner = Value.numbers(ValueType.UINT8, [1, 2])
+    small.metadata["nested"] = Value(ValueType.ARRAY, [inner, Value.strings(["a"])], ValueType.ARRAY)
+    small.arrays = {name: array[:2] for name, array in list(small.arrays.items())[:6]}
+    return hostile.gguf(folder / "seed.gguf", small).read_bytes()
+
+
+_OF_MANY = (ValueType.ARRAY, ValueType.STRING)
+
+
 class Gguf(Binary):
     share = 330
+    seed_bytes = staticmethod(_small_gguf_bytes)
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.path = folder / "mutant.gguf"
-        self.seeds = [_gguf_bytes(folder, name) for name in ("llama", "qwen3moe")]
+        self.seeds = [self.seed_bytes(folder, name) for name in ("llama", "qwen3moe")]
         self.pieces = [pieces_of(data) for data in self.seeds]
 
     def mutant(self, rng: random.Random) -> Path:
@@ -120,6 +153,7 @@ class GgufUse(Gguf):
     """The same files, through every verb."""
 
     share = 8
+    seed_bytes = staticmethod(_gguf_bytes)
 
     def read(self, path: Path) -> None:
         verbs = [
@@ -141,6 +175,7 @@ class GgufUse(Gguf):
 
 class GgufTokenizer(Gguf):
     share = 60
+    seed_bytes = staticmethod(_gguf_bytes)
 
     def read(self, path: Path) -> None:
         tokenizer = Tokenizer(open_gguf(path).metadata, path)
@@ -148,13 +183,20 @@ class GgufTokenizer(Gguf):
         tokenizer.decode(ids, show_special=True)
 
 
+_KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "U8": "u1", "BOOL": "u1", "F8_E4M3": "u1"}
+
+
 class Safetensors(Binary):
     share = 250
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        base, adapter = hostile.checkpoint(folder / "seed", hostile.checkpoint_jsons())
-        files = (base / "model.safetensors", adapter / "adapter_model.safetensors")
+        specs = [SafetensorsSpec(f"model.layers.{i}.a", kind, (2, 2 + i)) for i, kind in enumerate(_KINDS)]
+        with SafetensorsWriter(folder / "seed", specs) as writer:
+            for index, (spec, kind) in enumerate(zip(specs, _KINDS.values(), strict=True)):
+                writer.write(spec.name, 0, np.zeros((2, 2 + index), kind))
+        _, adapter = hostile.checkpoint(folder / "model", hostile.checkpoint_jsons())
+        files = (folder / "seed", adapter / "adapter_model.safetensors")
         self.seeds = [path.read_bytes() for path in files]
 
     def changed(self, rng: random.Random, data: bytes, pool: list[bytes]) -> bytes:

@@ -4,9 +4,10 @@
     python tests/fuzz/run.py --mutants 1000000    so many, divided by the formats' shares
     python tests/fuzz/run.py --format gguf --seed 123 --mutants 1    one of them again
 
-A mutant is made of its format and its seed; both are printed. Mutants that led somewhere new are built upon within a
-run of 2000. Exit code 1 if anything but reading or refusing happened: a crash, a hang, an exception of another kind,
-more memory than allowed, or a message of more than one line.
+A mutant is made of its format, its seed and the corpus: what led somewhere new, in this run and in those before it (in
+build/fuzz/corpus). Seeds are printed, and the inputs that failed are kept in build/fuzz. Exit code 1 if anything but
+reading or refusing happened: a crash, a hang, an exception of another kind, more memory than allowed, or a message of
+more than one line.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 #: Mutants of one process at most; seconds of processor time, and of any time, that it may take for one of them.
-BATCH, STILL, ANY = 2000, 30.0, 900.0
+BATCH, STILL, ANY = 10_000, 30.0, 900.0
 
 
 class Tally:
@@ -36,7 +37,7 @@ class Tally:
     def __init__(self, keep: Path) -> None:
         self.keep = keep
         self.counts: dict[str, Counter[str]] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.failures: list[dict[str, Any]] = []
         self.lock = threading.Lock()
 
@@ -50,31 +51,38 @@ class Tally:
                 shutil.copy(event["input"], self.keep)
 
     def table(self) -> str:
-        lines = [_row("format", "mutants", "read", "refused", "ways", "failed", "per second")]
+        """`rate`: mutants per second of processor time, the start of the processes included."""
+        lines = [_row("format", "mutants", "read", "refused", "ways", *_FAILURES, "rate")]
         total: Counter[str] = Counter()
-        for name, counts in sorted(self.counts.items()):
-            failed = sum(n for kind, n in counts.items() if kind not in ("read", "refused", "ways"))
-            mutants = counts["read"] + counts["refused"] + failed
-            total.update(mutants=mutants, read=counts["read"], refused=counts["refused"], failed=failed)
-            rate = f"{mutants / max(self.seconds[name], 1e-9):.0f}"
-            lines.append(_row(name, mutants, counts["read"], counts["refused"], counts["ways"], failed, rate))
-        lines.append(_row("all", total["mutants"], total["read"], total["refused"], "", total["failed"], ""))
+        for name, counts in [*sorted(self.counts.items()), ("all", total)]:
+            total.update({kind: n for kind, n in counts.items() if name != "all"})
+            self.seconds["all"] += self.seconds[name] if name != "all" else 0
+            failed = {kind: n for kind, n in counts.items() if kind not in ("read", "refused", "ways")}
+            mutants = counts["read"] + counts["refused"] + sum(failed.values())
+            cells = [sum(n for kind, n in failed.items() if _column(kind) == column) for column in _FAILURES]
+            rate = f"{mutants / max(self.seconds[name], 1e-3):.0f}"
+            lines.append(_row(name, mutants, counts["read"], counts["refused"], counts["ways"], *cells, rate))
         return "\n".join(lines)
 
 
+_FAILURES = ("crash", "hang", "memory", "other")
+
+
+def _column(kind: str) -> str:
+    first = {"slow": "hang"}.get(kind, kind.split()[0])
+    return first if first in _FAILURES else "other"
+
+
 def _row(name: str, *cells: object) -> str:
-    return f"{name:16}" + "".join(
-        f"{cell:>{width}}" for cell, width in zip(cells, (9, 9, 9, 6, 8, 12), strict=True)
-    )
+    return f"{name:16}" + "".join(f"{cell:>9}" for cell in cells)
 
 
-def run_batch(name: str, first: int, count: int, tally: Tally) -> None:
+def run_batch(name: str, first: int, count: int, tally: Tally, corpus: Path) -> None:
     """Seeds [first, first + count) of one format; a process that dies or stands still goes on behind that seed."""
     end = first + count
     while first < end:
         with tempfile.TemporaryDirectory(prefix="loragraft-fuzz-", dir=_fast_folder()) as place:
             folder = Path(place)
-            began = time.monotonic()
             command = [
                 sys.executable,
                 Path(__file__).with_name("worker.py"),
@@ -82,6 +90,7 @@ def run_batch(name: str, first: int, count: int, tally: Tally) -> None:
                 str(first),
                 str(end - first),
                 folder,
+                corpus,
             ]
             with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
                 process = subprocess.Popen(command, stdout=out, stderr=err)
@@ -96,10 +105,9 @@ def run_batch(name: str, first: int, count: int, tally: Tally) -> None:
                         counts = tally.counts.setdefault(name, Counter())
                         counts.update(read=event["read"], refused=event["refused"])
                         counts["ways"] = max(counts["ways"], event["ways"])
+                        tally.seconds[name] += event["used"]
                 else:
                     tally.fail(event, folder)
-            with tally.lock:
-                tally.seconds[name] += int(1000 * (time.monotonic() - began)) / 1000
             if done:
                 return
             mutants = sorted((folder / "work").glob("mutant*"))
@@ -146,8 +154,8 @@ def _processor_time(pid: int) -> float:
 
 def _seed(progress: Path, default: int) -> int:
     try:
-        return int(progress.read_text().strip() or default)
-    except (OSError, ValueError):
+        return int.from_bytes(progress.read_bytes(), "little") or default
+    except OSError:
         return default
 
 
@@ -187,14 +195,14 @@ def main() -> None:
                 return None
             name = min(open_, key=lambda name: done[name] / shares[name])
             left = BATCH if goal[name] is None else (goal[name] or 0) - done[name]
-            count = min(BATCH if wanted else max(60, shares[name] * 12), BATCH, left)
+            count = min(BATCH if wanted else max(60, shares[name] * 20), BATCH, left)
             first = chosen.seed + done[name]
             done[name] += count
             return name, first, count
 
     def work() -> None:
         while (batch := next_batch()) is not None:
-            run_batch(*batch, tally)
+            run_batch(*batch, tally, chosen.keep / "corpus")
 
     threads = [threading.Thread(target=work) for _ in range(chosen.processes)]
     for thread in threads:
