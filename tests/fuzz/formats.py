@@ -37,11 +37,19 @@ from loragraft.huggingface.card_file import read_card
 from loragraft.huggingface.intake import Intake
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.huggingface.vocab import tokenizer_metadata
+from loragraft.inference.calibration import calibration_windows
 from loragraft.inference.chat import render
 from loragraft.inference.tokenizer import Tokenizer
-from loragraft.opening import open_model
+from loragraft.opening import load_adapter, open_model
 from loragraft.patterns import PatternError, SuffixTable, searcher
 from loragraft.quants.filetypes import file_type
+from loragraft.server.bodies import decoded
+from loragraft.server.chat import ChatCompletions
+from loragraft.server.completions import Completions
+from loragraft.server.constraints import Grammars
+from loragraft.server.errors import ApiError
+from loragraft.server.schema import ChatRequest, CompletionRequest
+from loragraft.server.serve import ServeOptions, make_state
 from loragraft.streaming.journal import Journal
 from loragraft.streaming.options import layers, override, tensor_type, tensor_type_file
 from loragraft.units import byte_count
@@ -600,6 +608,174 @@ class AdapterFolder(Folder):
         lg.convert_adapter(self.adapter, self.base, self.folder / "adapter.gguf", intake=intake)
 
 
+#: The settings and shapes of an adapter of each method for a weight of 32 x 32, beside those of LoRA.
+_METHODS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "ADALORA": ({"init_r": 3, "lora_alpha": 3}, {"lora_A": (3, 32), "lora_B": (32, 3), "lora_E": (3, 1)}),
+    "BOFT": ({"boft_block_size": 4}, {"boft_R": (1, 8, 4, 4), "boft_s": (32, 1)}),
+    "HRA": ({"r": 2}, {"hra_u": (32, 2)}),
+    "IA3": ({}, {"ia3_l": (32, 1)}),
+    "LN_TUNING": ({}, {"weight": (32, 32)}),
+    "LOHA": (
+        {"r": 2, "alpha": 2},
+        {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)},
+    ),
+    "LOKR": ({"r": 2, "alpha": 2}, {"lokr_w1": (4, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 8)}),
+    "OFT": ({"oft_block_size": 4, "r": 0}, {"oft_R": (8, 6)}),
+    "VERA": (
+        {"r": 2, "save_projection": False, "projection_prng_key": 0},
+        {"vera_lambda_b": (32,), "vera_lambda_d": (2,)},
+    ),
+    "LORA": ({"r": 2, "lora_alpha": 3, "use_qalora": True, "qalora_group_size": 2}, {"lora_A": (2, 16)}),
+}
+_SIZES = (0, 1, 2, 3, 4, 6, 8, 16, 31, 32, 33, 64, 1000, 4000)
+
+
+class MethodFolder(Format):
+    """An adapter of one of PEFT's methods, its settings and shapes changed."""
+
+    share = 30
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        base, self.adapter = hostile.checkpoint(folder / "model", hostile.checkpoint_jsons())
+        self.base = open_model(base)
+
+    def mutant(self, rng: random.Random) -> Path:
+        kind = rng.choice(list(_METHODS))
+        settings, parts = _METHODS[kind]
+        config = {"peft_type": kind, "target_modules": ["q_proj"], **settings}
+        if rng.random() < 0.6:
+            config = mutated_json(rng, config, 2)
+        (self.adapter / "adapter_config.json").write_text(json.dumps(config))
+        if kind == "LORA":
+            parts = {**parts, "lora_B": (32, 2)}
+        stem = "base_model.model.model.layers.1.self_attn.q_proj"
+        specs, arrays = [], {}
+        for part, shape in parts.items():
+            name = f"{stem}.{part}" if "lora_" not in part or part == "lora_E" else f"{stem}.{part}.weight"
+            if rng.random() < 0.3:
+                shape = tuple(rng.choice(_SIZES) if rng.random() < 0.5 else size for size in shape)
+            if rng.random() < 0.05:
+                shape = (*shape, rng.choice(_SIZES))
+            if np.prod(shape, dtype=np.int64) > 1 << 20:
+                continue
+            specs.append(SafetensorsSpec(name, "F32", shape))
+            arrays[name] = np.full(shape, rng.choice([0, 1, 1, 0.5, 1e30, 1e-40, np.nan]), "<f4")
+        with SafetensorsWriter(self.adapter / "adapter_model.safetensors", specs) as writer:
+            for spec in specs:
+                writer.write(spec.name, 0, arrays[spec.name])
+        return self.adapter / "adapter_config.json"
+
+    def read(self, path: Path) -> None:
+        with np.errstate(all="ignore"):
+            load_adapter(self.adapter, self.base)
+
+
+class Conversations(Format):
+    """A text to calibrate on, a conversation or a text on each line."""
+
+    share = 25
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = folder / "mutant.jsonl"
+        self.model = open_gguf(hostile.gguf(folder / "model.gguf", hostile.model()))
+
+    def mutant(self, rng: random.Random) -> Path:
+        said = {"role": "user", "content": "the thing " * 4}
+        lines = [
+            {"text": hostile.TEXT},
+            {"messages": [said]},
+            {"prompt": "the", "completion": hostile.TEXT},
+            {"conversations": [{"from": "gpt", "value": "in"}]},
+        ]
+        chosen = rng.choices(lines, k=2)
+        text = "\n".join(
+            json.dumps(mutated_json(rng, line) if rng.random() < 0.5 else line) for line in chosen
+        )
+        if rng.random() < 0.3:
+            text = mutated_text(
+                rng, text, ['"', "{", "}", "[" * 20_000, "\\ud800", "\n", "\u2028", "9" * 5000]
+            )
+        self.path.write_text(text, "utf-8", "surrogatepass")
+        return self.path
+
+    def read(self, path: Path) -> None:
+        calibration_windows(self.model, [path], 2, 8)
+
+
+class ServerBody(Format):
+    """What a client sends, up to the request that the scheduler gets."""
+
+    share = 40
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        small = hostile.model()
+        small.metadata["tokenizer.chat_template"] = Value.string(
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+        )
+        loaded = lg.load(hostile.gguf(folder / "model.gguf", small), threads=1)
+        self.state = make_state(loaded, (), ServeOptions(alias="m"))
+        self.grammars = Grammars(loaded.tokenizer)
+        self.chat, self.plain = (
+            ChatCompletions(self.state, self.grammars),
+            Completions(self.state, self.grammars),
+        )
+
+    def mutant(self, rng: random.Random) -> Path:
+        body = mutated_json(rng, rng.choice(_BODIES), rng.choice([1, 1, 2, 4]))
+        self.path.write_bytes(json.dumps(body).encode())
+        return self.path
+
+    def read(self, path: Path) -> None:
+        data = path.read_bytes()
+        try:
+            if b'"messages"' in data:
+                self.chat.request(decoded(data, ChatRequest))
+            else:
+                for request in self.plain.requests(decoded(data, CompletionRequest)):
+                    request.constraint and request.constraint()
+        except ApiError as error:
+            problem = error.message if 400 <= error.status < 500 else f"status {error.status}\n"
+            raise LoragraftError("request", problem) from None
+
+
+_SAID: list[dict[str, Any]] = [
+    {"role": "system", "content": "the"},
+    {"role": "user", "content": [{"type": "text", "text": "in <|end|>"}]},
+    {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": '{"a": 1}'}}]},
+    {"role": "tool", "content": "th", "tool_call_id": "a"},
+]
+_SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{1,9}$", "maxLength": 9}}}
+_FUNCTION = {"type": "function", "function": {"name": "f", "parameters": _SCHEMA}}
+_SETTINGS = {
+    "model": "m",
+    "n": 2,
+    "seed": 1,
+    "stop": ["x"],
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 3,
+    "min_p": 0.1,
+    "presence_penalty": 1,
+    "logit_bias": {"3": 1},
+    "max_tokens": 2,
+    "lora": [],
+}
+_BODIES: list[dict[str, Any]] = [
+    {**_SETTINGS, "prompt": "the thing", "logprobs": 2, "echo": True},
+    {"model": "m", "prompt": [[3, 4], "th"], "grammar": 'root ::= "a" [b-d]*'},
+    {**_SETTINGS, "messages": _SAID, "logprobs": True, "top_logprobs": 3, "chat_template_kwargs": {"a": 1}},
+    {"model": "m", "messages": _SAID, "tools": [_FUNCTION], "tool_choice": "required"},
+    {
+        "model": "m",
+        "messages": _SAID[:2],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA}},
+    },
+]
+
+
 FORMATS: dict[str, type[Format]] = {
     "gguf": Gguf,
     "gguf-tokenizer": GgufTokenizer,
@@ -618,4 +794,7 @@ FORMATS: dict[str, type[Format]] = {
     "template": Template,
     "options": Options,
     "journal": JournalFile,
+    "methods": MethodFolder,
+    "conversations": Conversations,
+    "server": ServerBody,
 }

@@ -67,10 +67,10 @@ def test_conversations_go_through_the_chat_template(model: ModelSource, tmp_path
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "line 2: is no JSON"),
-        ("[" * 100_000, "line 2: is no JSON"),
+        ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is nested too deeply"),
         ('{"question": "?"}', "line 2: is neither a conversation nor a text: found question"),
-        ("[1]", "line 2: is neither a conversation nor a text: found list"),
+        ("[1]", "line 2 does not hold a JSON object: found list"),
         ('{"messages": [1]}', "line 2: has an entry that is not a message"),
     ],
 )

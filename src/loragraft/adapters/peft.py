@@ -111,8 +111,9 @@ def part_of(stored: str) -> str:
     return "copies of the base's" if match.re is _FROZEN and match["part"] == "weight" else "whole tensors"
 
 
-def read_tensors(folder: PeftFolder, settings: LoraSettings) -> PeftTensors:
-    """All tensors of the folder. Raises AdapterError for one that is not understood, or a pair that is not whole."""
+def read_tensors(folder: PeftFolder, settings: LoraSettings, most: int = 1 << 30) -> PeftTensors:
+    """All tensors of the folder, for a base whose largest tensor has `most` elements. Raises AdapterError for one that
+    is not understood, or a pair that is not whole."""
     file, method = folder.weights, settings.method
     pattern = _PART if method is None else _pattern_of(method)
     parts: dict[str, dict[str, Floats]] = {}
@@ -141,7 +142,8 @@ def read_tensors(folder: PeftFolder, settings: LoraSettings) -> PeftTensors:
         found.deltas.extend(_deltas(file, parts))
     else:
         found.shared.extend(shared)
-        _build(folder, settings.path, method, parts, shared, found)
+        context = Context(settings.path, folder.config, shared, most)
+        _build(folder, context, method, parts, found)
     if not found.names:
         raise AdapterError(
             file,
@@ -161,13 +163,12 @@ def _pattern_of(method: Method) -> re.Pattern[str] | None:
 
 def _build(
     folder: PeftFolder,
-    path: Path,
+    context: Context,
     method: Method,
     parts: Mapping[str, Mapping[str, Floats]],
-    shared: dict[str, Floats],
     found: PeftTensors,
 ) -> None:
-    context = Context(path, folder.config, shared)
+    shared = context.shared
     if method.shared and parts:
         missing = method.shared - shared.keys()
         if missing and folder.config.get("save_projection", True):

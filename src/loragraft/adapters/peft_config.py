@@ -163,7 +163,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
             f"is an adapter of a method that is not supported, {str(kind)[:40]}",
             found=f"peft_type {kind!r}"[:80],
             expected=f"LORA or {' or '.join(sorted(METHODS))}",
-            hint=RUN_WITH_PEFT if kind in UNMERGEABLE else merge_with_peft(path),
+            hint=RUN_WITH_PEFT if isinstance(kind, str) and kind in UNMERGEABLE else merge_with_peft(path),
         )
     for key, value in config.items():
         _refuse_unknown(path, key, value)

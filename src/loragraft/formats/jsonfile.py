@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from loragraft.errors import FormatError
+from loragraft.errors import FormatError, LoragraftError
 from loragraft.system.mapped import map_file
 
 #: The largest tokenizer.json in use take about 40 MB.
@@ -33,7 +33,7 @@ def _read(path: Path, error: type[FormatError]) -> bytes:
         return mapping[:]
 
 
-def parse_json(data: bytes, path: Path, what: str, error: type[FormatError]) -> dict[str, Any]:
+def parse_json(data: bytes, path: Path, what: str, error: type[LoragraftError]) -> dict[str, Any]:
     """The JSON object that `data`, named `what` in errors, holds. Raises `error`, also for a repeated key, and for more
     small values than files in use have."""
 

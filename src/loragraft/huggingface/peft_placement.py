@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
             PeftTensors([]),
             peft.config,
         )
-        tensors = read_tensors(peft, settings)
+        most = max((prod(tensor.shape) for tensor in base.tensors.values()), default=0)
+        tensors = read_tensors(peft, settings, most)
         notes += peft.notes
         files = peft.files
     with naming(base.path):
@@ -179,6 +181,10 @@ def _drawn(
             )
         shapes.append(shape)
     context = Context(folder / CONFIG, config)
+    rank = context.number("r", whole=True)
+    for module, own in tensors.pending.items():
+        if (found := own.get("vera_lambda_d")) is None or found.shape != (rank,):
+            raise context.misfit(module, "no lambda_d" if found is None else found.shape, (rank,))
     context.shared.update(projections(context, max(s[0] for s in shapes), max(s[1] for s in shapes)))
     assert settings.method is not None
     made = [settings.method.build(context, module, own) for module, own in tensors.pending.items()]

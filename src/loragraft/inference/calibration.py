@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from loragraft.backends.batch import Ids
 from loragraft.errors import QuantizeError, TextError, naming
+from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.source import ModelSource
 from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
 from loragraft.inference.chat import Message, conversation_text, with_bos
@@ -104,11 +104,12 @@ def _tokens(model: ModelSource, tokenizer: Tokenizer, file: Path) -> Iterator[Id
     if file.suffix.lower() != ".jsonl":
         yield tokenizer.encode(text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # `splitlines` would split at what JSON allows within a text
         if not line.strip():
             continue
-        place = f"{file}, line {number}"
-        said = _entry(line, place)
+        said = _entry(parse_json(line.encode(), file, f"line {number}", TextError), f"{file}, line {number}")
         if isinstance(said, str):
             yield tokenizer.encode(said)
         else:
@@ -116,12 +117,8 @@ def _tokens(model: ModelSource, tokenizer: Tokenizer, file: Path) -> Iterator[Id
             yield with_bos(tokenizer, tokenizer.encode(chat, add_special=False, parse_special=True))
 
 
-def _entry(line: str, place: str) -> str | list[Message]:
+def _entry(entry: Mapping[str, Any], place: str) -> str | list[Message]:
     """A text, or the messages of a conversation."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        raise TextError(place, "is no JSON") from None
     match entry:
         case {"messages": [*messages]}:
             return [_message(one, place) for one in messages]
@@ -136,7 +133,7 @@ def _entry(line: str, place: str) -> str | list[Message]:
     raise TextError(
         place,
         "is neither a conversation nor a text",
-        found=", ".join(list(entry)[:5]) if isinstance(entry, dict) else type(entry).__name__,
+        found=", ".join(list(entry)[:5]),
         expected="messages, conversations, prompt and completion, or text",
     )
 

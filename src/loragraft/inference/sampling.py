@@ -17,6 +17,9 @@ from loragraft.errors import LoragraftError, check_number
 
 Floats = npt.NDArray[np.float32]
 
+#: Below it a temperature is 0: quotients by it would overflow, and the likeliest token is certain long before.
+_COLDEST = 1e-30
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -61,7 +64,7 @@ class Sampler:
     def pick(self, logits: Floats) -> int:
         """The next token, for logits float32 [vocab]."""
         options = self.options
-        if options.temperature == 0:
+        if options.temperature < _COLDEST:
             return int(logits.argmax())
         if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
             return _drawn(logits, options.temperature, self._random.random())

@@ -1,4 +1,4 @@
-"""Renders chat templates, one request a line on stdin, one answer a line on stdout: the other end of `chat.py`.
+"""Renders chat templates: the program that `chat.py` asks.
 
 A template is a Jinja program of a stranger. Jinja's sandbox keeps it from the machine, and not from taking all of its
 time and memory: `{{ 'a' * 10**10 }}`, or two loops of 100,000. So it runs in a process of its own, under the system's
@@ -8,10 +8,7 @@ limits, which nothing in the template can count around. Nothing of loragraft is 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -62,34 +59,11 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, str]:
-    """`text`, or what went wrong as `problem`."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    seconds = int(used.ru_utime + used.ru_stime) + 1 + MAX_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
+def answer(request: dict[str, Any]) -> str:
+    """See `system/confined_process.py`."""
     try:
-        return {"text": render(request["template"], request["variables"])}
-    except MemoryError:
-        return {"problem": "it takes too much memory"}
-    except RecursionError:
-        return {"problem": "it is nested too deeply"}
+        return render(request["template"], request["variables"])
+    except (TemplateError, MemoryError, RecursionError):
+        raise
     except Exception as problem:
-        text = f"{problem}" if isinstance(problem, TemplateError) else f"{type(problem).__name__}: {problem}"
-        return {"problem": text[:1000]}
-
-
-def main() -> None:
-    """Answer until stdin ends."""
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft < 0 or soft > mapped + MAX_MEMORY:
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + MAX_MEMORY, hard))
-    for line in sys.stdin.buffer:
-        answer = _answer(json.loads(line))
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()
+        raise TemplateError(f"{type(problem).__name__}: {problem}") from None

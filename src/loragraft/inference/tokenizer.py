@@ -7,6 +7,7 @@ Keys: `tokenizer.ggml.model` (gpt2: byte-level BPE; llama: SentencePiece), `.pre
 from __future__ import annotations
 
 import codecs
+import threading
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -86,6 +87,7 @@ class Tokenizer:
         self.end_ids = frozenset([token for token in named if token is not None] + list(listed))
         self._space_prefix = self.kind == "llama" and self._flag(metadata, "add_space_prefix", default=True)
         self._bpe = self._build(metadata)
+        self._lock = threading.Lock()
 
     @property
     def control_texts(self) -> list[str]:
@@ -103,8 +105,9 @@ class Tokenizer:
         control tokens (`<|eot_id|>`) become these tokens instead of being read letter by letter.
         """
         check_text(text)
-        self._bpe.encode_special_tokens = not parse_special
-        ids = self._bpe.encode(text, add_special_tokens=False).ids
+        with self._lock:  # the setting holds for every thread
+            self._bpe.encode_special_tokens = not parse_special
+            ids = self._bpe.encode(text, add_special_tokens=False).ids
         before = [self.bos] if add_special and self.add_bos else []
         after = [self.eos] if add_special and self.add_eos else []
         return np.array([*before, *ids, *after], dtype=np.int32)

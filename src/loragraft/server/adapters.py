@@ -10,13 +10,17 @@ from pathlib import Path
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, printable
 from loragraft.inference.scheduler.shelf import Shelf
 from loragraft.server import answers
 from loragraft.server.bodies import read_body
 from loragraft.server.errors import ApiError, api_error
+from loragraft.server.names import MOST_NAME, is_name
 from loragraft.server.schema import AdapterScale, LoadAdapter, UnloadAdapter
 from loragraft.server.state import MOST_STRENGTH, State
+
+#: Adapters that clients may have loaded under names of their choice, beside those of the command line.
+MOST_KNOWN = 1000
 
 
 class Adapters:
@@ -32,7 +36,7 @@ class Adapters:
                 {
                     "id": number,
                     "name": one.name,
-                    "path": one.path.name,
+                    "path": printable(one.path.name),
                     "scale": self._state.always.get(one.name, 0.0),
                     "default_strength": one.strength,
                     "loaded": one.loaded,
@@ -58,8 +62,15 @@ class Adapters:
     async def load(self, http: HttpRequest) -> Response:
         """POST /v1/load_lora_adapter."""
         body = await read_body(http, LoadAdapter, self._state.limits)
-        if not body.lora_name or "/" in body.lora_name or ":" in body.lora_name:
-            raise ApiError("lora_name: expected a name without / and :", param="lora_name")
+        if not is_name(body.lora_name):
+            raise ApiError(
+                f"lora_name: expected up to {MOST_NAME} printable characters without / and :",
+                param="lora_name",
+            )
+        if len(self._state.shelf.listed()) >= MOST_KNOWN and not self._state.shelf.knows(body.lora_name):
+            raise ApiError(
+                f"lora_name: there are {MOST_KNOWN} adapters; unload some first", param="lora_name"
+            )
         if self._state.shelf.knows(body.lora_name) and not body.load_inplace:
             raise ApiError(
                 f"lora_name: {body.lora_name!r} is loaded; unload it first, or send load_inplace",

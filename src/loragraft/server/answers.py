@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from loragraft.inference.scheduler.request import Done
 
@@ -27,10 +29,25 @@ def answer(body: object, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), 200, dict(headers or {}), "application/json")
 
 
-def stream(events: AsyncIterator[bytes], headers: Mapping[str, str]) -> StreamingResponse:
-    return StreamingResponse(
-        events, 200, {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}, "text/event-stream"
-    )
+def stream(
+    events: AsyncIterator[bytes], headers: Mapping[str, str], running: AbstractAsyncContextManager[object]
+) -> Response:
+    """Server-sent events of `running`, which is left when the last was sent or the client has gone away: before the
+    first, too, when the generator of the events has not begun, and nothing in it would be done."""
+    more = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+    return _Events(events, 200, more, "text/event-stream", running=running)
+
+
+class _Events(StreamingResponse):
+    def __init__(self, *args: Any, running: AbstractAsyncContextManager[object]) -> None:
+        super().__init__(*args)
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._running.__aexit__(None, None, None)
 
 
 def event(body: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TypeVar
 
@@ -19,7 +20,18 @@ _PLACE = re.compile(r" - at `\$\.?([^`]*)`")
 
 async def read_body(http: HttpRequest, schema: type[T], limits: Limits) -> T:
     """The body as `schema`. Raises ApiError for one that is too large, is not JSON, or has other fields."""
-    data = await bounded(http, limits.body_bytes)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            data = await bounded(http, limits.body_bytes)
+    except TimeoutError:
+        raise ApiError(
+            f"the body did not come within {limits.body_seconds:g} s", status=408, code="body_too_slow"
+        ) from None
+    return decoded(data, schema)
+
+
+def decoded(data: bytes, schema: type[T]) -> T:
+    """`data` as `schema`. Raises ApiError for what is not JSON, or has other fields."""
     try:
         return msgspec.json.decode(data, type=schema)
     except msgspec.ValidationError as error:

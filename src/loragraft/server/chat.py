@@ -16,7 +16,7 @@ from loragraft.server.constraints import Grammars
 from loragraft.server.errors import ApiError, api_error, unhonoured
 from loragraft.server.options import request_of
 from loragraft.server.prompts import chat_ids
-from loragraft.server.running import Reply, Running, gather, receipt, receipt_header, unless_gone
+from loragraft.server.running import Reply, Running, begun, gather, receipt, receipt_header, unless_gone
 from loragraft.server.schema import ChatRequest, NamedTool, Tool
 from loragraft.server.state import State
 from loragraft.server.tools import Call, call_schema, find_calls, with_instruction
@@ -31,11 +31,10 @@ class ChatCompletions:
 
     async def __call__(self, http: HttpRequest) -> Response:
         body = await read_body(http, ChatRequest, self._state.limits)
-        _check_fields(body)
+        running = Running(self._state, await self._state.aside.run(self.request, body))
         tools = _tools_of(body)
-        running = Running(self._state, self._request(body, tools))
         if body.stream:
-            return await self._stream(body, tools, running)
+            return await self._stream(body, tools, running, http)
         async with running:
             replies = await unless_gone(_complete(running), http)
         assert running.done is not None
@@ -51,8 +50,11 @@ class ChatCompletions:
         }
         return answers.answer(whole, receipt_header(running.adapters))
 
-    def _request(self, body: ChatRequest, tools: list[Tool]) -> Request:
+    def request(self, body: ChatRequest) -> Request:
+        """The scheduler's request for `body`. Raises ApiError for what is wrong with it. Takes time."""
         state = self._state
+        _check_fields(body)
+        tools = _tools_of(body)
         if len(body.messages) > state.limits.messages:
             raise ApiError(
                 f"messages: found {len(body.messages)}, expected at most {state.limits.messages}",
@@ -126,14 +128,12 @@ class ChatCompletions:
 
         return {**one(scored.token, scored.logprob), "top_logprobs": [one(*each) for each in scored.top]}
 
-    async def _stream(self, body: ChatRequest, tools: list[Tool], running: Running) -> Response:
-        await running.__aenter__()
-        try:
-            await running.started()
-        except BaseException:
-            await running.__aexit__()
-            raise
-        return answers.stream(self._events(body, tools, running), receipt_header(running.adapters))
+    async def _stream(
+        self, body: ChatRequest, tools: list[Tool], running: Running, http: HttpRequest
+    ) -> Response:
+        await begun(running, http)
+        events = self._events(body, tools, running)
+        return answers.stream(events, receipt_header(running.adapters), running)
 
     async def _events(self, body: ChatRequest, tools: list[Tool], running: Running) -> AsyncIterator[bytes]:
         head = {
@@ -176,8 +176,6 @@ class ChatCompletions:
             yield answers.event({**last, **usage}) + answers.LAST_EVENT
         except ApiError as error:
             yield answers.event(error.body)
-        finally:
-            await running.__aexit__()
 
 
 async def _complete(running: Running) -> list[Reply]:

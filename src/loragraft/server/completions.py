@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from itertools import accumulate
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -16,7 +17,7 @@ from loragraft.server.constraints import Grammars
 from loragraft.server.errors import ApiError, unhonoured
 from loragraft.server.options import request_of
 from loragraft.server.prompts import given_ids, text_ids
-from loragraft.server.running import Reply, Running, gather, receipt, receipt_header, unless_gone
+from loragraft.server.running import Reply, Running, begun, gather, receipt, receipt_header, unless_gone
 from loragraft.server.schema import CompletionRequest, Prompts
 from loragraft.server.state import State
 
@@ -32,11 +33,11 @@ class Completions:
 
     async def __call__(self, http: HttpRequest) -> Response:
         body = await read_body(http, CompletionRequest, self._state.limits)
-        _check_fields(body)
-        prompts = prompts_of(self._state, body.prompt, "prompt")
-        running = [Running(self._state, self._request(body, ids)) for ids in prompts]
+        requests = await self._state.aside.run(self.requests, body)
+        running = [Running(self._state, request) for request in requests]
+        prompts = [request.prompt for request in requests]
         if body.stream:
-            return await self._stream(body, prompts, running)
+            return await self._stream(body, prompts, running, http)
         replies = await self._all(running, http)
         choices = [
             self._choice(number * each.request.choices + index, reply, body, ids)
@@ -70,12 +71,18 @@ class Completions:
             await unless_gone(collect(), http)
             return results
 
-    def _request(self, body: CompletionRequest, prompt: Ids) -> Request:
+    def requests(self, body: CompletionRequest) -> list[Request]:
+        """The scheduler's requests for `body`, one for each prompt. Raises ApiError for what is wrong with it. Takes
+        time."""
+        _check_fields(body)
         constraint = None if body.grammar is None else self._grammars.grammar(body.grammar)
         most = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        return request_of(
-            self._state, body, prompt, max_tokens=most, logprobs=body.logprobs, constraint=constraint
-        )
+        return [
+            request_of(
+                self._state, body, prompt, max_tokens=most, logprobs=body.logprobs, constraint=constraint
+            )
+            for prompt in prompts_of(self._state, body.prompt, "prompt")
+        ]
 
     def _choice(self, index: int, reply: Reply, body: CompletionRequest, prompt: Ids) -> Json:
         text = self._echoed(body, prompt) + reply.text
@@ -90,7 +97,7 @@ class Completions:
             return self._state.model.tokenizer.piece(token, show_special=True).decode(errors="replace")
 
         texts = [text(scored.token) for scored in tokens]
-        offsets = [at + sum(map(len, texts[:count])) for count in range(len(texts))]
+        offsets = list(accumulate(map(len, texts), initial=at))[:-1]
         return {
             "tokens": texts,
             "token_logprobs": [scored.logprob for scored in tokens],
@@ -99,18 +106,13 @@ class Completions:
         }
 
     async def _stream(
-        self, body: CompletionRequest, prompts: Sequence[Ids], running: Sequence[Running]
+        self, body: CompletionRequest, prompts: Sequence[Ids], running: Sequence[Running], http: HttpRequest
     ) -> Response:
         if len(running) != 1:
             raise ApiError("prompt: one prompt can be streamed, found several", param="prompt")
         (only,) = running
-        await only.__aenter__()
-        try:
-            await only.started()
-        except BaseException:
-            await only.__aexit__()
-            raise
-        return answers.stream(self._events(body, prompts[0], only), receipt_header(only.adapters))
+        await begun(only, http)
+        return answers.stream(self._events(body, prompts[0], only), receipt_header(only.adapters), only)
 
     async def _events(self, body: CompletionRequest, prompt: Ids, running: Running) -> AsyncIterator[bytes]:
         head = {
@@ -145,8 +147,6 @@ class Completions:
             yield answers.event(last) + answers.LAST_EVENT
         except ApiError as error:
             yield answers.event(error.body)
-        finally:
-            await running.__aexit__()
 
 
 def prompts_of(state: State, given: Prompts, param: str) -> list[Ids]:

@@ -8,25 +8,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import llguidance
 import llguidance.numpy as masks
 import numpy as np
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from loragraft.errors import LoragraftError
 from loragraft.inference.scheduler.request import Constraint, Floats
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.server.errors import ApiError
+from loragraft.server.grammar_process import LIMITS
+from loragraft.system.confined import Confined
 
-#: White space only where Python's json.dumps puts it: a small model else fills its reply with line breaks.
-_PLAIN_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-MOST_GRAMMAR = 1 << 18  # characters
+_compiler = Confined(Path(__file__).with_name("grammar_process.py"), ("llguidance",), "grammar")
 
 
 class Grammars:
-    """Makes constraints for one vocabulary."""
+    """Makes constraints for one vocabulary. Takes time: not for the event loop."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -45,29 +45,27 @@ class Grammars:
 
     def json_schema(self, schema: dict[str, Any], param: str) -> Callable[[], Constraint]:
         """JSON that `schema` allows. Raises ApiError naming `param` for a schema that cannot be followed."""
-        text = json.dumps(schema)
-        return self._checked(
-            param, text, lambda: llguidance.LLMatcher.grammar_from_json_schema(text, defaults=_PLAIN_JSON)
-        )
+        try:
+            text = json.dumps(schema)
+        except RecursionError:
+            raise ApiError(f"{param}: it is nested too deeply", param=param) from None
+        return self._begun(param, "schema", text)
 
     def grammar(self, text: str, param: str = "grammar") -> Callable[[], Constraint]:
         """Text of a GBNF grammar (llama.cpp's) or a Lark one (llguidance's)."""
-        return self._checked(param, text, lambda: llguidance.LLMatcher.grammar_from_lark(any_to_lark(text)))
+        return self._begun(param, "grammar", text)
 
-    def _checked(self, param: str, text: str, compile_it: Callable[[], str]) -> Callable[[], Constraint]:
+    def _begun(self, param: str, kind: str, text: str) -> Callable[[], Constraint]:
         if not self._tokenizer.end_ids:
             raise ApiError(f"{param}: the model has no token that ends a reply", param=param)
-        if len(text) > MOST_GRAMMAR:
-            raise ApiError(
-                f"{param}: found {len(text)} characters, expected at most {MOST_GRAMMAR}", param=param
-            )
-        try:
-            compiled = compile_it()
-        except (ValueError, RecursionError, GbnfToLarkError) as error:
-            raise ApiError(f"{param}: {_first_line(error)}", param=param) from None
-        if problem := llguidance.LLMatcher.validate_grammar(compiled, self._vocabulary):
+        found = _compiler.ask({"kind": kind, "text": text})
+        if "problem" in found:
+            raise ApiError(f"{param}: {_first_line(found['problem'])}", param=param)
+        limits = llguidance.LLParserLimits(**LIMITS)
+        matcher = llguidance.LLMatcher(self._vocabulary, found["answer"], log_level=0, limits=limits)
+        if problem := matcher.get_error():
             raise ApiError(f"{param}: {_first_line(problem)}", param=param)
-        return lambda: _Matching(self._vocabulary, compiled, self._tokenizer.size, param)
+        return lambda: _Matching(matcher.deep_copy(), self._tokenizer.size, param)
 
 
 class _Vocabulary:
@@ -92,8 +90,8 @@ class _Vocabulary:
 class _Matching:
     """One reply under a grammar."""
 
-    def __init__(self, vocabulary: llguidance.LLTokenizer, grammar: str, size: int, param: str) -> None:
-        self._matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0)
+    def __init__(self, matcher: llguidance.LLMatcher, size: int, param: str) -> None:
+        self._matcher = matcher
         self._mask = masks.allocate_token_bitmask(1, size)
         self._size = size
         self._param = param

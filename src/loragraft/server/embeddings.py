@@ -44,7 +44,7 @@ class Embeddings:
                     timeout=self._state.limits.seconds,
                 ),
             )
-            for ids in prompts_of(self._state, body.input, "input")
+            for ids in await self._state.aside.run(prompts_of, self._state, body.input, "input")
         ]
         async with AsyncExitStack() as stack:
             for each in running:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError, TimeLimitError
 
 RETRY_SECONDS = 2
+_MOST_TEXT = 1000  # characters of a message; some quote what the client sent
 
 
 class ApiError(Exception):
@@ -23,6 +24,7 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
     ) -> None:
         super().__init__(message)
+        message = message if len(message) <= _MOST_TEXT else message[:_MOST_TEXT] + " ..."
         self.message, self.status, self.param, self.code, self.kind = message, status, param, code, kind
 
     @property

@@ -30,8 +30,12 @@ def request_of(
     stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     if len(stops) > limits.stops:
         raise ApiError(f"stop: found {len(stops)} texts, expected at most {limits.stops}", param="stop")
-    if any(not stop for stop in stops):
-        raise ApiError("stop: found an empty text", param="stop")
+    for stop in stops:
+        if not 0 < len(stop) <= limits.stop_characters:
+            raise ApiError(
+                f"stop: found a text of {len(stop)} characters, expected 1 to {limits.stop_characters}",
+                param="stop",
+            )
     if logprobs is not None:
         _within("top_logprobs", logprobs, 0, limits.top_logprobs)
     room = state.scheduler.context - len(prompt)
@@ -75,10 +79,16 @@ def _penalties(state: State, body: Generating) -> Penalties:
     _within("presence_penalty", presence, -2, 2)
     _within("frequency_penalty", frequency, -2, 2)
     bias: dict[int, float] = {}
-    for token, value in (body.logit_bias or {}).items():
-        if not (token.isdecimal() and int(token) < state.model.tokenizer.size):
+    given = body.logit_bias or {}
+    if len(given) > state.limits.biases:
+        raise ApiError(
+            f"logit_bias: found {len(given)} tokens, expected at most {state.limits.biases}",
+            param="logit_bias",
+        )
+    for token, value in given.items():
+        if not (token.isdecimal() and len(token) < 10 and int(token) < state.model.tokenizer.size):
             raise ApiError(
-                f"logit_bias: no token {token!r}, expected an id below {state.model.tokenizer.size}",
+                f"logit_bias: no token {token[:40]!r}, expected an id below {state.model.tokenizer.size}",
                 param="logit_bias",
             )
         _within("logit_bias", value, -100, 100)

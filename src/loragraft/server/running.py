@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -85,6 +86,14 @@ class Running:
         return event
 
 
+async def begun(running: Running, http: HttpRequest) -> None:
+    """Submit it and wait until it is worked on. Raises ApiError where that fails, or the client goes away before."""
+    async with AsyncExitStack() as undo:
+        await undo.enter_async_context(running)
+        await unless_gone(running.started(), http)
+        undo.pop_all()
+
+
 @dataclass(slots=True)
 class Reply:
     """One complete choice."""
@@ -97,12 +106,15 @@ class Reply:
 async def gather(running: Running) -> list[Reply]:
     """All choices, complete. Raises ApiError for a request that fails."""
     replies = [Reply() for _ in range(running.request.choices)]
+    texts: list[list[str]] = [[] for _ in replies]
     async for event in running:
         if isinstance(event, Piece):
-            replies[event.choice].text += event.text
+            texts[event.choice].append(event.text)
             replies[event.choice].tokens.extend(event.tokens)
         elif isinstance(event, Finished):
             replies[event.choice].reason = event.reason
+    for reply, parts in zip(replies, texts, strict=True):
+        reply.text = "".join(parts)
     return replies
 
 

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -20,8 +21,11 @@ from loragraft.inference.scheduler.shelf import Shelf, plain_only
 from loragraft.opening import load_adapter
 from loragraft.server.app import create_app
 from loragraft.server.metrics import Metrics
+from loragraft.server.names import is_name
+from loragraft.server.protocol import PunctualProtocol, most_connections
 from loragraft.server.state import Limits, State
 from loragraft.server.watching import Watcher
+from loragraft.system.mapped import check_intact
 
 Named = tuple[str, Path, float]
 """An adapter for the command line: its name, where it lies, its strength when asked for by name."""
@@ -71,8 +75,10 @@ def make_state(model: Model, adapters: Sequence[Named], options: ServeOptions) -
         most_bytes=options.adapter_memory,
     )
     for name, path, strength in adapters:
-        if "/" in name or ":" in name or not name:
-            raise LoragraftError("--lora", "bad name", found=name, expected="a name without / and :")
+        if not is_name(name):
+            raise LoragraftError(
+                "--lora", "bad name", found=name[:80], expected="printable characters, without / and :"
+            )
         shelf.register(name, path, strength)
     scheduler = Scheduler(
         model.program,
@@ -83,6 +89,7 @@ def make_state(model: Model, adapters: Sequence[Named], options: ServeOptions) -
         sequences=options.sequences,
         waiting=options.waiting,
         telemetry=metrics,
+        check=partial(check_intact, model.path),
     )
     name = options.alias or model.path.name.removesuffix(".gguf")
     state = State(model, scheduler, metrics, name, options.adapters_dir, options.api_key, options.limits)
@@ -133,12 +140,16 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=round(options.drain_seconds),
         timeout_keep_alive=30,
+        http=PunctualProtocol,
+        ws="none",
+        limit_concurrency=most_connections(),
     )
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         if watcher is not None:
             watcher.stop()
+        state.aside.close()
         state.scheduler.stop(options.drain_seconds)
         listening.close()
 

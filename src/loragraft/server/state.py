@@ -11,6 +11,7 @@ from pathlib import Path
 from loragraft.inference.model import Model
 from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.shelf import Listed, Shelf
+from loragraft.server.aside import Aside
 from loragraft.server.errors import ApiError
 from loragraft.server.mailbox import Mailbox
 from loragraft.server.metrics import Metrics
@@ -25,10 +26,14 @@ class Limits:
     """Bounds on what one request may ask for."""
 
     body_bytes: int = 8 << 20
+    body_seconds: float = 60.0
+    """Until the whole body has come."""
     messages: int = 4096
     prompts: int = 64
     choices: int = 16
     stops: int = 16
+    stop_characters: int = 1000
+    biases: int = 4096
     top_logprobs: int = 20
     seconds: float | None = 600.0
 
@@ -46,6 +51,7 @@ class State:
     api_key: str | None = None
     limits: Limits = field(default_factory=Limits)
     started: int = field(default_factory=lambda: int(time.time()))
+    aside: Aside = field(default_factory=lambda: Aside(256))
     always: dict[str, float] = field(default_factory=dict)
     """The strength of adapters in requests to the base that name none (POST /lora-adapters); 0 where not listed."""
     mailbox: Mailbox = field(default_factory=Mailbox)

@@ -8,7 +8,6 @@ Calls are read in the forms that open models use: `<tool_call>{...}</tool_call>`
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from loragraft.server.answers import new_id
 from loragraft.server.schema import Message, NamedTool, Tool, ToolCall
 
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+_OPENING, _CLOSING = "<tool_call>", "</tool_call>"
 _INSTRUCTION = (
     "You can call these functions, given as JSON:\n{functions}\n"
     'To call one, answer with nothing but <tool_call>{{"name": NAME, "arguments": {{...}}}}</tool_call>.'
@@ -91,11 +90,12 @@ def call_schema(tools: Sequence[Tool], choice: NamedTool | None) -> dict[str, An
 def find_calls(text: str, tools: Sequence[Tool]) -> tuple[str, list[Call]]:
     """What was said beside calls, and the calls of known tools. A reply without a call stays as it is."""
     names = {tool.function.name for tool in tools}
-    tagged = _TAGGED.findall(text)
+    said, *tagged = text.split(_OPENING)
     if tagged:
-        calls = [call for body in tagged for call in _calls_in(body, names)]
+        parts = [one.partition(_CLOSING) for one in tagged]
+        calls = [call for body, _, _ in parts for call in _calls_in(body, names)]
         if calls:
-            return _TAGGED.sub("", text).strip(), calls
+            return (said + "".join(rest for _, _, rest in parts)).strip(), calls
     for opening in ("[TOOL_CALLS]", "<|python_tag|>"):
         said, sign, body = text.partition(opening)
         if sign and (calls := _calls_in(body, names)):

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from loragraft.inference.scheduler.shelf import Shelf
+from loragraft.server.names import is_name
 
 _SECONDS = 1.0
 
@@ -59,5 +60,7 @@ class Watcher:
             except OSError:
                 continue
             name = path.stem if path.suffix == ".gguf" else path.name
+            if not is_name(name):
+                continue
             adapters.append((name, (path, (facts.st_mtime_ns, facts.st_size))))
         return adapters

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from loragraft.adapters.lora import Floats
 from loragraft.adapters.methods.method import Context, Method, ModuleDelta, need
@@ -26,16 +27,29 @@ def _hadamard(context: Context, module: str, parts: Mapping[str, Floats]) -> Mod
         raise context.misfit(module, shapes, "two products of (out, r) and (r, in)")
     if shapes[0][1] != rank:
         raise context.misfit(module, f"rank {shapes[0][1]}", f"rank {rank}, as the configuration says")
+    out, columns = len(w1a), w1b.shape[1]
+    context.bound(module, out, columns)
+    scale = context.number("alpha", module) / rank
+    if rank * rank > min(out, columns):
+        wide = [part.astype(np.float64) for part in (w1a, w1b, w2a, w2b)]
+        return _whole(
+            module, np.asarray((wide[0] @ wide[1]) * (wide[2] @ wide[3]), np.float64), scale, _HADAMARD
+        )
     b = (w1a[:, :, None] * w2a[:, None, :]).reshape(len(w1a), -1)
     a = (w1b[:, None, :] * w2b[None, :, :]).reshape(-1, w1b.shape[1])
-    return _pair(module, a, b, context.number("alpha", module) / rank, _HADAMARD)
+    return _pair(module, a, b, scale, _HADAMARD)
 
 
 def _kronecker(context: Context, module: str, parts: Mapping[str, Floats]) -> ModuleDelta:
     left, right = (_factors(context, module, parts, name) for name in ("lokr_w1", "lokr_w2"))
-    b, a = np.kron(left[0], right[0]), np.kron(left[1], right[1])
+    out, columns = (left[i].shape[i] * right[i].shape[i] for i in (0, 1))
+    context.bound(module, out, columns)
     scale = context.number("alpha", module) / context.number("r", module, whole=True)
-    return _pair(module, a, b, scale, tuple(sorted(parts)))
+    names = tuple(sorted(parts))
+    if left[0].shape[1] * right[0].shape[1] > min(out, columns):
+        wide = [b.astype(np.float64) @ a for b, a in (left, right)]
+        return _whole(module, np.kron(*wide), scale, names)
+    return _pair(module, np.kron(left[1], right[1]), np.kron(left[0], right[0]), scale, names)
 
 
 def _factors(context: Context, module: str, parts: Mapping[str, Floats], name: str) -> tuple[Floats, Floats]:
@@ -55,12 +69,16 @@ def _factors(context: Context, module: str, parts: Mapping[str, Floats], name: s
 
 
 def _pair(module: str, a: Floats, b: Floats, scale: float, parts: tuple[str, ...]) -> ModuleDelta:
-    out, columns = b.shape[0], a.shape[1]
-    if b.shape[1] > min(out, columns):
-        delta = np.asarray(b.astype(np.float64) @ a, np.float32)
-        ones = np.eye(min(out, columns), dtype=np.float32)
-        a, b = (delta, ones) if out < columns else (ones, delta)
     return ModuleDelta(module, np.ascontiguousarray(a), np.ascontiguousarray(b), scale=scale, parts=parts)
+
+
+def _whole(module: str, delta: npt.NDArray[np.float64], scale: float, parts: tuple[str, ...]) -> ModuleDelta:
+    """The delta itself as one matrix of the pair, beside the identity on its smaller side."""
+    out, columns = delta.shape
+    ones = np.eye(min(out, columns), dtype=np.float32)
+    whole = np.asarray(delta, np.float32)
+    a, b = (whole, ones) if out < columns else (ones, whole)
+    return _pair(module, a, b, scale, parts)
 
 
 _SETTINGS = frozenset(["r", "alpha", "rank_pattern", "alpha_pattern"])

@@ -59,6 +59,8 @@ class Context:
     path: Path
     config: Mapping[str, Any]
     shared: dict[str, Floats] = field(default_factory=dict)
+    most: int = 1 << 30
+    """Elements of the largest weight that it may be for: what is made of small tensors is no larger."""
 
     def number(self, key: str, module: str = "", *, least: float = 0, whole: bool = False) -> Any:
         """A setting greater than `least`; that of `module` from `rank_pattern` or `alpha_pattern`, if there is one."""
@@ -76,6 +78,13 @@ class Context:
                 self.path, f"bad {key}", found=repr(value)[:80], expected=f"{kind} > {least:g}"
             )
         return value
+
+    def bound(self, module: str, rows: int, columns: int) -> None:
+        """Raises AdapterError, before anything is made, for a change of [rows, columns] that no weight can have."""
+        if rows * columns > self.most:
+            raise self.misfit(
+                module, f"a change of [{rows}, {columns}]", f"at most {self.most} weights, as in the base"
+            )
 
     def misfit(self, module: str, found: object, expected: object) -> AdapterError:
         return AdapterError(

@@ -96,7 +96,8 @@ class Scheduler:
     """Runs requests on one program.
 
     `sequences`: replies at once at most; `chunk`: rows of prompts in a pass that also holds replies; `waiting`:
-    requests that may queue, more are refused with `BusyError`. `start` before the first `submit`.
+    requests that may queue, more are refused with `BusyError`; `check` raises what makes the results of a pass
+    worthless, such as a model's file that became shorter. `start` before the first `submit`.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Scheduler:
         waiting: int = 256,
         prefixes: int = 256,
         telemetry: Telemetry | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.shelf = shelf
         self.context = context
@@ -119,6 +121,7 @@ class Scheduler:
         self._program = program
         self._tokenizer = tokenizer
         self._subject = subject
+        self._check = check
         self._sequences = sequences
         self._chunk = chunk
         self._most_waiting = waiting
@@ -230,11 +233,9 @@ class Scheduler:
             try:
                 self._turn()
             except Exception as bug:  # whatever it is, nobody must wait for an answer that never comes
-                log.exception("the scheduler failed")
+                error = _bug(bug)
                 for job in list(self._jobs.values()):
-                    self._fail(
-                        job, LoragraftError("scheduler", f"failed ({type(bug).__name__}); this is a bug")
-                    )
+                    self._fail(job, error)
         for job in list(self._jobs.values()):
             self._fail(job, BusyError("server", "stopped before the request was done"))
         self._deliver()
@@ -365,6 +366,12 @@ class Scheduler:
             return
         if found is None:
             return
+        try:
+            self._check()
+        except LoragraftError as error:
+            for job in {id(job): job for job, _, _ in plan}.values():
+                self._fail(job, error)
+            return
         logits, hidden = found
         rows = sum(len(rows.tokens) for _, _, rows in plan)
         self.telemetry.passed(rows, len(plan), time.perf_counter() - start)
@@ -384,6 +391,8 @@ class Scheduler:
                     self._prompt_read(job, len(piece.tokens), logits[mine])
             except LoragraftError as error:
                 self._fail(job, error)
+            except Exception as bug:  # of this request: the others go on
+                self._fail(job, _bug(bug))
 
     @staticmethod
     def _wanted(rows: Rows) -> int:
@@ -467,6 +476,7 @@ class Scheduler:
         self.telemetry.first_token(job.first_token - job.submitted)
         assert job.sequence is not None
         for number in range(request.choices):
+            constraint = request.constraint() if request.constraint is not None else None
             last = number == request.choices - 1
             sequence = job.sequence if last else self._program.fork_sequence(job.sequence, job.read)
             sampling = request.sampling
@@ -476,7 +486,7 @@ class Scheduler:
                 Sampler(sampling, stream=number),
                 self._tokenizer.decoder(show_special=request.show_special),
                 StopTexts(request.stop),
-                request.constraint() if request.constraint is not None else None,
+                constraint,
             )
             job.choices.append(choice)
         job.sequence = None
@@ -502,6 +512,10 @@ class Scheduler:
             request.penalties.apply(own, choice.made)
             if choice.constraint is not None:
                 choice.constraint.mask(own)
+            if not np.isfinite(own.max()):
+                raise LoragraftError(
+                    "logit_bias", "leaves no token that may come next", expected="one, under the grammar"
+                )
         token = choice.sampler.pick(own)
         ended = token in self._tokenizer.end_ids
         complete = choice.constraint.accept(token) if choice.constraint is not None else False
@@ -579,6 +593,11 @@ class Scheduler:
         if job.lease is not None:
             self.shelf.release(job.lease)
         self.telemetry.ended(how)
+
+
+def _bug(bug: Exception) -> LoragraftError:
+    log.error("the scheduler failed", exc_info=bug)
+    return LoragraftError("scheduler", f"failed ({type(bug).__name__}); this is a bug")
 
 
 def _scored(token: int, logits: Floats, top: int | None) -> Scored:

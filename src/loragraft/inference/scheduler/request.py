@@ -50,8 +50,9 @@ class Penalties:
             logits[tokens] -= np.float32(self.presence) + np.float32(self.frequency) * counts.astype(
                 np.float32
             )
-        for token, bias in self.bias.items():
-            logits[token] += np.float32(bias)
+        if self.bias:
+            tokens = np.fromiter(self.bias.keys(), np.int64, len(self.bias))
+            logits[tokens] += np.fromiter(self.bias.values(), np.float32, len(self.bias))
 
 
 @dataclass(frozen=True, slots=True)

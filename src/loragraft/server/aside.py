@@ -1,0 +1,37 @@
+"""What takes time before a request can be queued, aside from the event loop, which serves everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from loragraft.errors import BusyError
+from loragraft.server.errors import api_error
+
+T = TypeVar("T")
+
+
+class Aside:
+    """Two threads for templates, tokens and grammars. `waiting`: calls that may wait for them; more are refused."""
+
+    def __init__(self, waiting: int) -> None:
+        self._threads = ThreadPoolExecutor(2, "aside")
+        self._most = waiting
+        self._count = 0
+
+    def close(self) -> None:
+        """Refuse nothing more: what waits is given up."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`. Raises what it raises; ApiError where too many wait."""
+        if self._count >= self._most:
+            raise api_error(BusyError("server", "too many requests are being read", found=self._count))
+        self._count += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args))
+        finally:
+            self._count -= 1
