@@ -8,6 +8,7 @@ itself. Sources: peft/tuners/loha/layer.py, lokr/layer.py."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,7 @@ def _hadamard(context: Context, module: str, parts: Mapping[str, Floats]) -> Mod
     scale = context.number("alpha", module) / rank
     if rank * rank > min(out, columns):
         wide = [part.astype(np.float64) for part in (w1a, w1b, w2a, w2b)]
-        return _whole(
-            module, np.asarray((wide[0] @ wide[1]) * (wide[2] @ wide[3]), np.float64), scale, _HADAMARD
-        )
+        return _whole(module, (wide[0] @ wide[1]) * (wide[2] @ wide[3]), scale, _HADAMARD)
     b = (w1a[:, :, None] * w2a[:, None, :]).reshape(len(w1a), -1)
     a = (w1b[:, None, :] * w2b[None, :, :]).reshape(-1, w1b.shape[1])
     return _pair(module, a, b, scale, _HADAMARD)
@@ -72,7 +71,7 @@ def _pair(module: str, a: Floats, b: Floats, scale: float, parts: tuple[str, ...
     return ModuleDelta(module, np.ascontiguousarray(a), np.ascontiguousarray(b), scale=scale, parts=parts)
 
 
-def _whole(module: str, delta: npt.NDArray[np.float64], scale: float, parts: tuple[str, ...]) -> ModuleDelta:
+def _whole(module: str, delta: npt.NDArray[Any], scale: float, parts: tuple[str, ...]) -> ModuleDelta:
     """The delta itself as one matrix of the pair, beside the identity on its smaller side."""
     out, columns = delta.shape
     ones = np.eye(min(out, columns), dtype=np.float32)
