@@ -63,9 +63,14 @@ class Served:
 
 
 @contextmanager
-def serving(model: Path, *options: object, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """`loragraft serve` of `model` on a free port, until the block ends."""
-    command = [sys.executable, "-m", "loragraft", "serve", str(model), "--port", "0", *map(str, options)]
+def serving(
+    model: Path, *options: object, env: dict[str, str] | None = None, before: str = ""
+) -> Iterator[Served]:
+    """`loragraft serve` of `model` on a free port, until the block ends; `before`: Python that is run first."""
+    start = ["-m", "loragraft"]
+    if before:
+        start = ["-c", before + "from loragraft.__main__ import main\nmain()\n"]
+    command = [sys.executable, *start, "serve", str(model), "--port", "0", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
     assert process.stderr is not None
     said: list[str] = []

@@ -58,7 +58,7 @@ def byte_count(text: str) -> int:
     """The bytes of `3.2MB`, `4 GiB` or `1200000`. Raises `ValueError`."""
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
-    if found is None or (found[2] or "B").lower() not in units or float(found[1]) <= 0:
+    if found is None or (found[2] or "B").lower() not in units or not 0 < float(found[1]) < 1e30:
         raise ValueError(f"{text!r} is not a size, expected a number with one of {', '.join(_UNITS)}")
     return int(float(found[1]) * units[(found[2] or "B").lower()])
 

@@ -139,7 +139,7 @@ def copied(value: Any) -> Any:
 
 def places(value: Any, most: int = 2000) -> list[tuple[Any, Any]]:
     """The first `most` (container, key) within a JSON value, and what is left of the last container."""
-    left, found = [value], []
+    left, found = [value] if type(value) in (dict, list) else [], []
     while left and len(found) < most:
         container = left.pop()
         keys = list(container) if type(container) is dict else range(len(container))

@@ -139,3 +139,18 @@ def test_what_other_text_loses_is_told(tmp_path: Path) -> None:
     told = [note for note in report.notes if note.startswith("KL ")]
     assert ["the text that were held out" in note for note in told] == [True, False]
     assert "on 4 windows of kjv-speeches-valid.txt; rounding to nearest: 0.0" in told[1]
+
+
+def test_a_line_is_a_line(model: ModelSource, tmp_path: Path) -> None:
+    """JSON allows U+2028 and U+0085 within a text, which Python takes for the ends of lines."""
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"text": "a\u2028b\u0085c " * 40}, ensure_ascii=False), "utf-8")
+    assert calibration_windows(model, [file], 1, 16).shape == (1, 16)
+
+
+def test_small_values_are_bounded(model: ModelSource, tmp_path: Path) -> None:
+    """Python makes 64 bytes of `[]`."""
+    file = tmp_path / "chats.jsonl"
+    file.write_text('{"a":[' + "[]," * 6_000_000 + "[]]}")
+    with pytest.raises(TextError, match="line 1 holds too many small values"):
+        calibration_windows(model, [file], 1, 16)

@@ -98,15 +98,19 @@ class _Matching:
 
     def mask(self, logits: Floats) -> None:
         masks.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        if problem := self._matcher.get_error():
-            raise LoragraftError(self._param, f"cannot be followed: {_first_line(problem)}")
+        self._check()
         allowed = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")[: len(logits)].astype(bool)
         logits[: len(allowed)][~allowed] = -np.inf
         logits[len(allowed) :] = -np.inf
 
     def accept(self, token: int) -> bool:
         self._matcher.consume_token(token)
+        self._check()  # one that failed has stopped, too
         return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if problem := self._matcher.get_error():
+            raise LoragraftError(self._param, f"cannot be followed: {_first_line(problem)}")
 
 
 def _first_line(problem: object) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import msgspec
 from starlette.responses import Response
 
@@ -38,15 +41,22 @@ class ApiError(Exception):
 
 def api_error(error: LoragraftError) -> ApiError:
     """What the library refused, for the client. A message names no more of this machine than the client gave."""
+    text = _without_places(error)
     if isinstance(error, BusyError):
-        return ApiError(str(error), status=429, kind="rate_limit_error", code="busy")
+        return ApiError(text, status=429, kind="rate_limit_error", code="busy")
     if isinstance(error, TimeLimitError):
-        return ApiError(str(error), status=504, kind="timeout_error", code="timeout")
+        return ApiError(text, status=504, kind="timeout_error", code="timeout")
     if isinstance(error, PoolError):
-        return ApiError(str(error), status=503, kind="server_error", code="out_of_memory")
+        return ApiError(text, status=503, kind="server_error", code="out_of_memory")
     if isinstance(error, AdapterError):
-        return ApiError(str(error), param="model", code="adapter_error")
-    return ApiError(str(error), param=error.subject if error.subject.isidentifier() else None)
+        return ApiError(text, param="model", code="adapter_error")
+    return ApiError(text, param=error.subject if error.subject.isidentifier() else None)
+
+
+def _without_places(error: LoragraftError) -> str:
+    """The message, with files named and not the folders that they lie in."""
+    folder = str(Path(error.subject).parent)
+    return str(error).replace(folder + os.sep, "") if os.sep in folder else str(error)
 
 
 def unhonoured(param: str, found: object, reason: str) -> ApiError:

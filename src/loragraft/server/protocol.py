@@ -1,16 +1,18 @@
-"""HTTP/1.1 as uvicorn has it, with a time for a request's head and for reading the answer: a client that sends or reads
-a byte a minute keeps its connection, and a server has only so many."""
+"""HTTP/1.1 as uvicorn has it, with bounds for a request's head, in bytes and in time, and a time for reading the answer:
+a client that sends or reads a byte a minute keeps its connection, and a server has only so many."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
+import sys
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-#: Seconds in which the line and the headers of a request must have come, from its first byte or from the connection.
+#: Seconds in which the line and the headers of a request must have come, and what still comes of one that was answered.
 HEAD_SECONDS = 20.0
+#: Bytes of them, beside what came with their first.
+HEAD_BYTES = 1 << 16
 #: Seconds in which a client must have read something of what waits for it.
 READ_SECONDS = 30.0
 #: Descriptors kept free for the model, adapters and helpers.
@@ -19,42 +21,67 @@ _OWN_FILES = 100
 
 def most_connections() -> int:
     """As many as there are descriptors for. Beyond them, requests are answered with 503."""
+    if sys.platform == "win32":
+        return 400
+    import resource
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(4096, soft - _OWN_FILES))
 
 
-class PunctualProtocol(H11Protocol):
-    """Closes a connection whose request's head does not come in time, or whose client does not read what is sent."""
+class PunctualProtocol(HttpToolsProtocol):
+    """Closes a connection whose request's head does not come in time or does not end, or whose client does not read."""
 
     _due: asyncio.TimerHandle | None = None
     _look: asyncio.TimerHandle | None = None
     _unread = 0
+    _in_head = False
+    _head = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._due = self.loop.call_later(HEAD_SECONDS, self._close)
+        self._expect()
         self._look = self.loop.call_later(READ_SECONDS, self._watch)
 
-    def handle_events(self) -> None:
-        before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:  # a whole head has come
-            self._cancel_due()
-        elif (
-            self._due is None and self._is_idle() and self.conn.trailing_data[0]
-        ):  # the next request has begun
-            self._due = self.loop.call_later(HEAD_SECONDS, self._close)
+    def data_received(self, data: bytes) -> None:
+        was_in_head = self._in_head
+        super().data_received(data)
+        if was_in_head and self._in_head:
+            self._head += len(data)
+            if self._head > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The request's head is too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head = True, 0
+        self._expect()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._unexpect()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:  # it is read on for some time, so that the client sees the answer
+            self._expect()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._unexpect()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_due()
+        self._unexpect()
         if self._look is not None:
             self._look.cancel()
         super().connection_lost(exc)
 
-    def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+    def _expect(self) -> None:
+        """Close the connection in a while."""
+        if self._due is None:
+            self._due = self.loop.call_later(HEAD_SECONDS, self._close)
 
-    def _cancel_due(self) -> None:
+    def _unexpect(self) -> None:
         if self._due is not None:
             self._due.cancel()
             self._due = None

@@ -1,0 +1,384 @@
+"""Clients that mean harm: whatever they send, the server answers, keeps the others' replies going, and lets go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from paths import data
+from served import Served, chat_model, serving
+
+SAID = [{"role": "user", "content": "hi"}]
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    (folder / "adapters").mkdir()
+    for name in ["\udcff", "a\nx-evil: 1", "\x1b[2J", "n" * 240]:
+        shutil.copytree(data("llama-kjv.shakespeare"), folder / "adapters" / name)
+    with serving(chat_model(folder), "--adapters-dir", folder / "adapters") as server:
+        yield server
+
+
+def post(served: Served, path: str, body: object, **more: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(served.url + path, content=content, timeout=60, **more)
+
+
+def running(served: Served) -> int:
+    health = httpx.get(f"{served.url}/health", timeout=10).json()
+    return int(health["running"]) + int(health["waiting"])
+
+
+def idle(served: Served) -> bool:
+    """Whether nothing runs any more, in a few seconds."""
+    until = time.monotonic() + 10
+    while running(served) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not running(served)
+
+
+def connection(served: Served) -> socket.socket:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def head(path: str, length: int | str) -> bytes:
+    kind = f"Content-Length: {length}" if isinstance(length, int) else f"Transfer-Encoding: {length}"
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\n\r\n".encode()
+
+
+def chain(length: int) -> str:
+    rules = [f'r{i} ::= "a" | "b" r{i + 1}' for i in range(length)]
+    return "\n".join(['root ::= "a" r0', *rules, f'r{length} ::= "c"'])
+
+
+def properties(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(count)}}
+
+
+def references(count: int) -> dict[str, Any]:
+    defined = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(count)}
+    return {"$defs": {**defined, f"d{count}": {}}, "$ref": "#/$defs/d0"}
+
+
+#: What a reply is to follow, and whether that can be done.
+GRAMMARS: dict[str, tuple[dict[str, Any], bool]] = {
+    "a chain of rules": ({"grammar": chain(8000)}, False),
+    "a chain that takes long to read": ({"grammar": chain(2500)}, False),
+    "deep parentheses": ({"grammar": "root ::= " + "(" * 9000 + '"a"' + ")" * 9000}, False),
+    "a rule that is not there": ({"grammar": 'root ::= "a" x'}, False),
+    "repeated repetitions": ({"grammar": 'root ::= (("a"{1000}){1000}){1000}'}, False),
+    "a grammar of a megabyte": ({"grammar": 'root ::= "' + "a" * 1_000_000 + '"'}, False),
+    "rules that call themselves": ({"grammar": 'root ::= root root root | "a" | root root | ""'}, True),
+    "a pattern of a million": ({"schema": {"type": "string", "pattern": "^(a{1000}){1000}$"}}, False),
+    "many properties": ({"schema": properties(5000)}, False),
+    "a chain of references": ({"schema": references(3000)}, False),
+    "a multiple of a large number": ({"schema": {"type": "integer", "multipleOf": 982451653}}, False),
+    "a text of a billion": ({"schema": {"type": "string", "minLength": 10**9}}, True),
+    "a schema elsewhere": ({"schema": {"$ref": "http://127.0.0.1:9/x.json"}}, False),
+    "a schema in a file": ({"schema": {"$ref": "file:///etc/passwd"}}, False),
+    "a schema that is itself": ({"schema": {"$ref": "#"}}, False),
+}
+
+
+@pytest.mark.parametrize("case", GRAMMARS)
+def test_grammars_end_nothing_and_hold_nobody_back(served: Served, case: str) -> None:
+    given, possible = GRAMMARS[case]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": given.get("schema")}}
+    more = {"grammar": given["grammar"]} if "grammar" in given else {"response_format": form}
+    began = time.monotonic()
+    answer = post(served, CHAT, {"model": "kjv", "messages": SAID, "max_tokens": 20, **more})
+    assert time.monotonic() - began < 30
+    assert answer.status_code == (200 if possible else 400), answer.text
+    if not possible:
+        error = answer.json()["error"]
+        assert error["param"] in ("grammar", "response_format"), error
+        assert len(error["message"]) < 1100
+        assert "\n" not in error["message"]
+    assert served.process.poll() is None
+    assert idle(served)
+
+
+def deep(levels: int) -> bytes:
+    nested = b'{"properties":{"a":' * levels + b"{}" + b"}}" * levels
+    form = b'{"type":"json_schema","json_schema":{"name":"x","schema":%b}}' % nested
+    return b'{"model":"kjv","messages":[{"role":"user","content":"hi"}],"response_format":%b}' % form
+
+
+def call(arguments: str) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": arguments}}],
+    }
+
+
+#: What is sent to which path; the status of the answer, and a part of it.
+BODIES: dict[str, tuple[str, object, int, str]] = {
+    "deep JSON": (CHAT, b'{"a":' + b"[" * 1_000_000, 400, ""),
+    "a schema nested 200 times": (CHAT, deep(200), 400, ""),
+    "a schema nested 480 times": (CHAT, deep(480), 400, "recursion"),
+    "arguments nested 100,000 times": (
+        CHAT,
+        {"messages": [call("[" * 100_000)], "max_tokens": 1},
+        200,
+        "",
+    ),
+    "arguments of many digits": (CHAT, {"messages": [call("9" * 5000)], "max_tokens": 1}, 200, ""),
+    "template variables nested": (
+        CHAT,
+        b'{"model":"kjv","messages":[],"chat_template_kwargs":' + b'{"a":' * 900,
+        400,
+        "",
+    ),
+    "a token of many digits": (PLAIN, {"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias: no token"),
+    "a token in other digits": (PLAIN, {"logit_bias": {"\u0663": 1}, "max_tokens": 1}, 200, ""),
+    "a flood of biases": (PLAIN, {"logit_bias": {str(i): 1 for i in range(100_000)}}, 400, "at most 4096"),
+    "a bias beyond all": (PLAIN, {"logit_bias": {"5": 1e300}}, 400, "expected -100 to 100"),
+    "a stop text of a megabyte": (PLAIN, {"stop": "a" * 1_000_000}, 400, "expected 1 to 1000"),
+    "many stop texts": (PLAIN, {"stop": ["a"] * 17}, 400, "at most 16"),
+    "many choices": (PLAIN, {"n": 10**9}, 400, "expected 1 to 16"),
+    "many prompts": (PLAIN, {"prompt": ["a"] * 100_000}, 400, "at most 64"),
+    "a number beyond 64 bits": (PLAIN, {"max_tokens": 10**30, "temperature": 0, "stop": ["e"]}, 200, ""),
+    "the most tokens": (PLAIN, {"max_tokens": 2**63 - 1, "temperature": 0, "stop": ["e"]}, 200, ""),
+    "a seed below 0": (PLAIN, {"seed": -1}, 400, "seed"),
+    "a temperature next to 0": (PLAIN, {"temperature": 1e-310, "max_tokens": 2}, 200, ""),
+    "a temperature beyond all": (PLAIN, {"temperature": 1e308, "max_tokens": 2}, 200, ""),
+    "no token left": (
+        PLAIN,
+        {"grammar": 'root ::= "a"', "logit_bias": {str(i): -100 for i in range(2048)}, "max_tokens": 2},
+        400,
+        "leaves no token",
+    ),
+    "the longest echo": (PLAIN, {"best_of": 7, "suffix": "x" * 100_000}, 400, "best_of"),
+    "half of a surrogate pair": (PLAIN, b'{"model":"kjv","prompt":"\\ud800"}', 400, ""),
+    "an adapter's name with line breaks": (
+        "/v1/load_lora_adapter",
+        {"lora_name": "a\r\nx-evil: 1", "lora_path": "x"},
+        400,
+        "printable",
+    ),
+    "an adapter's name of a megabyte": (
+        "/v1/load_lora_adapter",
+        {"lora_name": "a" * 1_000_000, "lora_path": "x"},
+        400,
+        "printable",
+    ),
+    "a path with NUL": (
+        "/v1/load_lora_adapter",
+        {"lora_name": "a", "lora_path": "a\0b"},
+        404,
+        "no such adapter",
+    ),
+    "a path of a megabyte": (
+        "/v1/load_lora_adapter",
+        {"lora_name": "a", "lora_path": "a/" * 500_000},
+        404,
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_bodies(served: Served, case: str) -> None:
+    path, body, status, says = BODIES[case]
+    if isinstance(body, dict) and path in (CHAT, PLAIN):
+        body = {"model": "kjv", **({"prompt": "a"} if path == PLAIN else {}), **body}
+    answer = post(served, path, body)
+    assert answer.status_code == status, answer.text[:300]
+    assert says in answer.text
+    assert len(answer.content) < 10_000
+    assert idle(served)
+
+
+def test_other_replies_go_on_while_grammars_are_read(served: Served) -> None:
+    """A client's grammar takes two seconds; another's reply does not wait for it."""
+    with closing(connection(served)) as slow:
+        body = json.dumps({"model": "kjv", "prompt": "a", "grammar": chain(2500)}).encode()
+        slow.sendall(head(PLAIN, len(body)) + body)
+        time.sleep(0.2)
+        began = time.monotonic()
+        assert httpx.get(f"{served.url}/health", timeout=10).status_code == 200
+        assert time.monotonic() - began < 1.0
+        assert slow.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_names_of_files_that_nobody_can_say(served: Served) -> None:
+    """They are not listed, and hurt nobody who lists."""
+    assert [model["id"] for model in httpx.get(f"{served.url}/v1/models").json()["data"]] == ["kjv"]
+    assert httpx.get(f"{served.url}/lora-adapters").json() == []
+    assert httpx.get(f"{served.url}/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a\r\nx-evil: 1", "\x00", "\u202e", "/../../etc", "kjv:\ud83d\ude00"])
+def test_models_of_odd_names(served: Served, name: str) -> None:
+    answer = post(served, PLAIN, {"model": name, "prompt": "a"})
+    assert answer.status_code == 404
+    assert "x-evil" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/%00",
+        "/page/..%2f..%2fapp.py",
+        "/page/%2e%2e",
+        "/page/.%5c",
+        "/v1/models/%ff%00",
+        "/%0d%0ax-evil:1",
+    ],
+)
+def test_paths(served: Served, path: str) -> None:
+    answer = httpx.get(served.url + path)
+    assert answer.status_code == 404
+    assert "x-evil" not in answer.headers
+
+
+def test_heads_without_end(served: Served) -> None:
+    with closing(connection(served)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        try:
+            for _ in range(100):
+                client.sendall(b"x-a: " + b"b" * 4096 + b"\r\n")
+            said = client.recv(1000)
+        except ConnectionError:
+            said = b""
+        assert said == b"" or said.startswith(b"HTTP/1.1 400")
+
+
+def test_a_body_without_end(served: Served) -> None:
+    with closing(connection(served)) as client:
+        client.sendall(head(PLAIN, "chunked"))
+        for _ in range(9):
+            client.sendall(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+    assert running(served) == 0
+
+
+@pytest.mark.parametrize("length", [10**30, -1, 2**64])
+def test_lengths(served: Served, length: int) -> None:
+    with closing(connection(served)) as client:
+        client.sendall(head(PLAIN, length))
+        assert client.recv(100).split()[1] in (b"400", b"413")
+
+
+LONG = {"model": "kjv", "prompt": "And", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("when", ["at once", "in the middle"])
+def test_a_client_that_goes_away_is_worked_for_no_more(served: Served, stream: bool, when: str) -> None:
+    body = json.dumps({**LONG, "stream": stream, "n": 8}).encode()
+    with closing(connection(served)) as client:
+        client.sendall(head(PLAIN, len(body)) + body)
+        if when == "in the middle":
+            while not running(served):
+                time.sleep(0.01)
+            if stream:
+                assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert idle(served)
+
+
+def test_clients_that_go_away_while_they_wait(served: Served) -> None:
+    """More streams than there is room for: those in the queue are forgotten with their clients."""
+    body = json.dumps({**LONG, "stream": True, "n": 16}).encode()
+    clients = [connection(served) for _ in range(12)]
+    for client in clients:
+        client.sendall(head(PLAIN, len(body)) + body)
+    until = time.monotonic() + 10
+    while running(served) < 12 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert running(served) == 12
+    for client in clients:
+        client.close()
+    assert idle(served)
+
+
+def test_a_client_that_reads_nothing(served: Served) -> None:
+    """Its reply waits for it; the others' do not."""
+    body = json.dumps({**LONG, "stream": True, "logprobs": 20}).encode()
+    with closing(connection(served)) as client:
+        client.sendall(head(PLAIN, len(body)) + body)
+        while not running(served):
+            time.sleep(0.01)
+        other = post(served, PLAIN, {"model": "kjv", "prompt": "And", "max_tokens": 4})
+        assert other.status_code == 200
+    assert idle(served)
+
+
+def test_many_connections(served: Served) -> None:
+    """More than `select` knows: chat templates are rendered all the same."""
+    clients = [connection(served) for _ in range(1100)]
+    try:
+        answer = post(served, CHAT, {"model": "kjv", "messages": SAID, "max_tokens": 1})
+        assert answer.status_code == 200, answer.text
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_loading_adapters(served: Served, folder: Path) -> None:
+    """No message tells where the server keeps its files, and a name is one for which there is room."""
+    broken = folder / "adapters" / ".hidden"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_text("{")
+    answer = post(served, "/v1/load_lora_adapter", {"lora_name": "x", "lora_path": ".hidden"})
+    assert answer.status_code == 400
+    assert str(folder) not in answer.text
+    (folder / "out").symlink_to("/")
+    for path in ("../out", "../kjv", str(folder), "/etc", "./../adapters/../kjv", "."):
+        answer = post(served, "/v1/load_lora_adapter", {"lora_name": "x", "lora_path": path})
+        assert answer.status_code == 404, path
+        assert str(folder / "kjv") not in answer.text
+
+
+def test_slow_clients(tmp_path: Path) -> None:
+    """With times of a second: a head that does not come whole, a body without end and an answer that is not read end
+    the connection."""
+    impatient = "import loragraft.server.protocol as p\np.HEAD_SECONDS = p.READ_SECONDS = 1.0\n"
+    with serving(chat_model(tmp_path), before=impatient) as served:
+        with closing(connection(served)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: ")
+            assert client.recv(100) == b""
+        with closing(connection(served)) as client:  # after a first request, too
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            said = b""
+            while b'"waiting":0}' not in said:
+                said += client.recv(10_000)
+            client.sendall(b"GET /health HT")
+            assert client.recv(100) == b""
+        with closing(connection(served)) as client:
+            client.sendall(head(PLAIN, "chunked"))
+            assert is_ended(client, b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+        with closing(connection(served)) as client:
+            assert is_ended(client, b"GET /page/main.js HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def is_ended(client: socket.socket, part: bytes) -> bool:
+    """Whether the server gives up a client that sends `part` for ten seconds and reads nothing."""
+    client.settimeout(1)
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            client.sendall(part)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return True
+        time.sleep(0.001)
+    return False
