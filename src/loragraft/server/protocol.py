@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn has it, with bounds for a request's head, in bytes and in time, and a time for reading the answer:
+"""HTTP/1.1 as uvicorn has it, with bounds for a request's head, in bytes and in time, and a time to read the answer:
 a client that sends or reads a byte a minute keeps its connection, and a server has only so many."""
 
 from __future__ import annotations
