@@ -142,3 +142,9 @@ def test_a_shard_of_a_name_that_is_too_long(tmp_path: Path) -> None:
     (base / "other.safetensors").touch()
     with pytest.raises(lg.LoragraftError, match="File name too long"):
         lg.convert(base, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("pair", [("a", 1, 2), ("a",), ()])
+def test_adapters_in_tuples_of_another_length(model: lg.Model, pair: Any) -> None:
+    with pytest.raises(lg.AdapterError, match="hold a tuple of another length"):
+        lg.load(model.path, [pair])

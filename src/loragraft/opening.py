@@ -83,6 +83,13 @@ def read_adapters(
     AdapterError for a strength that is not a finite number."""
     loaded: list[tuple[Adapter, float]] = []
     for argument in listed(adapters):
+        if isinstance(argument, tuple) and len(argument) != 2:
+            raise AdapterError(
+                "adapters",
+                "hold a tuple of another length",
+                found=len(argument),
+                expected="a path and a strength",
+            )
         source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)
         adapter = source if isinstance(source, Adapter) else load_adapter(source, base, intake=intake)
         if not (isinstance(scale, Real) and isfinite(scale)):

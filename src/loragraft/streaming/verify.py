@@ -1,8 +1,8 @@
-"""Reads a written model back and measures how far each tensor is from what was to be stored."""
+"""Reads weights to see what they are: a written model's, beside what was to be stored; any model's, whether finite."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.source import TensorSource
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
-from loragraft.streaming.rows import floats_of
+from loragraft.streaming.rows import encode, floats_of
 from loragraft.streaming.steps import Chunk, Step, chunks
 from loragraft.streaming.sweep import sweep
 
@@ -62,6 +62,21 @@ def measure_errors(
         TensorError(step.name, step.type.name, _relative(wrong[step.name], total[step.name]))
         for step in steps
     ]
+
+
+def check_finite(
+    tensors: Iterable[TensorSource], subject: Path, *, threads: int = 1, progress: Progress = SILENT
+) -> None:
+    """Read every weight. Raises `QuantizeError`, naming `subject`, tensor, row and column, for one that is not finite."""
+    steps = [Step(tensor.name, tensor, tensor.type) for tensor in tensors]
+    progress.start("Reading weights", sum(step.weights for step in steps))
+
+    def look(chunk: Chunk) -> None:
+        source = chunk.step.source
+        encode(chunk, source.rows(chunk.start, chunk.stop), None, subject)
+        progress.advance((chunk.stop - chunk.start) * source.columns)
+
+    sweep((chunk for step in steps for chunk in chunks(step)), look, threads=threads)
 
 
 def _differences(chunk: Chunk, stored: TensorSource) -> tuple[float, float]:

@@ -30,7 +30,9 @@ from loragraft.inference.perplexity import Meter, log_softmax, losses
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
-from loragraft.system.mapped import intact
+from loragraft.streaming.verify import check_finite
+from loragraft.system.mapped import intact, reads_remotely
+from loragraft.system.threads import thread_count
 from loragraft.units import count_text, plural
 
 RIGHT = "right order"
@@ -99,13 +101,15 @@ def check(
 
     With a `text`, every possible mistake is made in a copy of the graph and measured on it (8 windows of 256 tokens, if
     nothing else is said), by the reference backend: memory for the whole model in float32, time for one reading per
-    mistake. Raises LoragraftError for files that do not fit each other and GraphError for a model whose
-    graph breaks the law.
+    mistake. Raises LoragraftError for files that do not fit each other or hold a weight that is not finite (of files that
+    are read by URL only with a text), and GraphError for a model whose graph breaks the law.
     """
     base = open_model(model)
     source, loaded = load_adapters(adapters, base)
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     verify(graph)
+    if not reads_remotely():  # over a network it would take the whole file
+        check_finite(source.tensors.values(), source.path, threads=thread_count(None), progress=progress)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     for adapter, _ in loaded:
         other = adapter.targets - adapter.pairs.keys()
