@@ -1,4 +1,4 @@
-"""One NaN in one weight: every backend refuses, whatever the weight's type, and no command prints a number made of it."""
+"""One NaN in one weight: every backend refuses, whatever its type, and no command prints a number made of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads weights to see what they are: a written model's, beside what was to be stored; any model's, whether finite."""
+"""Reads weights: a written model's, beside what was to be stored, and any model's, to see that they are finite."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def measure_errors(
 def check_finite(
     tensors: Iterable[TensorSource], subject: Path, *, threads: int = 1, progress: Progress = SILENT
 ) -> None:
-    """Read every weight. Raises `QuantizeError`, naming `subject`, tensor, row and column, for one that is not finite."""
+    """Read every weight. Raises `QuantizeError`, naming `subject`, tensor, row and column, if one is not finite."""
     steps = [Step(tensor.name, tensor, tensor.type) for tensor in tensors]
     progress.start("Reading weights", sum(step.weights for step in steps))
 

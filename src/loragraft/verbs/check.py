@@ -101,8 +101,8 @@ def check(
 
     With a `text`, every possible mistake is made in a copy of the graph and measured on it (8 windows of 256 tokens, if
     nothing else is said), by the reference backend: memory for the whole model in float32, time for one reading per
-    mistake. Raises LoragraftError for files that do not fit each other or hold a weight that is not finite (of files that
-    are read by URL only with a text), and GraphError for a model whose graph breaks the law.
+    mistake. Raises LoragraftError for files that do not fit each other or hold a weight that is not finite (of files
+    that are read by URL only with a text), and GraphError for a model whose graph breaks the law.
     """
     base = open_model(model)
     source, loaded = load_adapters(adapters, base)
