@@ -145,7 +145,7 @@ def test_a_line_is_a_line(model: ModelSource, tmp_path: Path) -> None:
     """JSON allows U+2028 and U+0085 within a text, which Python takes for the ends of lines."""
     file = tmp_path / "chats.jsonl"
     file.write_text(json.dumps({"text": "a\u2028b\u0085c " * 40}, ensure_ascii=False), "utf-8")
-    assert calibration_windows(model, [file], 1, 16).shape == (1, 16)
+    assert calibration_windows(model, [file], 1, 16)[0].shape == (1, 16)
 
 
 def test_small_values_are_bounded(model: ModelSource, tmp_path: Path) -> None:
