@@ -25,7 +25,7 @@ from loragraft.system.remote.paths import RemotePath
 from loragraft.system.remote.stores import Facts, store_of
 
 #: Bytes of a block, and of a request at most.
-BLOCK, REQUEST = 1 << 16, 1 << 23
+BLOCK, REQUEST = 1 << 16, 1 << 22
 #: Requests at once.
 CONNECTIONS = 16
 #: Bytes of blocks that are kept, unless LORAGRAFT_REMOTE_CACHE says how many MiB.
@@ -129,7 +129,8 @@ class Blocks:
                         return
                 file, first, last = self._take()
             start, stop = first * BLOCK, min(last * BLOCK, file.facts.size)
-            data, problem = b"", None
+            data: bytes | bytearray = b""
+            problem = None
             try:
                 data = file.fetch(start, stop)
             except BaseException as raised:
@@ -140,7 +141,7 @@ class Blocks:
                     key, at = file.key(block), (block - first) * BLOCK
                     self._under_way.discard(key)
                     if problem is None:
-                        self._keep(key, data[at : at + BLOCK])
+                        self._keep(key, bytes(memoryview(data)[at : at + BLOCK]))
                     else:
                         self._failed[key] = problem
                 del file, data
@@ -177,7 +178,7 @@ class RemoteFile:
     def key(self, block: int) -> Key:
         return str(self.path), self.facts.version, block
 
-    def fetch(self, start: int, stop: int) -> bytes:
+    def fetch(self, start: int, stop: int) -> bytes | bytearray:
         return self._store.read(self.path, self.facts, start, stop)
 
     def changed(self) -> bool:

@@ -26,7 +26,7 @@ class HttpStore(Store):
     def children(self, path: RemotePath) -> tuple[str, ...]:
         return ()
 
-    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
+    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytearray:
         return read_range(path, str(path), {}, facts, start, stop)
 
 
@@ -41,7 +41,7 @@ def probe(path: RemotePath, url: str, headers: Mapping[str, str]) -> Facts | Non
 
 def read_range(
     path: RemotePath, url: str, headers: Mapping[str, str], facts: Facts, start: int, stop: int
-) -> bytes:
+) -> bytearray:
     """Bytes [start, stop). Raises FormatError if the file is no longer the one that `facts` are of."""
     status, answer, data = _get(path, url, headers, start, stop)
     if status in (404, 410, 416):
@@ -59,7 +59,7 @@ def read_range(
 
 def _get(
     path: RemotePath, url: str, headers: Mapping[str, str], start: int, stop: int
-) -> tuple[int, Mapping[str, Any], bytes]:
+) -> tuple[int, Mapping[str, Any], bytearray]:
     asked = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     data = bytearray()
     try:
@@ -71,7 +71,7 @@ def _get(
                     data += piece
                     if len(data) > stop - start:
                         raise FormatError(path, "the server sends more than it was asked for")
-            return response.status_code, response.headers, bytes(data)
+            return response.status_code, response.headers, data
     except LoragraftError:
         raise
     except Exception as problem:  # of the client's many, all of which end it

@@ -66,7 +66,7 @@ class HubStore(Store):
         start = f"{name}/" if name else ""
         return {file[len(start) :].partition("/")[0] for file in found.sizes if file.startswith(start)}
 
-    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
+    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytearray:
         return read_range(path, *self._where(path, facts.version), facts, start, stop)
 
     def now(self, path: RemotePath) -> Facts | None:

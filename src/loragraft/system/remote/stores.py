@@ -47,7 +47,7 @@ class Store(ABC):
         """Names of what lies in the folder `path`; none if it is no folder."""
 
     @abstractmethod
-    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
+    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes | bytearray:
         """Bytes [start, stop), with 0 <= start < stop <= facts.size. Never more than were asked for are held."""
 
     def writer(self, path: RemotePath, part: int) -> Any:
