@@ -85,6 +85,24 @@ def test_quantizing_and_converting(tmp_path: Path) -> None:
     assert (tmp_path / "q.gguf").read_bytes() == (tmp_path / "q-2.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["modelopt", "compressed-tensors"])
+def test_exporting(tmp_path: Path, layout: str) -> None:
+    for name, workers in (("one", None), ("two", 2)):
+        lg.export(
+            BASE, tmp_path / name, format=layout, adapters=[ADAPTER], max_shard_bytes=10**6, workers=workers
+        )
+    one, two = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
+    assert len(one) > 4
+    assert [path.name for path in one] == [path.name for path in two]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_comparing(tmp_path: Path) -> None:
+    how = lg.Measurement(data("shakespeare-valid.txt").read_text(), context=32, windows=2)
+    one, two = (lg.compare(BASE, [ADAPTER], how, work_dir=tmp_path, workers=workers) for workers in (None, 2))
+    assert one.as_dict() == two.as_dict()
+
+
 def test_workers_that_die_are_replaced(tmp_path: Path, merged: bytes) -> None:
     said = Noted(Silent())
     crew = Deadly(2, {0, 1, 7, 20})

@@ -19,6 +19,7 @@ from loragraft.cli.options import (
     LORA,
     TARGET,
     WORK_DIR,
+    WORKERS,
     Parsed,
     check_html,
     plot_option,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
 @measure_options(context=512, runs=True)
 @WORK_DIR
+@WORKERS
 @plot_option("the share kept against the size")
 @HTML
 @JSON
@@ -76,6 +78,7 @@ def compare(
     imatrix: Path | None,
     measured: Measured,
     work_dir: Path | None,
+    workers: str | None,
     plot: Path | None,
     html: Path | None,
     as_json: bool,
@@ -111,6 +114,7 @@ def compare(
             keep=keep,
             imatrix=imatrix,
             work_dir=work_dir,
+            workers=workers,
             progress=bars,
         )
     if plot is not None:

@@ -11,7 +11,7 @@ import click
 import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import PLACE, command, option
-from loragraft.cli.options import JSON, LORA, MODEL, THREADS, Parsed
+from loragraft.cli.options import JSON, LORA, MODEL, THREADS, WORKERS, Parsed
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import MAX_MEMORY, RESUME
 from loragraft.units import bytes_text, plural
@@ -42,6 +42,7 @@ from loragraft.units import bytes_text, plural
 @MAX_MEMORY
 @RESUME
 @THREADS
+@WORKERS
 @JSON
 def export(
     model: Path,
@@ -52,6 +53,7 @@ def export(
     max_memory: int | None,
     resume: bool,
     threads: int | None,
+    workers: str | None,
     as_json: bool,
 ) -> None:
     """Write a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.
@@ -72,6 +74,7 @@ def export(
             max_memory=max_memory << 20 if max_memory else None,
             resume=resume,
             threads=threads,
+            workers=workers,
             progress=bars,
         )
     if as_json:

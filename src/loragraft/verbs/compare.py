@@ -29,6 +29,7 @@ from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import file_type
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.system.mapped import intact
+from loragraft.system.workers import Workers
 from loragraft.verbs.merge import merge
 
 MERGED, RUNTIME, BASE = "merged", "runtime", "base"
@@ -78,12 +79,13 @@ def compare(
     keep: float = KEEP,
     imatrix: str | PathLike[str] | None = None,
     work_dir: str | PathLike[str] | None = None,
+    workers: Workers | None = None,
     progress: Progress = SILENT,
 ) -> Comparison:
     """Measure the deployments of `adapters` (paths, or pairs of path and strength) on `base`, on `text`.
 
     `types`: how to quantize; `imatrix`: an importance matrix for that; `keep`: how much of the fine-tune is wanted, a
-    share between 0 and 1.
+    share between 0 and 1; `workers`: who makes the models, as for `merge`. (They are measured here.)
 
     Perplexity is computed as llama-perplexity does, in windows of 512 tokens if `text` says nothing else. The files
     that have to be made go to a temporary folder in `work_dir`: one F16 model, and the two quantized ones of one type
@@ -103,7 +105,7 @@ def compare(
         Tokenizer(unmerged.metadata, unmerged.path), unmerged.context_length, progress
     )  # raises early
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
-        bench = _Bench(base, adapters, options, Path(folder), how, progress)
+        bench = _Bench(base, adapters, options, Path(folder), how, progress, workers)
         full = bench.made("full", adapters, "F16")
         words = how.read_by(full.tokenizer, None)
         base_model = load(base, **how.running)
@@ -131,6 +133,7 @@ class _Bench:
     folder: Path
     how: Measurement
     progress: Progress
+    workers: Workers | None = None
 
     def made(
         self,
@@ -148,6 +151,7 @@ class _Bench:
             type=kind,
             options=self.options,
             threads=self.how.threads,
+            workers=self.workers,
             progress=self.progress,
         )
         return load(path, attached, **self.how.running)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from loragraft.adapters.collect import collect_deltas
+from loragraft.adapters.lora import Adapter
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
 from loragraft.errors import CheckpointError, FormatError, LoragraftError, OutputError, naming
@@ -30,10 +32,13 @@ from loragraft.streaming.checkpoint.folder import NewFolder, check_new
 from loragraft.streaming.checkpoint.layouts import LAYOUTS, Layout
 from loragraft.streaming.checkpoint.shards import INDEX, file_plans, index_of, plan_shards
 from loragraft.streaming.nvfp4_scales import measure_scales
-from loragraft.streaming.writing import write_files
+from loragraft.streaming.spreading import spread_over, spread_pass
+from loragraft.streaming.writing import FilePlan, write_files
 from loragraft.system.files import files_of, named_path
 from loragraft.system.output import OutputFile
 from loragraft.system.threads import thread_count
+from loragraft.system.workers import Workers
+from loragraft.system.workers.crew import Crew
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Of weights in one file: huggingface_hub's own limit."""
@@ -81,6 +86,7 @@ def export(
     max_memory: int | None = None,
     resume: bool = False,
     threads: int | None = None,
+    workers: Workers | Crew | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
     """Write the model at `source` (a GGUF or a Hugging Face folder), with `adapters`, to the new folder `output`.
@@ -91,6 +97,7 @@ def export(
     activations are exported if the source has them for every linear; else the checkpoint is weight-only (W4A16_NVFP4).
     Weights beyond `max_shard_bytes` go to further files, found by an index. `max_memory`: bytes that the threads'
     buffers may take together. `resume`: continue a run that was killed, in the folder that it left.
+    `workers`: as for `merge`.
 
     Raises `FormatError`, `AdapterError`, `UnsupportedError`, `QuantizeError`, `OutputError`.
     """
@@ -98,17 +105,13 @@ def export(
         raise LoragraftError(format, "no such format", expected=" or ".join(LAYOUTS))
     folder = named_path(output, OutputError)
     check_new(folder, resume=resume)
-    model = source if isinstance(source, ModelSource) else open_model(source)
-    model_graph(model)  # raises for a model that is not whole
-    model, loaded = load_adapters(adapters, model)
-    model, deltas = collect_deltas(model, loaded)
-    progress = Noted(progress)
-    notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
-    threads = thread_count(threads)
+    if workers is not None and isinstance(source, ModelSource):
+        raise LoragraftError("workers", "open the model themselves", expected="its path")
+    progress, work = Noted(progress), _Exporting(source, adapters, format, max_shard_bytes)
+    model, loaded, contents, layout, notes = work.planned()
+    each, threads = threads, thread_count(threads)
     tokenizers = [adapter.path for adapter, _ in loaded if adapter.tokenizer]
     with naming(model.path):
-        contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[format].keeps_f16)
-        layout = LAYOUTS[format](contents)
         shards = plan_shards(layout.tasks, max_shard_bytes)
         files = _side_files(model, contents, layout, notes, tokenizers)
     for note in notes:
@@ -117,7 +120,11 @@ def export(
         files[INDEX] = _json_bytes(INDEX, index_of(shards))
     total = sum(shard.size for shard in shards)
     names = [*(shard.name for shard in shards), *files]
-    with NewFolder(folder, names, size=total, resume=resume), naming(model.path):
+    with (
+        NewFolder(folder, names, size=total, resume=resume),
+        naming(model.path),
+        spread_over(workers, each, partial(work.files, folder)) as spread,
+    ):
         steps = [task.step for task in layout.tasks]
         measure_scales(
             steps, threads=threads, progress=progress, group=lambda step: layout.group_of[step.name]
@@ -126,6 +133,7 @@ def export(
             file_plans(folder, shards),
             inputs=[*model_files(model), *(file for adapter, _ in loaded for file in files_of(adapter.path))],
             recipe=[(str(adapter.path), scale) for adapter, scale in loaded],
+            run=None if spread is None else partial(spread_pass, how=spread),
             resume=resume,
             threads=threads,
             max_memory=max_memory,
@@ -146,6 +154,32 @@ def export(
         len(shards),
         progress.notes,
     )
+
+
+@dataclass(frozen=True)
+class _Exporting:
+    """What is to be exported, as it was asked for: what a worker needs to plan the same."""
+
+    source: str | PathLike[str] | ModelSource
+    adapters: AdapterArguments
+    format: str
+    max_shard_bytes: int
+
+    def planned(self) -> tuple[ModelSource, list[tuple[Adapter, float]], Contents, Layout, list[str]]:
+        model = self.source
+        if not isinstance(model, ModelSource):
+            model = open_model(model)
+        model_graph(model)  # raises for a model that is not whole
+        model, loaded = load_adapters(self.adapters, model)
+        model, deltas = collect_deltas(model, loaded)
+        notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
+        with naming(model.path):
+            contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[self.format].keeps_f16)
+            return model, loaded, contents, LAYOUTS[self.format](contents), notes
+
+    def files(self, folder: Path) -> list[FilePlan]:
+        *_, layout, _ = self.planned()
+        return file_plans(folder, plan_shards(layout.tasks, self.max_shard_bytes))
 
 
 def _side_files(
