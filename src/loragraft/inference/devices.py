@@ -16,9 +16,10 @@ def backend_named(name: BackendName, device: str = "cpu") -> Backend:
     if kind == "webgpu" and (not colon or (number.isascii() and number.isdecimal())):
         if name != "native":
             raise LoragraftError("backend", "runs on the CPU alone", found=f"{name} with device {device}")
+        from loragraft.backends.webgpu.device import open_device
         from loragraft.backends.webgpu.program import WebGPUBackend
 
-        return WebGPUBackend(int(number) if colon else None)
+        return WebGPUBackend(open_device(int(number) if colon else None).number)
     if device != "cpu":
         raise LoragraftError("device", "no such device", found=device, expected="cpu, webgpu or webgpu:N")
     if name == "native":

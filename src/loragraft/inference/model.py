@@ -248,6 +248,7 @@ def load(
         check_number("context", context, int, least=1)
     if keys_values_memory is not None:
         check_number("keys_values_memory", keys_values_memory, int, least=1)
+    runner = backend_named(backend, device)
     source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake)
     graph = model_graph(source)
     options = Options(
@@ -257,7 +258,7 @@ def load(
         pool_bytes=keys_values_memory,
     )
     with naming(source.path):
-        program = backend_named(backend, device).prepare(graph, source.tensors, options)
+        program = runner.prepare(graph, source.tensors, options)
     used = ModelAdapters(program, source, loaded, intake)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes), *program.notes]
     return Model(source, graph, program, used, notes=notes)

@@ -14,9 +14,11 @@ from loragraft.backends.batch import Piece
 from loragraft.backends.program import Options
 from loragraft.backends.webgpu import device as devices
 from loragraft.backends.webgpu import program as programs
+from loragraft.backends.webgpu import steps
 from loragraft.backends.webgpu.device import Device, open_device
 from loragraft.backends.webgpu.program import WebGPUBackend, WebGPUProgram
 from loragraft.errors import LoragraftError, PoolError, UnsupportedError
+from loragraft.graph.ops import Op
 from loragraft.inference.devices import backend_named
 from running import EXACT, all_logits
 from small_models import small_model
@@ -56,8 +58,12 @@ def test_settings_that_it_lacks(options: Options, message: str) -> None:
         WebGPUBackend().prepare(small.graph(), small.arrays, options)
 
 
-def test_names() -> None:
+@needs_gpu
+def test_names_of_gpus() -> None:
     assert backend_named("native", "webgpu").name == backend_named("native", "webgpu:0").name == "webgpu"
+
+
+def test_wrong_names() -> None:
     for wrong in ("gpu", "webgpu:", "webgpu:x", "webgpu:-1", "cuda", ""):
         with pytest.raises(LoragraftError, match="device: no such device"):
             backend_named("native", wrong)
@@ -131,10 +137,46 @@ def test_a_lost_gpu_is_an_error() -> None:
     sequence = program.open_sequence()
     program.run([Piece(sequence, IDS)])
     device.gpu.destroy()
-    with pytest.raises(LoragraftError, match=r"the GPU (was lost|failed)"):
+    with pytest.raises(LoragraftError, match=r"the GPU was lost: found .*; load the model again"):
         program.run([Piece(sequence, IDS)])
     assert program.length(sequence) == len(IDS)
-    all_logits(small_program(), IDS)
+    assert device.lost
+
+
+@needs_gpu
+def test_a_lost_gpu_is_opened_again() -> None:
+    before = open_device()
+    expected = all_logits(small_program(before), IDS)
+    before.lost = True
+    assert open_device() is not before
+    np.testing.assert_array_equal(all_logits(small_program(), IDS), expected)
+
+
+@needs_gpu
+def test_no_room_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request fails as it does where the pool has a bound; what ran before goes on."""
+    program = small_program()
+    sequence, other = program.open_sequence(), program.open_sequence()
+    program.run([Piece(sequence, IDS)])
+
+    def create_buffer(**settings: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program._device.gpu, "create_buffer", create_buffer)
+        with pytest.raises(PoolError, match="is out of memory"):
+            program.run([Piece(other, np.tile(IDS, 100))])
+    assert (program.length(sequence), program.length(other)) == (len(IDS), 0)
+    found = program.run([Piece(sequence, IDS, wants="all")])
+    np.testing.assert_array_equal(found, all_logits(small_program(), np.tile(IDS, 2))[len(IDS) :])
+
+
+@needs_gpu
+def test_what_has_no_kernel_is_refused_before_anything_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_KNOWN", steps._KNOWN - {Op.ROPE})
+    monkeypatch.setattr(Device, "write", lambda *arguments: pytest.fail("uploaded"))
+    with pytest.raises(UnsupportedError, match="no kernel for rope on WebGPU; use --device cpu"):
+        small_program()
 
 
 @needs_gpu

@@ -76,6 +76,8 @@ def open_device(number: int | None = None) -> Device:
             expected=f"0 to {len(found) - 1}",
             hint="loragraft devices lists them",
         )
+    if _opened(number).lost:
+        _opened.cache_clear()  # programs on it have failed; the driver may be back
     return _opened(number)
 
 
@@ -110,6 +112,7 @@ class Device:
         wgpu = _wgpu()
         self.number, self.name = number, str(adapter.info["device"])
         self._process = os.getpid()
+        self.lost = False
         self.limits = {name: adapter.limits[name] for name in _LIMITS}
         with self.refusing():
             self.gpu = adapter.request_device_sync(required_limits=self.limits)
@@ -159,8 +162,11 @@ class Device:
                 )
         return self._pipelines[key]
 
-    def buffer(self, size: int, what: str, *, uniform: bool = False) -> Any:
-        """A buffer of at least `size` bytes, all zero. Raises UnsupportedError if a kernel could not see all of it."""
+    def buffer(
+        self, size: int, what: str, *, uniform: bool = False, full: type[LoragraftError] = LoragraftError
+    ) -> Any:
+        """A buffer of at least `size` bytes, all zero. Raises UnsupportedError if a kernel could not see all of it,
+        `full` if the GPU has no room for it."""
         size = max(256, -(-size // 256) * 256)
         if size > self.binding_bytes:
             raise UnsupportedError(
@@ -172,7 +178,7 @@ class Device:
             )
         usage = self._usage.COPY_DST | self._usage.COPY_SRC
         usage |= self._usage.UNIFORM if uniform else self._usage.STORAGE
-        with self.refusing():
+        with self.refusing(full):
             return self.gpu.create_buffer(size=size, usage=usage)
 
     def landing(self, size: int) -> Any:
@@ -207,23 +213,28 @@ class Device:
             )
 
     @contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Turns the failures of the device into the product's own."""
+    def refusing(self, full: type[LoragraftError] = LoragraftError) -> Iterator[None]:
+        """Turns the failures of the device into the product's own; `full`: what it is to have no memory left."""
         wgpu = _wgpu()
         try:
             yield
         except MemoryError as problem:
-            raise LoragraftError(
+            raise full(
                 self.name, "is out of memory", hint="use a smaller model or type, or --device cpu"
             ) from problem
         except (wgpu.GPUError, wgpu.GPUPipelineError) as problem:
-            raise LoragraftError(self.name, "the GPU failed", found=_first_line(problem)) from problem
+            said = _first_line(problem)
+            if "lost" in said:
+                raise self._gone(said) from problem
+            raise LoragraftError(self.name, "the GPU failed", found=said) from problem
         except RuntimeError as problem:
             if isinstance(problem, NotImplementedError | RecursionError):
                 raise
-            raise LoragraftError(
-                self.name, "the GPU was lost", found=_first_line(problem), hint="load the model again"
-            ) from problem
+            raise self._gone(_first_line(problem)) from problem
+
+    def _gone(self, said: str) -> LoragraftError:
+        self.lost = True
+        return LoragraftError(self.name, "the GPU was lost", found=said, hint="load the model again")
 
 
 def _first_line(problem: BaseException) -> str:

@@ -21,8 +21,8 @@ from loragraft.backends.webgpu.device import PARAMETERS, Device, open_device
 from loragraft.backends.webgpu.memory import memory_bytes
 from loragraft.backends.webgpu.pages import PAGE, Pages
 from loragraft.backends.webgpu.passes import MOST_ROPES, Pass, Terms, chunks, terms_of
-from loragraft.backends.webgpu.steps import ROWS, Builder, Dispatch
-from loragraft.errors import LoragraftError, UnsupportedError
+from loragraft.backends.webgpu.steps import ROWS, Builder, Dispatch, check_steps
+from loragraft.errors import LoragraftError, PoolError, UnsupportedError
 from loragraft.graph.ops import Graph, Op
 from loragraft.graph.spec import verify
 from loragraft.units import bytes_text, plural
@@ -77,6 +77,7 @@ class WebGPUProgram(Program):
         steps = plan(graph)
         held = DeviceWeights(device, weights)
         matrices = [name for step in steps.steps for name in _matrices(step)]
+        check_steps(steps)
         held.check(matrices, memory_bytes(device))
         constants = Constants(held)
         self._plan: Plan = steps
@@ -228,7 +229,7 @@ class WebGPUProgram(Program):
         if self._page_limit is not None:
             pages = max(self._pages.pages, min(pages, self._page_limit))
         pool = [
-            device.buffer(pages * PAGE * 4 * layer.words, "keys and values of a layer")
+            device.buffer(pages * PAGE * 4 * layer.words, "keys and values of a layer", full=PoolError)
             for layer in self._steps.layers
         ]
         if self._pool:

@@ -305,9 +305,7 @@ class Builder:
             case Op.SILU | Op.SIGMOID | Op.RELU | Op.SOFTPLUS | Op.LAST:
                 yield self._pointwise(node.op.name, y, inputs[0])
             case _:
-                raise UnsupportedError(
-                    node.label or node.op, f"no kernel for {node.op} on WebGPU", hint="use --device cpu"
-                )
+                raise _unsupported(node)
 
     def _norm(self, node: Node, x: int, y: int) -> Dispatch:
         centred = node.op is Op.LAYER_NORM
@@ -452,6 +450,36 @@ POINTWISE = (
     "SPLIT",
     "LAST",
 )
+
+
+_KNOWN = {
+    *(
+        Op.HIDDEN,
+        Op.LAST,
+        Op.RMS_NORM,
+        Op.LAYER_NORM,
+        Op.ROPE,
+        Op.ATTENTION,
+        Op.TOP_K,
+        Op.ROUTE,
+        Op.EXPERTS_SUM,
+    ),
+    *(Op.ADD, Op.MUL, Op.SPLIT, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP, Op.ARCH_SCALE, Op.SHIFT),
+    *(Op.SILU, Op.SIGMOID, Op.RELU, Op.SOFTPLUS),
+}
+
+
+def check_steps(plan: Plan) -> None:
+    """Raises UnsupportedError for the first step that has no kernel."""
+    for step in plan.steps:
+        if isinstance(step, NodeStep) and step.node.op not in _KNOWN:
+            raise _unsupported(step.node)
+
+
+def _unsupported(node: Node) -> UnsupportedError:
+    return UnsupportedError(
+        node.label or node.op, f"no kernel for {node.op} on WebGPU", hint="use --device cpu"
+    )
 
 
 def folded(count: int) -> Grid:
