@@ -114,13 +114,12 @@ $(SANITIZED)/installed: $(NATIVE)
 	  -C build-dir=$(SANITIZED)/objects -C cmake.build-type=None "-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZE)" -e ".[test]"
 	touch $@
 
-# Without the test of peak memory, of which the sanitizers need more.
 SANITIZED_TESTS ?= tests/quants tests/backends tests/formats tests/system tests/streaming tests/adapters
 test-sanitized: $(SANITIZED)/installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" OPENBLAS_NUM_THREADS=1 \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) \
-	  --deselect tests/streaming/test_pipeline.py::test_memory_does_not_grow_with_the_model
+	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider \
+	  -m "not slow and not oracle and not real and not remote and not ray and not unsanitized" $(SANITIZED_TESTS)
 
 # What several threads share, under ThreadSanitizer.
 build/thread_stress: tests/native/thread_stress.cpp $(wildcard native/os/*)

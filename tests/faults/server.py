@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -20,6 +22,10 @@ from loragraft.formats.split import SplitLimits
 from loragraft.system import interrupts
 
 KINDS = ["none", "ENOSPC", "EIO", "EINTR", "short", "kill before", "kill after"]
+
+
+def _on_text(inputs: Path) -> dict[str, Any]:
+    return {"calibrate": (inputs / "text",), "calibrate_windows": 2}
 
 
 def verbs(inputs: Path, folder: Path, resume: bool) -> dict[str, object]:
@@ -31,6 +37,9 @@ def verbs(inputs: Path, folder: Path, resume: bool) -> dict[str, object]:
         "quantize": lambda: lg.quantize(gguf, out, "Q4_0", options=options, threads=1),
         "merge": lambda: lg.merge(base, [adapter], out, type="Q8_0", options=options, threads=1),
         "merge to parts": lambda: lg.merge(base, [adapter], out, type="Q8_0", options=split, threads=1),
+        "merge calibrated": lambda: lg.merge(
+            base, [adapter], out, type="Q8_0", options=replace(options, **_on_text(inputs)), threads=1
+        ),
         "convert": lambda: lg.convert(base, out, type="F16", options=options, threads=1),
         "export": lambda: lg.export(gguf, folder / "hf", threads=1, resume=resume),
         "split": lambda: lg.split(gguf, folder / "part", SplitLimits(max_tensors=9)),

@@ -24,9 +24,9 @@ import loragraft as lg
 from faults.server import KINDS
 from loragraft.formats.split import SplitLimits
 
-VERBS = ["quantize", "merge", "merge to parts", "convert", "export", "split", "join"]
+VERBS = ["quantize", "merge", "merge to parts", "merge calibrated", "convert", "export", "split", "join"]
 #: Those that a killed run can be resumed of.
-RESUMED = {"quantize", "merge", "merge to parts", "convert", "export"}
+RESUMED = {"quantize", "merge", "merge to parts", "merge calibrated", "convert", "export"}
 SAMPLE = int(os.environ.get("LORAGRAFT_FAULTS", "10"))
 """Points of each verb; 0: all."""
 OLD = b"what was there before"
@@ -61,6 +61,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     hostile.checkpoint(folder, hostile.checkpoint_jsons())
     hostile.gguf(folder / "model.gguf", hostile.model())
+    (folder / "text").write_text(hostile.TEXT * 20)
     lg.split(folder / "model.gguf", folder / "part", SplitLimits(max_tensors=9))
     return folder
 
@@ -89,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def fresh(folder: Path, verb: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    if verb in ("quantize", "merge", "convert", "join"):
+    if verb in ("quantize", "merge", "merge calibrated", "convert", "join"):
         (folder / "out.gguf").write_bytes(OLD)
     return folder
 

@@ -131,6 +131,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str, str]] = {
 }
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("case", FILES)
 def test_a_header_takes_no_more_than_its_size(tmp_path: Path, case: str) -> None:
     make, read, says = FILES[case]
@@ -143,6 +144,7 @@ def test_a_header_takes_no_more_than_its_size(tmp_path: Path, case: str) -> None
     assert seconds < 4 + path.stat().st_size / 2_000_000
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("what", ["vocab_size", "token id"])
 def test_no_vocabulary_is_made_up(tmp_path: Path, what: str) -> None:
     jsons = hostile.checkpoint_jsons()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+import loragraft as lg
 from paths import data
 from served import Served, chat_model, serving
 
@@ -382,3 +384,31 @@ def is_ended(client: socket.socket, part: bytes) -> bool:
             return True
         time.sleep(0.001)
     return False
+
+
+def test_one_failure_is_one_requests(served: Served) -> None:
+    """A reply under way goes on while others fail in the same passes."""
+    body = json.dumps({**LONG, "max_tokens": 300}).encode()
+    with closing(connection(served)) as client:
+        client.sendall(head(PLAIN, len(body)) + body)
+        while not running(served):
+            time.sleep(0.01)
+        path, failing, status, _ = BODIES["no token left"]
+        assert isinstance(failing, dict)
+        for _ in range(3):
+            assert post(served, path, {"model": "kjv", "prompt": "a", **failing}).status_code == status
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_model_that_becomes_shorter(tmp_path: Path) -> None:
+    """No token is made of zeros in its place."""
+    path = tmp_path / "model.gguf"
+    lg.merge(data("llama-kjv"), [], path, type="Q8_0")
+    with serving(path, "--alias", "kjv") as served:
+        ask = {"model": "kjv", "prompt": "And", "max_tokens": 3}
+        assert post(served, PLAIN, ask).status_code == 200
+        os.truncate(path, path.stat().st_size // 2)
+        answer = post(served, PLAIN, ask)
+        assert answer.status_code == 400
+        assert "model.gguf: became shorter" in answer.text
+        assert str(tmp_path) not in answer.text

@@ -134,6 +134,7 @@ finally:
 """
 
 
+@pytest.mark.unsanitized
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     small, large = peak_of_quantizing(tmp_path, 1), peak_of_quantizing(tmp_path, 8)
     print(f"\npeak resident {small / 1e6:.0f} MB for 32 MB, {large / 1e6:.0f} MB for 256 MB")

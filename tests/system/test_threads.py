@@ -29,6 +29,7 @@ print(len(list(lg.load(sys.argv[1], threads=2).generate("the", max_tokens=2, tem
 """
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize(
     "work",
     ["lg.load(sys.argv[1], threads=200)", "lg.quantize(sys.argv[1], sys.argv[2], 'Q8_0', threads=200)"],
