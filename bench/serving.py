@@ -63,7 +63,8 @@ class Bench:
                         kept = best.get((name, load))
                         if kept is None or got.tokens_per_second > kept.tokens_per_second:
                             best[name, load] = got
-                        print(part, name, load.clients, load.adapters, got, file=sys.stderr, flush=True)
+                        busy = Path("/proc/loadavg").read_text().split()[0]
+                        print(part, name, load.clients, load.adapters, got, busy, file=sys.stderr, flush=True)
         for (name, load), got in best.items():
             yield {
                 "part": part,

@@ -36,7 +36,7 @@ run, as factors of the rows of the layer before it.
 - PEFT merges them itself, which is what the refusal says to do: {merged}.
 - No weights do what they do (they put tokens or vectors before the text, choose by the input, or compute beside the
   layers); the refusal says to run them with transformers and peft: {others}.
-- aLoRA (`alora_invocation_tokens`), which switches on behind its tokens: run where that can be (llama-server, vLLM).
+- aLoRA (`alora_invocation_tokens`), which works only from its tokens on: no merged weight can do that; `serve` runs it.
 - CorDA, LoRA-GA and PiSSA by a fast decomposition without their start: save them converted, or put the start beside.
 - BOFT with several butterfly factors, DoRA of an embedding, `layer_replication`, every key that is not known.
 """

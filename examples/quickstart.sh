@@ -36,3 +36,8 @@ next "budget $base --lora $adapter --text $text" "the types of one size that kee
 next "inspect $out/tuned.Q4_K_M.gguf" "what is in the file"
 next "check $base --lora $adapter" "how every layer is computed"
 next "--help" "everything else"
+
+say "Serve it: OpenAI's API, and a page in the browser at http://127.0.0.1:8080"
+printf '  %s\n' "$PWD/.venv/bin/pip install 'loragraft[serve] @ file://$PWD'"
+next "serve $out/tuned.Q4_K_M.gguf" "what was made"
+next "serve $base --lora poet=$adapter" "the base, the adapter beside it at any strength"

@@ -1,20 +1,31 @@
-"""Random requests on one scheduler, each compared to the bit with the same request run alone on a cold program."""
+"""Random requests on one scheduler, each compared to the bit with the same request run alone on a cold program.
+
+`make contamination REQUESTS=10000` runs many of them, in parts with seeds of their own.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import queue
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+import loragraft as lg
 from loragraft.adapters.lora import Adapter
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
+from loragraft.errors import AdapterError
 from loragraft.inference.sampling import Sampler, Sampling
 from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.request import Done, Event, Failed, Floats, Ids, Request
+from loragraft.inference.scheduler.shelf import Shelf, plain_only
+from loragraft.opening import load_adapter
+from paths import data
+from served import scaled_adapter
 
 _TEXT = "the king of Judah spake unto his people and said what say you of bread and wine"
 WORDS = _TEXT.split(" ")
@@ -70,6 +81,8 @@ def draw(random: np.random.Generator, names: list[str], shared: list[Ids], vocab
     count = int(random.integers(0, 3))
     chosen = random.choice(len(names), min(count, len(names)), replace=False) if names else []
     adapters = tuple((names[i], float(random.choice([0.25, 0.5, 1.0, -0.5]))) for i in chosen)
+    if random.random() < 0.5:  # as others have them: then prefixes are shared
+        adapters = ((names[0], 0.5),) if random.random() < 0.5 else ()
     sampling = Sampling(temperature=float(random.choice([0.0, 1.0])), seed=int(random.integers(1000)))
     return Asked(prompt, adapters, sampling, int(random.integers(1, 7)))
 
@@ -111,14 +124,20 @@ def storm(
     random = np.random.default_rng(seed)
     shared = [random.integers(2, vocabulary, 20).astype(np.int32) for _ in range(4)]
     slots = {name: cold.add_adapter(adapter) for name, adapter in adapters.items()}
-    counts = {"finished": 0, "cancelled": 0, "failed": 0, "differing": 0}
+    counts = {"finished": 0, "cancelled": 0, "refused": 0, "failed": 0, "differing": 0}
+    counts |= {"unregistered": 0, "reloaded": 0, "prompt_tokens": 0, "cached_tokens": 0}
     waiting: list[Asked] = []
+    away: str | None = None
 
     def settle(asked: Asked) -> None:
-        if isinstance(asked.end(), Failed):
-            counts["failed"] += 1
+        end = asked.end()
+        if isinstance(end, Failed):
+            refused = isinstance(end.error, AdapterError) and "no adapter of this name" in str(end.error)
+            counts["refused" if refused else "failed"] += 1
             return
         counts["finished"] += 1
+        counts["prompt_tokens"] += len(asked.prompt)
+        counts["cached_tokens"] += end.cached_tokens
         if asked.recorder.digests != alone(cold, asked, slots, end_ids):
             counts["differing"] += 1
 
@@ -130,11 +149,65 @@ def storm(
             counts["cancelled"] += 1
         else:
             waiting.append(asked)
-        if random.random() < 0.05:
+        if away is not None and random.random() < 0.3:
+            scheduler.shelf.register(away, paths[away])
+            away = None
+        elif away is None and random.random() < 0.02:  # who asks for it meanwhile is refused
+            away = list(adapters)[random.integers(len(adapters))]
+            scheduler.shelf.unregister(away)
+            counts["unregistered"] += 1
+        elif away is None and random.random() < 0.05:
             name = list(adapters)[random.integers(len(adapters))]
             scheduler.shelf.register(name, paths[name])  # dropped and read again
+            counts["reloaded"] += 1
         while len(waiting) >= at_once:
             settle(waiting.pop(int(random.integers(len(waiting)))))
     for asked in waiting:
         settle(asked)
+    if away is not None:
+        scheduler.shelf.register(away, paths[away])
+    for slot in slots.values():
+        cold.drop_adapter(slot)
     return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--part", type=int, default=500, help="requests on one scheduler, with one seed")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    a = parser.parse_args()
+    model, cold = (lg.load(data("llama-kjv"), threads=1) for _ in range(2))
+    total: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: scaled_adapter(Path(folder) / name, 1.0, seed) for seed, name in enumerate("abcde")}
+        adapters = {name: load_adapter(path, model.source) for name, path in paths.items()}
+        shelf = Shelf(model.program, lambda path: plain_only(load_adapter(path, model.source)))
+        for name, path in paths.items():
+            shelf.register(name, path)
+        # Small pieces of prompts and few kept prefixes: more ways for one request to meet another.
+        scheduler = Scheduler(
+            model.program, model.tokenizer, shelf, context=model.context_length, chunk=24, prefixes=40
+        )
+        scheduler.start()
+        for seed in range(a.first, a.first + -(-a.requests // a.part)):
+            counts = storm(
+                scheduler,
+                cold.program,
+                adapters,
+                paths,
+                model.tokenizer.size,
+                model.tokenizer.end_ids,
+                requests=min(a.part, a.requests - (seed - a.first) * a.part),
+                seed=seed,
+            )
+            total = {name: total.get(name, 0) + count for name, count in counts.items()}
+            print(f"seed {seed}: {counts}", flush=True)
+        scheduler.stop()
+    print(f"in all: {total}")
+    if total["differing"] or total["failed"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

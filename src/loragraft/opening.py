@@ -9,6 +9,7 @@ from numbers import Real
 from os import PathLike
 from typing import cast
 
+from loragraft.adapters.advice import SERVE_IT
 from loragraft.adapters.effect import idle_note
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
@@ -46,17 +47,27 @@ def open_model(
     return model
 
 
-def load_adapter(path: str | PathLike[str], base: ModelSource, *, intake: Intake = STRICT) -> Adapter:
+def load_adapter(
+    path: str | PathLike[str], base: ModelSource, *, intake: Intake = STRICT, invoked: bool = False
+) -> Adapter:
     """The adapter at `path`, a PEFT or mlx-lm folder or a GGUF adapter, with its pairs on the tensors of `base`.
 
-    Raises FormatError for malformed files, AdapterError for an adapter of another model, or one that holds what is not
-    honoured.
+    `invoked`: whether one is wanted too that works only from its invocation tokens on (aLoRA). Raises FormatError for
+    malformed files, AdapterError for an adapter of another model, or one that holds what is not honoured.
     """
     found = recognise(named_path(path), Role.ADAPTER)
     if found.kind is Kind.GGUF_ADAPTER:
         adapter = read_gguf_adapter(found.path, base)
     else:
         adapter = open_peft(found.path, base, mlx=found.kind is Kind.MLX_ADAPTER, intake=intake)
+    if adapter.invocation and not invoked:
+        raise AdapterError(
+            adapter.path,
+            "it works only from its invocation tokens on (aLoRA), which no merged weight can do",
+            found=f"alora_invocation_tokens {list(adapter.invocation)[:8]}",
+            expected="an adapter that always works",
+            hint=SERVE_IT,
+        )
     adapter.notes[:0] = found.notes
     if note := idle_note(adapter):
         adapter.notes.append(note)

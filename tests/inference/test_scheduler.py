@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import queue
 import threading
 import time
@@ -257,3 +259,40 @@ def test_prefixes_are_forgotten_oldest_first() -> None:
     assert list(cache.longest((("sha", 1.0),), ids[3])) == []
     cache.clear()
     assert sorted(closed) == [0, 1, 2, 3, 4]
+
+
+def test_a_broken_adapter_leaves_no_file_open(model: Model, tmp_path: Path) -> None:
+    torn = scaled_adapter(tmp_path / "torn", 1.0, 1) / "adapter_model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    shelf = Shelf(model.program, lambda path: plain_only(load_adapter(path, model.source)))
+    shelf.register("torn", torn.parent)
+    gc.disable()
+    try:
+        for _ in range(4):
+            with pytest.raises(LoragraftError, match="torn"):
+                shelf.preload("torn")
+            shelf.register("torn", torn.parent)
+        assert str(torn) not in {
+            os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+        }
+    finally:
+        gc.enable()
+        shelf.close()
+
+
+def test_a_bug_in_loading_is_its_own_request_s_error(model: Model) -> None:
+    def broken(path: Path) -> None:
+        raise ZeroDivisionError
+
+    shelf = Shelf(model.program, broken)  # type: ignore[arg-type]
+    shelf.register("odd", Path("odd"))
+    scheduler = Scheduler(model.program, model.tokenizer, shelf, context=model.context_length)
+    scheduler.start()
+    good, bad = asked(model, "And", 30), asked(model, "And", 3)
+    bad.request.adapters = (("odd", 1.0),)
+    for each in (good, bad):
+        scheduler.submit(each.request)
+    assert isinstance(end := bad.end(), Failed)
+    assert "cannot be loaded (ZeroDivisionError)" in str(end.error)
+    assert isinstance(good.end(), Done)
+    scheduler.stop(0)

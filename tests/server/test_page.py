@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import loragraft as lg
 from paths import data
 from served import Served, chat_model, serving
 
@@ -110,6 +111,21 @@ def test_at_a_phone_s_width_nothing_is_cut(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.click("#toggle")
     assert page.locator("#temperature").is_visible()
+
+
+def test_a_model_without_a_template_continues_texts(browser: Any) -> None:
+    with serving(data("llama-kjv"), "--lora", f"poet={data('llama-kjv.shakespeare')}") as server:
+        opened = browser.new_page(viewport={"width": 1200, "height": 800})
+        opened.goto(server.url)
+        opened.locator(".adapters label").first.wait_for()
+        assert "goes on" in opened.get_attribute("#prompt", "placeholder")
+        opened.fill("#temperature", "0")
+        opened.fill("#max-tokens", "12")
+        send(opened, "And the king said", 1)
+        shown = opened.locator(".reply > div").first.inner_text()
+        own = "".join(lg.load(data("llama-kjv")).generate("And the king said", max_tokens=12, temperature=0))
+        assert shown.split() == own.split()
+        opened.close()
 
 
 def test_dark_mode(page: Any) -> None:

@@ -17,10 +17,7 @@ def merge_with_peft(path: Path) -> str:
 
 
 RUN_WITH_PEFT = "run it with transformers and peft: there are no weights that do what it does"
-RUN_ELSEWHERE = (
-    "run it where adapters switch on behind their tokens: convert it with llama.cpp's convert_lora_to_gguf.py and pass "
-    "it to llama-server with --lora, or serve it with vLLM"
-)
+SERVE_IT = "serve it: loragraft serve BASE --lora ADAPTER"
 SAVE_CONVERTED = (
     "save it where it was trained as an adapter of the original base: model.save_pretrained(OUT, "
     "path_initial_model_for_weight_conversion=START), START being the adapter as it was before training; or put that "

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.adapters.invocation import invocation_tokens
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
@@ -94,6 +95,7 @@ def read_gguf_adapter(path: Path, base: ModelSource) -> Adapter:
             name=path.stem,
             files=(path,),
             settings=_settings(file),
+            invocation=_invocation(file),
         )
 
 
@@ -254,10 +256,11 @@ def _check_kind(file: GGUFFile, base: ModelSource) -> None:
         if found != expected:
             problem = "is for another architecture" if key == "general.architecture" else "is no LoRA adapter"
             raise AdapterError(file.path, problem, found=f"{key} {found!r}", expected=repr(expected))
-    if _INVOCATION in file.metadata:
-        raise AdapterError(
-            file.path, f"{_INVOCATION} is not supported", hint="it switches on only behind these tokens"
-        )
+
+
+def _invocation(file: GGUFFile) -> tuple[int, ...]:
+    value = file.metadata.get(_INVOCATION)
+    return () if value is None else invocation_tokens(file.path, _INVOCATION, value.data)
 
 
 def _sorted(file: GGUFFile) -> tuple[dict[str, dict[str, GGUFTensor]], dict[str, GGUFTensor]]:

@@ -87,6 +87,9 @@ class Adapter:
     """That hold its tensors."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What adapter_config.json says of ranks and scales, where it is known."""
+    invocation: tuple[int, ...] = ()
+    """aLoRA (Greenewald et al. 2025, arXiv 2504.12397): the tokens from which on it works; before them the base is
+    alone. Empty for an adapter that always works."""
 
     @property
     def targets(self) -> frozenset[str]:

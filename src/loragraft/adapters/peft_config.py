@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loragraft.adapters.advice import RUN_ELSEWHERE, RUN_WITH_PEFT, merge_with_peft
+from loragraft.adapters.advice import RUN_WITH_PEFT, merge_with_peft
+from loragraft.adapters.invocation import invocation_tokens
 from loragraft.adapters.methods import METHODS
 from loragraft.adapters.methods.method import Method
 from loragraft.errors import AdapterError
 from loragraft.patterns import PatternError, SuffixTable
 
+_INVOCATION = "alora_invocation_tokens"
 _HONOURED = {
+    _INVOCATION,
     "peft_type",
     "r",
     "lora_alpha",
@@ -66,7 +69,6 @@ _MAX_NAMES = 1024
 
 #: Why the keys that are refused cannot be ignored.
 _REFUSED = {
-    "alora_invocation_tokens": "it switches on only behind these tokens, which no merged weight can do",
     "layer_replication": "it repeats layers of the base",
 }
 #: Keys of the tuners' base classes that every method may have.
@@ -125,6 +127,8 @@ class LoraSettings:
     """`init_lora_weights`, where it took something out of the base that the adapter was trained beside."""
     qalora_group: int | None = None
     """How many inputs QALoRA pools into one."""
+    invocation: tuple[int, ...] = ()
+    """alora_invocation_tokens: it works from these tokens on."""
     method: Method | None = None
     """Another method than LoRA, of which the fields above say nothing but `saved` and `token_ids`."""
 
@@ -189,6 +193,7 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         _number(path, "qalora_group_size", config.get("qalora_group_size", 16), whole=True)
         if config.get("use_qalora")
         else None,
+        invocation_tokens(path, _INVOCATION, config[_INVOCATION]) if config.get(_INVOCATION) else (),
     )
 
 
@@ -237,7 +242,7 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
         f"{key} is not supported: {reason}",
         found=repr(value)[:80],
         expected="it not to be set",
-        hint=RUN_ELSEWHERE if key == "alora_invocation_tokens" else merge_with_peft(path),
+        hint=merge_with_peft(path),
     )
 
 

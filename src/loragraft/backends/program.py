@@ -113,6 +113,10 @@ class Program(ABC):
             self._slots.add(slot)
             return slot
 
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """The memory that a slot for `adapter` takes."""
+        return adapter.nbytes
+
     def drop_adapter(self, slot: int) -> None:
         """Forget the adapter in `slot`. What sequences hold, they keep. Raises AdapterError if it is empty."""
         with self._mine():

@@ -109,6 +109,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
         name=repository_name(folder.resolve()),
         files=tuple(files),
         settings={} if mlx or settings.method else {key: config[key] for key in SCALES if key in config},
+        invocation=settings.invocation,
     )
 
 

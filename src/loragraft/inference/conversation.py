@@ -71,7 +71,9 @@ class Conversation:
         self._model = model
         self._max_tokens = max_tokens
         self._seed = seed
-        self._shelf = Shelf(model.program, lambda path: plain_only(load_adapter(path, model.source)))
+        self._shelf = Shelf(
+            model.program, lambda path: plain_only(load_adapter(path, model.source, invoked=True))
+        )
         self._scheduler = Scheduler(
             model.program, model.tokenizer, self._shelf, context=model.context_length, subject=model.path.name
         )

@@ -123,6 +123,11 @@ class Model:
         return with_bos(self.tokenizer, ids)
 
     @property
+    def has_template(self) -> bool:
+        """Whether it has a chat template; one without continues texts."""
+        return "tokenizer.chat_template" in self.source.metadata
+
+    @property
     def template_takes_tools(self) -> bool:
         """Whether the chat template reads `tools`."""
         from loragraft.inference.chat import template_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -18,6 +19,9 @@ from loragraft.server.errors import ApiError, api_error
 from loragraft.server.names import MOST_NAME, is_name
 from loragraft.server.schema import AdapterScale, LoadAdapter, UnloadAdapter
 from loragraft.server.state import MOST_STRENGTH, State
+
+_LOADS = ThreadPoolExecutor(1, "loads")
+"""It waits for the shelf, which reads one adapter at a time."""
 
 #: Adapters that clients may have loaded under names of their choice, beside those of the command line.
 MOST_KNOWN = 1000
@@ -81,7 +85,8 @@ class Adapters:
         trial = Shelf.trial_name(body.lora_name)
         self._state.shelf.register(trial, path)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, partial(self._state.shelf.preload, trial))
+            loading = partial(self._state.shelf.preload, trial)
+            await asyncio.get_running_loop().run_in_executor(_LOADS, loading)
         except LoragraftError as error:
             self._state.shelf.unregister(trial)
             raise api_error(error) from None

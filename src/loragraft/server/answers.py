@@ -55,6 +55,11 @@ def event(body: object) -> bytes:
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
+def named_event(name: str, body: object) -> bytes:
+    """One server-sent event with a name."""
+    return b"event: " + name.encode() + b"\n" + event(body)
+
+
 LAST_EVENT = b"data: [DONE]\n\n"
 
 

@@ -18,9 +18,12 @@ from loragraft.server.adapters import Adapters
 from loragraft.server.chat import ChatCompletions
 from loragraft.server.completions import Completions
 from loragraft.server.constraints import Grammars
+from loragraft.server.conversing import Conversing
 from loragraft.server.embeddings import Embeddings
 from loragraft.server.errors import ApiError
 from loragraft.server.listing import Listing
+from loragraft.server.messages import Messages
+from loragraft.server.responses import Responses
 from loragraft.server.security import Guard
 from loragraft.server.state import State
 
@@ -40,9 +43,14 @@ _PAGE_HEADERS = {
 def create_app(state: State) -> Starlette:
     """The application that serves `state`. The scheduler must run; stopping it is the caller's business."""
     grammars = Grammars(state.model.tokenizer)
+    conversing = Conversing(state, grammars)
+    messages = Messages(conversing)
     listing, adapters = Listing(state), Adapters(state)
     posts: dict[str, Endpoint] = {
         "/v1/chat/completions": ChatCompletions(state, grammars),
+        "/v1/responses": Responses(conversing),
+        "/v1/messages": messages,
+        "/v1/messages/count_tokens": messages.count,
         "/v1/completions": Completions(state, grammars),
         "/v1/embeddings": Embeddings(state),
         "/v1/load_lora_adapter": adapters.load,
@@ -88,17 +96,19 @@ async def page(http: HttpRequest) -> Response:
 
 async def _api_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    return error.response(http.url.path)
 
 
 async def _http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = {404: f"no such path: {http.url.path}", 405: f"{http.method} is not possible on {http.url.path}"}
-    return ApiError(what.get(error.status_code, error.detail), status=error.status_code).response()
+    return ApiError(what.get(error.status_code, error.detail), status=error.status_code).response(
+        http.url.path
+    )
 
 
 async def _bug(http: HttpRequest, error: Exception) -> Response:
     log.exception("a request failed", exc_info=error)
     return ApiError(
         "the server failed: this is a bug", status=500, kind="server_error", code="internal_error"
-    ).response()
+    ).response(http.url.path)

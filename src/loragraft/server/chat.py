@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from loragraft.errors import LoragraftError
-from loragraft.inference.scheduler.request import Constraint, Finished, Piece, Request, Scored
+from loragraft.inference.scheduler.request import Finished, Piece, Request, Scored
 from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.constraints import Grammars
-from loragraft.server.errors import ApiError, api_error, unhonoured
-from loragraft.server.options import request_of
-from loragraft.server.prompts import chat_ids
-from loragraft.server.running import Reply, Running, begun, gather, receipt, receipt_header, unless_gone
-from loragraft.server.schema import ChatRequest, NamedTool, Tool
+from loragraft.server.conversing import Conversing, said_and_called, tools_of
+from loragraft.server.errors import ApiError, unhonoured
+from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
+from loragraft.server.schema import ChatRequest
 from loragraft.server.state import State
-from loragraft.server.tools import Call, call_schema, find_calls, with_instruction
 
 
 class ChatCompletions:
     """The endpoint, for one served model."""
 
     def __init__(self, state: State, grammars: Grammars) -> None:
+        self._conversing = Conversing(state, grammars)
         self._state = state
-        self._grammars = grammars
 
     async def __call__(self, http: HttpRequest) -> Response:
         body = await read_body(http, ChatRequest, self._state.limits)
         running = Running(self._state, await self._state.aside.run(self.request, body))
-        tools = _tools_of(body)
         if body.stream:
-            return await self._stream(body, tools, running, http)
+            return await streamed(running, self._events(body, running), http)
         async with running:
-            replies = await unless_gone(_complete(running), http)
+            replies = await unless_gone(complete(running), http)
         assert running.done is not None
-        choices = [self._choice(number, reply, body, tools) for number, reply in enumerate(replies)]
+        choices = [self._choice(number, reply, body) for number, reply in enumerate(replies)]
         whole = {
             "id": answers.new_id("chatcmpl"),
             "object": "chat.completion",
@@ -52,57 +48,11 @@ class ChatCompletions:
 
     def request(self, body: ChatRequest) -> Request:
         """The scheduler's request for `body`. Raises ApiError for what is wrong with it. Takes time."""
-        state = self._state
         _check_fields(body)
-        tools = _tools_of(body)
-        if len(body.messages) > state.limits.messages:
-            raise ApiError(
-                f"messages: found {len(body.messages)}, expected at most {state.limits.messages}",
-                param="messages",
-            )
-        messages, told = body.messages, tools or None
-        if tools and not state.model.template_takes_tools:
-            messages, told = with_instruction(messages, tools), None
-        try:
-            prompt = chat_ids(state.model, messages, tools=told, extra=body.chat_template_kwargs)
-        except LoragraftError as error:
-            raise api_error(error) from None
-        most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        wanted = (body.top_logprobs or 0) if body.logprobs else None
-        return request_of(
-            state,
-            body,
-            prompt,
-            max_tokens=most,
-            logprobs=wanted,
-            constraint=self._constraint(body, tools),
-            show_special=bool(tools),
-        )
+        return self._conversing.request(body)
 
-    def _constraint(self, body: ChatRequest, tools: list[Tool]) -> Callable[[], Constraint] | None:
-        form = body.response_format
-        kinds = [body.grammar is not None, form is not None and form.type != "text", _must_call(body)]
-        if sum(kinds) > 1:
-            raise ApiError("give one of grammar, response_format and a required tool, not several")
-        if body.grammar is not None:
-            return self._grammars.grammar(body.grammar)
-        if _must_call(body):
-            named = body.tool_choice if isinstance(body.tool_choice, NamedTool) else None
-            if named is not None and all(tool.function.name != named.function.name for tool in tools):
-                raise ApiError(
-                    f"tool_choice: no tool {named.function.name!r} among tools", param="tool_choice"
-                )
-            return self._grammars.json_schema(call_schema(tools, named), "tools")
-        if form is None or form.type == "text":
-            return None
-        if form.type == "json_object":
-            return self._grammars.any_object()
-        if form.json_schema is None or form.json_schema.schema is None:
-            raise ApiError("response_format: json_schema needs a schema", param="response_format")
-        return self._grammars.json_schema(form.json_schema.schema, "response_format")
-
-    def _choice(self, number: int, reply: Reply, body: ChatRequest, tools: list[Tool]) -> Json:
-        said, calls = self._said_and_called(reply.text, body, tools)
+    def _choice(self, number: int, reply: Reply, body: ChatRequest) -> Json:
+        said, calls = said_and_called(reply.text, body)
         message: Json = {"role": "assistant", "content": said or (None if calls else ""), "refusal": None}
         if calls:
             message["tool_calls"] = [call.body() for call in calls]
@@ -112,11 +62,6 @@ class ChatCompletions:
             "logprobs": self._logprobs(reply.tokens) if body.logprobs else None,
             "finish_reason": "tool_calls" if calls else reply.reason,
         }
-
-    @staticmethod
-    def _said_and_called(text: str, body: ChatRequest, tools: list[Tool]) -> tuple[str, list[Call]]:
-        said, calls = find_calls(text, tools) if tools else (text, [])
-        return said, calls[:1] if body.parallel_tool_calls is False else calls
 
     def _logprobs(self, tokens: list[Scored]) -> Json:
         return {"content": [self._scored(token) for token in tokens], "refusal": None}
@@ -128,14 +73,7 @@ class ChatCompletions:
 
         return {**one(scored.token, scored.logprob), "top_logprobs": [one(*each) for each in scored.top]}
 
-    async def _stream(
-        self, body: ChatRequest, tools: list[Tool], running: Running, http: HttpRequest
-    ) -> Response:
-        await begun(running, http)
-        events = self._events(body, tools, running)
-        return answers.stream(events, receipt_header(running.adapters), running)
-
-    async def _events(self, body: ChatRequest, tools: list[Tool], running: Running) -> AsyncIterator[bytes]:
+    async def _events(self, body: ChatRequest, running: Running) -> AsyncIterator[bytes]:
         head = {
             "id": answers.new_id("chatcmpl"),
             "object": "chat.completion.chunk",
@@ -148,6 +86,7 @@ class ChatCompletions:
             choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
             return answers.event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
 
+        tools = tools_of(body)
         try:
             for number in range(running.request.choices):
                 yield chunk(number, {"role": "assistant", "content": ""})
@@ -163,7 +102,7 @@ class ChatCompletions:
                 elif isinstance(event, Finished):
                     reason: str = event.reason
                     if tools:
-                        said, calls = self._said_and_called(held[event.choice].text, body, tools)
+                        said, calls = said_and_called(held[event.choice].text, body)
                         if said:
                             yield chunk(event.choice, {"content": said})
                         for index, call in enumerate(calls):
@@ -176,21 +115,6 @@ class ChatCompletions:
             yield answers.event({**last, **usage}) + answers.LAST_EVENT
         except ApiError as error:
             yield answers.event(error.body)
-
-
-async def _complete(running: Running) -> list[Reply]:
-    await running.started()
-    return await gather(running)
-
-
-def _must_call(body: ChatRequest) -> bool:
-    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
-
-
-def _tools_of(body: ChatRequest) -> list[Tool]:
-    if body.tool_choice not in (None, "none") and not body.tools:
-        raise ApiError("tool_choice: needs tools", param="tool_choice")
-    return [] if body.tool_choice == "none" else list(body.tools or ())
 
 
 def _check_fields(body: ChatRequest) -> None:

@@ -17,7 +17,7 @@ from loragraft.server.constraints import Grammars
 from loragraft.server.errors import ApiError, unhonoured
 from loragraft.server.options import request_of
 from loragraft.server.prompts import given_ids, text_ids
-from loragraft.server.running import Reply, Running, begun, gather, receipt, receipt_header, unless_gone
+from loragraft.server.running import Reply, Running, gather, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import CompletionRequest, Prompts
 from loragraft.server.state import State
 
@@ -111,8 +111,7 @@ class Completions:
         if len(running) != 1:
             raise ApiError("prompt: one prompt can be streamed, found several", param="prompt")
         (only,) = running
-        await begun(only, http)
-        return answers.stream(self._events(body, prompts[0], only), receipt_header(only.adapters), only)
+        return await streamed(only, self._events(body, prompts[0], only), http)
 
     async def _events(self, body: CompletionRequest, prompt: Ids, running: Running) -> AsyncIterator[bytes]:
         head = {

@@ -13,6 +13,16 @@ from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError,
 RETRY_SECONDS = 2
 _MOST_TEXT = 1000  # characters of a message; some quote what the client sent
 
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 class ApiError(Exception):
     """A request that is refused: what the client reads, and the HTTP status."""
@@ -34,9 +44,17 @@ class ApiError(Exception):
     def body(self) -> dict[str, object]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
+    @property
+    def anthropic(self) -> dict[str, object]:
+        """As Anthropic's API has errors."""
+        kind = _ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str = "") -> Response:
+        """For a request to `path`, whose API has its own form of errors."""
+        body = self.anthropic if path.startswith("/v1/messages") else self.body
         headers = {"retry-after": str(RETRY_SECONDS)} if self.status == 429 else {}
-        return Response(msgspec.json.encode(self.body), self.status, headers, "application/json")
+        return Response(msgspec.json.encode(body), self.status, headers, "application/json")
 
 
 def api_error(error: LoragraftError) -> ApiError:

@@ -35,6 +35,7 @@ class Listing:
             "created": self._state.started,
             "owned_by": "loragraft",
             "max_model_len": self._state.scheduler.context,
+            "chat": self._state.model.has_template,
         }
         return [
             base,

@@ -46,6 +46,8 @@ class Metrics(Telemetry):
         self._ended = Counter(
             "loragraft_requests", "Requests, by how they ended", ["how"], registry=self.registry
         )
+        self._guessed = Counter("loragraft_tokens_guessed", "Guessed ahead", registry=self.registry)
+        self._right = Counter("loragraft_tokens_guessed_right", "Of these, right", registry=self.registry)
         self._labels: set[str] = set()
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
@@ -70,6 +72,10 @@ class Metrics(Telemetry):
     def read(self, tokens: int, cached: int) -> None:
         self._read.inc(tokens)
         self._cached.inc(cached)
+
+    def guesses(self, guessed: int, right: int) -> None:
+        self._guessed.inc(guessed)
+        self._right.inc(right)
 
     def first_token(self, seconds: float) -> None:
         self._first.observe(seconds)

@@ -26,8 +26,10 @@ def chat_ids(
     *,
     tools: Sequence[Tool] | None = None,
     extra: Mapping[str, Any] | None = None,
+    begun: str = "",
 ) -> Ids:
-    """The tokens of a conversation under the model's chat template, up to where its reply begins.
+    """The tokens of a conversation under the model's chat template, up to where its reply begins, and of what it
+    begins with.
 
     Raises ApiError for content that is not text, LoragraftError for messages that the template refuses.
     """
@@ -39,6 +41,8 @@ def chat_ids(
     mark = _unused_mark(json.dumps([said, described], ensure_ascii=False))
     text = model.chat_text(_marked(said, control, mark), tools=_marked(described, control, mark), extra=extra)
     ids = [model.tokenize(part, add_special=False, parse_special=True) for part in text.split(mark)]
+    if begun:
+        ids.append(model.tokenize(begun, add_special=False))
     return model.with_bos(np.concatenate(ids))
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from loragraft.errors import LoragraftError
 from loragraft.inference.scheduler.request import (
@@ -25,6 +26,7 @@ from loragraft.inference.scheduler.request import (
     Scored,
     Started,
 )
+from loragraft.server import answers
 from loragraft.server.errors import ApiError, api_error
 from loragraft.server.state import State
 
@@ -46,6 +48,7 @@ class Running:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._over = False
         self.adapters: tuple[Ran, ...] = ()
+        self.cached = 0
         self.done: Done | None = None
 
     async def __aenter__(self) -> Running:
@@ -66,7 +69,7 @@ class Running:
         """Wait until the request is worked on: what it runs with is known then, and most errors have shown."""
         event = await self._next()
         assert isinstance(event, Started)
-        self.adapters = event.adapters
+        self.adapters, self.cached = event.adapters, event.cached_tokens
 
     async def __aiter__(self) -> AsyncIterator[Piece | Finished | Embedded]:
         while True:
@@ -101,6 +104,7 @@ class Reply:
     text: str = ""
     tokens: list[Scored] = field(default_factory=list)
     reason: FinishReason = "length"
+    stop_text: str | None = None
 
 
 async def gather(running: Running) -> list[Reply]:
@@ -113,9 +117,22 @@ async def gather(running: Running) -> list[Reply]:
             replies[event.choice].tokens.extend(event.tokens)
         elif isinstance(event, Finished):
             replies[event.choice].reason = event.reason
+            replies[event.choice].stop_text = event.stop_text
     for reply, parts in zip(replies, texts, strict=True):
         reply.text = "".join(parts)
     return replies
+
+
+async def complete(running: Running) -> list[Reply]:
+    """All choices, from the start."""
+    await running.started()
+    return await gather(running)
+
+
+async def streamed(running: Running, events: AsyncIterator[bytes], http: HttpRequest) -> Response:
+    """`events` of the running request as an answer, once it is worked on."""
+    await begun(running, http)
+    return answers.stream(events, receipt_header(running.adapters), running)
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], http: HttpRequest) -> T:
@@ -149,6 +166,7 @@ def receipt(adapters: Sequence[Ran], done: Done | None = None) -> dict[str, obje
                 "tensors": ran.tensors,
                 "changing": ran.changing,
                 "sha256": ran.sha256,
+                **({} if ran.active_from is None else {"active_from": ran.active_from}),
             }
             for ran in adapters
         ]

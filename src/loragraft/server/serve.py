@@ -71,7 +71,7 @@ def make_state(model: Model, adapters: Sequence[Named], options: ServeOptions) -
     metrics = Metrics()
     shelf = Shelf(
         model.program,
-        lambda path: plain_only(load_adapter(path, model.source)),
+        lambda path: plain_only(load_adapter(path, model.source, invoked=True)),
         most_bytes=options.adapter_memory,
     )
     for name, path, strength in adapters:

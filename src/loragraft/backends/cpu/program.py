@@ -74,6 +74,10 @@ class NativeProgram(Program):
 
     # ---- adapters ----
 
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """As it was read, and packed."""
+        return 2 * adapter.nbytes
+
     def _add(self, adapter: Adapter) -> int:
         slot, graph, tensors = self._slots_of.add(adapter)
         with _refusing():

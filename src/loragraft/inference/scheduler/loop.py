@@ -13,19 +13,22 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from loragraft.adapters.invocation import invoked_at
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
-from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
+from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError, TimeLimitError
 from loragraft.graph.chains import find_chains
 from loragraft.inference.sampling import Sampler
+from loragraft.inference.scheduler.job import Choice, Job
+from loragraft.inference.scheduler.lookup import Lookup, PassCosts
 from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache
 from loragraft.inference.scheduler.request import (
-    Constraint,
     Done,
     Embedded,
     Event,
@@ -34,62 +37,20 @@ from loragraft.inference.scheduler.request import (
     FinishReason,
     Floats,
     Piece,
+    Ran,
     Request,
     Scored,
     Started,
 )
-from loragraft.inference.scheduler.shelf import Lease, Shelf
+from loragraft.inference.scheduler.shelf import Shelf
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.inference.scheduler.telemetry import Telemetry
-from loragraft.inference.tokenizer import TextDecoder, Tokenizer
+from loragraft.inference.tokenizer import Tokenizer
+
+#: Replies at once beside which guessing is looked into: with more, rows come from them.
+_MOST_GUESSING = 4
 
 log = logging.getLogger("loragraft.scheduler")
-
-
-@dataclass(eq=False)
-class _Choice:
-    """One reply under way."""
-
-    number: int
-    sequence: int
-    sampler: Sampler
-    decoder: TextDecoder
-    stops: StopTexts
-    constraint: Constraint | None
-    made: list[int] = field(default_factory=list)
-    unsent: list[Scored] = field(default_factory=list)
-    next: int | None = None
-    """The token to feed; None before the first and after the last."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request and how far it is."""
-
-    request: Request
-    submitted: float
-    lease: Lease | None = None
-    admitted: float = 0.0
-    first_token: float = 0.0
-    cached: int = 0
-    read: int = 0
-    """Tokens of the prompt whose states are in `sequence`."""
-    sequence: int | None = None
-    choices: list[_Choice] = field(default_factory=list)
-    completed: int = 0
-    hidden: list[Floats] = field(default_factory=list)
-    cancelled: bool = False
-    adapters: tuple[str, ...] = ()
-    label: str = ""
-    """The adapters' names, for the telemetry."""
-
-    def __post_init__(self) -> None:
-        self.adapters = tuple(name for name, _ in self.request.adapters)
-        self.label = "+".join(self.adapters)
-
-    @property
-    def deadline(self) -> float:
-        return float("inf") if self.request.timeout is None else self.submitted + self.request.timeout
 
 
 class Scheduler:
@@ -97,7 +58,8 @@ class Scheduler:
 
     `sequences`: replies at once at most; `chunk`: rows of prompts in a pass that also holds replies; `waiting`:
     requests that may queue, more are refused with `BusyError`; `check` raises what makes the results of a pass
-    worthless, such as a model's file that became shorter. `start` before the first `submit`.
+    worthless, such as a model's file that became shorter; `lookup`: guess tokens where the text repeats itself, if that
+    pays (`scheduler.lookup`). `start` before the first `submit`.
     """
 
     def __init__(
@@ -112,6 +74,7 @@ class Scheduler:
         chunk: int = 256,
         waiting: int = 256,
         prefixes: int = 256,
+        lookup: bool = True,
         telemetry: Telemetry | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -127,11 +90,13 @@ class Scheduler:
         self._most_waiting = waiting
         chains = {chain.result: chain for chain in find_chains(program.graph)}
         self._output_weight = chains[program.graph.output].weight if program.graph.output in chains else None
+        self.costs = PassCosts()
+        self._lookup = lookup
         self._cache = PrefixCache(program.close_sequence, prefixes)
         self._wake = threading.Condition()
-        self._waiting: dict[tuple[str, ...], deque[_Job]] = {}
-        self._running: list[_Job] = []
-        self._jobs: dict[int, _Job] = {}
+        self._waiting: dict[tuple[str, ...], deque[Job]] = {}
+        self._running: list[Job] = []
+        self._jobs: dict[int, Job] = {}
         self._state = "new"
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._outbox: list[tuple[Request, Event]] = []
@@ -172,7 +137,7 @@ class Scheduler:
                 raise BusyError(
                     "server", "too many requests are waiting", found=self.queued, hint="try again later"
                 )
-            job = _Job(request, time.monotonic())
+            job = Job(request, time.monotonic())
             self._jobs[request.number] = job
             self._waiting.setdefault(job.adapters, deque()).append(job)
             self._wake.notify()
@@ -253,7 +218,7 @@ class Scheduler:
                 if self._jobs:
                     self._wake.wait(0.05)
 
-    def _emit(self, job: _Job, event: Event) -> None:
+    def _emit(self, job: Job, event: Event) -> None:
         self._outbox.append((job.request, event))
 
     def _deliver(self) -> None:
@@ -310,26 +275,53 @@ class Scheduler:
                 blocked = False
                 try:
                     self._program.check_adapters(lease.slots)
+                    self._begin(job)
                 except LoragraftError as error:
                     self._fail(job, error)  # alone: in a batch it would fail all others with it
                     continue
-                self._begin(job)
                 room -= job.request.choices
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: Job) -> None:
         assert job.lease is not None
         self._running.append(job)
+        ran = self._invoke(job)
         if job.request.embed is None:
-            self._take_prefix(job, job.lease.key)
+            self._take_prefix(job)
         if job.sequence is None:
             job.sequence = self._program.open_sequence()
         self.telemetry.read(len(job.request.prompt), job.cached)
-        self._emit(job, Started(job.lease.ran))
+        self._emit(job, Started(ran, job.cached))
 
-    def _take_prefix(self, job: _Job, key: AdapterKey) -> None:
+    @staticmethod
+    def _invoke(job: Job) -> tuple[Ran, ...]:
+        """Find where an aLoRA of the request begins to work. Raises AdapterError if its tokens are not there: what is
+        asked for is not left out silently."""
+        assert job.lease is not None
+        places: dict[str, int] = {}
+        for name, tokens in job.lease.invocations.items():
+            place = invoked_at(job.request.prompt, tokens)
+            if place is None:
+                raise AdapterError(
+                    name,
+                    "works only from its invocation tokens on, which the prompt does not hold",
+                    expected=f"the tokens {list(tokens)[:16]}",
+                )
+            places[name] = place
+        if len(set(places.values())) > 1:
+            raise AdapterError(
+                " and ".join(places), "begin to work at different places", found=list(places.values())
+            )
+        job.invoked = next(iter(places.values()), 0)
+        job.ran = tuple(replace(ran, active_from=places.get(ran.name)) for ran in job.lease.ran)
+        return job.ran
+
+    def _take_prefix(self, job: Job) -> None:
         """Begin with the states of the longest known sequence that the prompt begins like. Its last token is always
         read anew: the reply follows from its logits."""
+        key, _ = job.shared
         prompt, most = job.request.prompt, len(job.request.prompt) - 1
+        if job.invoked:
+            prompt, most = prompt[: job.invoked], job.invoked
         for sequence, shared in [*self._under_way(key, prompt), *self._cache.longest(key, prompt)]:
             length = min(shared, most)
             if length <= job.cached:
@@ -345,8 +337,8 @@ class Scheduler:
     def _under_way(self, key: AdapterKey, prompt: Ids) -> Iterator[tuple[int, int]]:
         """Prompts that are being read now: (sequence, shared length)."""
         for other in self._running:
-            if other.lease is not None and other.lease.key == key and other.sequence is not None:
-                known = other.request.prompt[: other.read]
+            if other.lease is not None and other.sequence is not None and other.shared[0] == key:
+                known = other.request.prompt[: other.shared[1]]
                 n = min(len(known), len(prompt))
                 differing = np.flatnonzero(known[:n] != prompt[:n])
                 shared = int(differing[0]) if len(differing) else n
@@ -374,7 +366,10 @@ class Scheduler:
             return
         logits, hidden = found
         rows = sum(len(rows.tokens) for _, _, rows in plan)
-        self.telemetry.passed(rows, len(plan), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        if all(choice is not None for _, choice, _ in plan):
+            self.costs.passed(rows, seconds)
+        self.telemetry.passed(rows, len(plan), seconds)
         at = 0
         for job, choice, piece in plan:
             mine = slice(at, at + self._wanted(piece))
@@ -383,7 +378,7 @@ class Scheduler:
                 continue  # failed by an earlier row of this pass
             try:
                 if choice is not None:
-                    self._continue(job, choice, logits[mine][0])
+                    self._read_on(job, choice, piece.tokens, logits[mine])
                 elif job.request.embed is not None:
                     assert hidden is not None
                     self._text_read(job, hidden[mine])
@@ -398,15 +393,18 @@ class Scheduler:
     def _wanted(rows: Rows) -> int:
         return {"none": 0, "last": 1}.get(str(rows.wants), len(rows.tokens))
 
-    def _compose(self) -> Iterator[tuple[_Job, _Choice | None, Rows]]:
-        replies = 0
+    def _compose(self) -> Iterator[tuple[Job, Choice | None, Rows]]:
+        replies, waiting = 0, list[tuple[Job, Choice]]()
         for job in self._running:
             assert job.lease is not None
             for choice in job.choices:
                 if choice.next is not None:
                     replies += 1
-                    tokens = np.array([choice.next], np.int32)
-                    yield job, choice, Rows(choice.sequence, tokens, job.lease.slots, "last")
+                    waiting.append((job, choice))
+        for job, choice in waiting:
+            assert job.lease is not None
+            tokens = np.array([choice.next, *self._guesses(job, choice, replies)], np.int32)
+            yield job, choice, Rows(choice.sequence, tokens, job.lease.slots, "all")
         room = self._chunk if replies else 2 * self._chunk
         reading = [job for job in self._running if not job.choices]
         for count, job in enumerate(reading):
@@ -414,15 +412,26 @@ class Scheduler:
             assert job.sequence is not None
             share = max(1, room // (len(reading) - count))
             left = job.request.prompt[job.read :]
-            tokens = left[: min(share, room)]
+            early = job.read < job.invoked
+            tokens = left[: min(share, room, job.invoked - job.read if early else len(left))]
+            slots = job.lease.early_slots if early else job.lease.slots
             if not len(tokens):
                 return
             room -= len(tokens)
             last = len(tokens) == len(left)
             wants: Literal["all", "last", "none"] = "all" if job.request.embed else "last" if last else "none"
-            yield job, None, Rows(job.sequence, tokens, job.lease.slots, wants)
+            yield job, None, Rows(job.sequence, tokens, slots, wants)
 
-    def _forward(self, plan: list[tuple[_Job, _Choice | None, Rows]]) -> tuple[Floats, Floats | None] | None:
+    def _guesses(self, job: Job, choice: Choice, replies: int) -> list[int]:
+        """What may follow the token to feed, where looking for it is worth a row."""
+        if not self._lookup or replies > _MOST_GUESSING:
+            return []
+        if choice.lookup is None:
+            choice.lookup = Lookup([*job.request.prompt.tolist(), *choice.made])
+        room = min(job.request.max_tokens, self.context - len(job.request.prompt)) - len(choice.made)
+        return choice.lookup.guesses(replies, self.costs, room - 1)
+
+    def _forward(self, plan: list[tuple[Job, Choice | None, Rows]]) -> tuple[Floats, Floats | None] | None:
         """The logits of a batch, and if a text is to be embedded the hidden states behind the last norm, of the rows
         whose logits are wanted. Where the memory for states is full, forgets kept prefixes, then fails the request that
         came last; None if the batch must be composed again without it."""
@@ -452,7 +461,7 @@ class Scheduler:
             self._program.observer = None
         return logits, np.concatenate(hidden)
 
-    def _text_read(self, job: _Job, hidden: Floats) -> None:
+    def _text_read(self, job: Job, hidden: Floats) -> None:
         """Part of a text to embed was read: `hidden` [tokens, d]."""
         job.read += len(hidden)
         job.hidden.append(hidden.sum(axis=0, dtype=np.float64) if job.request.embed == "mean" else hidden[-1])
@@ -467,9 +476,11 @@ class Scheduler:
         self._emit(job, Embedded(np.asarray(pooled / (length or 1.0), np.float32)))
         self._complete(job)
 
-    def _prompt_read(self, job: _Job, tokens: int, logits: Floats) -> None:
+    def _prompt_read(self, job: Job, tokens: int, logits: Floats) -> None:
         request = job.request
         job.read += tokens
+        if job.read == job.invoked:
+            self._keep_early(job)
         if job.read < len(request.prompt):
             return
         job.first_token = time.monotonic()
@@ -480,7 +491,7 @@ class Scheduler:
             last = number == request.choices - 1
             sequence = job.sequence if last else self._program.fork_sequence(job.sequence, job.read)
             sampling = request.sampling
-            choice = _Choice(
+            choice = Choice(
                 number,
                 sequence,
                 Sampler(sampling, stream=number),
@@ -493,7 +504,24 @@ class Scheduler:
         for choice in list(job.choices):
             self._continue(job, choice, logits[0])
 
-    def _continue(self, job: _Job, choice: _Choice, logits: Floats) -> None:
+    def _read_on(self, job: Job, choice: Choice, tokens: Ids, logits: Floats) -> None:
+        """A reply's token and the guesses behind it were read: go on as far as the guesses are what is drawn."""
+        start, right = self._program.length(choice.sequence) - len(tokens), 0
+        for number in range(len(tokens)):
+            choice.valid = start + number + 1
+            self._continue(job, choice, logits[number])
+            if choice.next is None or number + 1 == len(tokens) or choice.next != tokens[number + 1]:
+                break
+            right += 1
+        if len(tokens) == 1:
+            return
+        if choice.lookup is not None:
+            choice.lookup.judged(len(tokens) - 1, right)
+        self.telemetry.guesses(len(tokens) - 1, right)
+        if choice.sequence >= 0 and self._program.length(choice.sequence) > choice.valid:
+            self._program.truncate_sequence(choice.sequence, choice.valid)
+
+    def _continue(self, job: Job, choice: Choice, logits: Floats) -> None:
         """Choose the next token of a reply and send what can be sent."""
         request = job.request
         if not np.isfinite(logits.max()):
@@ -523,6 +551,8 @@ class Scheduler:
             self._finish(job, choice, "stop")
             return
         choice.made.append(token)
+        if choice.lookup is not None:
+            choice.lookup.push(token)
         self._made[job.label] += 1
         choice.unsent.append(_scored(token, logits, request.logprobs))
         text = choice.stops.push(choice.decoder.push(token))
@@ -535,29 +565,29 @@ class Scheduler:
         if text or request.logprobs is not None:
             self._send(job, choice, text)
 
-    def _send(self, job: _Job, choice: _Choice, text: str) -> None:
+    def _send(self, job: Job, choice: Choice, text: str) -> None:
         tokens, choice.unsent = tuple(choice.unsent), []
         if text or tokens:
             self._emit(job, Piece(choice.number, text, tokens))
 
-    def _finish(self, job: _Job, choice: _Choice, reason: FinishReason, text: str = "") -> None:
+    def _finish(self, job: Job, choice: Choice, reason: FinishReason, text: str = "") -> None:
         if not choice.stops.hit:
             text += choice.stops.push(choice.decoder.finish()) + choice.stops.finish()
         self._send(job, choice, text)
-        self._emit(job, Finished(choice.number, reason))
+        self._emit(job, Finished(choice.number, reason, choice.stops.found))
         choice.next = None
         job.completed += 1
         self._keep(job, choice)
         if job.completed == job.request.choices:
             self._complete(job)
 
-    def _complete(self, job: _Job) -> None:
+    def _complete(self, job: Job) -> None:
         assert job.lease is not None
         done = Done(
             len(job.request.prompt),
             job.cached,
             sum(len(choice.made) for choice in job.choices),
-            job.lease.ran,
+            job.ran,
             job.admitted - job.submitted,
             job.first_token - job.submitted,
             time.monotonic() - job.submitted,
@@ -565,18 +595,32 @@ class Scheduler:
         self._end(job, "done")
         self._emit(job, done)
 
-    def _keep(self, job: _Job, choice: _Choice) -> None:
+    def _keep(self, job: Job, choice: Choice) -> None:
         """Leave the states of a finished reply to prompts that begin like it."""
         assert job.lease is not None
+        if job.invoked:
+            return  # the next prompt invokes elsewhere: what is behind the tokens is of no use
         tokens = np.concatenate([job.request.prompt, np.array(choice.made, np.int32)])
+        if choice.valid and self._program.length(choice.sequence) > choice.valid:
+            self._program.truncate_sequence(
+                choice.sequence, choice.valid
+            )  # guesses that nobody needs any more
         sequence, choice.sequence = choice.sequence, -1
         self._cache.add(job.lease.key, tokens[: self._program.length(sequence)], sequence)
 
-    def _fail(self, job: _Job, error: LoragraftError) -> None:
+    def _keep_early(self, job: Job) -> None:
+        """Leave what stands before invocation tokens to all who read it without the adapter."""
+        assert job.lease is not None
+        assert job.sequence is not None
+        with suppress(PoolError):
+            fork = self._program.fork_sequence(job.sequence, job.invoked)
+            self._cache.add(job.lease.early_key, job.request.prompt[: job.invoked], fork)
+
+    def _fail(self, job: Job, error: LoragraftError) -> None:
         self._end(job, "failed")
         self._emit(job, Failed(error))
 
-    def _end(self, job: _Job, how: str) -> None:
+    def _end(self, job: Job, how: str) -> None:
         with self._wake:
             if self._jobs.pop(job.request.number, None) is None:
                 return

@@ -79,10 +79,12 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A choice is complete: the model ended it or a stop text came ("stop"), or there was no more room ("length")."""
+    """A choice is complete: the model ended it or a stop text came ("stop"), or there was no more room ("length").
+    `stop_text`: the one that came."""
 
     choice: int
     reason: FinishReason
+    stop_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,16 @@ class Ran:
     tensors: int
     changing: int
     """How many of its weights have a delta other than zero."""
+    active_from: int | None = None
+    """For one that works from its invocation tokens on (aLoRA): the place of the first in the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request is being worked on, with these adapters."""
+    """The request is being worked on, with these adapters. `cached_tokens`: of its prompt, known from others."""
 
     adapters: tuple[Ran, ...]
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ that cannot be loaded is the error of the requests that ask for it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +16,13 @@ from pathlib import Path
 
 from loragraft.adapters.effect import idle_targets
 from loragraft.adapters.lora import Adapter
+from loragraft.backends.batch import AdapterSet
 from loragraft.backends.program import Program
-from loragraft.errors import AdapterError
+from loragraft.errors import AdapterError, LoragraftError
+from loragraft.inference.scheduler.prefixes import AdapterKey
 from loragraft.inference.scheduler.request import Ran
 
+log = logging.getLogger("loragraft.scheduler")
 Reader = Callable[[Path], Adapter]
 
 
@@ -28,11 +32,12 @@ class Loaded:
 
     slot: int
     size: int
-    """Bytes of its matrices as float32."""
+    """Bytes that it takes in memory."""
     sha256: str
     scale: float | None
     tensors: int
     changing: int
+    invocation: tuple[int, ...] = ()
 
     def ran(self, name: str, strength: float) -> Ran:
         return Ran(name, strength, self.sha256, self.scale, self.tensors, self.changing)
@@ -62,23 +67,23 @@ class Listed:
     users: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Lease:
     """What a request holds while it runs: its adapters cannot be dropped."""
 
     known: list[tuple[str, _Known, float]] = field(default_factory=list)
 
-    @property
-    def slots(self) -> tuple[tuple[int, float], ...]:
-        return tuple((entry.loaded.slot, strength) for _, entry, strength in self.known if entry.loaded)
-
-    @property
-    def key(self) -> tuple[tuple[str, float], ...]:
-        return tuple((entry.loaded.sha256, strength) for _, entry, strength in self.known if entry.loaded)
-
-    @property
-    def ran(self) -> tuple[Ran, ...]:
-        return tuple(entry.loaded.ran(name, strength) for name, entry, strength in self.known if entry.loaded)
+    def __post_init__(self) -> None:
+        # They are asked for in every pass, and do not change while the lease is held.
+        loaded = [(name, entry.loaded, strength) for name, entry, strength in self.known if entry.loaded]
+        always = [each for each in loaded if not each[1].invocation]
+        self.slots: AdapterSet = tuple((one.slot, strength) for _, one, strength in loaded)
+        self.key: AdapterKey = tuple((one.sha256, strength) for _, one, strength in loaded)
+        self.ran = tuple(one.ran(name, strength) for name, one, strength in loaded)
+        self.invocations = {name: one.invocation for name, one, _ in loaded if one.invocation}
+        self.early_slots: AdapterSet = tuple((one.slot, strength) for _, one, strength in always)
+        """Those that work before invocation tokens, too."""
+        self.early_key: AdapterKey = tuple((one.sha256, strength) for _, one, strength in always)
 
 
 class Shelf:
@@ -227,8 +232,21 @@ class Shelf:
         return entry.loading
 
     def _load(self, entry: _Known) -> Loaded:
+        """Raises LoragraftError alone, and without its frames: they would keep the adapter's files open until Python
+        looks for cycles."""
+        try:
+            return self._loaded(entry)
+        except LoragraftError as error:
+            problem = error
+        except Exception as bug:
+            log.exception("an adapter cannot be loaded")
+            problem = AdapterError(entry.path, f"cannot be loaded ({type(bug).__name__}); this is a bug")
+        problem.__traceback__ = problem.__context__ = problem.__cause__ = None
+        raise problem
+
+    def _loaded(self, entry: _Known) -> Loaded:
         adapter = self._reader(entry.path)
-        size = adapter.nbytes
+        size = self._program.adapter_bytes(adapter)
         digest = sha256_of(entry.path)
         with self._lock:
             self._make_room(size, entry.path)
@@ -240,6 +258,7 @@ class Shelf:
             _common_scale(adapter),
             adapter.n_tensors,
             len(adapter.targets) - len(idle_targets(adapter)),
+            adapter.invocation,
         )
         with self._lock:
             entry.loading = None

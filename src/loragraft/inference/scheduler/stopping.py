@@ -11,19 +11,24 @@ class StopTexts:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self.hit = False
+        self.found: str | None = None
+        """The stop text that came."""
+
+    @property
+    def hit(self) -> bool:
+        return self.found is not None
 
     def push(self, text: str) -> str:
-        """What can be shown once `text` has come. After a stop text `hit` is True and nothing more is shown."""
+        """What can be shown once `text` has come. After a stop text `found` is that and nothing more is shown."""
         if self.hit:
             return ""
         if not self._stops:
             return text
         self._held += text
-        starts = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        starts = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if starts:
-            self.hit = True
-            shown, self._held = self._held[: min(starts)], ""
+            first, self.found = min(starts)
+            shown, self._held = self._held[:first], ""
             return shown
         keep = max(self._overlap(stop) for stop in self._stops)
         shown = self._held[: len(self._held) - keep]

@@ -15,6 +15,9 @@ class Telemetry:
     def read(self, tokens: int, cached: int) -> None:
         """A prompt was admitted, of which `cached` tokens were taken from earlier ones."""
 
+    def guesses(self, guessed: int, right: int) -> None:
+        """Tokens were guessed ahead in a reply, of which so many were right."""
+
     def first_token(self, seconds: float) -> None:
         """From submission to the first token."""
 

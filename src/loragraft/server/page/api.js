@@ -32,9 +32,17 @@ export async function get(path) {
   return response.json();
 }
 
-// The chunks of a streamed chat completion.
+function asChat(chunk) {
+  const choices = chunk.choices.map(({ text, logprobs }) => ({
+    delta: { content: text },
+    logprobs: logprobs && { content: logprobs.tokens.map((token) => ({ token })) },
+  }));
+  return { ...chunk, choices };
+}
+
+// The chunks of a streamed chat completion; of a text that is continued, where `body` has a prompt.
 export async function* chat(body, signal) {
-  const response = await fetch("/v1/chat/completions", {
+  const response = await fetch("prompt" in body ? "/v1/completions" : "/v1/chat/completions", {
     method: "POST",
     headers: headers(),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
@@ -54,7 +62,7 @@ export async function* chat(body, signal) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
       if (chunk.error) throw new Refused(chunk.error.message, 500);
-      yield chunk;
+      yield "prompt" in body ? asChat(chunk) : chunk;
     }
   }
 }

@@ -9,6 +9,7 @@ const at = (id) => document.getElementById(id);
 const log = at("log");
 const sides = [];
 let model = "";
+let chats = true; // a model without a chat template continues texts
 let said = [];
 let running = null;
 
@@ -20,6 +21,8 @@ async function begin() {
   try {
     const models = (await get("/v1/models")).data;
     model = models[0].id;
+    chats = models[0].chat;
+    if (!chats) at("prompt").placeholder = "Begin a text; the model goes on (it has no chat template)";
     at("model").textContent = model;
     document.title = `loragraft ${model}`;
     const adapters = models.slice(1).map(({ id }) => ({ name: id }));
@@ -43,7 +46,9 @@ function request(side) {
   const seed = at("seed").value;
   return {
     model,
-    messages: [...(system ? [{ role: "system", content: system }] : []), ...said],
+    ...(chats
+      ? { messages: [...(system ? [{ role: "system", content: system }] : []), ...said] }
+      : { prompt: said.at(-1).content }),
     temperature: Number(at("temperature").value),
     max_tokens: Number(at("max-tokens").value) || 256,
     lora: sides[side].lora,

@@ -19,7 +19,7 @@ export class Reply {
     let first = 0;
     let last = null;
     try {
-      for await (const chunk of chat({ ...body, logprobs: true }, signal)) {
+      for await (const chunk of chat({ ...body, logprobs: "prompt" in body ? 0 : true }, signal)) {
         const [choice] = chunk.choices;
         if (choice?.delta.content || choice?.logprobs) {
           first ||= performance.now();

@@ -1,0 +1,150 @@
+"""Adapters that work from their invocation tokens on (aLoRA): what runs, and whose prefix it shares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loragraft as lg
+from contamination import Asked, Recorder
+from loragraft.adapters.invocation import invocation_tokens, invoked_at
+from loragraft.backends.batch import Piece as Rows
+from loragraft.errors import AdapterError
+from loragraft.inference.model import Model
+from loragraft.inference.sampling import Sampling
+from loragraft.inference.scheduler.loop import Scheduler
+from loragraft.inference.scheduler.request import Done, Failed, Started
+from loragraft.inference.scheduler.shelf import Shelf, plain_only
+from loragraft.opening import load_adapter
+from paths import data
+from served import scaled_adapter
+
+INVOCATION = [400, 401]
+BEFORE = np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32)
+PROMPT = np.concatenate([BEFORE, np.array([*INVOCATION, 20, 21], np.int32)])
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return lg.load(data("llama-kjv"))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = scaled_adapter(tmp_path_factory.mktemp("alora") / "judge", 1.0, 3)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "alora_invocation_tokens": INVOCATION}))
+    return folder
+
+
+@pytest.fixture
+def scheduler(model: Model, path: Path) -> Iterator[Scheduler]:
+    shelf = Shelf(model.program, lambda path: plain_only(load_adapter(path, model.source, invoked=True)))
+    shelf.register("judge", path)
+    shelf.register("poet", data("llama-kjv.shakespeare"))
+    scheduler = Scheduler(model.program, model.tokenizer, shelf, context=model.context_length, chunk=5)
+    scheduler.start()
+    yield scheduler
+    scheduler.stop(0)
+    for name in ("judge", "poet"):
+        shelf.unregister(name)
+
+
+def ask(scheduler: Scheduler, prompt: np.ndarray, *adapters: str) -> tuple[Asked, Done | Failed]:
+    asked = Asked(
+        prompt, tuple((name, 1.0) for name in adapters), Sampling(temperature=0), 5, recorder=Recorder()
+    )
+    scheduler.submit(asked.request)
+    return asked, asked.end()
+
+
+def by_hand(model: Model, path: Path, prompt: np.ndarray, place: int, steps: int) -> list[str]:
+    """The digests of the logits where the rows before `place` are read by the base, in one batch with the others."""
+    program = model.program
+    slot = program.add_adapter(load_adapter(path, model.source, invoked=True))
+    sequence = program.open_sequence()
+    digests, tokens = Recorder(), prompt[place:]
+    try:
+        if place:
+            program.run([Rows(sequence, prompt[:place], (), "none")])
+        for _ in range(steps):
+            (logits,) = program.run([Rows(sequence, tokens, ((slot, 1.0),), "last")])
+            digests.mask(logits)
+            tokens = np.array([logits.argmax()], np.int32)
+    finally:
+        program.close_sequence(sequence)
+        program.drop_adapter(slot)
+    return digests.digests
+
+
+def test_it_works_from_its_tokens_on(model: Model, scheduler: Scheduler, path: Path) -> None:
+    asked, done = ask(scheduler, PROMPT, "judge")
+    assert isinstance(done, Done)
+    assert [(ran.name, ran.active_from) for ran in done.adapters] == [("judge", len(BEFORE))]
+    steps = len(asked.recorder.digests)
+    assert steps > 1
+    assert asked.recorder.digests == by_hand(model, path, PROMPT, len(BEFORE), steps)
+    assert asked.recorder.digests != by_hand(model, path, PROMPT, 0, steps)
+
+
+def test_the_base_s_prefix_is_shared_both_ways(model: Model, scheduler: Scheduler, path: Path) -> None:
+    _, first = ask(scheduler, BEFORE)  # the base reads it
+    again, second = ask(scheduler, PROMPT, "judge")
+    assert isinstance(first, Done)
+    assert isinstance(second, Done)
+    assert second.cached_tokens == len(BEFORE)
+    assert again.recorder.digests == by_hand(model, path, PROMPT, len(BEFORE), len(again.recorder.digests))
+    other = np.concatenate([BEFORE[:4], [90, 91, 92], INVOCATION]).astype(np.int32)
+    ask(scheduler, other, "judge")
+    _, third = ask(scheduler, other, "poet")
+    assert isinstance(third, Done)
+    assert third.cached_tokens == 0  # another adapter does not
+    _, fourth = ask(scheduler, np.append(other[:7], 5).astype(np.int32))
+    assert isinstance(fourth, Done)
+    assert (
+        fourth.cached_tokens == 7
+    )  # the base takes what was read before the tokens, and nothing behind them
+    _, fifth = ask(scheduler, np.append(other, 5).astype(np.int32))
+    assert isinstance(fifth, Done)
+    assert fifth.cached_tokens == 7
+
+
+def test_without_its_tokens_it_is_refused(scheduler: Scheduler) -> None:
+    _, end = ask(scheduler, BEFORE, "judge")
+    assert isinstance(end, Failed)
+    assert "the prompt does not hold" in str(end.error)
+    assert isinstance(ask(scheduler, BEFORE)[1], Done)  # and nothing else is
+
+
+def test_beside_an_adapter_that_always_works(scheduler: Scheduler) -> None:
+    asked = Asked(PROMPT, (("poet", 1.0), ("judge", 1.0)), Sampling(temperature=0), 3)
+    scheduler.submit(asked.request)
+    events = []
+    while not isinstance(event := asked.events.get(timeout=60), Done | Failed):
+        events.append(event)
+    assert isinstance(event, Done)
+    (started,) = [event for event in events if isinstance(event, Started)]
+    assert [ran.active_from for ran in started.adapters] == [None, len(BEFORE)]
+
+
+def test_only_what_serves_takes_it(model: Model, path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"works only from its invocation tokens on .*loragraft serve"):
+        load_adapter(path, model.source)
+
+
+def test_the_last_place_counts() -> None:
+    prompt = np.array([1, 2, 3, 1, 2, 4], np.int32)
+    assert invoked_at(prompt, (1, 2)) == 3
+    assert invoked_at(prompt, (1, 2, 3)) == 0
+    assert invoked_at(prompt, (2, 2)) is None
+    assert invoked_at(prompt[:1], (1, 2)) is None
+
+
+@pytest.mark.parametrize("value", [[], "12", [-1], [1.5], [True], list(range(5000)), [2**40]])
+def test_tokens_that_are_none(value: object) -> None:
+    with pytest.raises(AdapterError, match="bad alora_invocation_tokens"):
+        invocation_tokens(Path("adapter"), "alora_invocation_tokens", value)
