@@ -26,6 +26,10 @@ PARAMETERS = 256
 """Bytes from the parameters of one dispatch to those of the next; WebGPU's default alignment of offsets."""
 
 
+_MOST_WAITING = 64 << 20
+"""Bytes that are written before the host waits for them: WebGPU holds a copy of each until then."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
     """A GPU as WebGPU sees it: `kind` is "DiscreteGPU", "IntegratedGPU", "CPU", ...; `api` Vulkan, Metal or D3D12."""
@@ -113,6 +117,7 @@ class Device:
         self.number, self.name = number, str(adapter.info["device"])
         self._process = os.getpid()
         self.lost = False
+        self._waiting = 0
         self.limits = {name: adapter.limits[name] for name in _LIMITS}
         with self.refusing():
             self.gpu = adapter.request_device_sync(required_limits=self.limits)
@@ -200,9 +205,14 @@ class Device:
         flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         if missing := -len(flat) % 4:
             flat = np.concatenate([flat, np.zeros(missing, np.uint8)])
-        if len(flat):
-            with self.refusing():
-                self.queue.write_buffer(buffer, offset, flat)
+        if not len(flat):
+            return
+        with self.refusing():
+            self.queue.write_buffer(buffer, offset, flat)
+            self._waiting += len(flat)
+            if self._waiting >= _MOST_WAITING:
+                self.queue.read_buffer(buffer, 0, 4)  # waits until everything is written
+                self._waiting = 0
 
     def check_process(self) -> None:
         if os.getpid() != self._process:
