@@ -46,7 +46,7 @@ def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[
 def write_tokenizer(folder: Path) -> None:
     """tokenizer.json with one token per printable character."""
     vocabulary = {chr(0x21 + id_): id_ for id_ in range(VOCABULARY)}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "vocab": vocabulary, "merges": []}
     tokenizer = {"added_tokens": [], "model": model, "pre_tokenizer": byte_level}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -40,6 +40,16 @@ GRANITE = {
     "residual_multiplier": 0.5,
     "logits_scaling": 4.0,
 }
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+GROUPED = {**ROUTED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 Edit = Callable[[dict[str, Any]], None]
 ABSENT = "absent"
 """For a key of BASE that the class does not have."""
@@ -349,6 +359,84 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "falcon-one-norm": (
         "Falcon",
         {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        None,
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **MIXTRAL,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "pad_token_id": None,
+            **rope("yarn", truncate=False, beta_fast=32.0, beta_slow=1.0, **YARN),
+        },
+        None,
+    ),
+    "dots1": ("Dots1", ROUTED, None),
+    "dots1-groups": (
+        "Dots1",
+        {
+            **GROUPED,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+        },
+        None,
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {**ROUTED, "head_dim": 16, "first_k_dense_replace": 1, "num_hidden_layers": 3, "use_qk_norm": True},
+        None,
+    ),
+    "glm4_moe-plain": (
+        "Glm4Moe",
+        {
+            **ROUTED,
+            "head_dim": 16,
+            "first_k_dense_replace": 0,
+            "use_qk_norm": False,
+            "attention_bias": True,
+            "routed_scaling_factor": 2.5,
+        },
+        None,
+    ),
+    "minimax_m2": (
+        "MiniMaxM2",
+        {**MIXTRAL, "head_dim": 16, "partial_rotary_factor": 0.5},
+        named("rotary_dim", 8),
+    ),
+    "ernie-experts": ("Ernie4_5_Moe", ERNIE, None),
+    "ernie-experts-bias": (
+        "Ernie4_5_Moe",
+        {
+            **ERNIE,
+            "use_bias": True,
+            "num_hidden_layers": 4,
+            "moe_layer_interval": 2,
+            "tie_word_embeddings": False,
+        },
+        None,
+    ),
+    "ministral": (
+        "Ministral",
+        {"sliding_window": 8, "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        None,
+    ),
+    "ministral3": (
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "pad_token_id": None,
+            **rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+                llama_4_scaling_beta=0.1,
+            ),
+        },
         None,
     ),
 }

@@ -36,6 +36,11 @@ Rounding rounding(const std::string& name) {
     return name == "f32" ? Rounding::F32 : name == "q8" ? Rounding::Q8 : Rounding::NVFP4;
 }
 
+Gating gating_of(const std::string& name) {
+    require(name.empty() || name == "softmax" || name == "sigmoid", "gating is softmax or sigmoid");
+    return name.empty() ? Gating::NONE : name == "softmax" ? Gating::SOFTMAX : Gating::SIGMOID;
+}
+
 std::vector<LayerShape> shapes(const std::vector<std::tuple<int, int, int, int64_t>>& layers) {
     std::vector<LayerShape> shapes;
     for (const auto& [kv_heads, key_dim, value_dim, window] : layers) {
@@ -243,6 +248,22 @@ void bind_program(nb::module_& m) {
             return p.add(split_step(x, y, parts, start));
         })
         .def("top_k", [](Program& p, Value logits, Value ids) { return p.add(top_k_step(logits, ids)); })
+        .def(
+            "choose",
+            [](Program& p, Value logits, Value ids, const std::string& gating, std::optional<Vector> bias,
+               int64_t groups, int64_t groups_used, int64_t best) {
+                return p.add(choice_step(logits, ids, {gating_of(gating), floats(bias), groups, groups_used, best}));
+            },
+            nb::arg("logits"), nb::arg("ids"), nb::arg("gating"), nb::arg("bias").none(), nb::arg("groups"),
+            nb::arg("groups_used"), nb::arg("best"))
+        .def("position_scale",
+             [](Program& p, Value x, Value y, double length, double offset, double slope) {
+                 return p.add(position_scale_step(x, y, length, offset, slope));
+             })
+        .def("xielu",
+             [](Program& p, Value x, Value y, float alpha_p, float alpha_n, float beta, float eps) {
+                 return p.add(xielu_step(x, y, alpha_p, alpha_n, beta, eps));
+             })
         .def("route", [](Program& p, Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale) {
             return p.add(route_step(logits, ids, weights, softmax, normalize, scale));
         })

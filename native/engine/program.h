@@ -151,12 +151,26 @@ std::unique_ptr<Step> unary_step(Value x, Value y, Unary f);
 std::unique_ptr<Step> affine_step(Value x, Value y, float factor, float shift); // x * factor + shift
 std::unique_ptr<Step> binary_step(Value a, Value b, Value y, Binary f);
 std::unique_ptr<Step> mul_rows_step(Value a, Value b, Value y); // each element of b for several of a
+std::unique_ptr<Step> xielu_step(Value x, Value y, float alpha_p, float alpha_n, float beta, float eps);
 std::unique_ptr<Step> split_step(Value x, Value y, int64_t parts, int64_t start);
 
 // program_routing.cpp
 std::unique_ptr<Step> top_k_step(Value logits, Value ids);
 std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale);
 std::unique_ptr<Step> experts_sum_step(Value y, Value weights, Value sum);
+
+// program_choice.cpp: as top_k_step, of the gates' values plus a bias, within the best groups
+enum class Gating { NONE, SOFTMAX, SIGMOID };
+struct Choice {
+    Gating gating = Gating::NONE;
+    std::vector<float> bias; // [experts], or empty
+    int64_t groups = 1, groups_used = 1;
+    int64_t best = 1; // whose sum a group is judged by
+};
+std::unique_ptr<Step> choice_step(Value logits, Value ids, Choice choice);
+
+// program_position.cpp
+std::unique_ptr<Step> position_scale_step(Value x, Value y, double length, double offset, double slope);
 
 // program_attention.cpp
 std::unique_ptr<Step> rope_step(Value x, Value y, const RopeTable* table, int heads, bool adjacent);

@@ -2,6 +2,7 @@
 #include "engine/program.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels.h"
 
@@ -63,6 +64,20 @@ std::unique_ptr<Step> unary_step(Value x, Value y, Unary f) {
         float* to = pass.floats(y);
         over_elements(pass.threads, pass.rows[x.space] * x.width,
                       [&](int64_t at, int64_t n) { f(from + at, to + at, n); });
+    });
+}
+
+std::unique_ptr<Step> xielu_step(Value x, Value y, float alpha_p, float alpha_n, float beta, float eps) {
+    check_alike(x, y);
+    return step_of(x.space, [=](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* to = pass.floats(y);
+        over_elements(pass.threads, pass.rows[x.space] * x.width, [&](int64_t at, int64_t n) {
+            for (int64_t i = at; i < at + n; ++i) {
+                const float v = from[i];
+                to[i] = v > 0.0f ? alpha_p * v * v + beta * v : (std::expm1(std::min(v, eps)) - v) * alpha_n + beta * v;
+            }
+        });
     });
 }
 

@@ -172,6 +172,29 @@ class engine:
         def mul_rows(self, a: engine.Value, b: engine.Value, y: engine.Value, /) -> int: ...
         def split(self, x: engine.Value, y: engine.Value, parts: int, start: int, /) -> int: ...
         def top_k(self, logits: engine.Value, ids: engine.Value, /) -> int: ...
+        def choose(
+            self,
+            logits: engine.Value,
+            ids: engine.Value,
+            gating: str,
+            bias: npt.NDArray[np.float32] | None,
+            groups: int,
+            groups_used: int,
+            best: int,
+        ) -> int: ...
+        def position_scale(
+            self, x: engine.Value, y: engine.Value, length: float, offset: float, slope: float, /
+        ) -> int: ...
+        def xielu(
+            self,
+            x: engine.Value,
+            y: engine.Value,
+            alpha_p: float,
+            alpha_n: float,
+            beta: float,
+            eps: float,
+            /,
+        ) -> int: ...
         def route(
             self,
             logits: engine.Value,

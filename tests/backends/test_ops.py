@@ -39,6 +39,12 @@ POINTWISE: list[tuple[Op, dict[str, Any], Callable[[Floats], Floats]]] = [
     (Op.CLAMP, {"low": -1.5, "high": 0.25}, lambda x: np.clip(x, -1.5, 0.25)),
     (Op.CLAMP, {"low": None, "high": 1.0}, lambda x: np.minimum(x, 1.0)),
     (Op.SHIFT, {"value": 1.0}, lambda x: x + 1.0),
+    (
+        Op.XIELU,
+        {"alpha_p": 0.7, "alpha_n": 1.3, "beta": 0.5, "eps": -1e-6},
+        lambda x: np.where(x > 0, 0.7 * x * x + 0.5 * x, 1.3 * (np.exp(x) - 1 - x) + 0.5 * x),
+    ),
+    (Op.LAYER_NORM, {"eps": 1e-6}, lambda x: centred(x)),
     (Op.RMS_NORM, {"eps": 1e-6, "group": 8}, lambda x: normed(x, 8)),
 ]
 
@@ -46,6 +52,11 @@ POINTWISE: list[tuple[Op, dict[str, Any], Callable[[Floats], Floats]]] = [
 def normed(x: Floats, group: int) -> Floats:
     groups = x.reshape(len(x), -1, group)
     return (groups / np.sqrt((groups**2).mean(axis=-1, keepdims=True) + 1e-6)).reshape(x.shape)
+
+
+def centred(x: Floats) -> Floats:
+    away = x - x.mean(axis=-1, keepdims=True)
+    return away / np.sqrt((away**2).mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def run(backend: Backend, op: Op, attrs: dict[str, Any], weights: dict[str, Floats]) -> Floats:
@@ -180,3 +191,61 @@ def test_attention(options: dict[str, Any], backend: Backend, tolerance: float) 
     verify(graph)
     found = all_logits(backend.prepare(graph, weights, EXACT), IDS, [4])
     assert nmse(found, attend(weights, options)) < tolerance
+
+
+CHOICES: list[dict[str, Any]] = [
+    {"k": 3, "gating": "sigmoid"},
+    {"k": 3, "gating": "softmax"},
+    {"k": 3, "gating": "sigmoid", "groups": 4, "groups_used": 2, "group_best": 2},
+    {"k": 2, "gating": "softmax", "groups": 6, "groups_used": 1, "group_best": 1},
+]
+
+
+@pytest.mark.parametrize("backend", [backend for backend, _ in BACKENDS], ids=["reference", "native"])
+@pytest.mark.parametrize("attrs", CHOICES, ids=str)
+def test_experts_are_chosen_by_corrected_gates_within_groups(backend: Backend, attrs: dict[str, Any]) -> None:
+    """What the chosen experts' weights sum to, with weights of their own for each."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 2, (VOCABULARY, WIDTH)).astype(np.float32)
+    bias = rng.normal(0, 1, WIDTH).astype(np.float32)
+    own = 2.0 ** np.arange(WIDTH, dtype=np.float64)
+    weights = {
+        "token_embd.weight": x,
+        "blk.0.exp_probs_b.bias": bias,
+        "blk.0.ffn_up_exps.weight": np.repeat(own[:, None, None], WIDTH, axis=2).astype(np.float32),
+    }
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
+    logits = g.embed(g.tokens())
+    ids = g.add(Op.TOP_K, (logits,), ("blk.0.exp_probs_b.bias",), label="top_k", **attrs)
+    ones = g.add(
+        Op.SHIFT, (g.add(Op.CLAMP, (logits,), label="zero", low=0.0, high=0.0),), label="one", value=1.0
+    )
+    up = g.experts(ones, ids, "blk.0.ffn_up_exps")
+    even = g.add(Op.CLAMP, (logits,), label="even", low=0.0, high=0.0)
+    route = g.add(
+        Op.ROUTE, (even, ids), label="route", gating="softmax", normalize=True, scale=float(attrs["k"])
+    )
+    found = logits_of(backend, g.finish(g.add(Op.EXPERTS_SUM, (up, route), label="sum")), weights, IDS)
+    gates = x[IDS].astype(np.float64)
+    if attrs["gating"] == "sigmoid":
+        gates = 1 / (1 + np.exp(-gates))
+    else:
+        gates = np.exp(gates) / np.exp(gates).sum(axis=-1, keepdims=True)
+    scores = gates + bias
+    groups = attrs.get("groups", 1)
+    for row, got in zip(scores, found[:, 0], strict=True):
+        parts = row.reshape(groups, -1)
+        sums = np.sort(parts, axis=1)[:, -attrs.get("group_best", 1) :].sum(axis=1)
+        for group in np.argsort(-sums)[attrs.get("groups_used", groups) :]:
+            parts[group] = -np.inf
+        best = np.argsort(-parts.reshape(-1))[: attrs["k"]]
+        assert round(float(got) / WIDTH) == int(own[best].sum())
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS, ids=["reference", "native"])
+def test_queries_grow_with_their_position(backend: Backend, tolerance: float) -> None:
+    x = np.random.default_rng(6).normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32)
+    attrs = {"length": 3.0, "offset": 1.0, "slope": 0.25}
+    found = run(backend, Op.POSITION_SCALE, attrs, {"token_embd.weight": x})
+    factors = 1 + 0.25 * np.log(1 + np.floor((np.arange(TOKENS) + 1) / 3))
+    assert nmse(found, x[IDS].astype(np.float64) * factors[:, None]) < tolerance

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from loragraft.archs.metadata import MAX_LAYERS, MetadataKeys
 from loragraft.archs.rope import Rope, read_rope
-from loragraft.errors import FormatError
+from loragraft.errors import FormatError, UnsupportedError
 
 #: More experts than any model has; tables of names are made for as many.
 _MAX_EXPERTS = 2**12
+
+
+@dataclass(frozen=True, slots=True)
+class Sharpening:
+    """Queries grow with their position: times 1 + slope ln(1 + floor((position + offset) / length))."""
+
+    length: float
+    offset: float
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How tokens are shared out among experts, where a file says it."""
+
+    gating: Literal["softmax", "sigmoid"]
+    normalize: bool
+    """Whether the weights of the experts chosen are made to sum to 1."""
+    scale: float = 1.0
+    """Of these weights, after that."""
+    groups: int = 1
+    groups_used: int = 1
+    group_best: int = 1
+    """A group is as good as the sum of its best so many experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +58,7 @@ class Layer:
     """What mixes positions, by the name that `blocks.by_mixer` picks it under: attention, or a recurrence."""
     feed_forward: str = "dense"
     """The same of what follows, for `blocks.by_feed_forward`: dense or experts."""
+    sharpening: Sharpening | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +84,10 @@ class Hparams:
     residual_scale: float = 1.0
     """Of what a layer's parts add to the residual stream."""
     logit_scale: float = 1.0
+    routing: Routing | None = None
+    """None: as the record has it."""
+    predictors: int = 0
+    """The last so many layers predict tokens further on (multi-token prediction): they are kept, and not run."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What one family alone has, by GGUF's key without the architecture's prefix."""
 
@@ -123,3 +152,32 @@ def read_windows(
         return tuple(window if usual(layer) else None for layer in range(layers))
     slides = keys.flags(pattern, layers) or ()
     return tuple(window if slide else None for slide in slides)
+
+
+def read_routing(
+    keys: MetadataKeys, gating: Literal["softmax", "sigmoid"], *, normalize: bool, group_best: int = 1
+) -> Routing:
+    """As the file says; `gating` and `normalize` where it is silent."""
+    number = keys.count("expert_gating_func", 0, least=0, most=3)
+    if number == 3:
+        raise UnsupportedError(f"{keys.arch}.expert_gating_func", "a softmax after the choice", found=number)
+    groups = keys.count("expert_group_count", 1, most=_MAX_EXPERTS)
+    return Routing(
+        gating=gating if number == 0 else "softmax" if number == 1 else "sigmoid",
+        normalize=keys.flag("expert_weights_norm", normalize),
+        scale=keys.optional_number("expert_weights_scale") or 1.0,
+        groups=groups,
+        groups_used=keys.count("expert_group_used_count", groups, most=_MAX_EXPERTS),
+        group_best=group_best,
+    )
+
+
+def dense_below(keys: MetadataKeys, h: Hparams, step: int = 1) -> Hparams:
+    """The layers below `leading_dense_block_count`, and of the others all but every `step`th, are dense."""
+    first = keys.count("leading_dense_block_count", 0, least=0, most=MAX_LAYERS)
+
+    def layer(index: int, own: Layer) -> Layer:
+        routed = index >= first and (index + 1) % step == 0
+        return own if routed else replace(own, feed_forward="dense")
+
+    return h.with_layers(layer)

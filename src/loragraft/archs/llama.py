@@ -12,7 +12,7 @@ from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, by_feed_fo
 from loragraft.archs.config import Config
 from loragraft.archs.keys import Computed, Count, HeadDim, RopeParameters, Rule
 from loragraft.archs.keys.usual import rms_norm, usual_keys
-from loragraft.archs.keys.windows import EVERY_LAYER, Windows
+from loragraft.archs.keys.windows import BY_LAYER_TYPES, EVERY_LAYER, Windows
 from loragraft.archs.rope import llama3_freq_factors
 from loragraft.archs.tensors import EXPERTS, NORMS, OUTER, RopePairs, Tensor, experts, in_layer
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
@@ -70,6 +70,20 @@ MISTRAL = ConfigClass(
     requires={"hidden_act": ("silu",)},
     experts=False,
 )
+MINISTRAL = ConfigClass(
+    "ministral",
+    "MinistralForCausalLM",
+    keys=llama_keys(windows=BY_LAYER_TYPES),
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    requires={"hidden_act": ("silu",)},
+    experts=False,
+)
 MIXTRAL = ConfigClass(
     "mixtral",
     "MixtralForCausalLM",
@@ -103,7 +117,7 @@ TENSORS: tuple[Tensor, ...] = (
 )
 ARCH = Arch(
     name="llama",
-    classes=(LLAMA, MISTRAL, MIXTRAL),
+    classes=(LLAMA, MISTRAL, MINISTRAL, MIXTRAL),
     tensors=TENSORS,
     llama_cpp=PublishedArch(biases=FEED_FORWARD | {"attn_output"}),
     build=Decoder(

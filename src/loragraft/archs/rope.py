@@ -46,12 +46,13 @@ def read_rope(
     base_key: str = "rope.freq_base",
     base: float = 10000.0,
     scaled: bool = True,
+    truncate: bool = True,
 ) -> Rope:
     """The rope of `rotary` elements of heads of `head_dim`.
 
     `base_key` names the base (some families have one for each kind of layer), `base` is what it is without the key;
-    `scaled`: whether `rope.scaling.*` is for this rope. Raises FormatError, and UnsupportedError for a context
-    extension that is not known.
+    `scaled`: whether `rope.scaling.*` is for this rope; `truncate`: whether YaRN's ramp is cut to whole pairs. Raises
+    FormatError, and UnsupportedError for a context extension that is not known.
     """
     most = min(head_dim, _MAX_ROTARY)
     if rotary % 2 or rotary > most:
@@ -75,7 +76,7 @@ def read_rope(
     elif kind == "linear":
         frequencies = plain / factor
     elif kind == "yarn":
-        frequencies = _yarn(keys, plain, base, rotary, factor)
+        frequencies = _yarn(keys, plain, base, rotary, factor, truncate)
         magnitude *= standard_magnitude(factor)
     else:
         raise UnsupportedError(
@@ -87,12 +88,14 @@ def read_rope(
     return Rope(rotary, tuple(frequencies.tolist()), magnitude)
 
 
-def standard_magnitude(factor: float) -> float:
+def standard_magnitude(factor: float, multiplier: float = 1.0) -> float:
     """By which YaRN scales cos and sin: its square is the attention's temperature (arXiv 2309.00071, section 3.4)."""
-    return 1.0 + 0.1 * log(max(factor, 1.0))
+    return 1.0 + 0.1 * multiplier * log(max(factor, 1.0))
 
 
-def _yarn(keys: MetadataKeys, plain: np.ndarray, base: float, rotary: int, factor: float) -> np.ndarray:
+def _yarn(
+    keys: MetadataKeys, plain: np.ndarray, base: float, rotary: int, factor: float, truncate: bool
+) -> np.ndarray:
     """Frequencies of YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2): slow pairs are interpolated, fast ones
     kept, with a linear ramp between the pairs that turn `beta_slow` and `beta_fast` times in the original context."""
     context = keys.count("rope.scaling.original_context_length", keys.count("context_length"))
@@ -102,9 +105,12 @@ def _yarn(keys: MetadataKeys, plain: np.ndarray, base: float, rotary: int, facto
 
     if base == 1.0:
         raise FormatError(f"{keys.arch}.rope.freq_base", "YaRN needs a base", found=base, expected="above 1")
-    low = max(0, floor(pair_turning(keys.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-3))))
-    high = min(rotary - 1, ceil(pair_turning(keys.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-3))))
-    ramp = np.clip((np.arange(rotary // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    low = pair_turning(keys.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-3))
+    high = pair_turning(keys.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-3))
+    if truncate:
+        low, high = float(floor(low)), float(ceil(high))
+    low, high = max(low, 0.0), min(high, rotary - 1.0)
+    ramp: np.ndarray = np.clip((np.arange(rotary // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
     return plain * ((1.0 - ramp) + ramp / factor)
 
 

@@ -59,6 +59,18 @@ class Part(Rows):
 
 
 @dataclass(frozen=True, slots=True)
+class EveryOther(Rows):
+    """One of two that stand in turn, row by row; the first if `index` is 0."""
+
+    index: int
+
+    def order(self, h: Hparams, layer: int, rows: int) -> Order:
+        if rows % 2:
+            raise ValueError(f"{rows} rows do not divide into 2 parts")
+        return np.arange(self.index, rows, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Reordered(Rows):
     """Any other order or choice: `find(h, layer, rows)` gives it."""
 
@@ -127,6 +139,8 @@ class Tensor:
     """The checkpoint has the weight as [in, out] (GPT-2's Conv1D), or as a stack of such. Adapters do not."""
     fused: Fused | None = None
     """None: it is a tensor of its own."""
+    after: str | None = None
+    """The tensor of GGUF behind which llama.cpp's converter writes this one; None: where it comes."""
 
 
 def in_layer(hf: str, gguf: str, rows: Rows | None = None, values: Values | None = None) -> Tensor:
@@ -157,6 +171,11 @@ def fused_experts(block: str) -> tuple[Tensor, ...]:
     )
 
 
+def router_bias(hf: str) -> Tensor:
+    """What corrects the experts' gates where they are chosen."""
+    return Tensor(f"model.layers.{{i}}.{hf}", "blk.{i}.exp_probs_b.bias", exact=True)
+
+
 # ---- Llama's names, which most share ----
 
 OUTER = (
@@ -178,6 +197,12 @@ FEED_FORWARD = (
     in_layer("mlp.down_proj", "ffn_down"),
 )
 EXPERTS = (in_layer("mlp.gate", "ffn_gate_inp"), *experts("mlp"), *fused_experts("mlp"))
+#: DeepSeek's: behind no gate, of any number.
+SHARED_EXPERTS = (
+    in_layer("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    in_layer("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    in_layer("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+)
 SHARED_EXPERT = (
     in_layer("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     in_layer("mlp.shared_expert.up_proj", "ffn_up_shexp"),

@@ -142,9 +142,28 @@ def _experts_bias(s: Pass, node: Node, y: Floats, ids: Ids) -> Array:
     return y + s.weight(node.weights[0])[ids]
 
 
+def _best(scores: Floats, count: int) -> Array:
+    """Indices of the largest in each row, largest first."""
+    return np.argsort(-scores, axis=-1, kind="stable")[:, :count]
+
+
 def _top_k(s: Pass, node: Node, logits: Floats) -> Array:
-    best = np.argsort(-logits, axis=-1, kind="stable")[:, : node.attrs["k"]]
-    return best.astype(np.int32)
+    at = node.attrs
+    scores = _gates(logits, at["gating"]) if at.get("gating") else logits
+    for bias in node.weights:
+        scores = scores + s.weight(bias).reshape(-1)
+    groups = at.get("groups") or 1
+    if groups > 1:
+        grouped = scores.reshape(len(scores), groups, -1)
+        best = -np.sort(-grouped, axis=-1)[..., : at["group_best"]]
+        kept = np.zeros(grouped.shape[:2], bool)
+        np.put_along_axis(kept, _best(best.sum(axis=-1), at["groups_used"]), True, axis=-1)
+        scores = np.where(kept[..., None], grouped, -np.inf).reshape(scores.shape)
+    return _best(scores, at["k"]).astype(np.int32)
+
+
+def _gates(logits: Floats, gating: str) -> Array:
+    return _softmax(logits) if gating == "softmax" else _sigmoid(logits)
 
 
 def _softmax(x: Floats) -> Array:
@@ -153,7 +172,7 @@ def _softmax(x: Floats) -> Array:
 
 
 def _route(s: Pass, node: Node, logits: Floats, ids: Ids) -> Array:
-    gates = _softmax(logits) if node.attrs["gating"] == "softmax" else _sigmoid(logits)
+    gates = _gates(logits, node.attrs["gating"])
     chosen = np.take_along_axis(gates, ids.astype(np.int64), axis=-1)
     if node.attrs["normalize"]:
         chosen = chosen / chosen.sum(axis=-1, keepdims=True)
@@ -162,6 +181,13 @@ def _route(s: Pass, node: Node, logits: Floats, ids: Ids) -> Array:
 
 def _experts_sum(s: Pass, node: Node, y: Floats, weights: Floats) -> Array:
     return np.asarray((y * weights[..., None]).sum(axis=1))
+
+
+def _position_scale(s: Pass, node: Node, x: Floats) -> Array:
+    at = node.attrs
+    steps = np.floor((s.positions.astype(np.float64) + at["offset"]) / at["length"])
+    factors = (1 + at["slope"] * np.log1p(steps)).astype(np.float32)
+    return np.asarray(x * factors.reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def rope_factors(node: Node, context: int | None) -> str | None:
@@ -253,6 +279,14 @@ def _gelu(s: Pass, node: Node, x: Floats) -> Array:
     return np.asarray(np.float32(0.5) * x * (1 + bell))
 
 
+def _xielu(s: Pass, node: Node, x: Floats) -> Array:
+    alpha_p, alpha_n, beta, eps = (
+        np.float32(node.attrs[name]) for name in ("alpha_p", "alpha_n", "beta", "eps")
+    )
+    below = (np.expm1(np.minimum(x, eps)) - x) * alpha_n + beta * x
+    return np.asarray(np.where(x > 0, alpha_p * x * x + beta * x, below))
+
+
 def _clamp(s: Pass, node: Node, x: Floats) -> Array:
     low, high = node.attrs["low"], node.attrs["high"]
     return np.clip(x, None if low is None else np.float32(low), None if high is None else np.float32(high))
@@ -283,6 +317,7 @@ OPS: Mapping[Op, Run] = {
     Op.TOP_K: _top_k,
     Op.ROUTE: _route,
     Op.EXPERTS_SUM: _experts_sum,
+    Op.POSITION_SCALE: _position_scale,
     Op.ROPE: _rope,
     Op.ATTENTION: _attention,
     Op.SPLIT: _split,
@@ -294,6 +329,7 @@ OPS: Mapping[Op, Run] = {
     Op.RELU: lambda s, node, x: np.maximum(x, np.float32(0)),
     Op.TANH: lambda s, node, x: np.tanh(x),
     Op.SOFTPLUS: lambda s, node, x: np.logaddexp(x, np.float32(0)),
+    Op.XIELU: _xielu,
     Op.SOFT_CAP: lambda s, node, x: _soft_cap(x, node.attrs["cap"]),
     Op.CLAMP: _clamp,
     Op.SHIFT: lambda s, node, x: x + np.float32(node.attrs["value"]),

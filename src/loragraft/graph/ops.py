@@ -62,13 +62,19 @@ class Op(StrEnum):
     EXPERTS_BIAS = "experts_bias"
     """(y [T, k, out], ids; b [E, out]) -> y + b[ids]"""
     TOP_K = "top_k"
-    """(logits [T, E]; k) -> ids int32 [T, k]; largest first, ties to the lower index"""
+    """(logits [T, E]; bias [E] or none; k, gating "softmax" | "sigmoid" or none, groups, groups_used, group_best or
+    none) -> ids int32 [T, k]; largest first, ties to the lower index. With a gating the gates' values are compared,
+    with a bias these plus the bias. Of `groups` groups of experts, only those in the best `groups_used` are chosen
+    from; a group is as good as the sum of its best `group_best` experts."""
     ROUTE = "route"
     """(logits [T, E], ids [T, k]; gating "softmax" | "sigmoid", normalize, scale) -> weights [T, k]: the gate's values
     of the experts chosen, made to sum to 1 if `normalize`, times `scale`"""
     EXPERTS_SUM = "experts_sum"
     """(y [T, k, d], weights [T, k]) -> [T, d]"""
 
+    POSITION_SCALE = "position_scale"
+    """(x; length, offset, slope) -> x * (1 + slope ln(1 + floor((position + offset) / length))), by the rows'
+    positions: attention that grows sharper in long texts (Nakanishi 2025, arXiv 2501.19399)"""
     ROPE = "rope"
     """(x [T, heads * head_dim]; factors [rotary / 2] or none, or long and short ones; heads, head_dim, rotary, pairs
     "adjacent" | "halves", frequencies: rotary / 2 floats, magnitude, context and original or none) -> same shape. In
@@ -101,6 +107,9 @@ class Op(StrEnum):
     """(x) -> tanh(x)"""
     SOFTPLUS = "softplus"
     """(x) -> ln(1 + exp(x))"""
+    XIELU = "xielu"
+    """(x; alpha_p, alpha_n, beta, eps) -> alpha_p x^2 + beta x above 0, alpha_n (exp(min(x, eps)) - 1 - x) + beta x
+    elsewhere (Huang and Schlag 2024, arXiv 2411.13010)"""
     SOFT_CAP = "soft_cap"
     """(x; cap) -> cap * tanh(x / cap)"""
     CLAMP = "clamp"

@@ -146,18 +146,42 @@ def _experts_vector(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
 def _top_k(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     if not 1 <= at["k"] <= ins[0][-1]:
         raise IllegalNode("experts chosen", at["k"], f"1 to {ins[0][-1]}")
+    for bias in ws:
+        if bias not in ((ins[0][-1],), (1, ins[0][-1])):
+            raise IllegalNode("shape of the bias", bias, ins[0])
+    _check_gating(at.get("gating"), ("softmax", "sigmoid", None))
+    _check_groups(ins[0][-1], at)
     return (at["k"],)
 
 
+def _check_gating(gating: object, known: tuple[str | None, ...]) -> None:
+    if gating not in known:
+        raise IllegalNode("gating", gating, "softmax or sigmoid")
+
+
+def _check_groups(experts: int, at: Any) -> None:
+    groups, used = at.get("groups") or 1, at.get("groups_used") or 1
+    best = at.get("group_best") or 1
+    if groups < 1 or experts % groups or not 1 <= best <= experts // groups:
+        raise IllegalNode("groups of experts", groups, f"a divisor of {experts}")
+    if not 1 <= used <= groups or at["k"] > used * (experts // groups):
+        raise IllegalNode("groups used", used, f"up to {groups}, with {at['k']} experts")
+
+
 def _route(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
-    if at["gating"] not in ("softmax", "sigmoid"):
-        raise IllegalNode("gating", at["gating"], "softmax or sigmoid")
+    _check_gating(at["gating"], ("softmax", "sigmoid"))
     return ins[1]
 
 
 def _experts_sum(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     _need("experts summed", ins[1], (ins[0][0],))
     return (ins[0][-1],)
+
+
+def _position_scale(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if not at["length"] > 0:
+        raise IllegalNode("length", at["length"], "a number above 0")
+    return ins[0]
 
 
 def _rope(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
@@ -226,6 +250,10 @@ def _clamp(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
 
 _INT, _FLOAT, _STR = (int,), (float,), (str,)
 _SCALE = (("scale", _FLOAT),)
+_CHOICE = (
+    ("gating", (str, type(None))),
+    *((name, (int, type(None))) for name in ("groups", "groups_used", "group_best")),
+)
 
 SIGNATURES: dict[Op, Signature] = {
     Op.TOKENS: Signature("", lambda ins, ws, at: (), gives="i"),
@@ -247,9 +275,12 @@ SIGNATURES: dict[Op, Signature] = {
     Op.EXPERTS_LORA: Signature("ffi", _experts_lora, (2, 2), _SCALE),
     Op.EXPERTS_DORA_SCALE: Signature("fi", _experts_vector, (1, 1)),
     Op.EXPERTS_BIAS: Signature("fi", _experts_vector, (1, 1)),
-    Op.TOP_K: Signature("f", _top_k, attrs=(("k", _INT),), gives="i"),
+    Op.TOP_K: Signature("f", _top_k, (0, 1), (("k", _INT), *_CHOICE), gives="i"),
     Op.ROUTE: Signature("fi", _route, attrs=(("gating", _STR), ("normalize", (bool,)), ("scale", _FLOAT))),
     Op.EXPERTS_SUM: Signature("ff", _experts_sum),
+    Op.POSITION_SCALE: Signature(
+        "f", _position_scale, attrs=(("length", _FLOAT), ("offset", _FLOAT), ("slope", _FLOAT))
+    ),
     Op.ROPE: Signature(
         "f",
         _rope,
@@ -289,6 +320,9 @@ SIGNATURES: dict[Op, Signature] = {
     Op.RELU: Signature("f", _same),
     Op.TANH: Signature("f", _same),
     Op.SOFTPLUS: Signature("f", _same),
+    Op.XIELU: Signature(
+        "f", _same, attrs=tuple((name, _FLOAT) for name in ("alpha_p", "alpha_n", "beta", "eps"))
+    ),
     Op.SOFT_CAP: Signature("f", _soft_cap, attrs=(("cap", _FLOAT),)),
     Op.CLAMP: Signature("f", _clamp, attrs=(("low", (float, type(None))), ("high", (float, type(None))))),
     Op.SHIFT: Signature("f", _same, attrs=(("value", _FLOAT),)),

@@ -152,8 +152,11 @@ def _check_biases(config_class: ConfigClass, config: Config, tensors: dict[str, 
 
 
 def _file_type(tensors: dict[str, TensorSource]) -> int:
-    """`general.file_type`: NVFP4 if any weight is, else the type of the first weight with two axes."""
+    """`general.file_type`: NVFP4 if any weight is, MXFP4_MOE if experts are MXFP4, else the type of the first weight
+    with two axes."""
     types = [tensor.type.name for tensor in tensors.values() if len(tensor.shape) > 1]
+    if "MXFP4" in types:
+        return FILE_TYPES["MXFP4_MOE"].number
     return FILE_TYPES["NVFP4" if "NVFP4" in types else next(iter(types), "F16")].number
 
 

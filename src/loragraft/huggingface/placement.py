@@ -45,6 +45,7 @@ class Placement:
     def __init__(self, path: Path, names: TensorNames) -> None:
         self._path, self._names = path, names
         self._stacks: dict[str, dict[int, _Piece]] = {}
+        self._after: dict[str, str] = {}
         self._tensors: dict[str, TensorSource] = {}
         self.wide_activations: set[str] = set()
         """Tensors that were quantized for products with 16-bit activations."""
@@ -72,7 +73,16 @@ class Placement:
                 found=f"{len(pieces)} of them",
                 expected=f"also {missing[:4]}",
             )
+        for name, before in self._after.items():
+            self._move(name, before)
         return self._tensors
+
+    def _move(self, name: str, before: str) -> None:
+        """The tensor `name` to where it stands behind `before`."""
+        if before in self._tensors:
+            names = [each for each in self._tensors if each != name]
+            names.insert(names.index(before) + 1, name)
+            self._tensors = {each: self._tensors[each] for each in names}
 
     def _add(self, piece: _Piece) -> None:
         name, expert, fused = piece.place.name, piece.place.expert, piece.place.tensor.fused
@@ -118,6 +128,8 @@ class Placement:
             source = widened(source)
         source.name = name
         self._tensors[name] = source
+        if after := pieces[0].place.tensor.after:
+            self._after[name] = after.replace("{i}", str(pieces[0].place.layer))
         if first.wide_activations:
             self.wide_activations.add(name)
         self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])

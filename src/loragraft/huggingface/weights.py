@@ -1,9 +1,10 @@
 """The weights of a Hugging Face folder, each with its quantization understood.
 
 Read besides plain floats: ModelOpt (NVFP4, W4A16_NVFP4, NVFP4_AWQ, FP8 and mixtures), compressed-tensors
-(nvfp4-pack-quantized, float-quantized FP8, both mixed) and the FP8 of transformers (blocks, or a scale per row). What a
-tensor is, its dtype and its companions say; `quantization_config` checks what they cannot show. Formats: NVIDIA
-Model-Optimizer (torch/export), vllm-project/compressed-tensors, transformers (integrations/finegrained_fp8.py).
+(nvfp4-pack-quantized, float-quantized FP8, both mixed), the FP8 of transformers (blocks, or a scale per row) and the
+MXFP4 of gpt-oss. What a tensor is, its dtype and its companions say; `quantization_config` checks what they cannot
+show. Formats: NVIDIA Model-Optimizer (torch/export), vllm-project/compressed-tensors, transformers
+(integrations/finegrained_fp8.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
 from loragraft.huggingface.mlx_weights import mlx_packing, mlx_weight
+from loragraft.huggingface.mxfp4_weights import mxfp4_weight
 from loragraft.huggingface.quantization_config import read_quantization_config
 from loragraft.quants import e4m3
 from loragraft.quants.nvfp4 import BLOCK, dequantize_nvfp4, pack_modelopt
@@ -25,6 +27,8 @@ from loragraft.quants.types import BY_NAME, F32
 
 #: safetensors dtypes that are tensor types of GGUF too.
 _FLOATS = ("F32", "F16", "BF16", "F64")
+#: Ends of the names of an MXFP4 weight's tensors.
+_MXFP4 = ("_blocks", "_scales")
 _GROUP = 16
 """Weights per NVFP4 block scale."""
 
@@ -109,7 +113,11 @@ class _Reader:
         four_bit, others = [], []
         for name, tensor in self._tensors.items():
             stem, _, part = name.rpartition(".")
-            if part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
+            if self._is_mxfp4(name):
+                if name.endswith(_MXFP4[0]):
+                    scales = self._tensors.get(name.removesuffix(_MXFP4[0]) + _MXFP4[1])
+                    four_bit.append(Weight(name, mxfp4_weight(self._path, tensor, scales)))
+            elif part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
                 four_bit.append(self._nvfp4(stem, tensor))
             elif part == "weight" and tensor.dtype == "F8_E4M3":
                 others.append(self._fp8(stem, tensor))
@@ -138,6 +146,12 @@ class _Reader:
             )
         source = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor)
         return Weight(tensor.name, widened(source) if tensor.dtype == "F64" else source)
+
+    def _is_mxfp4(self, name: str) -> bool:
+        """Whether it is one of the two tensors of such a weight."""
+        end = next((end for end in _MXFP4 if name.endswith(end)), None)
+        blocks = None if end is None else self._tensors.get(name.removesuffix(end) + _MXFP4[0])
+        return blocks is not None and blocks.dtype == "U8"
 
     def _is_mlx(self, stem: str) -> bool:
         weight = self._tensors.get(f"{stem}.weight")

@@ -25,7 +25,11 @@ from hf_configs import records, weights, write_tokenizer
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
 SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "gemma3", "glm-wide")
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
-AS_PUBLISHED = ("gpt_neox", "falcon")
+AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")
+
+
+def skipped(case: str) -> bool:
+    return case.startswith(SKIPPED) or case == "ministral"
 
 
 def without_vocabulary() -> None:
@@ -37,6 +41,7 @@ def without_vocabulary() -> None:
         return model
 
     conversion.get_model_class = found
+    conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "default"
 
 
 def with_published_keys() -> None:
@@ -87,7 +92,7 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     without_vocabulary()
     with_published_keys()
-    made = {case: convert(record) for case, record in records().items() if not case.startswith(SKIPPED)}
+    made = {case: convert(record) for case, record in records().items() if not skipped(case)}
     text = json.dumps(made, separators=(",", ":")).replace('},"', '},\n"')
     (Path(__file__).parent / "hf-convert.json").write_text(text + "\n")
 

@@ -11,6 +11,7 @@ from loragraft.archs.blocks.decoder import (
     by_mixer,
     layer_norm,
     rms_norm,
+    rms_norm_if_there,
 )
 from loragraft.archs.blocks.experts import Routed
 from loragraft.archs.blocks.feed_forward import (
@@ -47,6 +48,7 @@ __all__ = [
     "layer_norm",
     "relu",
     "rms_norm",
+    "rms_norm_if_there",
     "silu",
     "squared_relu",
     "swiglu",

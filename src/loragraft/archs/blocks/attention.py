@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from loragraft.archs.blocks.norms import Norm
@@ -40,6 +40,8 @@ class Attention:
         k = self._rotate(g, own, k, own.kv_heads, f"{blk}.rope_k")
         if self.norm_last:
             q, k = self._normed(g, h, q, k, blk)
+        if own.sharpening is not None:
+            q = g.add(Op.POSITION_SCALE, (q,), label=f"{blk}.attn_q_sharpened", **asdict(own.sharpening))
         sinks = f"{blk}.attn_sinks.weight"
         mixed = g.add(
             Op.ATTENTION,

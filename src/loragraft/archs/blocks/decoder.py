@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loragraft.archs.blocks.norms import Norm, bare_layer_norm, layer_norm, rms_norm
+from loragraft.archs.blocks.norms import Norm, bare_layer_norm, layer_norm, rms_norm, rms_norm_if_there
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Graph, Op, TensorFact
@@ -61,7 +61,8 @@ class Decoder:
         x = g.embed(g.tokens(), arch_scale=scale)
         if g.has("position_embd.weight"):
             x = g.add(Op.ADD, (x, g.embed_positions()), label="position_embd_sum")
-        for layer in range(len(h.layers)):
+        last = len(h.layers) - h.predictors
+        for layer in range(last):
             g.cut(x)
             x = self._parallel(g, h, x, layer) if self.parallel else self._in_turn(g, h, x, layer)
         g.cut(x)
@@ -70,7 +71,8 @@ class Decoder:
         scale = None if h.logit_scale == 1.0 else h.logit_scale
         logits = g.linear(x, "output", weight_of=tied, arch_scale=scale)
         logits = g.soft_cap(logits, h.logit_softcap, "logit_softcap")
-        return g.finish(logits, [name for name in tensors if self.unused(h, name)])
+        behind = tuple(f"blk.{layer}." for layer in range(last, len(h.layers)))
+        return g.finish(logits, [name for name in tensors if self.unused(h, name) or name.startswith(behind)])
 
     @property
     def _branches(self) -> tuple[Branch, Branch]:
@@ -82,7 +84,7 @@ class Decoder:
 
     def _in_turn(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         for number, branch in enumerate(self._branches):
-            if number and layer == len(h.layers) - 1:
+            if number and layer == len(h.layers) - h.predictors - 1:
                 x = g.add(Op.LAST, (x,), label="last")
             added = self._value(g, h, branch, self._before(g, h, branch, x, layer), layer)
             x = g.add(Op.ADD, (x, added), label=f"blk.{layer}.{branch.name}_residual")
@@ -96,7 +98,7 @@ class Decoder:
                 normed[branch.pre] = self._before(g, h, branch, x, layer)
             added = self._value(g, h, branch, normed[branch.pre], layer)
             total = g.add(Op.ADD, (total, added), label=f"blk.{layer}.{branch.name}_residual")
-        return g.add(Op.LAST, (total,), label="last") if layer == len(h.layers) - 1 else total
+        return g.add(Op.LAST, (total,), label="last") if layer == len(h.layers) - h.predictors - 1 else total
 
     def _before(self, g: GraphBuilder, h: Hparams, branch: Branch, x: Ref, layer: int) -> Ref:
         return x if branch.pre is None else self.norm(g, h, x, f"blk.{layer}.{branch.pre}")
@@ -118,4 +120,5 @@ __all__ = [
     "by_mixer",
     "layer_norm",
     "rms_norm",
+    "rms_norm_if_there",
 ]

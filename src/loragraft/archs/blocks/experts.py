@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loragraft.archs.blocks.feed_forward import Gate, swiglu
-from loragraft.archs.hparams import Hparams
+from loragraft.archs.hparams import Hparams, Routing
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
 
@@ -14,8 +14,8 @@ from loragraft.graph.ops import Op
 @dataclass(frozen=True, slots=True)
 class Routed:
     """The best experts of each token, each a gated feed-forward network. `gating` of all experts, then the best k,
-    their weights made to sum to 1 if `normalize`. A shared expert, where the file has one, is added for every token,
-    through a sigmoid gate if it has that too (Qwen2-MoE)."""
+    their weights made to sum to 1 if `normalize`; what the file says of it (`Hparams.routing`) goes before. A shared
+    expert, where the file has one, is added for every token, through a sigmoid gate if it has that too (Qwen2-MoE)."""
 
     normalize: bool
     gating: Literal["softmax", "sigmoid"] = "softmax"
@@ -24,14 +24,15 @@ class Routed:
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
         logits = g.linear(x, f"{blk}.ffn_gate_inp")
-        ids = g.add(Op.TOP_K, (logits,), label=f"{blk}.ffn_top_k", k=h.experts_used)
+        routing = h.routing or Routing(self.gating, self.normalize)
+        ids = self._choose(g, h, routing, logits, blk)
         route = g.add(
             Op.ROUTE,
             (logits, ids),
             label=f"{blk}.ffn_route",
-            gating=self.gating,
-            normalize=self.normalize,
-            scale=1.0,
+            gating=routing.gating,
+            normalize=routing.normalize,
+            scale=routing.scale,
         )
         gate, up = self._gate_up(g, x, ids, blk)
         down = g.experts(self.gate(g, gate, up, f"{blk}.ffn_act_exps"), ids, f"{blk}.ffn_down_exps")
@@ -39,6 +40,17 @@ class Routed:
         if not g.has(f"{blk}.ffn_up_shexp.weight"):
             return routed
         return g.add(Op.ADD, (routed, self._shared(g, x, blk)), label=f"{blk}.ffn_shared_sum")
+
+    def _choose(self, g: GraphBuilder, h: Hparams, routing: Routing, logits: Ref, blk: str) -> Ref:
+        """The gates' values order experts as the logits do, but with a bias, and in the sums of groups."""
+        bias = f"{blk}.exp_probs_b.bias"
+        biases = (bias,) if g.has(bias) else ()
+        groups: dict[str, int] = {}
+        if routing.groups > 1:
+            groups = {"groups": routing.groups, "groups_used": routing.groups_used}
+            groups["group_best"] = routing.group_best
+        gating = {"gating": routing.gating} if biases or groups else {}
+        return g.add(Op.TOP_K, (logits,), biases, f"{blk}.ffn_top_k", k=h.experts_used, **gating, **groups)
 
     def _gate_up(self, g: GraphBuilder, x: Ref, ids: Ref, blk: str) -> tuple[Ref, Ref]:
         if not g.has(f"{blk}.ffn_gate_up_exps.weight"):

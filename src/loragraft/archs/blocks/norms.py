@@ -16,6 +16,11 @@ def rms_norm(g: GraphBuilder, h: Hparams, x: Ref, name: str) -> Ref:
     return g.rms_norm(x, name, h.norm_eps)
 
 
+def rms_norm_if_there(g: GraphBuilder, h: Hparams, x: Ref, name: str) -> Ref:
+    """In models that have it by a flag."""
+    return g.rms_norm(x, name, h.norm_eps) if g.has(f"{name}.weight") else x
+
+
 def layer_norm(g: GraphBuilder, h: Hparams, x: Ref, name: str) -> Ref:
     """With a bias, if the file has one."""
     return g.layer_norm(x, name, h.norm_eps)

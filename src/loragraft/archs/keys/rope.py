@@ -65,6 +65,10 @@ class RopeParameters(Rule):
     llama3: bool = False
     partial: bool = False
     long: bool = False
+    truncate: bool = True
+    """Whether YaRN's ramp is cut to whole pairs."""
+    log_multiplier: bool = False
+    """Whether the file has `mscale_all_dim` in a key of its own, `rope.scaling.yarn_log_multiplier`."""
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -76,11 +80,19 @@ class RopeParameters(Rule):
     def to_gguf(self, config: Config) -> Metadata:
         rope = config.rope
         self._check(config, rope)
-        return rope_keys(config, rope)
+        return rope_keys(config, rope, log_multiplier=self.log_multiplier)
 
     def _check(self, config: Config, rope: Mapping[str, Any]) -> None:
         model_type = config.values.get("model_type")
         kind = _kind(config, rope)
+        truncate = rope.get("truncate", True) is not False
+        if kind == "yarn" and truncate != self.truncate:
+            raise UnsupportedError(
+                config.path,
+                f"YaRN whose ramp is {'' if truncate else 'not '}cut to whole pairs, which {model_type} in GGUF does "
+                f"{'not do' if truncate else 'always'}",
+                found=f"truncate = {truncate!r}",
+            )
         if (kind == "llama3" and not self.llama3) or (kind == "longrope" and not self.long):
             raise UnsupportedError(config.path, f"RoPE scaling {kind} on architecture {model_type}")
         part = rope.get("partial_rotary_factor")
@@ -114,6 +126,8 @@ class RopeParameters(Rule):
                     else "cannot be exported",
                 )
             scaling = _llama3(head_dim, found["rope_theta"], model.rope_freqs)
+        if scaling.get("rope_type") == "yarn" and not self.truncate:
+            scaling["truncate"] = False
         return {**found, "rope_scaling": scaling} if scaling else found
 
 
@@ -183,8 +197,9 @@ class RotaryPart(Rule):
         return {} if rotary == head_dim else {self.name: rotary / head_dim}
 
 
-def rope_keys(config: Config, rope: Mapping[str, Any]) -> Metadata:
-    """The `rope.*` keys of the parameters `rope`, in the order of the reference converter.
+def rope_keys(config: Config, rope: Mapping[str, Any], *, log_multiplier: bool = False) -> Metadata:
+    """The `rope.*` keys of the parameters `rope`, in the order of the reference converter. `log_multiplier`: llama.cpp
+    divides YaRN's magnitude by what mscale_all_dim says.
 
     Raises CheckpointError for a parameter that is missing, UnsupportedError for what GGUF cannot express.
     """
@@ -201,6 +216,8 @@ def rope_keys(config: Config, rope: Mapping[str, Any]) -> Metadata:
                 if (value := numbers.optional_number(*names)) is not None:
                     keys[key] = Value.f32(value)
             relative = _magnitude(numbers, factor) / standard_magnitude(factor)
+            if log_multiplier:
+                relative *= standard_magnitude(factor, numbers.optional_number("mscale_all_dim") or 0.0)
             if not math.isclose(relative, 1.0, rel_tol=1e-6):
                 keys["rope.scaling.attn_factor"] = Value.f32(relative)
     if "rope_theta" in rope:
@@ -235,12 +252,6 @@ def _kind(config: Config, rope: Mapping[str, Any]) -> str:
     if kind not in _KINDS:
         raise UnsupportedError(
             config.path, "unknown RoPE scaling", found=repr(kind), expected=" or ".join(_KINDS)
-        )
-    if kind == "yarn" and rope.get("truncate") not in (None, True):
-        raise UnsupportedError(
-            config.path,
-            "YaRN whose ramp is not cut to whole pairs, which GGUF cannot express",
-            found=f"truncate = {rope['truncate']!r}",
         )
     return kind
 

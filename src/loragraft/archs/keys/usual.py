@@ -28,6 +28,10 @@ EXPERTS: tuple[Rule, ...] = (
         "expert_used_count", ("num_experts_per_tok", "num_experts_per_token", "top_k_experts"), optional=True
     ),
 )
+GROUPS: tuple[Rule, ...] = (
+    Count("expert_group_count", ("n_group",), optional=True),
+    Count("expert_group_used_count", ("topk_group",), optional=True),
+)
 
 
 def usual_keys(
@@ -35,6 +39,7 @@ def usual_keys(
     norm: Rule,
     rope: Rule | None = None,
     experts: bool = False,
+    groups: bool = False,
     head_dim: Rule | None = None,
     windows: Windows | None = None,
     more: Iterable[Rule] = (),
@@ -51,6 +56,7 @@ def usual_keys(
         rope or RopeParameters(),
         norm,
         *(EXPERTS if experts else ()),
+        *(GROUPS if groups else ()),
         head_dim or HeadDim(),
         *([windows] if windows else []),
         FILE_TYPE,

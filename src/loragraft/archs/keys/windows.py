@@ -128,6 +128,8 @@ def _every_other_below(config: Config, layer: int) -> bool:
 
 
 EVERY_LAYER = Windows()
+BY_LAYER_TYPES = Windows(layers=lambda config, layer: True, names=())
+FROM_LAYER_ON = Windows(layers=_from_layer_on)
 IF_USED = Windows(switch="use_sliding_window")
 UPPER_LAYERS = Windows(switch="use_sliding_window", layers=_from_layer_on)
 EVERY_OTHER_LAYER = Windows(switch="use_sliding_window", layers=_every_other_below)

@@ -161,9 +161,29 @@ def _split(b: _Builder, node: Node, x: Any, y: Any) -> int:
     return int(b.program.split(x, y, parts, node.attrs["start"]))
 
 
+def _top_k(b: _Builder, node: Node, logits: Any, ids: Any) -> int:
+    at = node.attrs
+    gating, groups = at.get("gating") or "", at.get("groups") or 1
+    if not gating and not node.weights and groups == 1:
+        return int(b.program.top_k(logits, ids))
+    bias = b.weights.floats(node.weights[0]).reshape(-1) if node.weights else None
+    used, best = at.get("groups_used") or 1, at.get("group_best") or 1
+    return int(b.program.choose(logits, ids, gating, bias, groups, used, best))
+
+
 def _route(b: _Builder, node: Node, logits: Any, ids: Any, y: Any) -> int:
     at = node.attrs
     return int(b.program.route(logits, ids, y, at["gating"] == "softmax", at["normalize"], at["scale"]))
+
+
+def _position_scale(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    at = node.attrs
+    return int(b.program.position_scale(x, y, at["length"], at["offset"], at["slope"]))
+
+
+def _xielu(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    at = node.attrs
+    return int(b.program.xielu(x, y, at["alpha_p"], at["alpha_n"], at["beta"], at["eps"]))
 
 
 def _rope(b: _Builder, node: Node, x: Any, y: Any) -> int:
@@ -200,9 +220,10 @@ NODES: dict[Op, Callable[..., int]] = {
     Op.LAYER_NORM: _layer_norm,
     Op.ARCH_SCALE: _arch_scale,
     Op.SHIFT: lambda b, node, x, y: b.program.affine(x, y, 1.0, node.attrs["value"]),
+    Op.POSITION_SCALE: _position_scale,
     Op.ROPE: _rope,
     Op.ATTENTION: _attention,
-    Op.TOP_K: lambda b, node, logits, ids: b.program.top_k(logits, ids),
+    Op.TOP_K: _top_k,
     Op.ROUTE: _route,
     Op.EXPERTS_SUM: lambda b, node, y, weights, total: b.program.experts_sum(y, weights, total),
     Op.SPLIT: _split,
@@ -215,5 +236,6 @@ NODES: dict[Op, Callable[..., int]] = {
     Op.RELU: lambda b, node, x, y: b.program.unary("clamp", x, y, 0.0, np.inf),
     Op.TANH: lambda b, node, x, y: b.program.unary("soft_cap", x, y, 1.0),
     Op.SOFT_CAP: lambda b, node, x, y: b.program.unary("soft_cap", x, y, node.attrs["cap"]),
+    Op.XIELU: _xielu,
     Op.CLAMP: _clamp,
 }
