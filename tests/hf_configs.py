@@ -30,6 +30,11 @@ def records() -> dict[str, dict[str, Any]]:
     return found
 
 
+def kind(config: dict[str, Any]) -> str:
+    """The model_type of the language model."""
+    return str(config.get("text_config", config)["model_type"])
+
+
 def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[np.float32]]:
     """float32 tensors, uniform: norms around 1, or around 0 where they are stored less 1; biases and matrices around 0.
     The same on every version of NumPy."""

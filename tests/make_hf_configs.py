@@ -49,6 +49,29 @@ ROUTED = {
     "topk_group": 1,
 }
 GROUPED = {**ROUTED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+PICTURES = {
+    "depth": 2,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 16,
+    "out_hidden_size": 32,
+    "patch_size": 4,
+}
+CLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+#: Tokens of the vocabulary that stand for pictures; none is in the text.
+QWEN_IMAGES = {
+    "image_token_id": 0,
+    "video_token_id": 0,
+    "vision_start_token_id": 1,
+    "vision_end_token_id": 1,
+}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 Edit = Callable[[dict[str, Any]], None]
 ABSENT = "absent"
@@ -439,28 +462,113 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "apertus": ("Apertus", {"pad_token_id": 3}, None),
+    "qwen2_vl": (
+        "Qwen2VL",
+        {
+            "text_config": {**BASE, **rope("default", mrope_section=[2, 1, 1])},
+            "vision_config": {**PICTURES, "embed_dim": 16, "hidden_size": 32},
+            **QWEN_IMAGES,
+        },
+        None,
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {
+            "text_config": {
+                **BASE,
+                **rope("default", mrope_section=[2, 1, 1]),
+                "tie_word_embeddings": True,
+            },
+            "vision_config": {**PICTURES, "fullatt_block_indexes": [1]},
+            **QWEN_IMAGES,
+        },
+        None,
+    ),
+    "qwen3_vl": (
+        "Qwen3VL",
+        {
+            "text_config": {**BASE, "head_dim": 16, **rope("default", mrope_section=[4, 2, 2])},
+            "vision_config": {
+                **PICTURES,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+            **QWEN_IMAGES,
+        },
+        None,
+    ),
+    "gemma3_vl": (
+        "Gemma3",
+        {
+            "text_config": {**BASE, **GEMMA3, "num_hidden_layers": 3},
+            "vision_config": CLIP,
+            "image_token_index": 0,
+            "boi_token_index": 1,
+            "eoi_token_index": 1,
+            "mm_tokens_per_image": 4,
+        },
+        None,
+    ),
+    "llava": (
+        "Llava",
+        {
+            "text_config": {**BASE, "model_type": "llama"},
+            "vision_config": {**CLIP, "model_type": "clip_vision_model"},
+            "image_token_index": 0,
+        },
+        None,
+    ),
+    "mistral3": (
+        "Mistral3",
+        {
+            "text_config": {**BASE, "model_type": "mistral", "head_dim": 16, "sliding_window": None},
+            "vision_config": {**CLIP, "model_type": "pixtral", "head_dim": 8},
+            "image_token_index": 0,
+        },
+        None,
+    ),
+    "internvl": (
+        "InternVL",
+        {
+            "text_config": {**BASE, "model_type": "qwen2"},
+            "vision_config": {**CLIP, "image_size": [16, 16], "patch_size": [4, 4]},
+            "image_token_id": 0,
+            "image_seq_length": 4,
+        },
+        None,
+    ),
+    "idefics3": (
+        "Idefics3",
+        {
+            "text_config": {**BASE, "model_type": "llama", "pad_token_id": None},
+            "vision_config": CLIP,
+            "image_token_id": 0,
+            "pad_token_id": None,
+        },
+        None,
+    ),
 }
 
 
 def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -> tuple[dict[str, Any], Any]:
-    said = {key: value for key, value in {**BASE, **keys}.items() if value != ABSENT}
+    base = {} if "text_config" in keys else BASE
+    said = {key: value for key, value in {**base, **keys}.items() if value != ABSENT}
     config = getattr(transformers, f"{kind}Config")(**said)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    auto = transformers.AutoModelForImageTextToText if not base else transformers.AutoModelForCausalLM
+    model = auto.from_config(config)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         saved = Path(folder) / "model.safetensors"
         shapes = {name: list(tensor.shape) for name, tensor in sorted(load_file(saved).items())}
-        save_file(weights(shapes, config.model_type), saved, {"format": "pt"})
+        language = config.text_config if not base else config
+        save_file(weights(shapes, language.model_type), saved, {"format": "pt"})
         path = Path(folder) / "config.json"
         written = json.loads(path.read_text())
         if edit is not None:
             edit(written)
         path.write_text(json.dumps(written))
-        model = (
-            transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-            .float()
-            .eval()
-        )
+        model = auto.from_pretrained(folder, attn_implementation="eager").float().eval()
         with torch.no_grad():
             logits = model(ids).logits[0, ::STEP].numpy()
     return {"config": written, "shapes": shapes}, logits

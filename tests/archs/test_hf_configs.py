@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from gpu import needs_gpu
-from hf_configs import STEP, records, weights, write_tokenizer
+from hf_configs import STEP, kind, records, weights, write_tokenizer
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
 from loragraft.errors import UnsupportedError
@@ -21,9 +21,14 @@ from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.config_json import config_of
 from loragraft.huggingface.hyperparameters import hyperparameters
+from loragraft.huggingface.intake import Intake
 from paths import data
 from tolerances import NATIVE_F32, REFERENCE, WEBGPU, nmse
 
+#: A multimodal model's language model, whatever is around it; nothing to others.
+TEXT_ONLY = Intake(text_only=True)
+#: Cases with experts chosen by corrected gates, queries that grow with their position, or xIELU.
+NO_GPU_KERNEL = ("dots1", "glm4_moe", "minimax_m2", "ernie-experts", "ministral3", "apertus")
 BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
     ("reference", REFERENCE),
     ("native", NATIVE_F32),
@@ -44,7 +49,7 @@ def write(
     """The checkpoint of a case, its configuration and tensors changed by `edit`."""
     record = records()[case]
     config = record["config"]
-    tensors = dict(weights(record["shapes"], config["model_type"]))
+    tensors = dict(weights(record["shapes"], kind(config)))
     if edit is not None:
         edit(config, tensors)
     folder.mkdir()
@@ -58,10 +63,17 @@ def write(
 def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
     golden = np.load(data("golden/hf-configs.npz"))
     folder = write(tmp_path / "m", case)
-    lg.convert(folder, tmp_path / "m.gguf", type="F32")
+    lg.convert(folder, tmp_path / "m.gguf", type="F32", intake=TEXT_ONLY)
     for backend, tolerance in BACKENDS:
         for path in (folder, tmp_path / "m.gguf"):
-            model = lg.load(path, backend=backend, threads=1, activations="f32", context=len(golden["ids"]))
+            model = lg.load(
+                path,
+                backend=backend,
+                threads=1,
+                activations="f32",
+                context=len(golden["ids"]),
+                intake=TEXT_ONLY,
+            )
             logits = model.logits(golden["ids"])
             assert nmse(logits[::STEP], golden[case]) < tolerance, (backend, path.name)
 
@@ -69,10 +81,17 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize("case", first_of_each())
 def test_logits_of_a_gpu(tmp_path: Path, case: str) -> None:
-    golden = np.load(data("golden/hf-configs.npz"))
-    model = lg.load(
-        write(tmp_path / "m", case), device="webgpu", activations="f32", context=len(golden["ids"])
-    )
+    golden, folder = np.load(data("golden/hf-configs.npz")), write(tmp_path / "m", case)
+
+    def loaded() -> lg.Model:
+        context = len(golden["ids"])
+        return lg.load(folder, device="webgpu", activations="f32", context=context, intake=TEXT_ONLY)
+
+    if case.startswith(NO_GPU_KERNEL):
+        with pytest.raises(UnsupportedError, match=r"no kernel for .* on WebGPU"):
+            loaded()
+        return
+    model = loaded()
     assert nmse(model.logits(golden["ids"])[::STEP], golden[case]) < WEBGPU
 
 
@@ -292,7 +311,9 @@ def test_an_output_beside_a_tied_embedding(tmp_path: Path) -> None:
 
 
 #: Of which a GGUF does not hold what config.json said.
-ONE_WAY = {"llama-llama3", "phi3-short", "phi3-long", "hunyuan-alpha"}
+ONE_WAY = {"llama-llama3", "phi3-short", "phi3-long", "hunyuan-alpha", "apertus"} | {
+    case for case, record in records().items() if "text_config" in record["config"]
+}
 
 
 @pytest.mark.parametrize("case", sorted(records().keys() - ONE_WAY))
@@ -301,7 +322,7 @@ def test_an_exported_configuration_means_the_same(tmp_path: Path, case: str) -> 
     lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16")
     model = lg.load(tmp_path / "m.gguf", backend="reference").source
     config = config_of(model.metadata, shapes_of(model), rope_freqs_of(model))
-    arch, model_type = ARCHS.by_model_type(config["model_type"])
+    arch, model_type = ARCHS.by_model_type(kind(config))
     again = hyperparameters(arch, model_type, Config(Path("config.json"), config, model_type.defaults), 1)
     ours = {key: value.data for key, value in model.metadata.items() if key.startswith(f"{arch.name}.")}
     theirs = {key: value.data for key, value in again.items() if key.startswith(f"{arch.name}.")}
@@ -326,6 +347,24 @@ def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> No
     model = lg.load(tmp_path / "m.gguf", backend="reference").source
     with pytest.raises(UnsupportedError, match=r"rope_factors_long.weight: cannot be exported; export from"):
         config_of(model.metadata, shapes_of(model), None)
+
+
+@pytest.mark.parametrize("case", ["apertus", "qwen2_5_vl"])
+def test_what_is_not_exported(tmp_path: Path, case: str) -> None:
+    lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16", intake=TEXT_ONLY)
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    with pytest.raises(UnsupportedError, match=r"cannot be exported.*Hugging Face folder"):
+        config_of(model.metadata, shapes_of(model), rope_freqs_of(model))
+
+
+def test_numbers_of_each_layer_that_are_missing(tmp_path: Path) -> None:
+    def drop(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        del tensors["model.layers.1.mlp.act_fn.beta"]
+
+    with pytest.raises(
+        lg.LoragraftError, match=r"m: lacks xielu\.beta of some layers: found \[0\], expected 2"
+    ):
+        lg.load(write(tmp_path / "m", "apertus", drop))
 
 
 def test_the_context_chooses_the_factors(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
-from hf_configs import records, weights, write_tokenizer
+from hf_configs import kind, records, weights, write_tokenizer
 from loragraft.formats.gguf.model import open_gguf
+from loragraft.huggingface.intake import Intake
 from paths import data
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(data("golden/hf-convert.json").read_text())
@@ -32,10 +33,10 @@ def without_ones(shape: list[int]) -> list[int]:
 def test_the_file_is_that_of_the_reference_converter(tmp_path: Path, case: str) -> None:
     record, folder = records()[case], tmp_path / "m"
     folder.mkdir()
-    save_file(weights(record["shapes"], record["config"]["model_type"]), folder / "model.safetensors")
+    save_file(weights(record["shapes"], kind(record["config"])), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(record["config"]))
     write_tokenizer(folder)
-    lg.convert(folder, tmp_path / "m.gguf", type="F32")
+    lg.convert(folder, tmp_path / "m.gguf", type="F32", intake=Intake(text_only=True))
     model = open_gguf(tmp_path / "m.gguf")
     tensors = [
         [name, list(tensor.shape), hashlib.sha256(bytes(tensor.rows(0, tensor.n_rows))).hexdigest()[:16]]
@@ -51,6 +52,8 @@ def test_the_file_is_that_of_the_reference_converter(tmp_path: Path, case: str) 
     mine = {key: value for key, value in keys.items() if key not in OURS.get(case, ())}
     assert keys.keys() - mine.keys() == OURS.get(case, set())
     assert list(mine) == list(GOLDEN[case]["keys"])
+    for key, value in GOLDEN[case].get("global", {}).items():
+        np.testing.assert_array_equal(model.metadata[key].data, np.asarray(value, np.float32), err_msg=key)
     for key, value in GOLDEN[case]["keys"].items():
         if key in OTHER.get(case, ()):
             assert mine[key] != value

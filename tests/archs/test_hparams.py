@@ -92,7 +92,7 @@ def test_no_architecture_and_an_unknown_one() -> None:
     keys = {key.replace("llama", "gpt9"): value for key, value in metadata().items()}
     keys["general.architecture"] = Value.string("gpt9")
     with pytest.raises(
-        UnsupportedError, match="unknown architecture: found 'gpt9', expected one of arcee, chatglm, "
+        UnsupportedError, match="unknown architecture: found 'gpt9', expected one of apertus, arcee, "
     ):
         build_graph(keys, {})
 

@@ -14,7 +14,7 @@ import loragraft as lg
 from gguf_files import write_gguf
 from loragraft.archs import ARCHS
 from loragraft.errors import UnsupportedError
-from loragraft.formats.gguf.values import Value
+from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.source import ModelSource
 from loragraft.formats.views import float_rows, in_memory
 from loragraft.huggingface.mapped_names import names_of
@@ -44,6 +44,9 @@ def model(arch: str, tensors: dict[str, np.ndarray], **keys: int) -> ModelSource
             f"{arch}.rope.freq_base": Value.f32(10000.0),
             f"{arch}.rope.dimension_count": Value.u32(8),
         }
+    if arch == "apertus":
+        ones = Value.numbers(ValueType.FLOAT32, [1.0, 1.0])
+        metadata |= {f"xielu.{name}": ones for name in ("alpha_n", "alpha_p", "beta", "eps")}
     return ModelSource(Path("base.gguf"), arch, metadata, {n: in_memory(n, a) for n, a in tensors.items()})
 
 

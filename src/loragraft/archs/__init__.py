@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loragraft.archs import (
+    apertus,
     arcee,
     command_r,
     dots1,
@@ -32,6 +33,7 @@ from loragraft.archs import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen_vl,
     seed_oss,
     smollm3,
     stablelm,
@@ -41,6 +43,7 @@ from loragraft.archs.arch import Arch, ConfigClass, Registry
 
 ARCHS = Registry(
     [
+        apertus.ARCH,
         arcee.ARCH,
         command_r.ARCH,
         command_r.ARCH2,
@@ -75,6 +78,8 @@ ARCHS = Registry(
         qwen2moe.ARCH,
         qwen3.ARCH,
         qwen3moe.ARCH,
+        qwen_vl.ARCH,
+        qwen_vl.QWEN3,
         seed_oss.ARCH,
         smollm3.ARCH,
         stablelm.ARCH,

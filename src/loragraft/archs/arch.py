@@ -71,6 +71,8 @@ class Arch:
     hparams: Callable[[MetadataKeys], Hparams] = read_decoder
     extra_tensors: Callable[[Config], Mapping[str, npt.NDArray[np.float32]]] = lambda config: {}
     """Tensors that config.json implies, such as `rope_freqs.weight`."""
+    scalars: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of one number, by Hugging Face's names in a layer, and the keys of GGUF that are arrays of them."""
     llama_cpp: PublishedArch = field(default_factory=PublishedArch)
     """What llama.cpp's file for it knows of linears."""
     fixed: Mapping[str, Any] = field(default_factory=dict)

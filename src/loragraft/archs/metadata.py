@@ -130,6 +130,21 @@ class MetadataKeys:
             )
         return tuple(bool(item) for item in data)
 
+    def global_numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """`count` finite numbers under a key without the architecture's prefix."""
+        value = self._metadata.get(key)
+        data = None if value is None else value.data
+        if (
+            not isinstance(data, np.ndarray)
+            or data.dtype.kind not in "fiu"
+            or len(data) != count
+            or not np.isfinite(data).all()
+        ):
+            raise FormatError(
+                key, "bad metadata value", found=repr(data)[:80], expected=f"{count} finite numbers"
+            )
+        return tuple(float(item) for item in data)
+
     def text(self, key: str, default: str) -> str:
         data = self.get(key)
         if data is None:

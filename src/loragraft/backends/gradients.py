@@ -228,7 +228,7 @@ def _from_layer_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x
     centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
     variance = np.mean(centred * centred, axis=-1, keepdims=True, dtype=np.float32)
     inverse = 1 / np.sqrt(variance + np.float32(node.attrs["eps"]))
-    normed, through = centred * inverse, g * t.weight(node.weights[0])
+    normed, through = centred * inverse, g * t.weight(node.weights[0]) if node.weights else g
     through = through - through.mean(axis=-1, keepdims=True)
     return ((through - normed * np.mean(through * normed, axis=-1, keepdims=True)) * inverse,)
 

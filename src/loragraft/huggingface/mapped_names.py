@@ -28,7 +28,7 @@ from loragraft.huggingface.wrappers import TextNames
 PERMUTED = frozenset(["deci", "llada", "llama-embed", "minicpm", "xverse"])
 #: Linears stay as they are, however they are fused.
 PLAIN = frozenset(
-    "apertus baichuan bloom dream exaone internlm2 mpt orion qwen2vl qwen3vl".split()  # noqa: SIM905
+    "baichuan bloom dream exaone internlm2 mpt orion".split()  # noqa: SIM905
 )
 _EXPERT = re.compile(r"\.experts\.(\d{1,4})\.")
 

@@ -6,19 +6,20 @@ checkpoint of any size converts in the memory of a few blocks of rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from loragraft.archs import ARCHS, ConfigClass
+from loragraft.archs import ARCHS, Arch, ConfigClass
 from loragraft.archs.config import Config
 from loragraft.archs.graphs import model_graph
 from loragraft.errors import CheckpointError, naming
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value, ValueType
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.formats.views import in_memory
+from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.config_json import biased_linears
 from loragraft.huggingface.hyperparameters import check_expressible, hyperparameters
 from loragraft.huggingface.intake import STRICT, Intake
@@ -27,9 +28,11 @@ from loragraft.huggingface.placement import Placement
 from loragraft.huggingface.resizing import grown, tokenizer_size
 from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.vocab import tokenizer_metadata
-from loragraft.huggingface.weights import read_weights
+from loragraft.huggingface.weights import Weight, read_weights
 from loragraft.huggingface.wrappers import text_model
 from loragraft.quants.filetypes import BY_NAME as FILE_TYPES
+
+_IN_LAYER = re.compile(r"model\.layers\.(?P<layer>\d{1,4})\.(?P<name>.+)")
 
 
 def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = STRICT) -> ModelSource:
@@ -45,7 +48,8 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     config = Config(path, checkpoint.config, config_class.defaults)
     notes = [*checkpoint.notes, *check_expressible(arch, config_class, config)]
     weights = read_weights(checkpoint, notes, dequantize=dequantize)
-    sizes = hyperparameters(arch, config_class, config, 0)
+    scalars = _scalars(arch, config, weights)
+    sizes = scalars | hyperparameters(arch, config_class, config, 0)
     with naming(path):
         names = TensorNames({"general.architecture": Value.string(arch.name), **sizes})
     placement = Placement(checkpoint.path, names)
@@ -63,6 +67,7 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),
+        **scalars,
         **hyperparameters(arch, config_class, config, _file_type(tensors)),
         "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
         **_activation_hints(placement.wide_activations),
@@ -77,6 +82,33 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
     model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes
     return model
+
+
+def _scalars(arch: Arch, config: Config, weights: list[Weight]) -> Metadata:
+    """The record's `scalars` as keys; their tensors leave `weights`."""
+    found: dict[str, dict[int, float]] = {}
+    for weight in list(weights):
+        match = _IN_LAYER.fullmatch(weight.name)
+        key = arch.scalars.get(match["name"]) if match else None
+        if match is None or key is None:
+            continue
+        weights.remove(weight)
+        values = values_of(weight.source).reshape(-1) if weight.shape in ((), (1,)) else np.empty(0)
+        if len(values) != 1:
+            raise CheckpointError(config.path.parent, f"{weight.name} is no number", found=weight.shape)
+        found.setdefault(key, {})[int(match["layer"])] = float(values[0])
+    metadata: Metadata = {}
+    for key in arch.scalars.values():
+        layers = found.get(key, {})
+        if sorted(layers) != list(range(config.n_layers)):
+            raise CheckpointError(
+                config.path.parent,
+                f"lacks {key} of some layers",
+                found=sorted(layers)[:8],
+                expected=config.n_layers,
+            )
+        metadata[key] = Value.numbers(ValueType.FLOAT32, [layers[layer] for layer in sorted(layers)])
+    return metadata
 
 
 def _embedding(config: Config, tensors: dict[str, TensorSource]) -> TensorSource:

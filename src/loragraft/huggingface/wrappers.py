@@ -22,11 +22,13 @@ _AROUND = frozenset(["language_model", "text_model", "llm", "thinker"])
 #: Parts of the names of what is not a language model's: towers that see and hear, and what leads from them to it.
 _OTHERS = frozenset(
     """
-    audio_encoder audio_model audio_projector audio_tower embed_audio embed_vision image_newline image_tower
+    audio_encoder audio_model audio_projector audio_tower connector embed_audio embed_vision image_newline image_tower
     mm_projector multi_modal_projector talker token2wav vision vision_embed_tokens vision_encoder vision_model
     vision_projector vision_tower visual vit
     """.split()  # noqa: SIM905
 )
+#: Whose older config.json has the language model's keys at the top.
+_FLAT = ("qwen2_vl", "qwen2_5_vl")
 
 
 def plain_names(name: str) -> Iterator[str]:
@@ -110,6 +112,9 @@ def text_model(checkpoint: Checkpoint, intake: Intake) -> Checkpoint:
     """
     config, path = checkpoint.config, checkpoint.path / "config.json"
     text, kind = config.get("text_config"), config.get("model_type")
+    if kind in _FLAT and not isinstance(text, Mapping):
+        text = {key: value for key, value in config.items() if key != "vision_config"}
+        text["model_type"] = f"{kind}_text"
     if not isinstance(text, Mapping) or ARCHS.has_model_type(str(kind)):
         return checkpoint
     others = [name for name in checkpoint.tensors if is_other_part(name)]
@@ -127,6 +132,11 @@ def text_model(checkpoint: Checkpoint, intake: Intake) -> Checkpoint:
         for tensor in inner:
             tensor.name = next(islice(plain_names(tensor.name), 1, None), tensor.name)
         files.append(SafetensorsFile(file.path, file.metadata, {tensor.name: tensor for tensor in inner}))
-    outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    outer: dict[str, object] = {
+        key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config
+    }
+    vision = config.get("vision_config")
+    if isinstance(vision, Mapping) and "deepstack_visual_indexes" in vision:
+        outer["deepstack_visual_indexes"] = vision["deepstack_visual_indexes"]
     note = f"{path}: of {kind} the language model alone is taken; {len(others)} tensors are left out"
-    return Checkpoint(checkpoint.path, outer | dict(text), files, [*checkpoint.notes, note])
+    return Checkpoint(checkpoint.path, dict(text) | outer, files, [*checkpoint.notes, note])

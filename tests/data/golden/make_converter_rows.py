@@ -52,6 +52,7 @@ PHI = {
     "model.layers.1.mlp.gate_up_proj": 2 * FF,
     "model.layers.1.mlp.down_proj": WIDTH,
 }
+APERTUS = {name: rows for name, rows in LLAMA.items() if not name.endswith(("gate_proj", "input_layernorm"))}
 GLM4 = {
     **{name: rows for name, rows in LLAMA.items() if not name.endswith(("gate_proj", "up_proj"))},
     "model.layers.1.mlp.gate_up_proj": 2 * FF,
@@ -60,7 +61,7 @@ GLM4 = {
 MODELS: dict[str, tuple[dict[str, int | None], bool]] = {
     **dict.fromkeys(
         """
-        ArceeModel ApertusModel CommandR2Model Cohere2Model DeciModel DreamModel Exaone4Model GemmaModel Gemma2Model
+        ArceeModel CommandR2Model Cohere2Model DeciModel DreamModel Exaone4Model GemmaModel Gemma2Model
         Gemma3Model GraniteModel HunYuanModel LLaDAModel LlamaModel MiniCPMModel NemotronModel OlmoModel
         Olmo2Model OrionModel Qwen2Model Qwen2VLModel Qwen3Model Qwen3VLTextModel SeedOssModel SmolLM3Model
         StableLMModel XverseModel
@@ -69,6 +70,7 @@ MODELS: dict[str, tuple[dict[str, int | None], bool]] = {
     ),
     "Phi3MiniModel": (PHI, False),
     "Glm4Model": (GLM4, False),
+    "ApertusModel": (APERTUS, False),
     "BaichuanModel": (
         {"model.layers.1.self_attn.W_pack": 3 * Q, "model.layers.1.self_attn.o_proj": WIDTH},
         True,

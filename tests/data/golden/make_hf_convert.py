@@ -20,16 +20,22 @@ import conversion.base
 import gguf
 from safetensors.numpy import save_file
 
-from hf_configs import records, weights, write_tokenizer
+from hf_configs import kind, records, weights, write_tokenizer
 
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
-SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "gemma3", "glm-wide")
+SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "glm-wide")
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
 AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")
 
 
+#: Multimodal models whose language model the converter writes as we do. Mistral 3's it calls mistral3.
+TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vl", "llava")
+
+
 def skipped(case: str) -> bool:
-    return case.startswith(SKIPPED) or case == "ministral"
+    if case in TOWERS:
+        return False
+    return case.startswith((*SKIPPED, "gemma3", "mistral")) or case in ("ministral", "internvl", "idefics3")
 
 
 def without_vocabulary() -> None:
@@ -61,7 +67,7 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file(
-            weights(record["shapes"], record["config"]["model_type"]),
+            weights(record["shapes"], kind(record["config"])),
             folder / "model.safetensors",
             {"format": "pt"},
         )
@@ -78,6 +84,17 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
                 for key, field in reader.fields.items()
                 if key.startswith(f"{arch}.")
             },
+            **(
+                {
+                    "global": {
+                        key: field.contents()
+                        for key, field in reader.fields.items()
+                        if key.startswith("xielu.")
+                    }
+                }
+                if arch == "apertus"
+                else {}
+            ),
             "tensors": [
                 [
                     tensor.name,

@@ -411,6 +411,12 @@ class Builder:
     def _experts(self, node: Node, y: int) -> Dispatch:
         at, x = node.attrs, node.inputs[0]
         ops = (Op.TOP_K, Op.ROUTE, Op.EXPERTS_SUM)
+        if node.op is Op.TOP_K and (node.weights or at.get("gating") or (at.get("groups") or 1) > 1):
+            raise UnsupportedError(
+                node.label,
+                "no kernel for experts chosen by corrected gates or in groups on WebGPU",
+                hint="use --device cpu",
+            )
         summed = node.op is Op.EXPERTS_SUM
         return self.dispatch(
             shader("experts"),
