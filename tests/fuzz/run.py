@@ -195,7 +195,8 @@ def main() -> None:
                 return None
             name = min(open_, key=lambda name: done[name] / shares[name])
             left = BATCH if goal[name] is None else (goal[name] or 0) - done[name]
-            count = min(BATCH if wanted else max(60, shares[name] * 20), BATCH, left)
+            few = shares[name] * (20 if done[name] else 2)  # so that every format has its turn soon
+            count = min(BATCH if wanted else max(60, few), BATCH, left)
             first = chosen.seed + done[name]
             done[name] += count
             return name, first, count
