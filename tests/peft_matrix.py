@@ -11,6 +11,9 @@ from tolerances import REFERENCE, REFERENCE_F16_MERGE
 #: Every method of PEFT, and whether its own merge_and_unload takes it (make_peft_methods.py).
 RECORDED: dict[str, dict[str, Any]] = json.loads(data("golden/peft-methods.json").read_text())
 
+#: The error of every case against PEFT's logits, as measured by docs/make_adapters.py: merged, and at run time.
+FIGURES: dict[str, dict[str, float]] = json.loads(data("golden/peft-figures.json").read_text())
+
 #: What an adapter of PEFT's LoRA may be, and cases of it in golden/peft-adapters.npz or peft-methods.npz.
 LORA_KINDS = {
     "LoRA, of the output too": ["llama+mica", "qwen2+head"],
@@ -72,6 +75,11 @@ def _all(kinds: dict[str, dict[str, list[str]]]) -> list[str]:
 
 RUN, MERGED_ALONE = _all(KINDS), _all(MERGED_KINDS)
 TAKEN = KINDS.keys() | MERGED_KINDS.keys()
+
+
+def as_measured(case: str, how: str, error: float) -> bool:
+    """Whether the error is the one that docs/adapters.md shows, or no more than ten times that, on another machine."""
+    return error <= 10 * FIGURES[case][how]
 
 
 def tolerance(case: str) -> float:

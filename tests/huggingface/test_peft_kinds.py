@@ -15,6 +15,7 @@ from loragraft.verbs.quantize import quantize
 from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, golden
 from peft_matrix import LORA as CASES
+from peft_matrix import as_measured
 from tolerances import NATIVE_F32, REFERENCE, REFERENCE_F16_MERGE, nmse
 
 
@@ -25,11 +26,14 @@ def test_logits_of_peft(case: str, tmp_path: Path) -> None:
     reference, native = load(base, [adapter], backend="reference"), load(base, [adapter], activations="f32")
     rounded = "+tokens" in case  # rows take the type of the base, F16, as in PEFT; the oracle's base was F32
     assert nmse(reference.logits(ids), expected) < (REFERENCE_F16_MERGE if rounded else REFERENCE)
+    assert as_measured(case, "run", nmse(reference.logits(ids), expected))
     assert nmse(native.logits(ids), reference.logits(ids)) < NATIVE_F32
     whole, halves, steps, one = (tmp_path / f"{name}.gguf" for name in ("f32", "f16", "two", "one"))
     report = merge(base, [adapter], whole, type="F32")
     assert report.adapters[0].tensors > 0
-    assert nmse(load(whole, backend="reference").logits(ids), reference.logits(ids)) < REFERENCE
+    merged = load(whole, backend="reference").logits(ids)
+    assert nmse(merged, reference.logits(ids)) < REFERENCE
+    assert as_measured(case, "merged", nmse(merged, expected))
     merge(base, [adapter], halves)
     quantize(halves, steps, "Q8_0")
     merge(base, [adapter], one, type="Q8_0")

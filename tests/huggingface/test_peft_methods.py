@@ -25,7 +25,7 @@ from loragraft.verbs.convert import convert_adapter
 from loragraft.verbs.merge import merge
 from paths import ROOT
 from peft_golden import adapter_folder, base_folder, golden, methods
-from peft_matrix import MERGED_ALONE, RECORDED, RUN, TAKEN, tolerance
+from peft_matrix import MERGED_ALONE, RECORDED, RUN, TAKEN, as_measured, tolerance
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
 
@@ -39,6 +39,7 @@ def test_logits_at_run_time(case: str, tmp_path: Path) -> None:
     ids, expected = golden()["ids"], methods()[f"{case}/logits"]
     reference = load(base, [adapter], backend="reference").logits(ids)
     assert nmse(reference, expected) < tolerance(case)
+    assert as_measured(case, "run", nmse(reference, expected))
     assert nmse(load(base, [adapter], activations="f32").logits(ids), reference) < NATIVE_F32
     assert nmse(load(base, backend="reference").logits(ids), expected) > 1e-4
 
@@ -50,6 +51,7 @@ def test_logits_merged(case: str, tmp_path: Path) -> None:
     found = load(tmp_path / "merged.gguf", backend="reference").logits(golden()["ids"])
     assert nmse(found, methods()[f"{case}/merged"]) < tolerance(case)
     assert nmse(found, methods()[f"{case}/logits"]) < 10 * tolerance(case)
+    assert as_measured(case, "merged", nmse(found, methods()[f"{case}/logits"]))
 
 
 @pytest.mark.parametrize("case", MERGED_ALONE)

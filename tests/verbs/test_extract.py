@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
 import loragraft as lg
 from loragraft.cli import app
@@ -15,7 +16,7 @@ from loragraft.errors import AdapterError, LoragraftError
 from loragraft.formats.views import float_rows, widened
 from loragraft.opening import load_adapter, open_model
 from loragraft.quants.types import F32
-from paths import data
+from paths import arrays, data
 from peft_golden import adapter_folder, base_folder, golden
 from tolerances import nmse
 
@@ -69,6 +70,21 @@ def test_logits_are_as_near_as_the_energy_says(rank: int, tuned: Path, tmp_path:
     predicted = (1 - report.energy) * nmse(plain, wanted)
     assert 0.2 < nmse(found, wanted) / predicted < 5
     assert {one.rank for one in report.modules} == {rank}
+
+
+def test_the_pairs_are_mergekits(tuned: Path, tmp_path: Path) -> None:
+    """golden/mergekit-lora.npz: layer 0 of what mergekit-extract-lora 0.1.5 makes of the two at rank 4. Its halves
+    share the singular values, so products are compared."""
+    lg.extract(data("llama-kjv"), tuned, tmp_path / "a", rank=4)
+    found, expected = (
+        load_file(tmp_path / "a" / "adapter_model.safetensors"),
+        arrays("golden/mergekit-lora.npz"),
+    )
+    names = [name for name in expected if "lora_A" in name]
+    assert len(names) == 7
+    for name in names:
+        other = name.replace("lora_A", "lora_B")
+        assert nmse(found[other] @ found[name], expected[other] @ expected[name]) < 1e-9, name
 
 
 def test_the_smallest_rank_that_keeps_the_energy(tuned: Path, tmp_path: Path) -> None:

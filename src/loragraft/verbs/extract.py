@@ -204,10 +204,12 @@ def _spans(tensor: TensorSource, first: int, last: int) -> Iterator[tuple[int, i
 
 
 def _differ(before: TensorSource, after: TensorSource) -> bool:
-    return any(
-        not np.array_equal(_rows(before, *span), _rows(after, *span))
-        for span in _spans(after, 0, after.n_rows)
-    )
+    for span in _spans(after, 0, after.n_rows):
+        if not np.array_equal(_rows(before, *span), _rows(after, *span)):
+            return True
+        before.release(*span)
+        after.release(*span)
+    return False
 
 
 def _pair(
@@ -228,6 +230,8 @@ def _pair(
             np.subtract(
                 _rows(after, start, stop), old, out=difference[start - matrix * rows : stop - matrix * rows]
             )
+            for read in (before, after):
+                read.release(start, stop)
         if not np.isfinite(difference).all():
             raise AdapterError(name, "holds NaN or infinity in one of the models")
         squares.append(squared_norm(difference))
