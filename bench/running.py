@@ -1,11 +1,18 @@
-"""Running a model: tokens a second, loading and memory, beside llama.cpp's where `LLAMA_CPP_BIN` names its programs.
+"""Running a model beside llama.cpp in its better setting: prompts, generation, long contexts, sequences together.
 
-    LLAMA_CPP_BIN=BUILD/bin python bench/running.py [--types Q4_K_M,F16] [--threads N] [--layers N] [--repeat N] ...
+    LLAMA_CPP_BIN=BUILD/bin python bench/running.py MODEL.gguf ... [--tests prompt,long,eight] [--repeat N] ...
 
-Makes a model of Llama-3.2-1B's shape with fewer layers and a vocabulary of 32,000 (374 M weights with four layers)
-and a LoRA of rank 16 on every linear, all random, and for each type runs ours and theirs in turn, N times each, and
-prints the best of each figure. Without a LoRA theirs are llama-bench's; as that program takes no adapter, with one they
-are llama-completion's, which generates behind the prompt, as then ours does. Private memory: without mapped files.
+llama.cpp is measured with weights repacked (its default) and as stored, each with and without flash attention; per
+figure and setting of the weights the better of the two counts. Ours and theirs run in turn, N times; each figure is the
+best. `--make TYPE` makes a random model of Llama-3.2-1B's shape with a vocabulary of 32,000 (1.1 G weights) in
+`--folder` and measures it. Tests:
+
+    prompt    512 tokens; then tokens one by one (llama-bench)
+    long      4096 tokens; then tokens behind them (llama-batched-bench)
+    eight     eight sequences in one batch, beside one of the same length (llama-batched-bench)
+    adapters  eight sequences with eight different adapters (r = 16, every linear); llama.cpp has nothing to compare
+    lora      512 tokens under an adapter, then tokens behind them (llama-completion)
+    f32       as `long`, with keys and values in F32; ours alone
 """
 
 from __future__ import annotations
@@ -17,71 +24,137 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import child
 import loragraft as lg
 from engine import read_bandwidth
-from loragraft.backends.batch import Piece
+from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.archs.graphs import model_graph
+from loragraft.backends.batch import AdapterSet, Piece
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Options
 from loragraft.opening import open_model
 from merge_memory import EXAMPLE, make_adapter, make_base
 
-TYPES = "Q4_0,Q4_K_M,Q6_K,Q8_0,IQ4_XS,NVFP4,F16"
-VOCABULARY = 32000
+PROMPT, LONG, SHORT = 512, 4096, 32
+LAYERS, VOCABULARY, RANK = 16, 32000, 16
+TESTS = ("prompt", "long", "eight", "adapters")
+
+Figures = dict[str, float]
+"""Tokens a second by what was measured; `ready` in seconds, `private` in bytes."""
+
+LOWER_IS_BETTER = {"ready", "private"}
 
 
-@dataclass(frozen=True)
-class Speed:
-    prompt: float
-    """Tokens a second."""
-    generation: float
-    ready: float = 0.0
-    """Seconds from the start of the process to the first token, of a short prompt."""
-    peak: int = 0
-    private: int = 0
-
-    def best(self, other: Speed) -> Speed:
-        return Speed(
-            max(self.prompt, other.prompt),
-            max(self.generation, other.generation),
-            min(self.ready, other.ready),
-            min(self.peak, other.peak),
-            min(self.private, other.private),
+def better(a: Figures, b: Figures) -> Figures:
+    """The better of each figure."""
+    return {
+        name: (min if name in LOWER_IS_BETTER else max)(
+            v for v in (a.get(name), b.get(name)) if v is not None
         )
+        for name in {**a, **b}
+    }
 
 
-def ours(model: Path, adapter: Path | None, a: argparse.Namespace) -> Speed:
-    words = [sys.executable, __file__, "--child", model, "--prompt", a.prompt, "--generate", a.generate]
-    words += ["--threads", a.threads, *(["--adapter", adapter] if adapter else [])]
-    run = child.run(words)
-    return Speed(**json.loads(run.output), peak=run.peak, private=run.peak_private)
+# ---- ours ----
 
 
-def run_ours(model: Path, adapter: Path | None, prompt: int, generate: int, threads: int) -> None:
-    """In a process of its own: print the figures that only it knows."""
-    loaded = lg.load(model, adapters=[adapter] if adapter else [], threads=threads)
-    ids = np.random.default_rng(0).integers(2, 2000, prompt).astype(np.int32)
-    program, adapters = loaded.program, loaded.adapters.active
-    sequence = program.open_sequence()
-    program.run([Piece(sequence, ids[:1], adapters)])
-    ready = time.clock_gettime(time.CLOCK_BOOTTIME) - _started()
-    best = {}
-    for name, tokens, behind, parts in (
-        ("prompt", prompt, 0, [ids]),
-        ("generation", generate, prompt if adapter else 0, np.split(ids[:generate], generate)),
-    ):
-        seconds = []
-        for _ in range(3):
-            program.truncate_sequence(sequence, behind)
-            start = time.perf_counter()
-            for part in parts:
-                program.run([Piece(sequence, part, adapters)])
-            seconds.append(time.perf_counter() - start)
-        best[name] = tokens / min(seconds)
-    print(json.dumps({**best, "ready": ready}))
+def ours(model: Path, a: argparse.Namespace) -> Figures:
+    """In a process of its own, which tells how soon it is ready and what it takes."""
+    words = [sys.executable, __file__, "--child", model, "--tests", a.tests, "--threads", a.threads]
+    run = child.run([*words, "--generate", a.generate, *(["--lora", a.lora] if a.lora else [])])
+    return {**json.loads(run.output.splitlines()[-1]), "private": run.peak_private}
+
+
+class Runner:
+    """Times pieces of work on one program."""
+
+    def __init__(self, model: Path, a: argparse.Namespace, **options: Any) -> None:
+        self.source, self.generate = open_model(model), a.generate
+        chosen = Options(threads=a.threads, **options)
+        self.program = NativeBackend().prepare(model_graph(self.source), self.source.tensors, chosen)
+        self.ids = np.random.default_rng(0).integers(2, 2000, LONG).astype(np.int32)
+
+    def seconds(self, pieces: list[list[Piece]]) -> float:
+        start = time.perf_counter()
+        for batch in pieces:
+            self.program.run(batch)
+        return time.perf_counter() - start
+
+    def prompt(self, tokens: int, repeat: int, adapters: AdapterSet = ()) -> tuple[float, int]:
+        """Tokens a second of a prompt, and a sequence that holds it."""
+        sequence, best = self.program.open_sequence(), 0.0
+        for _ in range(repeat):
+            self.program.truncate_sequence(sequence, 0)
+            best = max(best, tokens / self.seconds([[Piece(sequence, self.ids[:tokens], adapters)]]))
+        return best, sequence
+
+    def tokens(self, sequences: list[int], repeat: int, sets: list[AdapterSet] | None = None) -> float:
+        """Tokens a second of all sequences together, one of each at a time."""
+        lengths = [self.program.length(sequence) for sequence in sequences]
+        sets, best = sets or [()] * len(sequences), 0.0
+        steps = [
+            [Piece(s, self.ids[i : i + 1], own) for s, own in zip(sequences, sets, strict=True)]
+            for i in range(self.generate)
+        ]
+        for _ in range(repeat):
+            for sequence, length in zip(sequences, lengths, strict=True):
+                self.program.truncate_sequence(sequence, length)
+            best = max(best, self.generate * len(sequences) / self.seconds(steps))
+        return best
+
+    def adapter(self, seed: int) -> int:
+        """A slot with a random adapter on every linear of the layers, stored as PEFT stores one trained in BF16."""
+        rng, pairs = np.random.default_rng(seed), {}
+        for name, tensor in self.source.tensors.items():
+            if re.fullmatch(r"blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight", name):
+                shapes = (RANK, tensor.columns), (tensor.n_rows, RANK)
+                a, b = (rng.standard_normal(shape, np.float32) * np.float32(0.02) for shape in shapes)
+                pairs[name] = LoraPair(name, _bfloat(a), _bfloat(b), 2.0)
+        return self.program.add_adapter(Adapter(Path(f"random {seed}"), pairs=pairs))
+
+
+def _bfloat(x: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def run_ours(model: Path, a: argparse.Namespace) -> Figures:
+    tests, found = a.tests.split(","), Figures()
+    runner = Runner(model, a)
+    first = runner.program.open_sequence()
+    runner.program.run([Piece(first, runner.ids[:1])])
+    found["ready"] = time.clock_gettime(time.CLOCK_BOOTTIME) - _started()
+    if "prompt" in tests:
+        found["prompt"], _ = runner.prompt(PROMPT, 3)
+        runner.program.truncate_sequence(first, 0)
+        found["generation"] = runner.tokens([first], 3)
+    if "eight" in tests or "adapters" in tests:
+        eight = [runner.prompt(SHORT, 1)[1] for _ in range(8)]
+        found["one"] = runner.tokens(eight[:1], 3)
+        found["eight"] = runner.tokens(eight, 3)
+        if "adapters" in tests:
+            sets: list[AdapterSet] = [((runner.adapter(seed), 1.0),) for seed in range(8)]
+            found["adapters"] = runner.tokens(eight, 3, sets)
+            found["eight"] = max(found["eight"], runner.tokens(eight, 2))  # before and after
+            found["adapters"] = max(found["adapters"], runner.tokens(eight, 2, sets))
+    if "lora" in tests:
+        slot = ((runner.adapter(0), 1.0),)
+        found["prompt, LoRA"], sequence = runner.prompt(PROMPT, 3, slot)
+        found["generation, LoRA"] = runner.tokens([sequence], 3, [slot])
+    if "long" in tests:
+        found["long prompt"], sequence = runner.prompt(LONG, 1)
+        found["generation behind it"] = runner.tokens([sequence], 2)
+    if "f32" in tests:
+        runner = Runner(model, a, keys_values="f32")
+        found["long prompt, F32"], sequence = runner.prompt(LONG, 1)
+        found["generation behind it, F32"] = runner.tokens([sequence], 2)
+    return found
 
 
 def _started() -> float:
@@ -90,98 +163,115 @@ def _started() -> float:
     return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
-def theirs(binaries: Path, model: Path, adapter: Path | None, a: argparse.Namespace) -> Speed:
-    if adapter is None:
-        words = [binaries / "llama-bench", "-m", model, "-t", a.threads, "-r", 3, "-o", "json"]
-        run = child.run([*words, "-p", a.prompt, "-n", a.generate])
-        tests = json.loads(run.output[run.output.index("[") : run.output.rindex("]") + 1])
-        best = {bool(test["n_prompt"]): max(test["samples_ts"]) for test in tests}
-        return Speed(best[True], best[False], 0.0, run.peak, run.peak_private)
+# ---- theirs ----
+
+
+def theirs(binaries: Path, model: Path, repack: bool, a: argparse.Namespace) -> Figures:
+    """The better figures with and without flash attention."""
+    tests, found = a.tests.split(","), Figures()
+    if "prompt" in tests:
+        words = [binaries / "llama-bench", "-m", model, "-t", a.threads, "-r", 2, "-o", "json", "-fa", "0,1"]
+        run = child.run([*words, "-p", PROMPT, "-n", a.generate, "--repack", int(repack)])
+        for test in json.loads(run.output[run.output.index("[") : run.output.rindex("]") + 1]):
+            name = "prompt" if test["n_prompt"] else "generation"
+            found = better(found, {name: max(test["samples_ts"])})
+        found["private"] = run.peak_private
+    for attention in ("on", "off"):
+        common = ["-m", model, "-t", a.threads, "-fa", attention, *([] if repack else ["--no-repack"])]
+        batched = [binaries / "llama-batched-bench", *common, "-ntg", a.generate, "--output-format", "jsonl"]
+        if "eight" in tests or "adapters" in tests:
+            for test in _jsonl(child.run([*batched, "-c", 2048, "-npp", SHORT, "-npl", "1,8"]).output):
+                found = better(found, {"one" if test["pl"] == 1 else "eight": test["speed_tg"]})
+        if "long" in tests:
+            context = LONG + a.generate
+            for test in _jsonl(child.run([*batched, "-c", context, "-npp", LONG, "-npl", 1]).output):
+                speeds = {"long prompt": test["speed_pp"], "generation behind it": test["speed_tg"]}
+                found = better(found, speeds)
+        if "lora" in tests and a.lora:
+            found = better(found, _with_lora(binaries, common, a))
+    return found
+
+
+def _with_lora(binaries: Path, common: list[object], a: argparse.Namespace) -> Figures:
     # A token of the example's tokenizer is about three characters of this text.
-    text = (EXAMPLE / "shakespeare-valid.txt").read_text()[: 3 * a.prompt]
-    words = [
-        binaries / "llama-completion",
-        "-m",
-        model,
-        "--lora",
-        adapter,
-        "-t",
-        a.threads,
-        "-p",
-        text,
-        "-n",
-        a.generate,
-    ]
-    run = child.run(
-        [*words, "--temp", 0, "--ignore-eos", "-no-cnv", "--no-display-prompt", "-c", 2 * a.prompt]
-    )
+    text = (EXAMPLE / "shakespeare-valid.txt").read_text()[: 3 * PROMPT]
+    words = [binaries / "llama-completion", *common, "--lora", a.lora, "-p", text, "-n", a.generate]
+    run = child.run([*words, "--temp", 0, "--ignore-eos", "-no-cnv", "--no-display-prompt", "-c", 2 * PROMPT])
     found = re.findall(r" eval time = .* ([\d.]+) tokens per second", run.output)
-    return Speed(*(float(speed) for speed in found), 0.0, run.peak, run.peak_private)
+    return dict(zip(("prompt, LoRA", "generation, LoRA"), map(float, found), strict=True))
+
+
+def _jsonl(output: str) -> Iterator[dict[str, Any]]:
+    yield from (json.loads(line) for line in output.splitlines() if line.startswith("{"))
+
+
+# ---- the table ----
+
+
+def measure(model: Path, binaries: Path | None, a: argparse.Namespace) -> Iterator[str]:
+    """The lines of one model's table."""
+    settings = [(True, "repacked"), (False, "as stored")] if binaries else []
+    mine, peer = Figures(), {name: Figures() for _, name in settings}
+    for _ in range(a.repeat):
+        mine = better(mine, ours(model, a))
+        for (repack, name), path in product(settings, [binaries] if binaries else []):
+            peer[name] = better(peer[name], theirs(path, model, repack, a))
+    yield f"\n{model.name}: {model.stat().st_size / 1e6:.0f} MB\n"
+    yield f"| | loragraft | {' | '.join(f'llama.cpp, {name}' for name in peer)} | to the better |"
+    yield f"|---|--:|{'--:|' * len(peer)}--:|"
+    for name in mine:
+        if name in LOWER_IS_BETTER:
+            continue
+        speeds = [figures.get(name) for figures in peer.values()]
+        known = [speed for speed in speeds if speed]
+        cells = [name, f"{mine[name]:.1f}", *(f"{speed:.1f}" if speed else "" for speed in speeds)]
+        yield f"| {' | '.join([*cells, f'{mine[name] / max(known):.2f}' if known else ''])} |"
+    for whole, part in (("one", "eight"), ("eight", "adapters")):
+        if part in mine:
+            yield f"\n{part} / {whole}: {mine[part] / mine[whole]:.2f}"
+            best = [p[part] / p[whole] for p in peer.values() if part in p and whole in p]
+            yield f"  (llama.cpp {', '.join(f'{ratio:.2f}' for ratio in best)})" if best else ""
+    private = [
+        f"{name} {figures['private'] / 1e6:.0f}" for name, figures in peer.items() if "private" in figures
+    ]
+    yield f"\nfirst token after {mine['ready']:.2f} s; private MB: {mine['private'] / 1e6:.0f}"
+    yield f"  (llama.cpp {', '.join(private)})" if private else ""
+
+
+def make(kind: str, folder: Path) -> Path:
+    base, model = folder / "base", folder / f"{kind}.gguf"
+    if not base.exists():
+        make_base(base, LAYERS, VOCABULARY)
+        make_adapter(folder / "adapter", LAYERS)
+        lg.convert_adapter(folder / "adapter", base, folder / "lora.gguf")
+    if not model.exists():
+        lg.merge(base, [], model, type=kind)
+    return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--types", default=TYPES)
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--make", action="append", default=[], metavar="TYPE")
+    parser.add_argument("--folder", type=Path, help="where models are made, and kept")
+    parser.add_argument("--tests", default=",".join(TESTS))
+    parser.add_argument("--lora", type=Path, help="an adapter in GGUF, for llama.cpp in the test `lora`")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--prompt", type=int, default=512, metavar="TOKENS")
-    parser.add_argument("--generate", type=int, default=64, metavar="TOKENS")
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--no-lora", action="store_true")
-    parser.add_argument("--folder", type=Path, default=None, help="where the files are made, and kept")
+    parser.add_argument("--generate", type=int, default=32, metavar="TOKENS")
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--adapter", type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.child:
-        run_ours(a.child, a.adapter, a.prompt, a.generate, a.threads)
+        print(json.dumps(run_ours(a.child, a)))
         return
     binaries = Path(os.environ["LLAMA_CPP_BIN"]) if "LLAMA_CPP_BIN" in os.environ else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = a.folder or Path(temporary)
-        base, adapter, lora = folder / "base", folder / "adapter", folder / "lora.gguf"
-        if not lora.exists():
-            make_base(base, a.layers, VOCABULARY)
-            make_adapter(adapter, a.layers)
-            lg.convert_adapter(adapter, base, lora)
-        print(
-            f"{a.threads} threads, prompt of {a.prompt}, {a.generate} generated; memory reads "
-            f"{read_bandwidth(a.threads):.0f} GB/s"
-        )
-        print(
-            "| type | LoRA | MB | prompt, t/s | llama.cpp | ratio | generation, t/s | llama.cpp | ratio | GB/s "
-            "| first token, s | private MB | llama.cpp |"
-        )
-        print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
-        for kind in a.types.split(","):
-            model = folder / f"{kind}.gguf"
-            if not model.exists():
-                lg.merge(base, [], model, type=kind)
-            for active in [None] if a.no_lora else [None, lora]:
-                print(row(kind, model, active, binaries, a), flush=True)
-
-
-def row(kind: str, model: Path, adapter: Path | None, binaries: Path | None, a: argparse.Namespace) -> str:
-    mine, peer = ours(model, adapter, a), None
-    for turn in range(a.repeat):
-        mine = mine.best(ours(model, adapter, a)) if turn else mine
-        if binaries:
-            try:
-                other = theirs(binaries, model, adapter, a)
-            except SystemExit:
-                binaries = None  # it aborts on NVFP4 layers with an adapter
-                continue
-            peer = peer.best(other) if peer else other
-    source = open_model(model)
-    read = sum(t.n_rows * t.row_bytes for name, t in source.tensors.items() if name != "token_embd.weight")
-
-    def beside(ours: float, theirs: float | None) -> list[str]:
-        return [f"{ours:.0f}", *([f"{theirs:.0f}", f"{ours / theirs:.2f}"] if theirs else ["", ""])]
-
-    cells = [kind, "r = 16" if adapter else "", f"{model.stat().st_size / 1e6:.0f}"]
-    cells += beside(mine.prompt, peer and peer.prompt) + beside(mine.generation, peer and peer.generation)
-    cells += [f"{mine.generation * read / 1e9:.0f}", f"{mine.ready:.2f}", f"{mine.private / 1e6:.0f}"]
-    cells.append(f"{peer.private / 1e6:.0f}" if peer else "")
-    return f"| {' | '.join(cells)} |"
+        models = [*a.models, *(make(kind, folder) for kind in a.make)]
+        print(f"{a.threads} threads; memory reads {read_bandwidth(a.threads):.0f} GB/s", flush=True)
+        for model in models:
+            for line in measure(model, binaries, a):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

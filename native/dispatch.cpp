@@ -6,6 +6,12 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace lg {
 
 #define LG_DECLARE(isa) namespace isa { const KernelTable* table(); }
@@ -28,6 +34,24 @@ struct Candidate {
     const KernelTable* (*table)();
 };
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports knows F16C from version 15 on only.
+[[maybe_unused]] bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#elif defined(__aarch64__)
+// Armv8.2's dot products and half floats.
+[[maybe_unused]] bool has_armv8_2() {
+#if defined(__linux__)
+    constexpr unsigned long FPHP = 1 << 9, ASIMDHP = 1 << 10, ASIMDDP = 1 << 20, ALL = FPHP | ASIMDHP | ASIMDDP;
+    return (getauxval(AT_HWCAP) & ALL) == ALL;
+#else
+    return true; // every Apple processor
+#endif
+}
+#endif
+
 std::vector<Candidate> candidates() {
     // Best first; the last one runs everywhere.
     return {
@@ -41,11 +65,11 @@ std::vector<Candidate> candidates() {
 #ifdef LG_HAVE_avx2
         {"avx2",
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
-             && __builtin_cpu_supports("f16c"),
+             && has_f16c(),
          avx2::table},
 #endif
 #ifdef LG_HAVE_neon
-        {"neon", true, neon::table},
+        {"neon", has_armv8_2(), neon::table},
 #endif
         {"baseline", true, baseline::table},
     };

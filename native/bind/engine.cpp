@@ -44,15 +44,21 @@ void multiply(ThreadPool& pool, const BoundWeight& w, Matrix x, OutMatrix y, boo
     q8 = q8 && w.has_q8();
     require(!q8 || w.cols() % 32 == 0, "8-bit activations need a multiple of 32 columns");
     Activations a = q8 ? rows8.quantize(pool, x.data(), rows, w.cols()) : Activations{rows, w.cols(), x.data()};
+    Arena arena(ARENA_BLOCK);
     std::optional<PackedB> packed;
     std::vector<LoraTerm> terms(b ? size_t(n) : 0);
+    std::vector<float> scaled(xa ? xa->size() : 0);
     std::vector<RowEnd> ends(b || dora_scale ? size_t(n) : 0);
     if (b) {
-        packed.emplace(b->data(), 1, out, int64_t(b->shape(1)));
+        packed.emplace(b->data(), 1, out, int64_t(b->shape(1)), arena);
     }
     for (int64_t p = 0; p < int64_t(ends.size()); ++p) {
         if (b) {
-            terms[size_t(p)] = {packed->of(0), xa->data() + p * int64_t(xa->shape(1)), int(xa->shape(1))};
+            const int64_t rank = int64_t(xa->shape(1));
+            for (int64_t r = 0; r < rank; ++r) {
+                scaled[size_t(p * rank + r)] = xa->data()[p * rank + r] / packed->unit(r);
+            }
+            terms[size_t(p)] = {packed->of(0), scaled.data() + p * rank, int(rank), packed->half()};
             ends[size_t(p)] = {&terms[size_t(p)], 1, nullptr};
         }
         ends[size_t(p)].dora_scale = dora_scale ? dora_scale->data() : nullptr;

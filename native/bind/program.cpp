@@ -96,8 +96,7 @@ void add_linear(Adapter& adapter, int step, Array<const float, 3> a,
     require(last == rank, "adapter: ranks of A and B");
     StepLora& lora = adapter.linear(step, a.data(), experts, rank, int64_t(a.shape(2)));
     for (const auto& [layer, first, scale, b] : layers) {
-        const int64_t own = int64_t(b.shape(2));
-        lora.layers.push_back({layer, first, own, int64_t(b.shape(1)), scale, PackedB(b.data(), experts, int64_t(b.shape(1)), own)});
+        adapter.layer(lora, layer, first, scale, b.data(), int64_t(b.shape(1)), int64_t(b.shape(2)));
     }
 }
 

@@ -1,20 +1,65 @@
 #include "engine/adapters.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "engine/engine_run.h"
+#include "simd/half.h"
 
 namespace lg {
 
-PackedB::PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank) {
-    stride_ = (rows + 15) / 16 * 16 * rank;
-    data_ = memory_.get(std::max<int64_t>(1, experts * stride_));
-    std::fill_n(data_, experts * stride_, 0.0f);
+namespace {
+
+constexpr int TOP = 15;        // numbers of half floats are below 2^16; what is rounded up stays finite
+constexpr int MOST_SHIFT = 100; // so that units and their inverses are normal floats
+
+// How `rank` ranks are kept; number(r, i) is i of n.
+template <typename Number> Kept kept_as(Number number, int64_t rank, int64_t n) {
+    Kept kept{true, std::vector<float>(size_t(rank))};
+    for (int64_t r = 0; r < rank && kept.half; ++r) {
+        float most = 0.0f;
+        for (int64_t i = 0; i < n; ++i) {
+            const float size = std::fabs(number(r, i));
+            most = size > most && size <= std::numeric_limits<float>::max() ? size : most;
+        }
+        const int shift = most > 0.0f ? std::clamp(TOP - 1 - std::ilogb(most), -MOST_SHIFT, MOST_SHIFT) : 0;
+        const float unit = std::ldexp(1.0f, shift);
+        kept.unit[size_t(r)] = unit;
+        kept.half = most * unit < 0x1p15f;
+        for (int64_t i = 0; kept.half && i < n; ++i) {
+            const float v = number(r, i);
+            kept.half = v != v || float_from_half(half_from_float(v * unit)) / unit == v;
+        }
+    }
+    if (!kept.half) {
+        kept.unit.assign(size_t(rank), 1.0f);
+    }
+    return kept;
+}
+
+void keep_number(const Kept& kept, int64_t r, float v, uint8_t* to) {
+    if (kept.half) {
+        const uint16_t half = half_from_float(v * kept.unit[size_t(r)]);
+        std::memcpy(to, &half, 2);
+    } else {
+        std::memcpy(to, &v, 4);
+    }
+}
+
+} // namespace
+
+PackedB::PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank, Arena& arena)
+    : kept_(kept_as([=](int64_t r, int64_t i) { return b[i * rank + r]; }, rank, experts * rows)) {
+    const int64_t bytes = kept_.half ? 2 : 4;
+    stride_ = (rows + 15) / 16 * 16 * rank * bytes;
+    data_ = arena.get(size_t(experts * stride_));
     for (int64_t e = 0; e < experts; ++e) {
         for (int64_t row = 0; row < rows; ++row) {
-            float* to = data_ + e * stride_ + row / 16 * 16 * rank + row % 16;
+            uint8_t* to = data_ + e * stride_ + (row / 16 * 16 * rank + row % 16) * bytes;
             for (int64_t r = 0; r < rank; ++r) {
-                to[r * 16] = b[(e * rows + row) * rank + r];
+                keep_number(kept_, r, b[(e * rows + row) * rank + r], to + r * 16 * bytes);
             }
         }
     }
@@ -26,10 +71,20 @@ StepLora& Adapter::linear(int step, const float* a, int64_t experts, int64_t ran
     lora.experts = experts;
     lora.rank = rank;
     lora.cols = cols;
-    float* data = lora.a.get(experts * rank * cols);
-    std::copy_n(a, experts * rank * cols, data);
-    lora.a_data = data;
+    lora.kept = kept_as([=](int64_t r, int64_t i) { return a[(i / cols * rank + r) * cols + i % cols]; }, rank,
+                        experts * cols);
+    const int64_t bytes = lora.kept.half ? 2 : 4;
+    lora.a = arena_.get(size_t(experts * rank * lora.row_bytes()));
+    for (int64_t row = 0; row < experts * rank; ++row) {
+        for (int64_t i = row * cols; i < (row + 1) * cols; ++i) {
+            keep_number(lora.kept, row % rank, a[i], lora.a + i * bytes);
+        }
+    }
     return lora;
+}
+
+void Adapter::layer(StepLora& lora, int layer, int64_t first, float scale, const float* b, int64_t rows, int64_t rank) {
+    lora.layers.push_back({layer, first, rank, rows, scale, PackedB(b, lora.experts, rows, rank, arena_)});
 }
 
 void Adapter::embed(int step, EmbedLora lora) { embeds_[step] = std::move(lora); }
@@ -44,15 +99,28 @@ const EmbedLora* Adapter::embed_at(int step) const {
     return found == embeds_.end() ? nullptr : &found->second;
 }
 
+namespace {
+
+// The factors of the rows of A of one layer: powers of two come off exactly.
+void set_gamma(SetTerm& term, size_t i) {
+    const LayerLora& layer = term.lora->layers[i];
+    const float gamma = float(double(layer.scale) * term.strength);
+    for (int64_t r = 0; r < layer.rank; ++r) {
+        const double units = double(term.lora->kept.unit[size_t(layer.first + r)]) * term.b[i]->unit(r);
+        term.gamma[size_t(layer.first + r)] = float(gamma / units);
+    }
+}
+
+} // namespace
+
 AdapterSet::AdapterSet(const std::vector<std::pair<const Adapter*, double>>& members) {
     for (size_t member = 0; member < members.size(); ++member) {
         const auto& [adapter, strength] = members[member];
         for (const auto& [step, lora] : adapter->linears()) {
-            SetTerm term{&lora, member, std::vector<float>(size_t(lora.rank)), {}};
-            for (const LayerLora& layer : lora.layers) {
-                const float gamma = float(double(layer.scale) * strength);
-                std::fill_n(term.gamma.begin() + layer.first, layer.rank, gamma);
-                term.b.push_back(&layer.b);
+            SetTerm term{&lora, member, strength, std::vector<float>(size_t(lora.rank)), {}};
+            for (size_t i = 0; i < lora.layers.size(); ++i) {
+                term.b.push_back(&lora.layers[i].b);
+                set_gamma(term, i);
             }
             linears_[step].terms.push_back(std::move(term));
         }
@@ -68,8 +136,9 @@ void AdapterSet::rescale(int step, size_t member, size_t lora_layer, const float
         if (term.member == member && lora_layer < term.b.size()) {
             const LayerLora& layer = term.lora->layers[lora_layer];
             require(layer.rank == rank && layer.rows == rows && term.lora->experts == experts, "adapter: rescaled B");
-            own_.push_back(std::make_unique<PackedB>(b, experts, rows, rank));
+            own_.push_back(std::make_unique<PackedB>(b, experts, rows, rank, arena_));
             term.b[lora_layer] = own_.back().get();
+            set_gamma(term, lora_layer);
             return;
         }
     }

@@ -9,19 +9,31 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "engine/scratch.h"
+#include "os/arena.h"
 
 namespace lg {
+
+constexpr size_t ARENA_BLOCK = size_t(8) << 20; // of an adapter's own memory
+
+// A (each rank a row) or B (each a column) of one layer or of several that share x, as the kernels read it: half floats where
+// these hold every number, else floats. What is kept is the number times a power of two, the rank's own,
+// which brings its largest near half floats' largest.
+struct Kept {
+    bool half = false;
+    std::vector<float> unit; // of each rank, that power of two; 1 for floats
+};
 
 // B of one layer for the epilogue: [experts][ceil(rows / 16)][rank][16].
 class PackedB {
   public:
-    PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank); // b [experts][rows][rank]
-    const float* of(int64_t expert) const { return data_ + expert * stride_; }
+    PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank, Arena& arena); // b [experts][rows][rank]
+    const uint8_t* of(int64_t expert) const { return data_ + expert * stride_; }
+    bool half() const { return kept_.half; }
+    float unit(int64_t r) const { return kept_.unit[size_t(r)]; }
 
   private:
-    Scratch<float> memory_;
-    float* data_;
+    Kept kept_;
+    uint8_t* data_;
     int64_t stride_;
 };
 
@@ -38,10 +50,11 @@ struct LayerLora {
 // What one adapter does in one step of a program: a linear step, whose layers share x.
 struct StepLora {
     int64_t experts = 1, rank = 0, cols = 0; // rank: of all layers together
-    Scratch<float> a;                        // [experts][rank][cols]
+    Kept kept;
+    uint8_t* a = nullptr; // [experts][rank][cols]
     std::vector<LayerLora> layers;
-    const float* a_of(int64_t expert) const { return a_data + expert * rank * cols; }
-    const float* a_data = nullptr;
+    int64_t row_bytes() const { return cols * (kept.half ? 2 : 4); }
+    const uint8_t* a_of(int64_t expert) const { return a + expert * rank * row_bytes(); }
 };
 
 // An embedding's: delta of row `id` = scale * b[id] A.
@@ -57,6 +70,8 @@ class Adapter {
     Adapter(const Adapter&) = delete;
     Adapter& operator=(const Adapter&) = delete;
     StepLora& linear(int step, const float* a, int64_t experts, int64_t rank, int64_t cols); // a [experts][rank][cols]
+    // B [experts][rows][rank] of layer `layer` of the step, whose rows of the stacked A begin at `first`.
+    void layer(StepLora& lora, int layer, int64_t first, float scale, const float* b, int64_t rows, int64_t rank);
     void embed(int step, EmbedLora lora);
     const StepLora* linear_at(int step) const;
     const EmbedLora* embed_at(int step) const;
@@ -64,6 +79,7 @@ class Adapter {
     const std::map<int, EmbedLora>& embeds() const { return embeds_; }
 
   private:
+    Arena arena_{ARENA_BLOCK};
     std::map<int, StepLora> linears_;
     std::map<int, EmbedLora> embeds_;
 };
@@ -72,7 +88,8 @@ class Adapter {
 struct SetTerm {
     const StepLora* lora;
     size_t member;            // which of the set
-    std::vector<float> gamma; // scale * strength of each row of the stacked A
+    double strength;
+    std::vector<float> gamma; // of each row of the stacked A: scale * strength, without the powers of two of A and B
     std::vector<const PackedB*> b; // of each of lora->layers
 };
 
@@ -100,6 +117,7 @@ class AdapterSet {
     const std::vector<SetEmbed>* embed_at(int step) const;
 
   private:
+    Arena arena_{ARENA_BLOCK};
     std::map<int, SetStep> linears_;
     std::map<int, std::vector<SetEmbed>> embeds_;
     std::vector<std::unique_ptr<PackedB>> own_;

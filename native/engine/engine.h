@@ -23,9 +23,10 @@ struct Activations {
 // What adapters do to one row of a product: y = arch_scale * (dora_scale * (scale * (W x) + sum of B xa) + bias), applied
 // in exactly this order.
 struct LoraTerm {
-    const float* b = nullptr;  // [ceil(rows / 16)][rank][16]
-    const float* xa = nullptr; // [rank]: this row's A x, times the adapter's scale and strength
+    const uint8_t* b = nullptr; // [ceil(rows / 16)][rank][16], floats or half floats
+    const float* xa = nullptr;  // [rank]: this row's A x, times the adapter's scale and strength
     int rank = 0;
+    bool half = false;
 };
 struct RowEnd {
     const LoraTerm* terms = nullptr; // added in order

@@ -7,10 +7,24 @@
 
 namespace lg::LG_ISA {
 
+// How floats that are stored one way or another are read.
+struct Singles {
+    static constexpr int BYTES = 4;
+    static inline vf lanes(const uint8_t* p) { return load((const float*)p); }
+};
+struct Halves {
+    static constexpr int BYTES = 2;
+    static inline vf lanes(const uint8_t* p) { return load_half(p); }
+};
+struct Bfloats {
+    static constexpr int BYTES = 2;
+    static inline vf lanes(const uint8_t* p) { return load_bfloat(p); }
+};
+
 // Asks for the rows of B that finish16 will want for rows [row, row + 16): the products before it are one stream that
 // the processor reads ahead by itself, each B is another of which each piece would be waited for.
 inline void prefetch_epilogue(const Linear& l, int64_t row) {
-    const float* asked = nullptr;
+    const uint8_t* asked = nullptr;
     for (int64_t t = 0; l.row_end && t < l.columns; ++t) {
         const RowEnd& end = l.row_end[y_row(l, t)];
         for (int i = 0; i < end.n_terms; ++i) {
@@ -19,9 +33,21 @@ inline void prefetch_epilogue(const Linear& l, int64_t row) {
                 continue; // as the column before
             }
             asked = term.b;
-            for (int r = 0; r < term.rank; ++r) {
-                __builtin_prefetch(term.b + row * term.rank + r * 16);
+            const int64_t bytes = term.rank * (term.half ? 2 : 4); // of a row
+            for (int64_t at = 0; at < 16 * bytes; at += 64) {
+                __builtin_prefetch(term.b + row * bytes + at);
             }
+        }
+    }
+}
+
+// Adds sixteen rows of B xa.
+template <class B> inline void add_term(const LoraTerm& term, int64_t row, vf* v) {
+    const uint8_t* b = term.b + row * term.rank * B::BYTES;
+    for (int r = 0; r < term.rank; ++r) {
+        const vf xa = splat(term.xa[r]);
+        for (int i = 0; i < 16 / LANES; ++i) {
+            v[i] = fma(B::lanes(b + (r * 16 + i * LANES) * B::BYTES), xa, v[i]);
         }
     }
 }
@@ -40,14 +66,8 @@ inline void finish16(const Linear& l, int64_t t, int64_t row, const float* produ
         const RowEnd& end = l.row_end[out];
         dora_scale = end.dora_scale;
         for (int term = 0; term < end.n_terms; ++term) {
-            const int rank = end.terms[term].rank;
-            const float* b = end.terms[term].b + row * rank;
-            const float* xa = end.terms[term].xa;
-            for (int r = 0; r < rank; ++r) {
-                for (int i = 0; i < N; ++i) {
-                    v[i] = fma(load(b + r * 16 + i * LANES), splat(xa[r]), v[i]);
-                }
-            }
+            const LoraTerm& own = end.terms[term];
+            own.half ? add_term<Halves>(own, row, v) : add_term<Singles>(own, row, v);
         }
     }
     if (row + 16 <= l.rows) {

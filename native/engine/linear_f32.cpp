@@ -22,20 +22,7 @@ constexpr int R = 4;
 #define LG_FLOAT_COLUMNS 3 // 12 in 16
 #endif
 constexpr int C = LG_FLOAT_COLUMNS;
-
-// How float weights are read straight from a row.
-struct Singles {
-    static constexpr int BYTES = 4;
-    static inline vf lanes(const uint8_t* p) { return load((const float*)p); }
-};
-struct Halves {
-    static constexpr int BYTES = 2;
-    static inline vf lanes(const uint8_t* p) { return load_half(p); }
-};
-struct Bfloats {
-    static constexpr int BYTES = 2;
-    static inline vf lanes(const uint8_t* p) { return load_bfloat(p); }
-};
+constexpr int64_t AHEAD = 16384; // how far ahead of its use a weight is asked for
 
 // The first n lanes, n < LANES; the others 0.
 template <class W> inline vf some_lanes(const uint8_t* p, int64_t n) {
@@ -58,6 +45,7 @@ template <class W, int RT, int CT>
 #pragma GCC unroll 8
         for (int r = 0; r < RT; ++r) {
             const vf row = W::lanes(w[r] + i * W::BYTES);
+            __builtin_prefetch(w[r] + i * W::BYTES + AHEAD);
 #pragma GCC unroll 8
             for (int c = 0; c < CT; ++c) {
                 acc[r][c] = fma(row, columns[c], acc[r][c]);

@@ -17,6 +17,9 @@ namespace {
 #endif
 constexpr int64_t FEW = LG_FEW;
 
+// How far ahead of its use a weight is asked for: without, a core waits for memory as long as it computes.
+constexpr int64_t AHEAD = 16384;
+
 template <class P> int64_t group_bytes(int64_t cols) { return cols / P::UNIT * P::UNIT_BYTES; }
 
 template <class P> void pack(const Linear& l, int64_t first, uint8_t* group) {
@@ -59,6 +62,12 @@ template <class P, int N>
             const uint8_t* run = group + S::UNIT_BYTES + i * P::RUN_BYTES;
             const uint8_t* scales = run + P::Store::SIZE;
             const int64_t at = k / 32 + i;
+            if (PARTS == 1 || part == 0) { // the other parts follow in the same lines
+#pragma GCC unroll 16
+                for (int b = 0; b < P::RUN_BYTES; b += 64) {
+                    __builtin_prefetch(run + AHEAD + b);
+                }
+            }
             vf value[N];
 #pragma GCC unroll 2
             for (int s = 0; s < 32 / S::SUB; ++s) {

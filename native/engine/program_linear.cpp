@@ -230,11 +230,11 @@ class LinearStep : public Step {
                 const StepLora& lora = *t.lora;
                 for (int64_t e = 0; e < experts_; ++e) {
                     Linear l;
-                    l.type = F32;
+                    l.type = lora.kept.half ? F16 : F32;
                     l.rows = lora.rank;
                     l.cols = cols_;
-                    l.row_bytes = cols_ * 4;
-                    l.weight = reinterpret_cast<const uint8_t*>(lora.a_of(e));
+                    l.row_bytes = lora.row_bytes();
+                    l.weight = lora.a_of(e);
                     l.x.rows = pass.rows[space] * each;
                     l.x.cols = cols_;
                     l.x.x = pass.floats(x_);
@@ -282,7 +282,8 @@ class LinearStep : public Step {
                 for (size_t k = 0; k < lora.layers.size(); ++k) {
                     const LayerLora& layer = lora.layers[k];
                     if (size_t(layer.layer) == i) {
-                        *term++ = {t.b[k]->of(expert), product + p * lora.rank + layer.first, int(layer.rank)};
+                        const PackedB& b = *t.b[k];
+                        *term++ = {b.of(expert), product + p * lora.rank + layer.first, int(layer.rank), b.half()};
                         ++end.n_terms;
                     }
                 }

@@ -123,7 +123,7 @@ class engine:
         def __init__(self) -> None: ...
         def linear(self, step: int, a: Floats, layers: Sequence[tuple[int, int, float, Floats]]) -> None:
             """a [experts, ranks, in]; of each layer its place in the step, its first row in a, its scale, and
-            b [experts, rows, rank]."""
+            b [experts, rows, rank]. Both are kept as half floats where these hold every number."""
 
         def embed(self, step: int, a: Floats, b: Floats, scale: float) -> None: ...
 

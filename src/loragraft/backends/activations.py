@@ -1,13 +1,18 @@
 """What a product with a quantized weight sees of its input: the definition of `Options.activations`.
 
-Only the product sees rounded values; adapters, and weights stored as floats, get the input as it is.
+Only the product sees rounded values; adapters, and weights stored as floats, get the input as it is. Beside a product
+of 8-bit activations the adapter's own numbers, A and B, are rounded to 11 bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.graph.chains import Stage, find_chains
+from loragraft.graph.ops import Graph, Op
 from loragraft.quants import e4m3
 
 Floats = npt.NDArray[np.float32]
@@ -43,6 +48,36 @@ def round_nvfp4(x: Floats, input_scale: Floats | None) -> Floats:
         codes = _round_e2m1(np.where(scale > 0, blocks / scale, np.float32(0)))
         numbers = np.isfinite(largest) & np.isfinite(unit)
         return _joined(np.where(numbers, codes * scale, np.float32(np.nan)), x)
+
+
+def rounded_ranks(graph: Graph, rounds: Callable[[str], bool]) -> dict[str, int]:
+    """The A and B in `graph` that `round_ranks` is for, by name, each with the axis of its ranks. `rounds` tells for a
+    weight whether its products round activations to 8 bits."""
+    axes: dict[str, int] = {}
+    for chain in find_chains(graph):
+        if graph.nodes[chain.product].op is not Op.EMBED and rounds(chain.weight):
+            for index in chain.at(Stage.LORA):
+                a, b = graph.nodes[index].weights[:2]
+                axes |= {a: -2, b: -1}
+    return axes
+
+
+def round_ranks(matrix: Floats, axis: int) -> Floats:
+    """A [..., r, in] (axis -2) or B [..., out, r] (axis -1) as half floats hold it: to 11 bits, in units of a power of
+    two for each rank, which makes its largest number lie between 2^14 and 2^15. Numbers of 16-bit adapters, BF16 too,
+    stay as they are, but for those 2^28 times smaller than their rank's largest. Ranks beyond any such unit do too."""
+    others = tuple(i for i in range(matrix.ndim) if i != matrix.ndim + axis)
+    largest = np.where(np.isfinite(matrix), np.abs(matrix), 0).max(axis=others, keepdims=True, initial=0)
+    exponent = 15 - np.frexp(largest)[1]
+    unit = np.ldexp(np.float32(1), np.clip(exponent, -_MOST_EXPONENT, _MOST_EXPONENT))
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves = (matrix * unit).astype(np.float16).astype(np.float32) / unit
+    return np.asarray(
+        np.where((largest > 0) & (np.abs(exponent) <= _MOST_EXPONENT), halves, matrix), np.float32
+    )
+
+
+_MOST_EXPONENT = 100
 
 
 def _of_numbers(scale: Floats) -> Floats:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.activations import round_nvfp4, round_q8
+from loragraft.backends.activations import round_nvfp4, round_q8, round_ranks, rounded_ranks
 from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
 from loragraft.backends.program import Backend, Options, Program, Weights
 from loragraft.backends.reference_ops import OPS, Array
@@ -94,6 +94,7 @@ class ReferenceProgram(Program):
         super().__init__(graph, options)
         self._weights = weights
         self._dense: dict[str, Floats] = {}
+        self._rounded = self._rounded_ranks(graph)
         self._sequences: dict[int, _Sequence] = {}
         self._numbers = count()
         self._adapters = Slots(graph, weights, unchecked=options.unchecked)
@@ -154,13 +155,25 @@ class ReferenceProgram(Program):
         if chosen not in self._sets:
             if len(self._sets) >= _KEPT_SETS:
                 self._sets.pop(next(iter(self._sets)))
-            self._sets[chosen] = self._adapters.attached(chosen)
+            graph, tensors = self._adapters.attached(chosen)
+            for name, axis in self._rounded_ranks(graph).items():
+                if name in tensors:
+                    tensors[name] = round_ranks(tensors[name], axis)
+            self._sets[chosen] = graph, tensors
         return self._sets[chosen]
+
+    def _rounded_ranks(self, graph: Graph) -> dict[str, int]:
+        """See `activations.rounded_ranks`."""
+        if self.options.activations != "q8":
+            return {}
+        return rounded_ranks(graph, lambda weight: not BY_NAME[self.kind(weight)].is_float)
 
     def weight(self, name: str) -> Floats:
         """The tensor `name` of the base in float32."""
         if name not in self._dense:
-            self._dense[name] = np.ascontiguousarray(dequantized(self._weights[name]))
+            dense = np.ascontiguousarray(dequantized(self._weights[name]))
+            axis = self._rounded.get(name)
+            self._dense[name] = dense if axis is None else round_ranks(dense, axis)
         return self._dense[name]
 
     def kind(self, name: str) -> str:

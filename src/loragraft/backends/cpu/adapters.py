@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loragraft import _native
+from loragraft.backends.activations import round_ranks, rounded_ranks
 from loragraft.backends.batch import AdapterSet, Floats
 from loragraft.backends.cpu.plan import EmbedStep, Linear, LinearStep, Plan, steps_of
 from loragraft.backends.slots import Slots
@@ -15,15 +16,17 @@ from loragraft.graph.ops import Graph
 
 engine = _native.engine
 Lookup = Callable[[str], Floats]
+Rounds = Callable[[str], bool]
 
 
-def compiled_adapter(graph: Graph, tensors: Mapping[str, Floats]) -> Any:
-    """The one adapter that is attached to `graph`, at strength 1."""
-    return _adapter(enumerate(steps_of(graph)), tensors.__getitem__)
+def compiled_adapter(graph: Graph, tensors: Mapping[str, Floats], rounds: Rounds) -> Any:
+    """The one adapter that is attached to `graph`, at strength 1. `rounds`: see `activations.rounded_ranks`."""
+    return _adapter(enumerate(steps_of(graph)), _rounding(graph, tensors.__getitem__, rounds))
 
 
-def fixed_set(plan: Plan, floats: Lookup) -> Any | None:
+def fixed_set(graph: Graph, plan: Plan, floats: Lookup, rounds: Rounds) -> Any | None:
     """What is attached to the graph of a program itself; None if nothing is."""
+    floats = _rounding(graph, floats, rounds)
     made = _adapter(enumerate(plan.steps), floats)
     adapted = [step for step in plan.steps if isinstance(step, LinearStep | EmbedStep) and _is_adapted(step)]
     if not adapted:
@@ -33,7 +36,7 @@ def fixed_set(plan: Plan, floats: Lookup) -> Any | None:
     return chosen
 
 
-def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots) -> Any:
+def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots, rounds: Rounds) -> Any:
     """A set of adapters with their strengths. Its graph is verified, once for all strengths where these change nothing
     but factors; DoRA's factors, and what they make of the B that come after, are the set's own."""
     made = engine.AdapterSet(tuple((adapters[slot], strength) for slot, strength in chosen))
@@ -42,6 +45,7 @@ def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots) 
         return made
     graph, tensors = slots.attached(chosen)
     steps = steps_of(graph)
+    rounded = rounded_ranks(graph, rounds)
     _set_dora(made, enumerate(steps), tensors.__getitem__)
     own = {id(pair.b) for slot, _ in chosen for pair in slots.adapter(slot).pairs.values()}
     for number, step in enumerate(steps):
@@ -53,6 +57,8 @@ def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots) 
                 member = int(term.b.rpartition(".")[2])
                 b = tensors[term.b]
                 if id(b) not in own:
+                    if term.b in rounded:
+                        b = round_ranks(b, rounded[term.b])
                     made.rescale(number, member, places[member], _stacked(b))
                 places[member] += 1
     return made
@@ -62,6 +68,16 @@ def _is_adapted(step: LinearStep | EmbedStep) -> bool:
     if isinstance(step, EmbedStep):
         return bool(step.loras)
     return any(linear.loras or linear.dora_scale for linear in step.linears)
+
+
+def _rounding(graph: Graph, floats: Lookup, rounds: Rounds) -> Lookup:
+    """`floats`, but A and B beside products of 8-bit activations as these are run."""
+    axes = rounded_ranks(graph, rounds)
+
+    def rounded(name: str) -> Floats:
+        return round_ranks(floats(name), axes[name]) if name in axes else floats(name)
+
+    return rounded
 
 
 def _adapter(steps: Any, floats: Lookup) -> Any:

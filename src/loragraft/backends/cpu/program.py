@@ -63,7 +63,8 @@ class NativeProgram(Program):
         self._slots_of = Slots(graph, weights)
         self._adapters: dict[int, Any] = {}
         self._sets: dict[AdapterSet, Any] = {}
-        self._fixed = fixed_set(steps, own.floats)
+        self._rounds = lambda weight: rounding == "q8" and own.matrix(weight).has_q8
+        self._fixed = fixed_set(graph, steps, own.floats, self._rounds)
         if self._fixed is not None:
             self._program.check(self._fixed)
         self._names = {
@@ -81,7 +82,7 @@ class NativeProgram(Program):
     def _add(self, adapter: Adapter) -> int:
         slot, graph, tensors = self._slots_of.add(adapter)
         with _refusing():
-            self._adapters[slot] = compiled_adapter(graph, tensors)
+            self._adapters[slot] = compiled_adapter(graph, tensors, self._rounds)
         return slot
 
     def _drop(self, slot: int) -> None:
@@ -97,7 +98,7 @@ class NativeProgram(Program):
         if chosen not in self._sets:
             while len(self._sets) >= _KEPT_SETS:
                 self._sets.pop(next(iter(self._sets)))
-            made = compiled_set(chosen, self._adapters, self._slots_of)
+            made = compiled_set(chosen, self._adapters, self._slots_of, self._rounds)
             self._program.check(made)
             self._sets[chosen] = made
         return self._sets[chosen]
