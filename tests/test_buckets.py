@@ -251,3 +251,20 @@ def test_an_output_is_no_input(s3: Counting, tmp_path: Path) -> None:
         lg.quantize(
             "s3://models/m.gguf", "s3://models/q.gguf", "Q8_0", options=lg.QuantizeOptions(resume=True)
         )
+
+
+def test_workers_between_buckets(s3: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loragraft.streaming import spreading
+
+    monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 18)
+    put(data("llama-kjv"), "llama-kjv")
+    lg.merge(data("llama-kjv"), [data("llama-kjv.shakespeare")], tmp_path / "local.gguf", type="Q4_K_M")
+    lg.merge(
+        "s3://models/llama-kjv",
+        [data("llama-kjv.shakespeare")],
+        "s3://models/out.gguf",
+        type="Q4_K_M",
+        workers=2,
+    )
+    assert content("out.gguf") == (tmp_path / "local.gguf").read_bytes()
+    assert unfinished() == 0

@@ -190,7 +190,7 @@ def test_an_input_that_is_another_one_for_a_worker_is_refused(tmp_path: Path) ->
         return []
 
     with pytest.raises(lg.LoragraftError, match="finds other files than the driver"):
-        Worker(nothing, "another digest", (), {}, 1, "model", ".")()
+        Worker(nothing, "another digest", (), {}, 1, "model", ".", "")()
 
 
 @pytest.mark.parametrize("workers", [0, -1, "two", "ray:/x", 10**6, 1.5])

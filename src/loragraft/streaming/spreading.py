@@ -22,6 +22,7 @@ from loragraft.errors import LoragraftError, OutputError, naming
 from loragraft.formats.source import Bytes
 from loragraft.progress import SILENT, Progress
 from loragraft.streaming import writing
+from loragraft.streaming.journal import boot_id
 from loragraft.streaming.steps import Chunk, Step, chunks
 from loragraft.streaming.sweep import sweep
 from loragraft.system.mapped import check_intact
@@ -82,6 +83,8 @@ class Worker:
     subject: str
     folder: str
     """Where the driver works: its paths may be relative."""
+    boot: str
+    """The driver's machine, since it was started."""
 
     def __call__(self) -> Callable[[Part], list[tuple[str, int, bytes]]]:
         with contextlib.suppress(OSError):
@@ -127,8 +130,8 @@ class _Rows:
         items = list(chunks(step, done=[span for span in done if span[0] < span[1]]))
         sweep(items, write, threads=self._worker.threads)
         check_intact()
-        if place is not None:
-            os.fdatasync(place)  # so that other machines see it too
+        if place is not None and self._worker.boot != boot_id():
+            os.fdatasync(place)  # so that the driver's machine sees it too
         return sent
 
 
@@ -196,7 +199,14 @@ def spread_pass(
     )
     scales = {step.name: step.scales for file in files for step in file.steps if step.scales is not None}
     make: Make = Worker(
-        how.remake, writing.plan_digest(files), partials, scales, how.threads, str(subject), os.getcwd()
+        how.remake,
+        writing.plan_digest(files),
+        partials,
+        scales,
+        how.threads,
+        str(subject),
+        os.getcwd(),
+        boot_id(),
     )
     spread = Spread(how.crew, make, waiting, done)
     spread.run()
