@@ -76,8 +76,8 @@ class Bytes:
     def __init__(self, data: np.ndarray) -> None:
         self._data = data.reshape(-1)
 
-    def data(self) -> np.ndarray:
-        return self._data
+    def part(self, start: int, stop: int) -> np.ndarray:
+        return self._data[start:stop]
 
     def prefetch(self, start: int, stop: int) -> None: ...
 
