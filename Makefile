@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-gpu test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 # With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
 LOCKED   ?=
@@ -44,7 +44,11 @@ test: $(VENV)/tested
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real and not remote and not ray"
 
 test-slow: $(VENV)/tested
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# Every combination of the epilogue and every configuration on a GPU, or on Mesa's lavapipe.
+test-gpu: $(VENV)/tested
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu
 
 # Live against torch, transformers, peft and compressed-tensors, which get an environment of their own. ORACLE_PIP takes
 # options for pip, such as an index that has a torch for the CPU alone.

@@ -96,6 +96,7 @@ def test_logits_of_a_gpu(tmp_path: Path, case: str) -> None:
 
 
 @needs_gpu
+@pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(records().keys() - set(first_of_each())))
 def test_logits_of_a_gpu_for_every_configuration(tmp_path: Path, case: str) -> None:
