@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,14 @@ def test_perplexities_are_those_of_llama_perplexity(result: Comparison) -> None:
 
 
 def test_divergences_are_those_of_llama_perplexity(result: Comparison) -> None:
-    # --kl-divergence says mean KLD 0.0093, same top p 91.6 % for merged Q4_K_M against merged F16
+    # --kl-divergence says mean KLD 0.0093, same top p 91.6 % for merged Q4_K_M against merged F16; its activations have
+    # 8 bits
     merged = rows(result)["merged"]
+    assert merged.engine is not None
+    assert merged.engine.mean == pytest.approx(0.0093, rel=0.05)
+    assert merged.engine.same_top == pytest.approx(0.916, abs=0.006)
     assert merged.divergence is not None
-    assert merged.divergence.mean == pytest.approx(0.0093, rel=0.05)
-    assert merged.divergence.same_top == pytest.approx(0.916, abs=0.006)
+    assert 0.8 * merged.engine.mean < merged.divergence.mean < merged.engine.mean
     assert result.base.divergence is not None
     assert result.base.divergence.mean > 1
     assert result.full.divergence is None
@@ -104,13 +108,13 @@ def test_several_types_one_at_a_time_on_disk(result: Comparison, tmp_path: Path)
     assert disk.most == 3  # the F16 model, and two of the type that is being read
     assert disk.readings == [
         "Comparing the base 12",
-        "Comparing Q3_K_M 18",
-        "Comparing Q8_0 18",
-        "Comparing Q4_K_M 18",
+        "Comparing Q3_K_M 30",
+        "Comparing Q8_0 30",
+        "Comparing Q4_K_M 30",
     ]
     assert several.smallest == "merged, Q8_0"
     assert several.verdict.startswith(
-        "The smallest that keeps 99.9 % of the fine-tune: merged, Q8_0 (4.5 MB, 99.98"
+        "The smallest that keeps 99.9 % of the fine-tune: merged, Q8_0 (4.5 MB, 99.995"
     )
     kept = [one.merged.kept for one in several.types]
     assert kept[0].value < kept[2].value < 0.997 < 0.9995 < kept[1].value  # type: ignore[union-attr]
@@ -213,3 +217,29 @@ def test_a_base_that_cannot_read_the_new_tokens(tmp_path: Path) -> None:
     base, adapter = base_folder("llama", tmp_path / "base"), adapter_folder("llama+resized", tmp_path / "new")
     with pytest.raises(LoragraftError, match="found 43 tokens, expected the 40 of base"):
         lg.compare(base, [adapter], lg.Measurement("DOGHELPFACTLINE" * 30, context=64), types=["Q8_0"])
+
+
+def test_what_activations_cost_is_told_apart() -> None:
+    """At 8 bits a weight most of the loss is that of the activations, against which no type helps; where activations
+    are asked for, there is one figure."""
+    text = lg.Measurement(TEXT.read_text(), context=64, windows=4)
+    both = lg.compare(BASE, [ADAPTER], text, types=["Q8_0"], keep=0.9)
+    file, engine = both.types[0].merged.divergence, both.types[0].merged.engine
+    assert file is not None
+    assert engine is not None
+    assert engine.mean > 1.5 * file.mean
+    assert "is not in the file" in both.verdict
+    assert "--activations f32" in both.verdict
+    for how, expected in (
+        (replace(text, activations="f32"), file),
+        (replace(text, activations="q8"), engine),
+    ):
+        alone = lg.compare(BASE, [ADAPTER], how, types=["Q8_0"], keep=0.9)
+        found = alone.types[0].merged
+        assert found.divergence is not None
+        # The model at full precision keeps its keys and values as halves where activations are rounded.
+        assert found.divergence.mean == pytest.approx(expected.mean, rel=0.02)
+        assert found.engine is None
+        assert "is not in the file" not in alone.verdict
+    small = lg.compare(BASE, [ADAPTER], text, types=["Q3_K_M"], keep=0.9)
+    assert "is not in the file" not in small.verdict

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
 @option(
     "--output", "-o", type=OUTPUT, metavar="FILE", help="Write the types to a file for --tensor-type-file."
 )
-@measure_options(context=256, windows=8)
+@measure_options(context=256, windows=8, activations=True)
 @option(
     "--valid-windows", type=click.IntRange(min=2), default=32, metavar="N", help="Judge on at most N windows."
 )

@@ -95,6 +95,10 @@ def compare(
     starting with BOS if the model uses one. Only the second half of each window is scored. The share kept is 1 -
     KL(x) / KL(base alone). The number after the ± is one standard error. A deployment keeps enough if its share is
     still enough after subtracting two standard errors.
+
+    These figures use float activations: they are what the file itself loses. The column "KL as run" rounds activations
+    to 8 bits, as this engine and llama.cpp do at run time. A larger type does not help against that part.
+    --activations measures one of the two alone.
     """
     if not lora:
         raise click.UsageError("give at least one adapter with --lora")

@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loragraft.cli.command import FILE, option
-from loragraft.cli.options import BACKEND, DEVICE, THREADS, read_text
+from loragraft.cli.options import ACTIVATIONS, BACKEND, DEVICE, THREADS, read_text
 from loragraft.errors import TextError
 
 if TYPE_CHECKING:
     from loragraft.inference.measurement import Measurement
 
 _how = functools.partial(option, panel="Measuring")
-_ACTIVATIONS = _how(
-    "--activations",
-    type=click.Choice(["auto", "f32", "q8", "nvfp4"]),
-    default_text="the backend's",
-    help="What activations are rounded to before a product with a quantized weight.",
-)
 _MAX_CHARS = _how(
     "--max-chars",
     type=click.IntRange(min=1),
@@ -68,10 +62,12 @@ def measure_options(
     context: int,
     windows: int | None = None,
     runs: bool = False,
+    activations: bool = False,
     threads: bool = True,
     text: str | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command these options, as the argument `measured`; with `runs` those too that say how models are run.
+    """Gives a command these options, as the argument `measured`; with `runs` those too that say how models are run,
+    with `activations` only that of these.
 
     `text`: the help of a --text that may be left out, and then `measured` is None.
     """
@@ -101,13 +97,15 @@ def measure_options(
             help="Measure on the first N windows.",
         ),
         _MAX_CHARS,
-        *([BACKEND, DEVICE, _ACTIVATIONS] if runs else []),
+        *([BACKEND, DEVICE] if runs else []),
+        *([ACTIVATIONS] if runs or activations else []),
         *([THREADS] if threads else []),
     ]
     names = [
         "context",
         "windows",
-        *(["backend", "device", "activations"] if runs else []),
+        *(["backend", "device"] if runs else []),
+        *(["activations"] if runs or activations else []),
         *(["threads"] if threads else []),
     ]
 

@@ -96,6 +96,12 @@ DEVICE = option(
     metavar="NAME",
     help="Where to run: cpu, webgpu, or webgpu:N for the Nth GPU (see loragraft devices).",
 )
+ACTIVATIONS = option(
+    "--activations",
+    type=click.Choice(["auto", "f32", "q8", "nvfp4"]),
+    default_text="the backend's",
+    help="What activations are rounded to before a product with a quantized weight.",
+)
 THREAD_COUNT = click.IntRange(1, MAX_THREADS)
 THREADS = option(
     "--threads",

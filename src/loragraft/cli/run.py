@@ -14,6 +14,7 @@ from loragraft.cli import console
 from loragraft.cli.command import command, flag, option
 from loragraft.cli.intake_options import intake_options
 from loragraft.cli.options import (
+    ACTIVATIONS,
     BACKEND,
     DEVICE,
     JSON,
@@ -29,7 +30,7 @@ from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.huggingface.intake import Intake
-    from loragraft.inference.measurement import BackendName
+    from loragraft.inference.measurement import Activations, BackendName
 
 _PROBABILITY = click.FloatRange(min=0, max=1)
 
@@ -93,6 +94,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
 )
 @BACKEND
 @DEVICE
+@ACTIVATIONS
 @THREADS
 @JSON
 @intake_options
@@ -112,6 +114,7 @@ def run(
     echo: bool | None,
     backend: BackendName,
     device: str,
+    activations: Activations | None,
     threads: int | None,
     as_json: bool,
     intake: Intake,
@@ -124,7 +127,15 @@ def run(
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat")
     text = prompt_of(prompt, file)
-    loaded = lg.load(model, lora, backend=backend, device=device, threads=threads, intake=intake)
+    loaded = lg.load(
+        model,
+        lora,
+        backend=backend,
+        device=device,
+        activations=activations or "auto",
+        threads=threads,
+        intake=intake,
+    )
     for note in loaded.notes:
         console.info(note)
     said = [("system", None if system is None else as_text(system, "--system")), ("user", text)]

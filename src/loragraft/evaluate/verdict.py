@@ -97,6 +97,22 @@ def recommendation(candidates: Sequence[Candidate], keep: float) -> str:
     return f"None keeps {wanted}; {best} comes closest. Take a larger type."
 
 
+#: How much further from the fine-tune 8-bit activations take a model before that is worth a sentence.
+NOTABLE = 1.5
+
+
+def of_activations(deployment: Deployment) -> str | None:
+    """What is lost not in the file but in how it is run, if that is much beside what is lost in the file."""
+    file, engine = deployment.divergence, deployment.engine
+    if file is None or engine is None or engine.mean < NOTABLE * file.mean:
+        return None
+    return (
+        f"Most of what {deployment.label} loses is not in the file: with activations rounded to 8 bits, as this engine "
+        f"and llama.cpp run it, the mean KL is {engine.mean:.3g}, with float ones (--activations f32) {file.mean:.3g}. "
+        "No larger type helps against that."
+    )
+
+
 def budget_verdict(
     chosen: Deployment, chosen_kl: Doubles, mixes: Sequence[tuple[Deployment, Doubles]]
 ) -> str:

@@ -19,7 +19,14 @@ from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
 from loragraft.evaluate.reading import check_vocabulary, read_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
-from loragraft.evaluate.verdict import NOTHING, Candidate, recommendation, smallest, verdict
+from loragraft.evaluate.verdict import (
+    NOTHING,
+    Candidate,
+    of_activations,
+    recommendation,
+    smallest,
+    verdict,
+)
 from loragraft.inference.measurement import Measurement, Text, measurement
 from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles
@@ -33,6 +40,7 @@ from loragraft.system.workers import Workers
 from loragraft.verbs.merge import merge
 
 MERGED, RUNTIME, BASE = "merged", "runtime", "base"
+AS_RUN = {MERGED: "merged, as run", RUNTIME: "runtime, as run"}
 KEEP = 0.99
 """Of the fine-tune. A KL divergence is quadratic in what moves a model, so losing 1 % is as if the adapter had been
 applied at a strength of 0.9: docs/decisions/0003-compare.md."""
@@ -108,7 +116,7 @@ def compare(
         bench = _Bench(base, adapters, options, Path(folder), how, progress, workers)
         full = bench.made("full", adapters, "F16")
         words = how.read_by(full.tokenizer, None)
-        base_model = load(base, **how.running)
+        base_model = load(base, **bench.running)
         check_vocabulary(base_model, full)
         progress.start("Comparing the base", 2 * len(words))
         perplexity, readings = read_beside(full, {BASE: base_model}, words, progress)
@@ -154,7 +162,21 @@ class _Bench:
             workers=self.workers,
             progress=self.progress,
         )
-        return load(path, attached, **self.how.running)
+        return load(path, attached, **self.running)
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """How models are run: with float activations, if nothing is said."""
+        return {"activations": "f32"} | self.how.running
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether deployments are also measured as the engine runs them."""
+        return self.how.activations is None and self.how.backend != "reference"
+
+    def as_run(self, name: str, attached: AdapterArguments = ()) -> Model:
+        """A model that was made, with the engine's own activations."""
+        return load(self.folder / f"{name}.gguf", attached, **self.how.running)
 
     def remove(self, *names: str) -> None:
         for name in names:
@@ -168,12 +190,18 @@ def _of_type(bench: _Bench, kind: str, full: Model, text: Text, base: Doubles) -
         MERGED: bench.made(MERGED, bench.adapters, kind),
         RUNTIME: bench.made(RUNTIME, (), kind, bench.adapters),
     }
-    bench.progress.start(f"Comparing {kind}", 3 * len(text))
+    if bench.tells_apart:
+        models |= {
+            AS_RUN[MERGED]: bench.as_run(MERGED),
+            AS_RUN[RUNTIME]: bench.as_run(RUNTIME, bench.adapters),
+        }
+    bench.progress.start(f"Comparing {kind}", (1 + len(models)) * len(text))
     _, readings = read_beside(full, models, text, bench.progress)
     bench.remove(MERGED, RUNTIME)
     labels = {MERGED: f"merged, {kind}", RUNTIME: f"{kind} + adapter"}
     merged, runtime = (
-        Deployment.of(labels[name], models[name].size, readings[name], base) for name in (MERGED, RUNTIME)
+        Deployment.of(labels[name], models[name].size, readings[name], base, readings.get(AS_RUN[name]))
+        for name in (MERGED, RUNTIME)
     )
     return TypeComparison(kind, merged, runtime, verdict(readings[MERGED].kl, readings[RUNTIME].kl, base))
 
@@ -197,6 +225,11 @@ def _comparison(
     else:
         sentences = [recommendation(candidates, keep)]
     label = None if chosen is None else chosen.label
+    rows = [row for one in types for row in (one.merged, one.runtime)]
+    advised = label or max(candidates, key=lambda one: one.kept.value).label if candidates else None
+    for row in rows:
+        if row.label == advised and (told := of_activations(row)) is not None:
+            sentences.append(told)
     return Comparison(context, keep, full, base, types, label, " ".join(sentences))
 
 
