@@ -26,13 +26,15 @@ from loragraft.quants.grids import GRIDS
 from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
 from loragraft.streaming.layers import Layers, SeenError, multiplied
 from loragraft.streaming.moments import InputMoments, MomentSums
-from loragraft.streaming.output_gradients import Gradients
+from loragraft.streaming.output_gradients import Gradients, groups
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.steps import Step
 from loragraft.streaming.writing import WholeTensors
 from loragraft.system.threads import in_threads
 from loragraft.units import plural
 
+#: Tokens for each column that moments need to be trusted as they are; with fewer, damping grows.
+ENOUGH = 4
 #: An expert that fewer tokens than this for each of its columns reached is rounded to nearest.
 FEWEST = 0.25
 
@@ -298,7 +300,9 @@ class _Rounding:
         def made(key: tuple[int, int, int]) -> feedback.Moments:
             name, moments = wanted[key]
             with naming(name):
-                return feedback.prepare(moments.sums[key[2]], key[1], self.calibration.damping)
+                h, tokens = moments.sums[key[2]], int(moments.counts[key[2]])
+                damping = self.calibration.damping * max(1.0, ENOUGH * len(h) / tokens)
+                return feedback.prepare(h, key[1], damping)
 
         return dict(zip(wanted, in_threads(made, wanted, self.threads), strict=True))
 
@@ -337,27 +341,39 @@ class _Rounding:
             return _RoundedMatrix(usual, usual, reason)
         own = None if self.gradients is None else self.gradients.of(step.name)
         with naming(step.name):
-            outputs = None
-            if own is not None and own.moments is not None:
-                outputs = feedback.prepare_outputs(own.moments, self.calibration.output_damping)
-            rounded = rounding.round_matrix(
-                w,
-                step.type,
-                prepared[id(moments), GRIDS[step.type.name].sub, matrix],
-                importance,
-                outputs=outputs,
-                scale=scale,
-                threads=threads,
-            )
+            # Groups of rows, each with moments of its gradients; or all rows, if there are none.
+            moments_of = own.moments if own is not None else ()
+            spans = groups(len(w)) if moments_of else [slice(0, len(w))]
+            outputs = [feedback.prepare_outputs(g, self.calibration.output_damping) for g in moments_of] or [
+                None
+            ]
+            rounded = [
+                rounding.round_matrix(
+                    w[span],
+                    step.type,
+                    prepared[id(moments), GRIDS[step.type.name].sub, matrix],
+                    importance,
+                    outputs=factor,
+                    scale=scale,
+                    threads=threads,
+                )
+                for span, factor in zip(spans, outputs, strict=True)
+            ]
+        data = np.concatenate([part.data for part in rounded])
         if held is not None:
             unit = np.float32(scale or 1)
-            error, usual_error = (
-                output_error(w - native.dequantize(data, step.type) * unit, held, outputs)
-                for data in (rounded.data, usual)
+            errors = [w - native.dequantize(rows, step.type) * unit for rows in (data, usual)]
+            ours, others = (
+                sum(
+                    output_error(error[span], held, factor)
+                    for span, factor in zip(spans, outputs, strict=True)
+                )
+                for error in errors
             )
-            if not error < usual_error:
+            if not ours < others:
                 return _RoundedMatrix(usual, usual, "feedback does no better on windows held out")
-        return _RoundedMatrix(rounded.data, usual, cost=(rounded.nearest, rounded.cost))
+        cost = sum(part.nearest for part in rounded), sum(part.cost for part in rounded)
+        return _RoundedMatrix(data, usual, cost=cost)
 
     def _reason(self, step: Step, moments: InputMoments, matrix: int) -> str | None:
         """Why a matrix is rounded to nearest, if it is."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from loragraft.streaming.layers import Layers
 
 #: Tokens that go through a layer at once, forth and back.
 BATCH = 1024
-#: A layer with more outputs has no second moments of their gradients: the matrix would be too large.
-MOST_OUTPUTS = 6144
+#: Of more outputs than that, second moments are those of groups of neighbours: the whole matrix would be too large.
+MOST_OUTPUTS = 2048
 #: Second moments are those of every so manyth token.
 EVERY = 2
 _SEED = 20
@@ -42,11 +43,11 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class OutputGradients:
     """Of one linear layer: `squares` of the gradients g at its outputs, float32 [tokens] or [tokens, experts used],
-    |g|^2 over its mean; `moments`: the sum of g g^T over some of the tokens, float32 [out, out], or None for experts
-    and for too many outputs."""
+    |g|^2 over its mean; `moments`: the sum of g g^T over some of the tokens, float32 [n, n] for each group of n
+    neighbouring outputs; of experts and of the output layer there are none."""
 
     squares: Floats
-    moments: Floats | None
+    moments: tuple[Floats, ...] = ()
 
 
 class GradientFile:
@@ -83,7 +84,7 @@ class Gradients:
         self._layers, self._windows = layers, windows
         self._file = GradientFile(folder)
         self._squares: dict[str, Floats] = {}
-        self._moments: dict[str, Place] = {}
+        self._moments: dict[str, list[Place]] = {}
 
     def __enter__(self) -> Gradients:
         return self
@@ -113,14 +114,13 @@ class Gradients:
         """Those of a weight, if its layer has been gone through."""
         if name not in self._squares:
             return None
-        place = self._moments.get(name)
-        return OutputGradients(self._squares[name], None if place is None else self._file.read(place))
+        return OutputGradients(self._squares[name], tuple(map(self._file.read, self._moments.get(name, []))))
 
     def _from_labels(self, hidden: Floats) -> Floats:
         """The gradient of the last hidden states, labels drawn window by window."""
         part = self._layers.part(self._layers.count)
         weights, rng = self._layers.weights(part), np.random.default_rng(_SEED)
-        sink = _Sums(len(hidden), most=0)
+        sink = _Sums(len(hidden), moments=False)
         result = np.empty_like(hidden)
         length = self._windows.shape[1]
         for first in range(0, len(hidden), length):
@@ -140,7 +140,7 @@ class Gradients:
     def _back(self, part: Graph, entered: Floats | None, gradient: Floats) -> Floats:
         weights = self._layers.weights(part)
         count, length = self._windows.shape
-        sink = _Sums(count * length, most=MOST_OUTPUTS)
+        sink = _Sums(count * length)
         result = np.empty_like(gradient)
         at_once = max(1, BATCH // length)
         for first in range(0, count, at_once):
@@ -160,8 +160,7 @@ class Gradients:
             mean = float(squares.mean(dtype=np.float64))
             if mean > 0 and np.isfinite(mean):
                 self._squares[name] = squares / np.float32(mean)
-                if name in sink.moments:
-                    self._moments[name] = self._file.write(sink.moments[name])
+                self._moments[name] = [self._file.write(group) for group in sink.moments.get(name, [])]
 
 
 def draw(chances: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -174,18 +173,25 @@ def draw(chances: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
 class _Sums:
     """What the gradients of a slice add up to."""
 
-    def __init__(self, tokens: int, most: int) -> None:
-        self._tokens, self._most = tokens, most
+    def __init__(self, tokens: int, *, moments: bool = True) -> None:
+        self._tokens, self._wanted = tokens, moments
         self.first = 0
         self.squares: dict[str, Floats] = {}
-        self.moments: dict[str, Floats] = {}
+        self.moments: dict[str, list[Floats]] = {}
 
     def see(self, name: str, x: Floats, g: Floats, ids: Ids | None) -> None:
+        spans = groups(g.shape[-1]) if ids is None and self._wanted else []
         if name not in self.squares:
             self.squares[name] = np.zeros((self._tokens, *g.shape[1:-1]), np.float32)
-            if ids is None and g.shape[-1] <= self._most:
-                self.moments[name] = np.zeros((g.shape[-1], g.shape[-1]), np.float32)
+            self.moments[name] = [np.zeros((span.stop - span.start,) * 2, np.float32) for span in spans]
         self.squares[name][self.first : self.first + len(g)] = np.einsum("...i,...i->...", g, g)
-        if name in self.moments:
-            some = g[::EVERY]
-            self.moments[name] += some.T @ some
+        for sums, span in zip(self.moments[name], spans, strict=True):
+            some = g[::EVERY, span]
+            sums += some.T @ some
+
+
+def groups(outputs: int) -> list[slice]:
+    """Neighbouring outputs whose gradients have second moments together."""
+    count = -(-outputs // MOST_OUTPUTS)
+    edges = [outputs * number // count for number in range(count + 1)]
+    return [slice(first, stop) for first, stop in pairwise(edges)]
