@@ -14,7 +14,9 @@ and general (kjv-speeches-valid), the first 12 windows of 256 tokens. The ways:
 - `llama-quantize`: with an importance matrix of the same windows that the others see (NVFP4, MXFP4: by --tensor-type);
 - `nearest`: ours, with that importance matrix;
 - `feedback`: ours, --calibrate;
-- `budget`: `loragraft budget` at the type's size, then rounded with feedback.
+- `budget`: types chosen as `loragraft budget --calibrate` does at the type's size, then rounded with feedback;
+- `four-over-six`, `fp8-sweep` (of NVFP4): the block scales of Cook et al. (arXiv:2512.02010), and those of least
+  squared error, ModelOpt's sweep; matrices of the F16 merge made what they mean.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -191,14 +195,84 @@ class Bench:
                 calibrate=[data(f"text/{TRAIN}")], calibrate_windows=CALIBRATION, **rules
             )
             lg.quantize(self.merged(model), out, mix, options=options)
+        elif way == "budget":
+            calibrate = {"calibrate": [data(f"text/{TRAIN}")], "calibrate_windows": CALIBRATION}
+            types = self.budget_types(model, mix, calibrate)
+            options = lg.QuantizeOptions(tensor_types=types, **calibrate)
+            lg.quantize(self.merged(model), out, mix, options=options)
+        elif way in NVFP4_RULES and kind == "NVFP4":
+            self._as_nvfp4(model, out, NVFP4_RULES[way])
         else:
             raise SystemExit(f"no such way: {way}")
         return out
+
+    def budget_types(self, model: str, mix: str, calibrate: dict[str, Any]) -> list[tuple[str, str]]:
+        """As `verbs.budget` chooses them; the costs, which are the same for every size, are kept."""
+        import loragraft as lg
+        from loragraft.evaluate.tensor_costs import calibrated_tensor_costs, possible_types
+        from loragraft.inference.model import load
+        from loragraft.quants.allocation import Choice, allocate
+        from loragraft.quants.filetypes import file_type
+        from loragraft.quants.types import BY_NAME
+        from loragraft.streaming.plan import plan_quantize
+        from loragraft.verbs import budget
+
+        full, options = load(self.merged(model)), lg.QuantizeOptions(**calibrate)
+        plan = plan_quantize(full.source, file_type(mix), options)
+        steps = [step for step in plan.steps if step.type.is_quantized]
+
+        def make(path: Path) -> None:
+            types = possible_types(steps, [BY_NAME[name] for name in budget.TYPES])
+            found = calibrated_tensor_costs(full, steps, types, options=options, threads=2)
+            rows = {
+                name: [(choice.type.name, choice.size, choice.cost) for choice in cost.choices]
+                for name, cost in found.items()
+            }
+            path.write_text(json.dumps(rows))
+
+        rows = json.loads(self._made(model, "costs.json", make).read_text())
+        choices = {
+            name: [Choice(BY_NAME[kind], size, cost) for kind, size, cost in own]
+            for name, own in rows.items()
+        }
+        chosen = allocate(choices, sum(step.nbytes for step in steps))
+        print(f"expected: {sum(choice.cost for choice in chosen.values()):.5f}", flush=True)
+        return [(f"^{name}$".replace(".", r"\."), choice.type.name) for name, choice in chosen.items()]
+
+    def _as_nvfp4(self, model: str, out: Path, rule: Any) -> None:
+        from loragraft.formats.gguf.model import open_gguf
+        from loragraft.quants.nvfp4 import tensor_scale
+
+        shutil.copy(self.merged(model), out)
+        file = np.memmap(out, np.uint8, "r+")
+        for name, tensor in open_gguf(self.merged(model)).tensors.items():
+            if re.fullmatch(MATRICES, name):
+                size = tensor.n_rows * tensor.row_bytes
+                half = file[tensor.offset : tensor.offset + size].view("<f2").reshape(tensor.shape)
+                weights = half.astype(np.float32)
+                half[:] = rule(weights, tensor_scale(float(np.abs(weights).max())))
+        file.flush()
 
     def _tool(self, name: str) -> Path:
         if self.llama_cpp is None:
             raise SystemExit("name the folder of llama.cpp's programs: --llama-cpp BIN")
         return self.llama_cpp / name
+
+
+def _fp8_sweep(x: np.ndarray, scale: float) -> np.ndarray:
+    from loragraft.quants import native
+    from loragraft.quants.nvfp4 import dequantize_nvfp4
+
+    return dequantize_nvfp4(native.quantize_nvfp4(x, scale), scale)
+
+
+def _four_over_six(x: np.ndarray, scale: float) -> np.ndarray:
+    import nvfp4
+
+    return np.asarray(nvfp4.RULES["four over six"](x, scale))
+
+
+NVFP4_RULES = {"four-over-six": _four_over_six, "fp8-sweep": _fp8_sweep}
 
 
 def _digest(file: Path) -> str:
@@ -260,7 +334,7 @@ def table(cells: list[Cell], models: list[str], types: list[str]) -> None:
                 if (cell := found.get((model, kind, way))) is not None
             ]
             best = min((cell.kl["held out"] for cell in peer), default=float("nan"))
-            for way in (*WAYS[1:], "budget"):
+            for way in (*WAYS[1:], "budget", *NVFP4_RULES):
                 cell = found.get((model, kind, way))
                 if cell is not None:
                     kl = cell.kl["held out"]

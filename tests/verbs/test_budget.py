@@ -224,3 +224,35 @@ def test_command_line(tmp_path: Path) -> None:
 def test_the_picture(result: Budget, tmp_path: Path) -> None:
     save_picture(result, tmp_path / "bits.png")
     assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Budget:
+    work = tmp_path_factory.mktemp("calibrated")
+    text = work / "train.txt"
+    text.write_text(TEXT.read_text()[20_000:])
+    how = replace(SMALL, text=TEXT.read_text()[:20_000], activations="f32", windows=2, threads=2)
+    return lg.budget(
+        BASE,
+        [ADAPTER],
+        how,
+        valid_windows=12,
+        calibrate=[text],
+        calibrate_windows=24,
+        types=["Q3_K", "Q4_K", "Q6_K"],
+    )
+
+
+def test_types_are_chosen_for_rounding_with_feedback(calibrated: Budget, result: Budget) -> None:
+    """What is expected comes from gradients on another text, and what is measured is near it; all of it is nearer to
+    the fine-tune than rounding to nearest."""
+    chosen, mix = calibrated.chosen.divergence, calibrated.mixes[0].divergence
+    usual = result.mixes[0].divergence
+    assert chosen is not None
+    assert mix is not None
+    assert usual is not None
+    assert chosen.mean < 0.7 * mix.mean < 0.7 * usual.mean
+    assert chosen.mean / 1.5 < calibrated.expected < chosen.mean * 1.5
+    assert calibrated.chosen.size <= calibrated.size
+    rows = {row.name: row for row in calibrated.tensors}
+    assert all(row.cost > 0 for row in rows.values())

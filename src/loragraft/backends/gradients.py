@@ -42,6 +42,8 @@ class Tape:
         self.wants = np.ones(windows * length, np.bool_)
         self.values: list[Any] = []
         self.kept: dict[int, Any] = {}
+        self.embedding: Floats | None = None
+        """The gradient at what the tokens were looked up as, after `backward` of a slice that begins with them."""
         self._looked_at = _looked_at(graph)
 
     def weight(self, name: str) -> Floats:
@@ -92,6 +94,8 @@ class Tape:
             if node.op is Op.HIDDEN:
                 entered = g
                 continue
+            if node.op is Op.EMBED:
+                self.embedding = g
             inputs = [self.values[source] for source in node.inputs]
             if node.op in (Op.MATMUL, Op.EXPERTS_MATMUL):
                 x, ids = inputs[0], inputs[1] if len(inputs) > 1 else None

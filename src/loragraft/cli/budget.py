@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,20 @@ if TYPE_CHECKING:
 )
 @option("--imatrix", type=FILE, metavar="FILE", help="An importance matrix, GGUF or .dat.")
 @option(
+    "--calibrate",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="Round with error feedback on this text, and choose types for that (repeatable).",
+)
+@option(
+    "--calibrate-windows",
+    type=click.IntRange(min=1),
+    default=40,
+    metavar="N",
+    help="Calibrate on this many windows of 256 tokens.",
+)
+@option(
     "--output", "-o", type=OUTPUT, metavar="FILE", help="Write the types to a file for --tensor-type-file."
 )
 @measure_options(context=256, windows=8, activations=True)
@@ -105,6 +120,8 @@ def budget(
     mix: FileType,
     types: str | None,
     imatrix: Path | None,
+    calibrate: tuple[Path, ...],
+    calibrate_windows: int,
     output: Path | None,
     measured: Measured,
     valid_windows: int,
@@ -120,6 +137,9 @@ def budget(
     as small as the size allows. The result is then measured on another text (--valid, or the rest of --text), beside
     the mix of the same size and the next larger one. If it is not better, the report says so.
 
+    With --calibrate all models are rounded with error feedback, and what a type costs a tensor is taken from the
+    model's gradients on that text.
+
     -o writes the types for `merge` and `quantize`, and for llama-quantize. docs/bits.md shows the gains.
     """
     if sum(wanted is not None for wanted in (size, bpw, keep)) > 1:
@@ -130,7 +150,7 @@ def budget(
     from loragraft.system.output import OutputFile
     from loragraft.verbs.budget import TYPES, save_picture
 
-    inputs = [measured.path, *filter(None, [valid, imatrix])]
+    inputs = [measured.path, *filter(None, [valid, imatrix]), *calibrate]
     inputs += [file for path in (base, *(path for path, _ in lora)) for file in files_of(path)]
     check_html(html)
     if plot is not None:
@@ -150,6 +170,8 @@ def budget(
             types=TYPES if types is None else [name.strip() for name in types.split(",")],
             valid=held_out,
             imatrix=imatrix,
+            calibrate=calibrate,
+            calibrate_windows=calibrate_windows,
             valid_windows=valid_windows,
             work_dir=work_dir,
             progress=bars,
@@ -164,26 +186,30 @@ def budget(
         console.show(_tensors(result))
         console.show(deployments_table([result.chosen, *result.mixes], measured.context))
         console.sentences(f"Expected of the chosen types: mean KL {result.expected:.5f}. {result.verdict}")
+    how_made: list[object] = [] if imatrix is None else ["--imatrix", imatrix]
+    for path in calibrate:
+        how_made += ["--calibrate", path]
+    if calibrate:
+        how_made += ["--calibrate-windows", calibrate_windows]
     if output is not None:
         lines = result.tensor_types().encode()
         with OutputFile(output, len(lines), inputs=inputs) as file:
             file.write_at(0, lines)
-        console.info(f"wrote {output}; to use it: {_merge_command(result, base, lora, imatrix, output)}")
+        console.info(f"wrote {output}; to use it: {_merge_command(result, base, lora, how_made, output)}")
 
 
 def _merge_command(
     result: Budget,
     base: Path,
     lora: tuple[tuple[Path, float], ...],
-    imatrix: Path | None,
+    how_made: Sequence[object],
     types: Path,
 ) -> str:
     words: list[object] = ["loragraft", "merge", base]
     for path, scale in lora:
         words += ["--lora", path if scale == 1 else f"{path}={scale:g}"]
     words += ["-o", "OUT.gguf", "--type", result.mix, "--tensor-type-file", types]
-    words += [] if imatrix is None else ["--imatrix", imatrix]
-    return shlex.join(map(str, words))
+    return shlex.join(map(str, [*words, *how_made]))
 
 
 def _tensors(result: Budget) -> Table:

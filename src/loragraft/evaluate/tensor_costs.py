@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loragraft.backends.cpu.program import NativeBackend
 from loragraft.errors import QuantizeError
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import TensorSource
+from loragraft.inference.calibration import calibration_windows
 from loragraft.inference.measurement import Text
 from loragraft.inference.model import Model
 from loragraft.progress import SILENT, Progress
@@ -18,6 +20,8 @@ from loragraft.quants.allocation import Choice
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.mixes import fitting, needs_importance
 from loragraft.quants.types import QuantType
+from loragraft.streaming.calibrated import Calibration
+from loragraft.streaming.calibrated_costs import calibrated_costs
 from loragraft.streaming.model_writer import write_model
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
@@ -96,6 +100,35 @@ def tensor_costs(
         choices = [Choice(kind, size_as(step, kind), scale * errors[name, kind]) for kind in types[step.name]]
         costs[name] = TensorCost(rough[name].type, probe, choices)
     return costs
+
+
+def calibrated_tensor_costs(
+    full: Model,
+    steps: Sequence[Step],
+    types: Mapping[str, Sequence[QuantType]],
+    *,
+    options: QuantizeOptions,
+    threads: int,
+    progress: Progress = SILENT,
+) -> dict[str, TensorCost]:
+    """The same for tensors that are rounded with error feedback, from gradients on the text that `options` calibrate
+    on (`streaming.calibrated_costs`). What is told of a tensor's sensitivity is its cost as the first of its types."""
+    windows, _ = calibration_windows(full.source, options.calibrate, options.calibrate_windows)
+    plan = plan_quantize(full.source, file_type("Q4_K_M"), options)
+    costs = calibrated_costs(
+        plan, types, Calibration(windows), NativeBackend(), threads=threads, progress=progress
+    )
+    return {
+        step.name: TensorCost(
+            types[step.name][0],
+            Estimate(costs.get((step.name, types[step.name][0]), 0.0), 0.0),
+            [
+                Choice(kind, size_as(step, kind), costs.get((step.name, kind), 0.0))
+                for kind in types[step.name]
+            ],
+        )
+        for step in steps
+    }
 
 
 def _rough(

@@ -24,8 +24,8 @@ from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.grids import GRIDS
 from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
-from loragraft.streaming.layers import Layers, SeenError, multiplied
-from loragraft.streaming.moments import InputMoments, MomentSums
+from loragraft.streaming.layers import Layers, multiplied
+from loragraft.streaming.moments import InputMoments, MomentSums, MomentWatch
 from loragraft.streaming.output_gradients import Gradients, groups
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.steps import Step
@@ -121,24 +121,6 @@ class _RoundedMatrix:
     cost: tuple[float, float] | None = None
 
 
-class _Watch:
-    """Sums the inputs of `products`, and ends a batch once all were seen: what the last one gives is not wanted."""
-
-    def __init__(self, sums: MomentSums, products: Sequence[str]) -> None:
-        self._sums, self._products = sums, products
-        self._left: dict[str, int] = {}
-
-    def begin(self, rows: int) -> None:
-        self._left = dict.fromkeys(self._products, rows)
-
-    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
-        self._sums.observe(names, x, ids)
-        for name in names:
-            self._left[name] -= len(x)
-        if not any(self._left.values()):
-            raise SeenError
-
-
 class _Rounding:
     """The pass of `round_layers`."""
 
@@ -230,19 +212,12 @@ class _Rounding:
         self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None, *, last: bool
     ) -> list[InputMoments]:
         experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
-        sums = MomentSums(experts, self._counting(part))
-        watch = _Watch(sums, multiplied(part))
+        counting = {} if self.gradients is None else self.gradients.counting(part, self.calibration.plain)
+        sums = MomentSums(experts, counting)
+        watch = MomentWatch(sums, multiplied(part))
         wants: Literal["all", "none"] = "all" if last else "none"
         self.layers.run(part, weights, self.calibration.windows, hidden, wants=wants, watch=watch)
         return sums.result()
-
-    def _counting(self, part: Graph) -> dict[str, Floats]:
-        """How much each token counts for the weights of a slice."""
-        if self.gradients is None:
-            return {}
-        found = {name: self.gradients.of(name) for name in multiplied(part)}
-        plain = np.float32(self.calibration.plain)
-        return {name: plain + (1 - plain) * own.squares for name, own in found.items() if own is not None}
 
     # ---- rounding ----
 

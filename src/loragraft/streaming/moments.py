@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
 from loragraft.errors import LoragraftError
+from loragraft.streaming.layers import SeenError
 
 
 @dataclass
@@ -78,3 +79,21 @@ class MomentSums:
             raise LoragraftError(
                 moments.names[0], "activations that are not finite reach it", hint="is the model intact?"
             )
+
+
+class MomentWatch:
+    """Sums the inputs of `products`, and ends a batch once all were seen: what the last one gives is not wanted."""
+
+    def __init__(self, sums: MomentSums, products: Sequence[str]) -> None:
+        self._sums, self._products = sums, products
+        self._left: dict[str, int] = {}
+
+    def begin(self, rows: int) -> None:
+        self._left = dict.fromkeys(self._products, rows)
+
+    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
+        self._sums.observe(names, x, ids)
+        for name in names:
+            self._left[name] -= len(x)
+        if not any(self._left.values()):
+            raise SeenError

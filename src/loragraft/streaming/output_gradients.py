@@ -21,7 +21,7 @@ from loragraft.backends.batch import Floats, Ids
 from loragraft.backends.gradients import Tape
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
-from loragraft.streaming.layers import Layers
+from loragraft.streaming.layers import Layers, multiplied
 
 #: Tokens that go through a layer at once, forth and back.
 BATCH = 1024
@@ -43,10 +43,11 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class OutputGradients:
     """Of one linear layer: `squares` of the gradients g at its outputs, float32 [tokens] or [tokens, experts used],
-    |g|^2 over its mean; `moments`: the sum of g g^T over some of the tokens, float32 [n, n] for each group of n
+    |g|^2 over their `mean`; `moments`: the sum of g g^T over some of the tokens, float32 [n, n] for each group of n
     neighbouring outputs; of experts and of the output layer there are none."""
 
     squares: Floats
+    mean: float
     moments: tuple[Floats, ...] = ()
 
 
@@ -84,6 +85,9 @@ class Gradients:
         self._layers, self._windows = layers, windows
         self._file = GradientFile(folder)
         self._squares: dict[str, Floats] = {}
+        self.embedding: Floats | None = None
+        """|g|^2 of the gradients g at the tokens' embeddings, float32 [tokens]."""
+        self._means: dict[str, float] = {}
         self._moments: dict[str, list[Place]] = {}
 
     def __enter__(self) -> Gradients:
@@ -114,7 +118,13 @@ class Gradients:
         """Those of a weight, if its layer has been gone through."""
         if name not in self._squares:
             return None
-        return OutputGradients(self._squares[name], tuple(map(self._file.read, self._moments.get(name, []))))
+        moments = tuple(map(self._file.read, self._moments.get(name, [])))
+        return OutputGradients(self._squares[name], self._means[name], moments)
+
+    def counting(self, part: Graph, plain: float) -> dict[str, Floats]:
+        """How much each token counts for the weights of a slice: all alike in the part `plain` of the sum."""
+        known = {name: self._squares[name] for name in multiplied(part) if name in self._squares}
+        return {name: np.float32(plain) + np.float32(1 - plain) * squares for name, squares in known.items()}
 
     def _from_labels(self, hidden: Floats) -> Floats:
         """The gradient of the last hidden states, labels drawn window by window."""
@@ -152,6 +162,10 @@ class Gradients:
             back = tape.backward(gradient[rows], sink.see)
             if back is not None:
                 result[rows] = back
+            elif tape.embedding is not None:
+                if self.embedding is None:
+                    self.embedding = np.zeros(count * length, np.float32)
+                self.embedding[rows] = np.square(tape.embedding).sum(axis=-1)
         self._keep(sink)
         return result
 
@@ -159,7 +173,7 @@ class Gradients:
         for name, squares in sink.squares.items():
             mean = float(squares.mean(dtype=np.float64))
             if mean > 0 and np.isfinite(mean):
-                self._squares[name] = squares / np.float32(mean)
+                self._squares[name], self._means[name] = squares / np.float32(mean), mean
                 self._moments[name] = [self._file.write(group) for group in sink.moments.get(name, [])]
 
 

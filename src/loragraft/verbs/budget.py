@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -24,7 +24,13 @@ from loragraft.errors import LoragraftError, QuantizeError, TextError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
 from loragraft.evaluate.reading import check_vocabulary, read_beside
-from loragraft.evaluate.tensor_costs import TensorCost, possible_types, size_as, tensor_costs
+from loragraft.evaluate.tensor_costs import (
+    TensorCost,
+    calibrated_tensor_costs,
+    possible_types,
+    size_as,
+    tensor_costs,
+)
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate
 from loragraft.evaluate.verdict import budget_verdict, percent_text
 from loragraft.inference.measurement import Measurement, Text, measurement
@@ -112,6 +118,8 @@ def budget(
     types: Sequence[str] = TYPES,
     valid: str | None = None,
     imatrix: str | PathLike[str] | None = None,
+    calibrate: Iterable[str | PathLike[str]] = (),
+    calibrate_windows: int = 40,
     valid_windows: int = VALID_WINDOWS,
     work_dir: str | PathLike[str] | None = None,
     progress: Progress = SILENT,
@@ -122,8 +130,10 @@ def budget(
 
     Tensors are measured on `text`, on its first 8 windows of 256 tokens each if nothing else is said; the result on the
     first `valid_windows` windows of `valid`, or of what is left of `text`. `imatrix`: an importance matrix to quantize
-    with. The files that have to be made go to a temporary folder in `work_dir`: one F16 model, and one quantized model
-    at a time. Raises LoragraftError.
+    with. `calibrate`: files of text to round on with error feedback, as `merge` does; then what types cost comes from
+    gradients on these, not from measuring tensor by tensor, and the mixes are rounded in the same way. The files that
+    have to be made go to a temporary folder in `work_dir`: one F16 model, and one quantized model at a time. Raises
+    LoragraftError.
     """
     if sum(wanted is not None for wanted in (size, bits_per_weight, keep)) > 1:
         raise LoragraftError("size", "said twice", expected="bytes, or bits per weight, or a share to keep")
@@ -132,7 +142,9 @@ def budget(
             "keep", "not a share of a fine-tune", found=keep, expected="between 0 and 1, and an adapter"
         )
     kinds = [_candidate(name) for name in types]
-    options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
+    options = QuantizeOptions(
+        allow_requantize=True, imatrix=imatrix, calibrate=calibrate, calibrate_windows=calibrate_windows
+    )
     how, unmerged = measurement(text, context=CONTEXT, windows=WINDOWS), open_model(base)
     how.only_on("native", "budget")
     threads = thread_count(how.threads)
@@ -141,7 +153,8 @@ def budget(
     )  # raises early
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as place:
         path = Path(place) / "full.gguf"
-        merge(base, adapters, path, type="F16", options=options, threads=threads, progress=progress)
+        plain = replace(options, calibrate=())
+        merge(base, adapters, path, type="F16", options=plain, threads=threads, progress=progress)
         full = load(path, **how.running)
         learn, judge = _texts(full, how, valid, valid_windows)
         without = load(base, **how.running) if adapters else None
@@ -329,6 +342,10 @@ class _Bench:
     def _costs(
         self, steps: Sequence[Step], types: Mapping[str, Sequence[QuantType]], text: Text
     ) -> dict[str, TensorCost]:
+        if self.options.calibrate:
+            return calibrated_tensor_costs(
+                self.full, steps, types, options=self.options, threads=self.threads, progress=self.progress
+            )
         return tensor_costs(
             self.full,
             steps,

@@ -1,0 +1,141 @@
+"""What each of several types would cost each tensor, rounded with error feedback: from second moments, not measured one
+tensor at a time.
+
+To second order the predictions move by KL = 1/2 E[(g^T E x)^2] for weights off by E, inputs x and gradients g at the
+outputs, labels drawn from the predictions (that expectation is the Fisher information). With g taken to point anywhere
+alike, that is |g|^2 / (2 out) tr(E H E^T) over the tokens, H the second moments of inputs weighted by |g|^2. The
+squared error of weights, which says little of a fine-tune that lies within a step of the base's own grid, is not looked
+at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.gradients import missing
+from loragraft.backends.program import Backend
+from loragraft.errors import UnsupportedError, naming
+from loragraft.progress import SILENT, Progress
+from loragraft.quants import feedback, native, rounding
+from loragraft.quants.grids import GRIDS
+from loragraft.quants.types import QuantType
+from loragraft.streaming.calibrated import Calibration
+from loragraft.streaming.layers import Layers, multiplied
+from loragraft.streaming.moments import InputMoments, MomentSums, MomentWatch
+from loragraft.streaming.output_gradients import Gradients
+from loragraft.streaming.plan import WritePlan
+from loragraft.system.threads import in_threads
+
+Costs = dict[tuple[str, QuantType], float]
+
+
+def calibrated_costs(
+    plan: WritePlan,
+    types: Mapping[str, Sequence[QuantType]],
+    calibration: Calibration,
+    backend: Backend,
+    *,
+    threads: int,
+    progress: Progress = SILENT,
+) -> Costs:
+    """The KL divergence a token, in nats, that each tensor of `types` is expected to cause as each of its types,
+    rounded alone. An embedding, which nothing is multiplied by, is rounded to nearest.
+
+    Raises UnsupportedError for a model that gradients do not pass, QuantizeError as `round_layers`.
+    """
+    layers = Layers(plan, backend, threads)
+    lacking = missing(layers.graph)
+    if lacking is not None:
+        raise UnsupportedError(
+            layers.graph.arch, f"gradients do not pass its op {lacking}", hint="leave out --calibrate"
+        )
+    windows = calibration.windows
+    costs: Costs = {}
+    with Gradients(layers, windows, calibration.folder) as gradients:
+        gradients.measure(progress)
+        progress.start("Trying types", layers.count + 1)
+        hidden: Floats | None = None
+        for layer in range(layers.count + 1):
+            part = layers.part(layer)
+            weights = layers.weights(part)
+            experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
+            sums = MomentSums(experts, gradients.counting(part, calibration.plain))
+            wants: Literal["all", "none"] = "none" if layer < layers.count else "all"
+            watch = MomentWatch(sums, multiplied(part))
+            layers.run(part, weights, windows, hidden, wants=wants, watch=watch)
+            for moments in sums.result():
+                own = _of_input(
+                    weights, moments, types, gradients, windows.size, calibration.damping, threads
+                )
+                _add(costs, own)
+            for name in set(weights) & set(types) - set(multiplied(part)):
+                _add(costs, _of_embedding(name, weights[name], types[name], windows, gradients.embedding))
+            if layer < layers.count:
+                hidden = layers.run(part, weights, windows, hidden)
+            progress.advance(1)
+    return costs
+
+
+def _add(costs: Costs, more: Costs) -> None:
+    for key, value in more.items():
+        costs[key] = costs.get(key, 0.0) + value
+
+
+def _of_input(
+    weights: Mapping[str, Floats],
+    moments: InputMoments,
+    types: Mapping[str, Sequence[QuantType]],
+    gradients: Gradients,
+    tokens: int,
+    damping: float,
+    threads: int,
+) -> Costs:
+    """Of the weights that share an input."""
+    jobs = [
+        (name, kind, matrix)
+        for name in moments.names
+        for kind in types.get(name, ())
+        for matrix in range(len(moments.sums))
+        if moments.counts[matrix]
+    ]
+    grids = {(GRIDS[kind.name].sub, matrix) for _, kind, matrix in jobs if rounding.supports(kind)}
+    prepared = {key: feedback.prepare(moments.sums[key[1]], key[0], damping) for key in sorted(grids)}
+
+    def cost(job: tuple[str, QuantType, int]) -> float:
+        name, kind, matrix = job
+        stack = weights[name].reshape(-1, *weights[name].shape[-2:])
+        w, importance = stack[matrix], moments.mean_squares(matrix)
+        if not rounding.supports(kind):
+            error = w - native.dequantize(native.quantize(w, kind, importance), kind)
+            return float(np.vdot(error @ moments.sums[matrix], error))
+        with naming(name):
+            own = prepared[GRIDS[kind.name].sub, matrix]
+            return rounding.round_matrix(w, kind, own, importance).cost
+
+    found = in_threads(cost, jobs, threads)
+    costs: Costs = {}
+    for (name, kind, _), value in zip(jobs, found, strict=True):
+        gradient = gradients.of(name)
+        if gradient is not None:
+            scale = gradient.mean / (2 * weights[name].shape[-2] * tokens)
+            costs[name, kind] = costs.get((name, kind), 0.0) + scale * value
+    return costs
+
+
+def _of_embedding(
+    name: str, w: Floats, kinds: Sequence[QuantType], windows: Ids, squares: Floats | None
+) -> Costs:
+    """Of rows that tokens are looked up in; `squares` of the gradients at what is found, by token."""
+    if squares is None:
+        return {}
+    rows, place = np.unique(windows.reshape(-1), return_inverse=True)
+    weights = np.bincount(place.reshape(-1), squares, len(rows)) / (2 * w.shape[1] * windows.size)
+    found, costs = np.ascontiguousarray(w[rows]), Costs()
+    for kind in kinds:
+        error = found - native.dequantize(native.quantize(found, kind), kind)
+        costs[name, kind] = float(weights @ np.einsum("ij,ij->i", error, error))
+    return costs
