@@ -12,6 +12,8 @@ def main() -> None:
     # No traceback for Ctrl-C before `cli.main` has its own handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_closed()
+    # Threads are ours: NumPy's own would stand in their way, and make sums depend on how many there are.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from loragraft.cli import main as run
 
     run()

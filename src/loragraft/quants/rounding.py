@@ -6,7 +6,6 @@ that come out no better than they were are left as llama-quantize has them.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +27,7 @@ from loragraft.quants.feedback import (
 from loragraft.quants.grids import GRIDS, HALVES, Grid, Parts
 from loragraft.quants.nvfp4 import NVFP4
 from loragraft.quants.types import QuantType
+from loragraft.system.threads import in_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,9 @@ def feedback(
             isa,
         )
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="loragraft") as pool:
-        for _ in pool.map(run, range(0, len(w), at_once)):
-            pass
+    if threads == 1:
+        for first in range(0, len(w), at_once):
+            run(first)
+    else:
+        in_threads(run, range(0, len(w), at_once), threads)
     return rows.restored(moments, parts), rows.losses

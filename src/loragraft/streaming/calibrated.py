@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from loragraft.quants import feedback, native, rounding
 from loragraft.quants.grids import GRIDS
 from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
 from loragraft.streaming.layers import Layers, multiplied
-from loragraft.streaming.moments import InputMoments, MomentSums, MomentWatch
+from loragraft.streaming.moments import InputMoments, input_moments
 from loragraft.streaming.output_gradients import Gradients, groups
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.steps import Step
@@ -211,13 +210,10 @@ class _Rounding:
     def _moments(
         self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None, *, last: bool
     ) -> list[InputMoments]:
-        experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
         counting = {} if self.gradients is None else self.gradients.counting(part, self.calibration.plain)
-        sums = MomentSums(experts, counting)
-        watch = MomentWatch(sums, multiplied(part))
-        wants: Literal["all", "none"] = "all" if last else "none"
-        self.layers.run(part, weights, self.calibration.windows, hidden, wants=wants, watch=watch)
-        return sums.result()
+        return input_moments(
+            self.layers, part, weights, self.calibration.windows, hidden, counting, last=last
+        )
 
     # ---- rounding ----
 

@@ -11,7 +11,6 @@ at.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import QuantType
 from loragraft.streaming.calibrated import Calibration
 from loragraft.streaming.layers import Layers, multiplied
-from loragraft.streaming.moments import InputMoments, MomentSums, MomentWatch
+from loragraft.streaming.moments import InputMoments, input_moments
 from loragraft.streaming.output_gradients import Gradients
 from loragraft.streaming.plan import WritePlan
 from loragraft.system.threads import in_threads
@@ -62,12 +61,9 @@ def calibrated_costs(
         for layer in range(layers.count + 1):
             part = layers.part(layer)
             weights = layers.weights(part)
-            experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
-            sums = MomentSums(experts, gradients.counting(part, calibration.plain))
-            wants: Literal["all", "none"] = "none" if layer < layers.count else "all"
-            watch = MomentWatch(sums, multiplied(part))
-            layers.run(part, weights, windows, hidden, wants=wants, watch=watch)
-            for moments in sums.result():
+            counting = gradients.counting(part, calibration.plain)
+            last = layer == layers.count
+            for moments in input_moments(layers, part, weights, windows, hidden, counting, last=last):
                 own = _of_input(
                     weights, moments, types, gradients, windows.size, calibration.damping, threads
                 )

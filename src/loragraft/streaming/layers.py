@@ -44,7 +44,7 @@ class Layers:
         self.steps = {step.name: step for step in plan.steps}
         self.graph = build_graph(plan.metadata, _facts(self.steps))
         self.count = len(self.graph.cuts) - 1
-        self._backend, self._threads = backend, threads
+        self._backend, self.threads = backend, threads
 
     def part(self, layer: int) -> Graph:
         return slice_graph(self.graph, layer, layer + 1 if layer < self.count else None)
@@ -59,7 +59,7 @@ class Layers:
         def read(chunk: Chunk) -> None:
             out[chunk.start : chunk.stop] = floats_of(chunk)
 
-        sweep(chunks(step), read, threads=self._threads)
+        sweep(chunks(step), read, threads=self.threads)
         scale = self.steps.get(companion(step.name, "scale"))
         if scale is not None and step.copies:
             values = scale.source.rows(0, 1).view(np.float32).reshape(-1)
@@ -96,7 +96,7 @@ class Layers:
         return np.concatenate(outputs) if outputs else np.empty((0, program.width), np.float32)
 
     def _program(self, part: Graph, weights: Mapping[str, Floats]) -> Program:
-        options = Options(threads=self._threads, activations="f32", keys_values="f32")
+        options = Options(threads=self.threads, activations="f32", keys_values="f32")
         return self._backend.prepare(part, weights, options)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +12,11 @@ import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
 from loragraft.errors import LoragraftError
-from loragraft.streaming.layers import SeenError
+from loragraft.graph.ops import Graph
+from loragraft.streaming.layers import Layers, SeenError, multiplied
+
+#: Inputs that wait to be summed, at most.
+MOST_WAITING = 3
 
 
 @dataclass
@@ -38,10 +44,25 @@ class MomentSums:
         self._weights = weights or {}
         self._by_input: dict[str, InputMoments] = {}
         self._rows: dict[str, int] = {}
+        # One thread sums while the program runs on: in order, so that sums do not depend on chance.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loragraft")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> MomentSums:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
         moments = self._moments(names, x.shape[-1])
         counts = self._counting(names, len(x))
+        own = x.copy(), None if ids is None else ids.copy()  # they are valid during the call only
+        while len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._sum, moments, *own, counts))
+
+    def _sum(self, moments: InputMoments, x: Floats, ids: Ids | None, counts: Floats | None) -> None:
         if ids is None:
             self._add(moments, 0, x.reshape(-1, x.shape[-1]), counts)
             return
@@ -51,7 +72,9 @@ class MomentSums:
             self._add(moments, int(expert), x[token, place] if x.ndim == 3 else x[token], own)
 
     def result(self) -> list[InputMoments]:
-        """In the order in which the inputs were first seen."""
+        """In the order in which the inputs were first seen. Raises LoragraftError for inputs that are not finite."""
+        while self._waiting:
+            self._waiting.popleft().result()
         return list({id(moments): moments for moments in self._by_input.values()}.values())
 
     def _moments(self, names: tuple[str, ...], columns: int) -> InputMoments:
@@ -97,3 +120,22 @@ class MomentWatch:
             self._left[name] -= len(x)
         if not any(self._left.values()):
             raise SeenError
+
+
+def input_moments(
+    layers: Layers,
+    part: Graph,
+    weights: Mapping[str, Floats],
+    windows: Ids,
+    hidden: Floats | None,
+    counting: Mapping[str, Floats],
+    *,
+    last: bool,
+) -> list[InputMoments]:
+    """Of the products of a slice, or of what follows the `last` layer, on `windows`, whose hidden states enter it;
+    `counting` as for `MomentSums`."""
+    experts = {name: len(values) for name, values in weights.items() if values.ndim == 3}
+    with MomentSums(experts, counting) as sums:
+        watch = MomentWatch(sums, multiplied(part))
+        layers.run(part, weights, windows, hidden, wants="all" if last else "none", watch=watch)
+        return sums.result()

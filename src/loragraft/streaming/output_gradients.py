@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +23,10 @@ from loragraft.backends.gradients import Tape
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
 from loragraft.streaming.layers import Layers, multiplied
+from loragraft.system.threads import in_threads
 
 #: Tokens that go through a layer at once, forth and back.
-BATCH = 1024
+BATCH = 512
 #: Of more outputs than that, second moments are those of groups of neighbours: the whole matrix would be too large.
 MOST_OUTPUTS = 2048
 #: Second moments are those of every so manyth token.
@@ -82,7 +84,7 @@ class Gradients:
     is."""
 
     def __init__(self, layers: Layers, windows: Ids, folder: Path | None = None) -> None:
-        self._layers, self._windows = layers, windows
+        self._layers, self._windows, self._threads = layers, windows, layers.threads
         self._file = GradientFile(folder)
         self._squares: dict[str, Floats] = {}
         self.embedding: Floats | None = None
@@ -129,47 +131,54 @@ class Gradients:
     def _from_labels(self, hidden: Floats) -> Floats:
         """The gradient of the last hidden states, labels drawn window by window."""
         part = self._layers.part(self._layers.count)
-        weights, rng = self._layers.weights(part), np.random.default_rng(_SEED)
-        sink = _Sums(len(hidden), moments=False)
-        result = np.empty_like(hidden)
-        length = self._windows.shape[1]
-        for first in range(0, len(hidden), length):
-            rows = slice(first, first + length)
+        weights, length = self._layers.weights(part), self._windows.shape[1]
+
+        def back(first: int) -> _Passed:
             tape = Tape(part, weights, 1, length)
-            logits = tape.forward(self._windows[:0], hidden[rows])
+            logits = tape.forward(self._windows[:0], hidden[first : first + length])
             chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
             chances /= chances.sum(axis=-1, keepdims=True)
-            chances[np.arange(length), draw(chances, rng)] -= 1
-            sink.first = first
-            back = tape.backward(chances, sink.see)
-            assert back is not None
-            result[rows] = back
-        self._keep(sink)
-        return result
+            chances[np.arange(length), draw(chances, first // length)] -= 1
+            sums = _Sums(moments=False)
+            return _Passed(first, tape.backward(chances, sums.see), sums)
+
+        return self._gone_through(back, range(0, len(hidden), length), hidden)
 
     def _back(self, part: Graph, entered: Floats | None, gradient: Floats) -> Floats:
         weights = self._layers.weights(part)
         count, length = self._windows.shape
-        sink = _Sums(count * length)
-        result = np.empty_like(gradient)
         at_once = max(1, BATCH // length)
-        for first in range(0, count, at_once):
-            here = self._windows[first : first + at_once]
-            rows = slice(first * length, (first + len(here)) * length)
+
+        def back(first: int) -> _Passed:
+            here = self._windows[first // length :][:at_once]
+            rows = slice(first, first + here.size)
             tape = Tape(part, weights, len(here), length)
             tape.prepare(here, None if entered is None else entered[rows])
-            sink.first = first * length
-            back = tape.backward(gradient[rows], sink.see)
-            if back is not None:
-                result[rows] = back
-            elif tape.embedding is not None:
-                if self.embedding is None:
-                    self.embedding = np.zeros(count * length, np.float32)
-                self.embedding[rows] = np.square(tape.embedding).sum(axis=-1)
-        self._keep(sink)
+            sums = _Sums()
+            return _Passed(first, tape.backward(gradient[rows], sums.see), sums, tape.embedding)
+
+        return self._gone_through(back, range(0, count * length, at_once * length), gradient)
+
+    def _gone_through(
+        self, back: Callable[[int], _Passed], starts: Sequence[int], gradient: Floats
+    ) -> Floats:
+        """The gradient that comes out of a slice, batches being gone through side by side and summed in their order,
+        so that sums do not depend on the threads."""
+        result, whole = np.empty_like(gradient), _Whole(len(gradient))
+        for some in range(0, len(starts), self._threads):
+            for passed in in_threads(back, starts[some : some + self._threads], self._threads):
+                whole.add(passed)
+                if passed.gradient is not None:
+                    result[passed.first : passed.first + len(passed.gradient)] = passed.gradient
+                elif passed.embedding is not None:
+                    if self.embedding is None:
+                        self.embedding = np.zeros(len(gradient), np.float32)
+                    squares = np.square(passed.embedding).sum(axis=-1)
+                    self.embedding[passed.first : passed.first + len(squares)] = squares
+        self._keep(whole)
         return result
 
-    def _keep(self, sink: _Sums) -> None:
+    def _keep(self, sink: _Whole) -> None:
         for name, squares in sink.squares.items():
             mean = float(squares.mean(dtype=np.float64))
             if mean > 0 and np.isfinite(mean):
@@ -177,31 +186,53 @@ class Gradients:
                 self._moments[name] = [self._file.write(group) for group in sink.moments.get(name, [])]
 
 
-def draw(chances: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
     """A label for each row of `chances` [rows, labels], which sum to 1."""
     reached = np.cumsum(chances, axis=-1)
-    limit = rng.random((len(chances), 1), np.float32) * reached[:, -1:]
+    limit = np.random.default_rng([_SEED, seed]).random((len(chances), 1), np.float32) * reached[:, -1:]
     return np.asarray(np.minimum((reached <= limit).sum(axis=-1), chances.shape[-1] - 1))
 
 
 class _Sums:
-    """What the gradients of a slice add up to."""
+    """What the gradients of one batch add up to."""
 
-    def __init__(self, tokens: int, *, moments: bool = True) -> None:
-        self._tokens, self._wanted = tokens, moments
-        self.first = 0
+    def __init__(self, *, moments: bool = True) -> None:
+        self._wanted = moments
         self.squares: dict[str, Floats] = {}
         self.moments: dict[str, list[Floats]] = {}
 
     def see(self, name: str, x: Floats, g: Floats, ids: Ids | None) -> None:
+        self.squares[name] = np.einsum("...i,...i->...", g, g)
         spans = groups(g.shape[-1]) if ids is None and self._wanted else []
-        if name not in self.squares:
-            self.squares[name] = np.zeros((self._tokens, *g.shape[1:-1]), np.float32)
-            self.moments[name] = [np.zeros((span.stop - span.start,) * 2, np.float32) for span in spans]
-        self.squares[name][self.first : self.first + len(g)] = np.einsum("...i,...i->...", g, g)
-        for sums, span in zip(self.moments[name], spans, strict=True):
-            some = g[::EVERY, span]
-            sums += some.T @ some
+        self.moments[name] = [g[::EVERY, span].T @ g[::EVERY, span] for span in spans]
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A batch that was gone through, from row `first` on."""
+
+    first: int
+    gradient: Floats | None
+    sums: _Sums
+    embedding: Floats | None = None
+
+
+class _Whole:
+    """What batches add up to."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self.squares: dict[str, Floats] = {}
+        self.moments: dict[str, list[Floats]] = {}
+
+    def add(self, passed: _Passed) -> None:
+        for name, squares in passed.sums.squares.items():
+            if name not in self.squares:
+                self.squares[name] = np.zeros((self._tokens, *squares.shape[1:]), np.float32)
+                self.moments[name] = [np.zeros_like(group) for group in passed.sums.moments[name]]
+            self.squares[name][passed.first : passed.first + len(squares)] = squares
+            for whole, group in zip(self.moments[name], passed.sums.moments[name], strict=True):
+                whole += group
 
 
 def groups(outputs: int) -> list[slice]:
