@@ -337,7 +337,10 @@ def test_07_a_model_that_is_quantized_is_refused_as_before(tmp_path: Path) -> No
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight.absmax"] = np.ones(4, "f4")
     save_file(tensors, folder / "model.safetensors")
-    assert "quant_method: found 'bitsandbytes'" in run("convert", folder, "-o", tmp_path / "o.gguf", code=1)
+    output = run("convert", folder, "-o", tmp_path / "o.gguf", code=1)
+    assert "quantized by bitsandbytes to 4 bits" in output
+    output = run("convert", folder, "-o", tmp_path / "o.gguf", "--dequantize", code=1)
+    assert "up_proj.weight is no tensor of codes: found F16" in output
 
 
 def test_08_an_adapter_beside_the_bases_files(tmp_path: Path) -> None:

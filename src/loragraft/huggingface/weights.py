@@ -18,6 +18,7 @@ from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
+from loragraft.huggingface.bitsandbytes_weights import COMPANIONS, eight_bit_weight, four_bit_weight
 from loragraft.huggingface.mlx_weights import mlx_packing, mlx_weight
 from loragraft.huggingface.mxfp4_weights import mxfp4_weight
 from loragraft.huggingface.quantization_config import read_quantization_config
@@ -117,6 +118,12 @@ class _Reader:
                 if name.endswith(_MXFP4[0]):
                     scales = self._tensors.get(name.removesuffix(_MXFP4[0]) + _MXFP4[1])
                     four_bit.append(Weight(name, mxfp4_weight(self._path, tensor, scales)))
+            elif f"{name}.absmax" in self._tensors or (
+                tensor.dtype == "I8" and f"{stem}.SCB" in self._tensors
+            ):
+                others.append(self._bitsandbytes(stem, tensor))
+            elif self._is_bitsandbytes(name):
+                continue
             elif part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
                 four_bit.append(self._nvfp4(stem, tensor))
             elif part == "weight" and tensor.dtype == "F8_E4M3":
@@ -152,6 +159,33 @@ class _Reader:
         end = next((end for end in _MXFP4 if name.endswith(end)), None)
         blocks = None if end is None else self._tensors.get(name.removesuffix(end) + _MXFP4[0])
         return blocks is not None and blocks.dtype == "U8"
+
+    def _is_bitsandbytes(self, name: str) -> bool:
+        """Whether it is a companion of such a weight."""
+        stem, _, part = name.rpartition(".")
+        owner = next(
+            (name.removesuffix(f".{end}") for end in COMPANIONS if name.endswith(f".weight.{end}")), None
+        )
+        if owner is not None:
+            return owner in self._tensors
+        return part in ("SCB", "weight_format") and f"{stem}.weight" in self._tensors
+
+    def _bitsandbytes(self, stem: str, codes: CheckpointTensor) -> Weight:
+        bits = 4 if f"{codes.name}.absmax" in self._tensors else 8
+        if not self._dequantize:
+            raise UnsupportedError(
+                self._path,
+                f"quantized by bitsandbytes to {bits} bits, which GGUF has no type for",
+                found=f"{codes.name} {codes.dtype} {codes.shape}",
+                hint="add --dequantize (convert, merge) to read the weights as floats, which is what QLoRA trained on, "
+                "or take the model that was quantized",
+            )
+        self._dequantized.setdefault(f"bitsandbytes quantized it to {bits} bits", []).append(codes.name)
+        if bits == 8:
+            scales = self._companion(stem, "SCB")
+            return Weight(codes.name, eight_bit_weight(self._path, codes, scales))
+        source = four_bit_weight(self._path, codes, lambda end: self._tensors.get(f"{codes.name}.{end}"))
+        return Weight(codes.name, source)
 
     def _is_mlx(self, stem: str) -> bool:
         weight = self._tensors.get(f"{stem}.weight")
