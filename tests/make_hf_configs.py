@@ -462,6 +462,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "qwen2moe-norm": ("Qwen2Moe", {**SHARED, "norm_topk_prob": True}, None),
+    "qwen3moe-no-norm": ("Qwen3Moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": False}, None),
+    "olmoe-norm": ("Olmoe", {**EXPERTS, "norm_topk_prob": True}, None),
     "apertus": ("Apertus", {"pad_token_id": 3}, None),
     "qwen2_vl": (
         "Qwen2VL",

@@ -139,6 +139,10 @@ def notes_of(folder: Path) -> list[str]:
         ("qwen2-layer-types", ["sliding_window = 8 is kept, but llama.cpp attends to everything in qwen2"]),
         ("qwen2-window-unused", []),
         ("qwen3moe", []),
+        (
+            "qwen2moe-norm",
+            ["norm_topk_prob = True is kept, but llama.cpp computes qwen2moe as if it were False"],
+        ),
         ("starcoder2", []),
     ],
 )
@@ -272,12 +276,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         {"layer_types": ["sliding_attention"] * 2},
         (),
         "layer_types has sliding_attention, but there is no sliding_window",
-    ),
-    "norm_topk_prob": (
-        "qwen2moe",
-        {"norm_topk_prob": True},
-        (),
-        "qwen2moe in GGUF has no norm_topk_prob other",
     ),
     "use_bias": ("starcoder2", {"use_bias": False}, (), "starcoder2 in GGUF has no use_bias other than True"),
 }

@@ -84,8 +84,9 @@ def test_what_changes_the_results_is_refused(key: str, value: Value) -> None:
 def test_weights_of_experts_that_are_not_this_architectures() -> None:
     assert notes("qwen3moe", expert_weights_norm=Value.boolean(True)) == []
     assert notes("qwen2moe", expert_weights_norm=Value.boolean(False)) == []
-    with pytest.raises(UnsupportedError, match=r"qwen3moe\.expert_weights_norm: .*: found False"):
-        notes("qwen3moe", expert_weights_norm=Value.boolean(False))
+    assert notes("qwen3moe", expert_weights_norm=Value.boolean(False)) == []  # computed so
+    with pytest.raises(UnsupportedError, match=r"qwen3moe\.expert_weights_scale: .*: found 2"):
+        notes("qwen3moe", expert_weights_scale=Value.f32(2.0))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loragraft.archs.arch import QKV, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Routed
-from loragraft.archs.keys import Count
+from loragraft.archs.hparams import Hparams, Routing, read_decoder
+from loragraft.archs.keys import Count, NormTopK
 from loragraft.archs.keys.usual import rms_norm, usual_keys
 from loragraft.archs.keys.windows import EVERY_OTHER_LAYER
+from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION, EXPERTS, NORMS, OUTER, SHARED_EXPERT
 from loragraft.graph.llama_cpp import PublishedArch, drops_expert_scales
 
@@ -20,6 +24,7 @@ QWEN2_MOE = ConfigClass(
         more=(
             Count("expert_feed_forward_length", ("moe_intermediate_size",)),
             Count("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
+            NormTopK(False),
         ),
     ),
     defaults={
@@ -36,17 +41,22 @@ QWEN2_MOE = ConfigClass(
     },
     requires={
         "hidden_act": ("silu",),
-        "norm_topk_prob": (False,),
         "decoder_sparse_step": (1,),
         "mlp_only_layers": ([],),
     },
     biases={"qkv_bias": QKV},
 )
+
+
+def hyperparameters(keys: MetadataKeys) -> Hparams:
+    return replace(read_decoder(keys), routing=Routing("softmax", keys.flag("expert_weights_norm", False)))
+
+
 ARCH = Arch(
     name="qwen2moe",
     classes=(QWEN2_MOE,),
     tensors=(*OUTER, *NORMS, *ATTENTION, *EXPERTS, *SHARED_EXPERT),
+    hparams=hyperparameters,
     llama_cpp=PublishedArch(unscaled=drops_expert_scales("models/qwen2moe.cpp:132-142, 154-157")),
     build=Decoder(attention=Attention(pairs="halves"), feed_forward=Routed(normalize=False)),
-    fixed={"expert_weights_norm": False},
 )

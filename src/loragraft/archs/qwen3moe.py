@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Routed, rms_norm
-from loragraft.archs.keys import Count, usual
+from loragraft.archs.hparams import Hparams, Routing, read_decoder
+from loragraft.archs.keys import Count, NormTopK, usual
 from loragraft.archs.keys.windows import IF_USED
+from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import EXPERTS, HEAD_NORMS, NORMS, OUTER
 
@@ -16,7 +20,7 @@ QWEN3_MOE = ConfigClass(
         norm=usual.rms_norm(),
         experts=True,
         windows=IF_USED,
-        more=(Count("expert_feed_forward_length", ("moe_intermediate_size",)),),
+        more=(Count("expert_feed_forward_length", ("moe_intermediate_size",)), NormTopK(True)),
     ),
     defaults={
         "rms_norm_eps": 1e-6,
@@ -30,18 +34,23 @@ QWEN3_MOE = ConfigClass(
     },
     requires={
         "hidden_act": ("silu",),
-        "norm_topk_prob": (True,),
         "decoder_sparse_step": (1,),
         "mlp_only_layers": ([],),
     },
     biases={"attention_bias": ATTENTION},
 )
+
+
+def hyperparameters(keys: MetadataKeys) -> Hparams:
+    return replace(read_decoder(keys), routing=Routing("softmax", keys.flag("expert_weights_norm", True)))
+
+
 ARCH = Arch(
     name="qwen3moe",
     classes=(QWEN3_MOE,),
     tensors=(*OUTER, *NORMS, *ATTENTION_TENSORS, *HEAD_NORMS, *EXPERTS),
+    hparams=hyperparameters,
     build=Decoder(
         attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=Routed(normalize=True)
     ),
-    fixed={"expert_weights_norm": True},
 )

@@ -102,7 +102,9 @@ class _App(click.Group):
 app = _App(
     name="loragraft",
     help="Get a LoRA fine-tune onto a quantized model without losing it.",
-    epilog="Each command has its own help with examples: loragraft merge --help",
+    epilog="Each command has its own help with examples: loragraft merge --help\n\n"
+    "A model of an architecture that is not known here: make GGUFs of it and of the adapter with llama.cpp's "
+    "convert_hf_to_gguf.py and convert_lora_to_gguf.py, then: loragraft merge base.gguf --lora adapter.gguf",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 click.version_option(__version__, message="loragraft %(version)s", help="Print the version and exit.")(app)

@@ -4,7 +4,17 @@ from loragraft.archs.keys.plain_rope import PlainRope
 from loragraft.archs.keys.rope import LayerRopes, RopeParameters, RotaryPart
 from loragraft.archs.keys.rule import FILE_TYPE, GgufModel, Rule
 from loragraft.archs.keys.usual import usual_keys
-from loragraft.archs.keys.values import Computed, Count, FeedForward, Flag, HeadDim, KvHeads, Layers, Number
+from loragraft.archs.keys.values import (
+    Computed,
+    Count,
+    FeedForward,
+    Flag,
+    HeadDim,
+    KvHeads,
+    Layers,
+    NormTopK,
+    Number,
+)
 from loragraft.archs.keys.windows import Windows
 
 __all__ = [
@@ -18,6 +28,7 @@ __all__ = [
     "KvHeads",
     "LayerRopes",
     "Layers",
+    "NormTopK",
     "Number",
     "PlainRope",
     "RopeParameters",

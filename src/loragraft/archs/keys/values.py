@@ -168,3 +168,30 @@ class FeedForward(Rule):
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         return {"n_inner": model.h.layers[0].ff}
+
+
+@dataclass(frozen=True)
+class NormTopK(Rule):
+    """Whether the weights of the experts chosen are made to sum to 1 (`norm_topk_prob`). GGUF says it only where it is
+    not what the architecture does (`usual`): llama.cpp does not read it for these."""
+
+    usual: bool
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(["norm_topk_prob"])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        given = bool(config.get("norm_topk_prob"))
+        return {} if given is self.usual else {"expert_weights_norm": Value.boolean(given)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return {"norm_topk_prob": model.keys.flag("expert_weights_norm", self.usual)}
+
+    def notes(self, config: Config, arch: str) -> list[str]:
+        if not self.to_gguf(config):
+            return []
+        said = f"norm_topk_prob = {config.get('norm_topk_prob')!r}"
+        return [
+            f"{config.path.name}: {said} is kept, but llama.cpp computes {arch} as if it were {self.usual!r}"
+        ]
