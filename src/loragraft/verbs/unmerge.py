@@ -60,7 +60,7 @@ def unmerge(
             )
         if known is None:
             progress.note(
-                f"{source.path}: does not say what was merged into it; {adapter.path} is believed to be"
+                f"{source.path}: does not say what was merged into it: {adapter.path} is taken out all the same"
             )
         else:
             left.remove(known)
