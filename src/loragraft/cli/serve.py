@@ -70,6 +70,7 @@ from loragraft.system.memory import available_memory
     help="Replies that are made at once.",
 )
 @option("--queue", type=click.IntRange(0, 1 << 20), default=256, metavar="N", help="Requests that may wait.")
+@flag("--no-lookup", help="Never guess tokens ahead from what was said before, not even where it pays.")
 @DEVICE
 @THREADS
 def serve(
@@ -85,6 +86,7 @@ def serve(
     alias: str | None,
     parallel: int,
     queue: int,
+    no_lookup: bool,
     device: str,
     threads: int | None,
 ) -> None:
@@ -110,6 +112,7 @@ def serve(
         adapter_memory=adapter_memory,
         sequences=parallel,
         waiting=queue,
+        lookup=not no_lookup,
     )
     check_exposure(options)
     if adapters_dir is not None and not adapters_dir.is_dir():

@@ -36,7 +36,7 @@ _BACKLOG = 2048  # uvicorn's
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """How to serve. `adapter_memory`: bytes for adapters; `drain_seconds`: how long replies under way may take to end
-    when the server is told to stop."""
+    when the server is told to stop; `lookup`: guess tokens ahead where it pays."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -48,6 +48,7 @@ class ServeOptions:
     sequences: int = 64
     waiting: int = 256
     drain_seconds: float = 30.0
+    lookup: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -88,6 +89,7 @@ def make_state(model: Model, adapters: Sequence[Named], options: ServeOptions) -
         subject=model.path.name,
         sequences=options.sequences,
         waiting=options.waiting,
+        lookup=options.lookup,
         telemetry=metrics,
         check=partial(check_intact, model.path),
     )

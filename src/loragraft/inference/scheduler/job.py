@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loragraft.inference.sampling import Sampler
+from loragraft.inference.scheduler.embedding import LONGEST, Pooled
 from loragraft.inference.scheduler.lookup import Lookup
 from loragraft.inference.scheduler.prefixes import AdapterKey
-from loragraft.inference.scheduler.request import Constraint, Floats, Ran, Request, Scored
+from loragraft.inference.scheduler.request import Constraint, Ran, Request, Scored
 from loragraft.inference.scheduler.shelf import Lease
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.inference.tokenizer import TextDecoder
@@ -47,7 +48,7 @@ class Job:
     sequence: int | None = None
     choices: list[Choice] = field(default_factory=list)
     completed: int = 0
-    hidden: list[Floats] = field(default_factory=list)
+    pooled: Pooled | None = None
     cancelled: bool = False
     invoked: int = 0
     """Before this place of the prompt an aLoRA of the request does not work; 0 where all work from the start."""
@@ -67,6 +68,11 @@ class Job:
         if self.invoked:
             return self.lease.early_key, min(self.read, self.invoked)
         return self.lease.key, self.read
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is to be embedded, in one pass."""
+        return self.request.embed is not None and not self.invoked and len(self.request.prompt) <= LONGEST
 
     @property
     def deadline(self) -> float:

@@ -12,10 +12,10 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from loragraft.adapters.invocation import invoked_at
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
 from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError, TimeLimitError
-from loragraft.graph.chains import find_chains
 from loragraft.inference.sampling import Sampler
+from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
 from loragraft.inference.scheduler.job import Choice, Job
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
 from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache
@@ -50,6 +50,7 @@ from loragraft.inference.tokenizer import Tokenizer
 #: Replies at once beside which guessing is looked into: with more, rows come from them.
 _MOST_GUESSING = 4
 
+T = TypeVar("T")
 log = logging.getLogger("loragraft.scheduler")
 
 
@@ -88,8 +89,7 @@ class Scheduler:
         self._sequences = sequences
         self._chunk = chunk
         self._most_waiting = waiting
-        chains = {chain.result: chain for chain in find_chains(program.graph)}
-        self._output_weight = chains[program.graph.output].weight if program.graph.output in chains else None
+        self._hidden = HiddenStates(program)
         self.costs = PassCosts()
         self._lookup = lookup
         self._cache = PrefixCache(program.close_sequence, prefixes)
@@ -211,6 +211,7 @@ class Scheduler:
         self._sweep()
         self._admit()
         if self._running:
+            self._embed()
             self._pass()
         else:
             self._deliver()
@@ -345,13 +346,64 @@ class Scheduler:
                 if shared:
                     yield other.sequence, shared
 
+    def _embed(self) -> None:
+        """Read texts to embed, as many as one pass takes: whole ones, of which nobody wants logits."""
+        room = self._chunk if any(job.choices for job in self._running) else LONGEST
+        texts: list[Job] = []
+        for job in self._running:
+            if job.is_text:
+                room -= len(job.request.prompt)
+                if texts and room < 0:
+                    break
+                texts.append(job)
+        if not texts:
+            return
+        plan = [(job, None, self._text(job)) for job in texts]
+        try:
+            hidden = self._forward(plan, self._hidden.alone)
+        except LoragraftError as error:
+            for job in texts:
+                self._fail(job, error)
+            return
+        at = 0
+        for job in texts if hidden is not None else []:
+            assert hidden is not None
+            mine = hidden[at : at + len(job.request.prompt)]
+            at += len(mine)
+            try:
+                self._text_read(job, mine)
+            except LoragraftError as error:
+                self._fail(job, error)
+
+    @staticmethod
+    def _text(job: Job) -> Rows:
+        assert job.lease is not None
+        assert job.sequence is not None
+        return Rows(job.sequence, job.request.prompt, job.lease.slots, "all")
+
+    def _text_read(self, job: Job, hidden: Floats) -> None:
+        """Part of a text to embed was read: `hidden` [tokens, d]."""
+        request = job.request
+        assert request.embed is not None
+        if job.pooled is None:
+            job.pooled = Pooled(request.embed)
+        job.pooled.add(hidden)
+        job.read += len(hidden)
+        if job.read == len(request.prompt):
+            job.first_token = time.monotonic()
+            self._emit(job, Embedded(job.pooled.vector(self._subject)))
+            self._complete(job)
+
     def _pass(self) -> None:
         """One batch: every reply's next token, then pieces of prompts."""
         plan = list(self._compose())
+        if not plan:
+            return
         self._deliver()
         start = time.perf_counter()
         try:
-            found = self._forward(plan)
+            embeds = any(job.request.embed is not None for job, _, _ in plan)
+            found = self._forward(plan, self._hidden.beside if embeds else self._logits)
         except LoragraftError as error:
             for job in {id(job): job for job, _, _ in plan}.values():
                 self._fail(job, error)
@@ -406,7 +458,7 @@ class Scheduler:
             tokens = np.array([choice.next, *self._guesses(job, choice, replies)], np.int32)
             yield job, choice, Rows(choice.sequence, tokens, job.lease.slots, "all")
         room = self._chunk if replies else 2 * self._chunk
-        reading = [job for job in self._running if not job.choices]
+        reading = [job for job in self._running if not job.choices and not job.is_text]
         for count, job in enumerate(reading):
             assert job.lease is not None
             assert job.sequence is not None
@@ -431,50 +483,23 @@ class Scheduler:
         room = min(job.request.max_tokens, self.context - len(job.request.prompt)) - len(choice.made)
         return choice.lookup.guesses(replies, self.costs, room - 1)
 
-    def _forward(self, plan: list[tuple[Job, Choice | None, Rows]]) -> tuple[Floats, Floats | None] | None:
-        """The logits of a batch, and if a text is to be embedded the hidden states behind the last norm, of the rows
-        whose logits are wanted. Where the memory for states is full, forgets kept prefixes, then fails the request that
-        came last; None if the batch must be composed again without it."""
+    def _logits(self, pieces: list[Rows]) -> tuple[Floats, Floats | None]:
+        return self._program.run(pieces), None
+
+    def _forward(
+        self, plan: Sequence[tuple[Job, Choice | None, Rows]], run: Callable[[list[Rows]], T]
+    ) -> T | None:
+        """What `run` gives of the batch. Where the memory for states is full, forgets kept prefixes, then fails the
+        request that came last; None if the batch must be composed again without it."""
         pieces = [piece for _, _, piece in plan]
         while True:
             try:
-                if all(job.request.embed is None for job, _, _ in plan):
-                    return self._program.run(pieces), None
-                return self._run_observed(pieces)
+                return run(pieces)
             except PoolError as full:
                 if self._cache.forget_oldest():
                     continue
                 self._fail(max((job for job, _, _ in plan), key=lambda job: job.admitted), full)
                 return None
-
-    def _run_observed(self, pieces: list[Rows]) -> tuple[Floats, Floats]:
-        hidden: list[Floats] = []
-
-        def observe(weights: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
-            if self._output_weight in weights:
-                hidden.append(x.copy())
-
-        self._program.observer = observe
-        try:
-            logits = self._program.run(pieces)
-        finally:
-            self._program.observer = None
-        return logits, np.concatenate(hidden)
-
-    def _text_read(self, job: Job, hidden: Floats) -> None:
-        """Part of a text to embed was read: `hidden` [tokens, d]."""
-        job.read += len(hidden)
-        job.hidden.append(hidden.sum(axis=0, dtype=np.float64) if job.request.embed == "mean" else hidden[-1])
-        if job.read < len(job.request.prompt):
-            return
-        pooled = np.sum(job.hidden, axis=0) if job.request.embed == "mean" else job.hidden[-1]
-        pooled = np.asarray(pooled, np.float64)
-        job.first_token = time.monotonic()
-        length = np.sqrt(np.square(pooled).sum())
-        if not np.isfinite(length):
-            raise LoragraftError(self._subject, "the model's hidden states are not finite", found=length)
-        self._emit(job, Embedded(np.asarray(pooled / (length or 1.0), np.float32)))
-        self._complete(job)
 
     def _prompt_read(self, job: Job, tokens: int, logits: Floats) -> None:
         request = job.request
