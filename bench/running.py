@@ -170,13 +170,14 @@ def theirs(binaries: Path, model: Path, repack: bool, a: argparse.Namespace) -> 
     """The better figures with and without flash attention."""
     tests, found = a.tests.split(","), Figures()
     if "prompt" in tests:
-        words = [binaries / "llama-bench", "-m", model, "-t", a.threads, "-r", 2, "-o", "json", "-fa", "0,1"]
+        flash = ",".join("1" if word == "on" else "0" for word in a.flash.split(","))
+        words = [binaries / "llama-bench", "-m", model, "-t", a.threads, "-r", 2, "-o", "json", "-fa", flash]
         run = child.run([*words, "-p", PROMPT, "-n", a.generate, "--repack", int(repack)])
         for test in json.loads(run.output[run.output.index("[") : run.output.rindex("]") + 1]):
             name = "prompt" if test["n_prompt"] else "generation"
             found = better(found, {name: max(test["samples_ts"])})
         found["private"] = run.peak_private
-    for attention in ("on", "off"):
+    for attention in a.flash.split(","):
         common = ["-m", model, "-t", a.threads, "-fa", attention, *([] if repack else ["--no-repack"])]
         batched = [binaries / "llama-batched-bench", *common, "-ntg", a.generate, "--output-format", "jsonl"]
         if "eight" in tests or "adapters" in tests:
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--generate", type=int, default=32, metavar="TOKENS")
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--flash", default="on,off", help="llama.cpp's settings of flash attention to try")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.child:

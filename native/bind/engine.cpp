@@ -120,6 +120,13 @@ void bind_engine(nb::module_& parent) {
                 return w.pack(pool, arena);
             },
             nb::keep_alive<1, 3>(), nb::arg("pool"), nb::arg("arena"))
+        .def(
+            "move",
+            [](BoundWeight& w, ThreadPool& pool, Arena& arena) {
+                nb::gil_scoped_release release;
+                w.move(pool, arena);
+            },
+            nb::keep_alive<1, 3>(), nb::arg("pool"), nb::arg("arena"))
         .def("gather", &gather, nb::arg("ids"), nb::arg("y"));
     m.def("multiply", &multiply, nb::arg("pool"), nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("q8"),
           nb::arg("ids").none() = nb::none(), nb::arg("scale") = 1.0f, nb::arg("bias").none() = nb::none(),

@@ -45,7 +45,9 @@ template <class W, int RT, int CT>
 #pragma GCC unroll 8
         for (int r = 0; r < RT; ++r) {
             const vf row = W::lanes(w[r] + i * W::BYTES);
-            __builtin_prefetch(w[r] + i * W::BYTES + AHEAD);
+            if (CT < C) { // as many columns as there are: what is computed takes longer than reading
+                __builtin_prefetch(w[r] + i * W::BYTES + AHEAD);
+            }
 #pragma GCC unroll 8
             for (int c = 0; c < CT; ++c) {
                 acc[r][c] = fma(row, columns[c], acc[r][c]);

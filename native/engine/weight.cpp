@@ -1,5 +1,6 @@
 #include "engine/weight.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "engine/engine_run.h"
@@ -41,6 +42,16 @@ bool Weight::pack(ThreadPool& pool, Arena& arena) {
     });
     packed_ = packed;
     return true;
+}
+
+void Weight::move(ThreadPool& pool, Arena& arena) {
+    constexpr int64_t STEP = 1 << 20;
+    const int64_t bytes = n_rows_ * row_bytes_;
+    uint8_t* to = arena.get(size_t(bytes));
+    pool.run((bytes + STEP - 1) / STEP, [&](int64_t i, int) {
+        std::copy_n(data_ + i * STEP, std::min(STEP, bytes - i * STEP), to + i * STEP);
+    });
+    data_ = to;
 }
 
 void Weight::row(int64_t row, float* y) const { kernels().engine.to_floats(type_, data_ + row * row_bytes_, y, cols_); }

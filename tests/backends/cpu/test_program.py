@@ -147,10 +147,11 @@ def test_whole_models_in_every_type(kind: QuantType) -> None:
         assert nmse(found, wanted) < tolerance, activations
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "F16"])
 @pytest.mark.parametrize(("activations", "copied"), [("q8", True), ("f32", False)])
-def test_pages_of_copied_weights_are_given_back(activations: str, copied: bool) -> None:
+def test_pages_of_copied_weights_are_given_back(activations: str, copied: bool, kind: str) -> None:
     source = open_model(data("gguf/llama-kjv.merged-f16.gguf"))
-    weight = Quantized.of(source.tensors["blk.0.ffn_up.weight"], BY_NAME["Q4_K"])
+    weight = Quantized.of(source.tensors["blk.0.ffn_up.weight"], BY_NAME[kind])
     weights = {**source.tensors, weight.name: weight}
     graph = build_graph(source.metadata, tensor_facts(weights))
     NativeBackend().prepare(graph, weights, Options(activations=activations))  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ class EngineWeights:
         self._weights = weights
         self._arena = engine.Arena() if pack else None
         self._matrices: dict[str, Any] = {}
+        self._ready: set[str] = set()
 
     def matrix(self, name: str) -> Any:
         """The kernels' view of a weight's rows as they are stored."""
@@ -41,11 +42,20 @@ class EngineWeights:
         return self._matrices[name]
 
     def packed(self, name: str, threads: engine.ThreadPool) -> Any:
-        """As `matrix`, for products: in the engine's own layout where that is wanted and there is one."""
+        """As `matrix`, for products: where memory may be spent, in the engine's own layout if there is one, and floats
+        in large pages."""
         weight, tensor = self.matrix(name), self._weights[name]
-        if self._arena is not None and weight.pack(threads, self._arena) and isinstance(tensor, TensorSource):
-            # the file's pages are read no more, but for the rows of an embedding
-            tensor.release(0, tensor.n_rows)
+        if self._arena is None or name in self._ready:
+            return weight
+        self._ready.add(name)
+        packed = weight.pack(threads, self._arena)
+        if isinstance(tensor, TensorSource):
+            if not packed and tensor.type.is_float:
+                weight.move(threads, self._arena)
+                packed = True
+            if packed:
+                # the file's pages are read no more, but for the rows of an embedding
+                tensor.release(0, tensor.n_rows)
         return weight
 
     def floats(self, name: str) -> Floats:
