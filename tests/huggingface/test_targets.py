@@ -85,3 +85,12 @@ def test_layers_and_exclusions_count_too(tmp_path: Path) -> None:
     assert not any("attn_output" in target for target in without.pairs)
     with pytest.raises(AdapterError, match="holds no tensor that its configuration names"):
         load_adapter(changed(tmp_path / "none", target_modules=["c_attn"]), model)
+
+
+def test_a_router_is_named_by_its_weight() -> None:
+    """As PEFT writes all-linear for experts: target_parameters holds what is no module's linear."""
+    config = {"target_modules": ["q_proj"], "target_parameters": ["gate.weight", "gate_up_proj"]}
+    targets = Targets(Path("c"), config, [])
+    assert targets.name("model.layers.1.mlp.gate")
+    assert not targets.name("model.layers.1.mlp.shared_experts.gate_proj")
+    assert not targets.name("model.layers.1.mlp.experts.gate_up_proj")

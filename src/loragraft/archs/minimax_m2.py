@@ -12,7 +12,16 @@ from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, read_decoder, read_routing
 from loragraft.archs.keys import Computed, GgufModel, RopeParameters, usual
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.archs.tensors import ATTENTION, HEAD_NORMS, NORMS, OUTER, experts, in_layer, router_bias
+from loragraft.archs.tensors import (
+    ATTENTION,
+    EXPERTS,
+    HEAD_NORMS,
+    NORMS,
+    OUTER,
+    experts,
+    in_layer,
+    router_bias,
+)
 from loragraft.formats.gguf.values import Metadata, Value
 
 
@@ -83,6 +92,7 @@ ARCH = Arch(
         in_layer("block_sparse_moe.gate", "ffn_gate_inp"),
         *experts("block_sparse_moe", gate="w1", down="w2", up="w3"),
         router_bias("block_sparse_moe.e_score_correction_bias"),
+        *EXPERTS,
     ),
     hparams=hyperparameters,
     build=Decoder(

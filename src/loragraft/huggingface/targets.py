@@ -34,6 +34,10 @@ class Targets:
         self.known = wanted not in (None, [], "")
         self._wanted = self._test("target_modules", wanted) if self.known else _always
         self._excluded = self._test("exclude_modules", config.get("exclude_modules") or [])
+        parameters = config.get("target_parameters")
+        named = [name for name in parameters if isinstance(name, str)] if isinstance(parameters, list) else []
+        weights = [name.removesuffix(".weight") for name in named if name.endswith(".weight")]
+        self._weights = _ends(weights) if weights else _never
         saved = config.get("modules_to_save")
         self._saved = tuple(f".{name}." for name in saved) if isinstance(saved, list | tuple) else ()
         self._layers = self._numbers(config.get("layers_to_transform")) if isinstance(wanted, list) else None
@@ -45,6 +49,8 @@ class Targets:
         """Whether the configuration names `module` (as the model calls it, without PEFT's prefix)."""
         if self._excluded(module) or any(saved in f".{module}." for saved in self._saved):
             return False
+        if self._weights(module):  # target_parameters names its weight (a router's)
+            return True
         if not self._wanted(module):  # a tied output follows the embedding
             return self._tied and module.endswith("lm_head") and self._wanted(_EMBEDDING)
         return self._layers is None or self._layer_of(module) in self._layers
