@@ -19,7 +19,11 @@ from paths import data
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(data("golden/hf-convert.json").read_text())
 #: Written beside the converter's: what llama.cpp assumes otherwise than transformers computes.
-OURS = {"gemma2": {"attention.scale"}, "olmoe-norm": {"expert_weights_norm"}}
+OURS = {
+    "gemma2": {"attention.scale"},
+    "olmoe-norm": {"expert_weights_norm"},
+    "minimax_m2": {"expert_gating_func"},
+}
 #: Written otherwise: the converter has 1e-5 for every GLM.
 OTHER = {"glm": {"attention.layer_norm_rms_epsilon"}}
 

@@ -10,7 +10,7 @@ from loragraft.archs.arch import Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Routed, rms_norm
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, read_decoder, read_routing
-from loragraft.archs.keys import Computed, GgufModel, RopeParameters, usual
+from loragraft.archs.keys import Computed, GgufModel, HeadDim, RopeParameters, usual
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import (
     ATTENTION,
@@ -42,6 +42,13 @@ def _experts_width(config: Config) -> Metadata:
     return {"expert_feed_forward_length": Value.u32(config.integer("intermediate_size"))}
 
 
+class _GatingAndHeads(HeadDim):
+    """Before the heads the gating, which llama.cpp needs: published files say it, transformers 5 does not."""
+
+    def to_gguf(self, config: Config) -> Metadata:
+        return {"expert_gating_func": Value.u32(2), **super().to_gguf(config)}
+
+
 MINIMAX_M2 = ConfigClass(
     "minimax_m2",
     "MiniMaxM2ForCausalLM",
@@ -49,6 +56,7 @@ MINIMAX_M2 = ConfigClass(
         norm=usual.rms_norm(),
         rope=RopeParameters(partial=True),
         experts=True,
+        head_dim=_GatingAndHeads(),
         more=(
             Computed(frozenset(), _experts_width),
             Computed(frozenset(["rotary_dim", "partial_rotary_factor"]), _rotary, _rotary_back),
