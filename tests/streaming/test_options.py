@@ -51,7 +51,7 @@ def test_names_paths_and_plain_values_become_what_they_mean() -> None:
     [
         ({"output_tensor_type": "Q9"}, "no such type of weights"),
         ({"tensor_types": ["attn_v"]}, "not a tensor type: expected REGEX=TYPE"),
-        ({"tensor_types": [("(", "Q8_0")]}, "no regular expression"),
+        ({"tensor_types": [("(", "Q8_0")]}, "not a valid regular expression"),
         ({"override_kv": {"key": -1}}, "key: not a value for metadata: found -1"),
         ({"override_kv": {"key": [1]}}, "not a value for metadata"),
     ],
