@@ -105,9 +105,9 @@ def test_many_plain_names_take_no_longer_than_few() -> None:
     ("expression", "says"),
     [
         ("(?i)Q_PROJ", r"\(\?i\) is not supported|\(\?i"),
-        ("(?=a)b", "looking ahead"),
-        ("(?<!a)b", "looking ahead or behind"),
-        ("(?P<x>a)", "names"),
+        ("(?=a)b", "lookahead"),
+        ("(?<!a)b", "lookbehind"),
+        ("(?P<x>a)", "named groups"),
         (r"(a)\1", r"\\1 is not supported"),
         (r"\Qa", r"\\Q is not supported"),
         (r"\pL", r"\\p is not supported"),

@@ -101,7 +101,7 @@ def _compiled(expression: str, whole: str) -> Callable[[str], bool]:
             raise PatternError(f"\\{escape} is not supported")
         if group is not None:
             raise PatternError(
-                f"({group} is not supported: flags, named groups, lookahead and lookbehind are not"
+                f"({group} is not supported; neither are flags, named groups, lookahead and lookbehind"
             )
         if token["posix"] or token["count"]:
             raise PatternError(f"{token[0]} is not supported")
