@@ -63,6 +63,12 @@ def byte_count(text: str) -> int:
     return int(float(found[1]) * units[(found[2] or "B").lower()])
 
 
+def names_text(names: Iterable[str], most: int = 3) -> str:
+    """The first `most` of `names`, and "..." if there are more."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
+
+
 def plural(count: int, noun: str) -> str:
     """`1 tensor`, `2 tensors`."""
     return f"{count_text(count)} {noun}{'' if count == 1 else 's'}"

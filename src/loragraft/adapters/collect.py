@@ -10,6 +10,7 @@ from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
 from loragraft.adapters.rebase import UNTIED, untied
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
+from loragraft.units import names_text
 
 
 def collect_deltas(
@@ -43,7 +44,7 @@ def collect_deltas(
             raise AdapterError(
                 adapter.path,
                 f"{len(unused)} of its {len(named)} targets are not in the base",
-                found=", ".join(unused[:3]) + (", ..." if len(unused) > 3 else ""),
+                found=names_text(unused),
                 expected=f"tensors of {model.path}",
             )
         for name, pair in adapter.pairs.items():

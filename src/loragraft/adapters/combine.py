@@ -24,6 +24,7 @@ from itertools import chain
 import numpy as np
 
 from loragraft.adapters.lora import EMBEDDING, Adapter, Floats, LoraPair
+from loragraft.adapters.parts import refuse_parts
 from loragraft.adapters.spectrum import low_rank, low_rank_product
 from loragraft.errors import AdapterError, LoragraftError
 from loragraft.formats.source import TensorSource
@@ -123,22 +124,23 @@ class _Term:
 
 
 def _check_pairs(adapter: Adapter, weight: float) -> None:
-    for what, changed in (
-        ("rows of tokens", adapter.rows),
-        ("biases", adapter.biases),
-        ("factors and rotations", adapter.transforms),
-        ("a tokenizer of its own", adapter.tokenizer),
-        ("DoRA's magnitudes", [name for name, pair in adapter.pairs.items() if pair.magnitude is not None]),
-        ("whole tensors, which have no weight", adapter.replaced if weight != 1 else ()),
-    ):
-        if changed:
-            raise AdapterError(
-                adapter.path,
-                f"holds {what}, so it cannot be combined with others",
-                found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
-                expected="pairs alone",
-                hint="merge them one after the other instead: loragraft merge BASE --lora A --lora B -o MERGED.gguf",
-            )
+    refuse_parts(
+        adapter,
+        (
+            ("rows of tokens", adapter.rows),
+            ("biases", adapter.biases),
+            ("factors and rotations", adapter.transforms),
+            ("its own tokenizer", adapter.tokenizer),
+            (
+                "DoRA's magnitudes",
+                [name for name, pair in adapter.pairs.items() if pair.magnitude is not None],
+            ),
+            ("whole tensors, which have no weight", adapter.replaced if weight != 1 else ()),
+        ),
+        "so it cannot be combined with others",
+        expected="only pairs",
+        hint="merge them one after the other instead: loragraft merge BASE --lora A --lora B -o MERGED.gguf",
+    )
 
 
 def _replaced(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, TensorSource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loragraft.adapters.lora import Adapter, LoraPair
+from loragraft.units import names_text
 
 
 def idle_targets(adapter: Adapter) -> list[str]:
@@ -27,7 +28,7 @@ def idle_note(adapter: Adapter) -> str | None:
     idle = idle_targets(adapter)
     if not idle:
         return None
-    listed = ", ".join(idle[:3]) + (", ..." if len(idle) > 3 else "")
+    listed = names_text(idle)
     what, why, all_of_it = ("pairs", "B or A is zero", "all of its B are zero")
     if adapter.transforms:
         what, why, all_of_it = ("factors", "they are 1", "all of its factors are 1")

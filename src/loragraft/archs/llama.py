@@ -56,17 +56,18 @@ LLAMA = ConfigClass(
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
     experts=False,
 )
+_MISTRAL_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+}
 MISTRAL = ConfigClass(
     "mistral",
     "MistralForCausalLM",
     keys=llama_keys(windows=EVERY_LAYER),
-    defaults={
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
+    defaults=_MISTRAL_DEFAULTS,
     requires={"hidden_act": ("silu",)},
     experts=False,
 )
@@ -74,13 +75,7 @@ MINISTRAL = ConfigClass(
     "ministral",
     "MinistralForCausalLM",
     keys=llama_keys(windows=BY_LAYER_TYPES),
-    defaults={
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
+    defaults=_MISTRAL_DEFAULTS,
     requires={"hidden_act": ("silu",)},
     experts=False,
 )

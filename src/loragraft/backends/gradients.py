@@ -53,7 +53,7 @@ class Tape:
         return x
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        raise NotImplementedError  # attention is done here, for all windows at once
+        raise AssertionError("attention is computed here, for all windows at once")
 
     def forward(self, tokens: Ids, hidden: Floats | None) -> Floats:
         """The slice's output, float32 [rows, width]. `tokens` int32 [windows, length]."""

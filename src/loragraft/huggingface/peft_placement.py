@@ -30,10 +30,11 @@ from loragraft.huggingface.mlx import MLX_WEIGHTS, read_mlx
 from loragraft.huggingface.peft_replacement import Replacements
 from loragraft.huggingface.resizing import grown, tokenizer_size
 from loragraft.huggingface.starts import for_the_original
-from loragraft.huggingface.targets import Targets, listed
+from loragraft.huggingface.targets import Targets
 from loragraft.huggingface.task import check_task
 from loragraft.huggingface.tokenizer_file import TokenizerFile
 from loragraft.huggingface.wrappers import TextNames, is_other_part, refuse_or_note
+from loragraft.units import names_text
 
 
 def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Intake = STRICT) -> Adapter:
@@ -209,14 +210,14 @@ def _named(
     stray = [module for module in tensors.modules if module not in parameters and not targets.name(module)]
     if stray:
         notes.append(
-            f"{folder}: {len(stray)} of {len(tensors.modules)} adapted modules ({listed(stray)}) are left out, as in "
-            f"peft: target_modules of {CONFIG} does not name them; add them there if they were trained"
+            f"{folder}: {len(stray)} of {len(tensors.modules)} adapted modules ({names_text(stray)}) are left out, as "
+            f"in peft: target_modules of {CONFIG} does not name them; add them there if they were trained"
         )
         tensors = tensors.without(set(stray))
         if not tensors.names:
             raise AdapterError(
                 folder,
-                f"holds no tensor that its configuration names: peft would change nothing ({listed(stray)})",
+                f"holds no tensor that its configuration names: peft would change nothing ({names_text(stray)})",
                 found=f"target_modules {config.get('target_modules')!r}"[:120],
                 expected="the modules that were trained",
                 hint=f"name them in target_modules of {CONFIG}",
@@ -227,7 +228,7 @@ def _named(
     if missing and len(missing) < len(wanted):
         notes.append(
             f"{folder}: covers {len(wanted) - len(missing)} of the {len(wanted)} modules that target_modules of "
-            f"{CONFIG} names; the others ({listed(missing)}) stay the base's"
+            f"{CONFIG} names; the others ({names_text(missing)}) stay the base's"
         )
     return tensors
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from loragraft.adapters.lora import Adapter, Floats
+from loragraft.adapters.parts import refuse_parts
 from loragraft.adapters.peft_config import SCALES, LoraSettings, read_settings
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
@@ -64,19 +65,17 @@ def peft_files(adapter: Adapter, base: ModelSource) -> tuple[dict[str, Any], dic
 
 def check_pairs_only(adapter: Adapter, what: str) -> None:
     """Raises AdapterError for an adapter that holds what `what` is not written with."""
-    for part, changed in (
-        ("rows of the embedding", adapter.rows),
-        ("biases", adapter.biases),
-        ("factors and rotations", adapter.transforms),
-    ):
-        if changed:
-            raise AdapterError(
-                adapter.path,
-                f"holds {part}, which are not written to {what}",
-                found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
-                expected="pairs and whole tensors",
-                hint="take the folder as it is, or merge it into the base",
-            )
+    refuse_parts(
+        adapter,
+        (
+            ("rows of the embedding", adapter.rows),
+            ("biases", adapter.biases),
+            ("factors and rotations", adapter.transforms),
+        ),
+        f"which are not written to {what}",
+        expected="pairs and whole tensors",
+        hint="take the folder as it is, or merge it into the base",
+    )
 
 
 def _tensors(module: ModulePair, modules: Sequence[ModulePair]) -> dict[str, Floats]:

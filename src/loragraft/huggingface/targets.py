@@ -6,7 +6,7 @@ Source: peft/tuners/tuners_utils.py (`check_target_module_exists`, `_maybe_inclu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,3 @@ def _always(module: str) -> bool:
 
 def _never(module: str) -> bool:
     return False
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

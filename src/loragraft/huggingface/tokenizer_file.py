@@ -20,6 +20,7 @@ from loragraft.huggingface.slow_tokenizer import (
     read_sentencepiece,
     slow_bpe,
 )
+from loragraft.units import names_text
 
 #: More tokens than any tokenizer has; a file that says so is refused before anything is sized by it.
 _MAX_TOKENS = 1 << 24
@@ -274,7 +275,7 @@ class TokenizerFile:
         for flag, meaning in _FLAGS.items():
             tokens = [token["content"] for token in self.added if token.get(flag)]
             if tokens:
-                listed = ", ".join(map(repr, tokens[:4])) + (", ..." if len(tokens) > 4 else "")
+                listed = names_text(map(repr, tokens), 4)
                 notes.append(f"tokenizer.json: {flag} of {listed} is left out: {meaning}")
         return notes
 

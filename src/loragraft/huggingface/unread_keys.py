@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from loragraft.archs import ConfigClass
 from loragraft.archs.config import Config
+from loragraft.units import names_text
 
 #: Read for every model, whatever its class.
 _ALWAYS = frozenset(
@@ -52,7 +53,7 @@ def unread_notes(config_class: ConfigClass, config: Config) -> list[str]:
     name = config.path.name
     notes = []
     if unread:
-        listed = ", ".join(sorted(unread)[:8]) + (", ..." if len(unread) > 8 else "")
+        listed = names_text(sorted(unread), 8)
         notes.append(f"{name}: transformers' {config_class.hf_class} does not read {listed}: left out")
     custom = config.get("auto_map")
     if isinstance(custom, dict) and "AutoModelForCausalLM" in custom:

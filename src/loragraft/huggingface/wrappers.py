@@ -17,6 +17,7 @@ from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.safetensors import SafetensorsFile
 from loragraft.huggingface.intake import Intake
 from loragraft.huggingface.tensor_names import Place, TensorNames
+from loragraft.units import names_text
 
 _AROUND = frozenset(["language_model", "text_model", "llm", "thinker"])
 #: Parts of the names of what is not a language model's: towers that see and hear, and what leads from them to it.
@@ -92,7 +93,7 @@ def refuse_or_note(
     """Of tensors of another part than the language model: a note if they may be left out, else an error."""
     if not others:
         return
-    listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    listed = names_text(others)
     if not intake.text_only:
         raise error(
             path,

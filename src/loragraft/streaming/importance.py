@@ -14,7 +14,7 @@ from loragraft.errors import ImatrixError
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.quants.roles import Category, category
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.units import plural
+from loragraft.units import names_text, plural
 
 if TYPE_CHECKING:
     from loragraft.formats.imatrix import Imatrix
@@ -46,14 +46,14 @@ def load_imatrix(options: QuantizeOptions, model: ModelSource, notes: list[str])
         raise ImatrixError(
             matrix_path(options) or "imatrix",
             f"none of its {len(strange)} entries fits a tensor of the model",
-            found=_listed(strange),
-            expected=f"names such as {_listed([name for name in model.tensors if 'blk.' in name], 1)}",
+            found=names_text(strange),
+            expected=f"names such as {names_text([name for name in model.tensors if 'blk.' in name], 1)}",
             hint=f"collect one on this model: loragraft imatrix {model.path} --text TEXT -o imatrix.gguf",
         )
     if strange:
         notes.append(
             f"{matrix_path(options) or 'imatrix'}: {len(strange)} of its {len(fitted.sums)} entries fit no tensor "
-            f"({_listed(strange)})"
+            f"({names_text(strange)})"
         )
     return fitted
 
@@ -69,7 +69,7 @@ def lacking_note(options: QuantizeOptions, steps: list[Step]) -> str | None:
         return None
     return (
         f"{matrix_path(options) or 'imatrix'}: has no entry for {len(lacking)} of {plural(len(steps), 'tensor')} "
-        f"({_listed(lacking)}): each of their columns counts alike"
+        f"({names_text(lacking)}): each of their columns counts alike"
     )
 
 
@@ -98,7 +98,3 @@ def _stacked(imatrix: Imatrix, tensors: Mapping[str, TensorSource]) -> Imatrix:
             total[expert], reached[expert] = sums.pop(name).reshape(-1), counts.pop(name)[0]
         sums[stack], counts[stack] = total, reached
     return replace(imatrix, sums=sums, counts=counts)
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

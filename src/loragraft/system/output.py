@@ -19,14 +19,14 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from loragraft import _native
 from loragraft.errors import OutputError
 from loragraft.system.interrupts import held
 from loragraft.system.mapped import check_intact
 from loragraft.system.remote.paths import RemotePath, as_path
+from loragraft.system.whole import WholeOutput
 
 if TYPE_CHECKING:
     from loragraft.system.remote.output import RemoteOutput
@@ -43,7 +43,7 @@ def is_of(name: str, target: str) -> bool:
     return name == target or (match is not None and match["stem"] == _stem(target))
 
 
-class OutputFile:
+class OutputFile(WholeOutput):
     """`size` bytes that will become the file at `path`; any thread may write any part of them.
 
     `inputs` are files that the run reads: the target must be none of them. With `resume`, what an earlier, killed run
@@ -158,21 +158,6 @@ class OutputFile:
                     path.unlink(missing_ok=True)
         if self._fd >= 0:
             self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.discard()
-            return
-        try:
-            self.commit()
-        except BaseException:
-            self.discard()
-            raise
 
     # ---- opening ----
 

@@ -18,7 +18,8 @@ from loragraft.adapters.gguf_adapter import (
     write_gguf_adapter,
 )
 from loragraft.adapters.lora import OUTPUT, Adapter, Floats
-from loragraft.errors import AdapterError, LoragraftError
+from loragraft.adapters.parts import refuse_parts
+from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.safetensors import SafetensorsSpec, SafetensorsWriter
@@ -122,18 +123,16 @@ def _write_gguf(
 
 def _check_expressible(adapter: Adapter) -> None:
     """A GGUF adapter holds pairs and whole tensors (llama.cpp's src/llama-adapter.cpp; whole tensors: formats.md)."""
-    for what, changed in (
-        ("rows of the embedding", adapter.rows),
-        ("biases", adapter.biases),
-        ("factors and rotations", adapter.transforms),
-    ):
-        if changed:
-            raise AdapterError(
-                adapter.path,
-                f"holds {what}, which a GGUF adapter cannot",
-                found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
-                hint=f"merge it into the base: loragraft merge BASE.gguf --lora {adapter.path} -o MERGED.gguf",
-            )
+    refuse_parts(
+        adapter,
+        (
+            ("rows of the embedding", adapter.rows),
+            ("biases", adapter.biases),
+            ("factors and rotations", adapter.transforms),
+        ),
+        "which a GGUF adapter cannot",
+        hint=f"merge it into the base: loragraft merge BASE.gguf --lora {adapter.path} -o MERGED.gguf",
+    )
 
 
 def _write_folder(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from os import PathLike
 
 from loragraft.adapters.lora import Adapter
+from loragraft.adapters.parts import refuse_parts
 from loragraft.adapters.receipt import RECEIPTS, digest_of, receipts_in, without_receipts
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
@@ -85,17 +86,15 @@ def unmerge(
 
 def _check_added(adapter: Adapter) -> None:
     decomposed = [name for name, pair in adapter.pairs.items() if pair.magnitude is not None]
-    for what, changed in (
-        ("DoRA's magnitudes", decomposed),
-        ("what multiplies weights", adapter.transforms),
-        ("whole tensors", adapter.whole),
-        ("a tokenizer of its own", adapter.tokenizer),
-    ):
-        if changed:
-            raise AdapterError(
-                adapter.path,
-                f"holds {what}, so it cannot be taken out: what it replaced is no longer in the model",
-                found=", ".join(sorted(changed)[:3]) + (", ..." if len(changed) > 3 else ""),
-                expected="pairs alone",
-                hint="take the base itself, which it was merged into",
-            )
+    refuse_parts(
+        adapter,
+        (
+            ("DoRA's magnitudes", decomposed),
+            ("what multiplies weights", adapter.transforms),
+            ("whole tensors", adapter.whole),
+            ("its own tokenizer", adapter.tokenizer),
+        ),
+        "so it cannot be taken out: what it replaced is no longer in the model",
+        expected="only pairs",
+        hint="take the base itself, which it was merged into",
+    )

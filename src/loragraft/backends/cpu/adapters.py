@@ -10,7 +10,7 @@ import numpy as np
 from loragraft import _native
 from loragraft.backends.activations import round_ranks, rounded_ranks
 from loragraft.backends.batch import AdapterSet, Floats
-from loragraft.backends.cpu.plan import EmbedStep, Linear, LinearStep, Plan, steps_of
+from loragraft.backends.plan import EmbedStep, Linear, LinearStep, Plan, steps_of
 from loragraft.backends.slots import Slots
 from loragraft.graph.ops import Graph
 

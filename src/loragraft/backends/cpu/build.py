@@ -10,8 +10,8 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.backends.batch import Floats
-from loragraft.backends.cpu.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.cpu.weights import EngineWeights
+from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.program import Options
 from loragraft.backends.reference_ops import rope_factors
 from loragraft.errors import UnsupportedError

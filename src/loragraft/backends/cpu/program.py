@@ -1,6 +1,6 @@
 """The native backend: runs a graph on weights as they are stored, without expanding the model to float.
 
-The graph becomes a plan (`backends.cpu.plan`), the plan a program of the C++ core (native/engine/program.h), which a
+The graph becomes a plan (`backends.plan`), the plan a program of the C++ core (native/engine/program.h), which a
 forward pass is one call of. A product with a quantized weight rounds its activations to 8 bits per 32, unless
 `Options.activations` says otherwise; float weights always see float32 activations.
 """
@@ -18,8 +18,8 @@ from loragraft.adapters.lora import Adapter
 from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
 from loragraft.backends.cpu.adapters import compiled_adapter, compiled_set, fixed_set
 from loragraft.backends.cpu.build import Built, build
-from loragraft.backends.cpu.plan import LinearStep, plan
 from loragraft.backends.cpu.weights import EngineWeights
+from loragraft.backends.plan import LinearStep, plan
 from loragraft.backends.program import Backend, Options, Program, Weights
 from loragraft.backends.slots import Slots
 from loragraft.errors import GraphError, PoolError, UnsupportedError
@@ -76,7 +76,7 @@ class NativeProgram(Program):
     # ---- adapters ----
 
     def adapter_bytes(self, adapter: Adapter) -> int:
-        """As it was read, and packed."""
+        """At most: as it was read, and packed without loss (in half floats where these hold every number)."""
         return 2 * adapter.nbytes
 
     def _add(self, adapter: Adapter) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loragraft.backends.batch import AdapterSet, Floats
-from loragraft.backends.cpu.plan import EmbedStep, Linear, LinearStep, LoraTerm, Step, steps_of
+from loragraft.backends.plan import EmbedStep, Linear, LinearStep, LoraTerm, Step, steps_of
 from loragraft.backends.slots import Slots
 from loragraft.backends.webgpu.buffers import FloatMemory
 from loragraft.graph.ops import Graph

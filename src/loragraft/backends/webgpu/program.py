@@ -12,7 +12,7 @@ import numpy as np
 
 from loragraft.adapters.lora import Adapter
 from loragraft.backends.batch import AdapterSet, Batch, Floats
-from loragraft.backends.cpu.plan import EmbedStep, LinearStep, Plan, plan
+from loragraft.backends.plan import EmbedStep, LinearStep, Plan, plan
 from loragraft.backends.program import Backend, Options, Program, Weights
 from loragraft.backends.slots import Slots
 from loragraft.backends.webgpu.adapters import CompiledSet, DeviceAdapters, compiled

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.backends.cpu.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
+from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.program import Options
 from loragraft.backends.reference_ops import rope_factors
 from loragraft.backends.webgpu.buffers import Constants, DeviceWeights

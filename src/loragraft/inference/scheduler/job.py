@@ -1,14 +1,20 @@
-"""What the scheduler knows of a request while it works on it."""
+"""A request while the scheduler works on it, and its replies."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import numpy as np
+
+from loragraft.adapters.invocation import invoked_at
+from loragraft.backends.batch import Piece as Rows
+from loragraft.errors import AdapterError, LoragraftError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, Pooled
 from loragraft.inference.scheduler.lookup import Lookup
-from loragraft.inference.scheduler.prefixes import AdapterKey
-from loragraft.inference.scheduler.request import Constraint, Ran, Request, Scored
+from loragraft.inference.scheduler.prefixes import AdapterKey, Ids
+from loragraft.inference.scheduler.request import Constraint, Done, Floats, Penalties, Ran, Request, Scored
 from loragraft.inference.scheduler.shelf import Lease
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.inference.tokenizer import TextDecoder
@@ -31,6 +37,22 @@ class Choice:
     lookup: Lookup | None = None
     valid: int = 0
     """How many tokens of the sequence are what was said; what is behind them are wrong guesses."""
+
+    def pick(self, logits: Floats, penalties: Penalties) -> int:
+        """The next token, from `logits` [vocab] of the model, under `penalties` and the choice's own constraint.
+
+        Raises LoragraftError if they leave no token.
+        """
+        if penalties.active or self.constraint is not None:
+            logits = logits.copy()
+            penalties.apply(logits, self.made)
+            if self.constraint is not None:
+                self.constraint.mask(logits)
+            if not np.isfinite(logits.max()):
+                raise LoragraftError(
+                    "logit_bias", "leaves no token that may come next", expected="one, under the grammar"
+                )
+        return self.sampler.pick(logits)
 
 
 @dataclass(eq=False)
@@ -60,6 +82,56 @@ class Job:
     def __post_init__(self) -> None:
         self.adapters = tuple(name for name, _ in self.request.adapters)
         self.label = "+".join(self.adapters)
+
+    def invoke(self) -> tuple[Ran, ...]:
+        """Find where an aLoRA of the request begins to work. Raises AdapterError if its tokens are not in the prompt:
+        what is asked for is not left out silently."""
+        assert self.lease is not None
+        places: dict[str, int] = {}
+        for name, tokens in self.lease.invocations.items():
+            place = invoked_at(self.request.prompt, tokens)
+            if place is None:
+                raise AdapterError(
+                    name,
+                    "works only from its invocation tokens on, which the prompt does not hold",
+                    expected=f"the tokens {list(tokens)[:16]}",
+                )
+            places[name] = place
+        if len(set(places.values())) > 1:
+            raise AdapterError(
+                " and ".join(places), "begin to work at different places", found=list(places.values())
+            )
+        self.invoked = next(iter(places.values()), 0)
+        self.ran = tuple(replace(ran, active_from=places.get(ran.name)) for ran in self.lease.ran)
+        return self.ran
+
+    def rows(self, tokens: Ids, wants: Literal["all", "last", "none"]) -> Rows:
+        """`tokens` of the prompt as rows of a batch, under the adapters that work on them."""
+        assert self.lease is not None
+        assert self.sequence is not None
+        slots = self.lease.early_slots if self.read < self.invoked else self.lease.slots
+        return Rows(self.sequence, tokens, slots, wants)
+
+    def next_rows(self, share: int, room: int) -> Rows:
+        """The next piece of the prompt: at most `share` and `room` tokens, and none beyond an aLoRA's invocation."""
+        left = self.request.prompt[self.read :]
+        most = min(share, room, self.invoked - self.read if self.read < self.invoked else len(left))
+        tokens = left[:most]
+        if self.request.embed is not None:
+            return self.rows(tokens, "all")
+        return self.rows(tokens, "last" if len(tokens) == len(left) else "none")
+
+    def done(self, now: float) -> Done:
+        """The account of the finished request."""
+        return Done(
+            len(self.request.prompt),
+            self.cached,
+            sum(len(choice.made) for choice in self.choices),
+            self.ran,
+            self.admitted - self.submitted,
+            self.first_token - self.submitted,
+            now - self.submitted,
+        )
 
     @property
     def shared(self) -> tuple[AdapterKey, int]:

@@ -14,22 +14,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from loragraft.adapters.invocation import invoked_at
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
-from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError, TimeLimitError
+from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
 from loragraft.inference.scheduler.job import Choice, Job
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
-from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache
+from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache, common_prefix
 from loragraft.inference.scheduler.request import (
-    Done,
     Embedded,
     Event,
     Failed,
@@ -37,7 +34,6 @@ from loragraft.inference.scheduler.request import (
     FinishReason,
     Floats,
     Piece,
-    Ran,
     Request,
     Scored,
     Started,
@@ -285,36 +281,13 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         assert job.lease is not None
         self._running.append(job)
-        ran = self._invoke(job)
+        ran = job.invoke()
         if job.request.embed is None:
             self._take_prefix(job)
         if job.sequence is None:
             job.sequence = self._program.open_sequence()
         self.telemetry.read(len(job.request.prompt), job.cached)
         self._emit(job, Started(ran, job.cached))
-
-    @staticmethod
-    def _invoke(job: Job) -> tuple[Ran, ...]:
-        """Find where an aLoRA of the request begins to work. Raises AdapterError if its tokens are not there: what is
-        asked for is not left out silently."""
-        assert job.lease is not None
-        places: dict[str, int] = {}
-        for name, tokens in job.lease.invocations.items():
-            place = invoked_at(job.request.prompt, tokens)
-            if place is None:
-                raise AdapterError(
-                    name,
-                    "works only from its invocation tokens on, which the prompt does not hold",
-                    expected=f"the tokens {list(tokens)[:16]}",
-                )
-            places[name] = place
-        if len(set(places.values())) > 1:
-            raise AdapterError(
-                " and ".join(places), "begin to work at different places", found=list(places.values())
-            )
-        job.invoked = next(iter(places.values()), 0)
-        job.ran = tuple(replace(ran, active_from=places.get(ran.name)) for ran in job.lease.ran)
-        return job.ran
 
     def _take_prefix(self, job: Job) -> None:
         """Begin with the states of the longest known sequence that the prompt begins like. Its last token is always
@@ -339,10 +312,7 @@ class Scheduler:
         """Prompts that are being read now: (sequence, shared length)."""
         for other in self._running:
             if other.lease is not None and other.sequence is not None and other.shared[0] == key:
-                known = other.request.prompt[: other.shared[1]]
-                n = min(len(known), len(prompt))
-                differing = np.flatnonzero(known[:n] != prompt[:n])
-                shared = int(differing[0]) if len(differing) else n
+                shared = common_prefix(other.request.prompt[: other.shared[1]], prompt)
                 if shared:
                     yield other.sequence, shared
 
@@ -358,7 +328,7 @@ class Scheduler:
                 texts.append(job)
         if not texts:
             return
-        plan = [(job, None, self._text(job)) for job in texts]
+        plan = [(job, None, job.rows(job.request.prompt, wants="all")) for job in texts]
         try:
             hidden = self._forward(plan, self._hidden.alone)
         except LoragraftError as error:
@@ -374,12 +344,6 @@ class Scheduler:
                 self._text_read(job, mine)
             except LoragraftError as error:
                 self._fail(job, error)
-
-    @staticmethod
-    def _text(job: Job) -> Rows:
-        assert job.lease is not None
-        assert job.sequence is not None
-        return Rows(job.sequence, job.request.prompt, job.lease.slots, "all")
 
     def _text_read(self, job: Job, hidden: Floats) -> None:
         """Part of a text to embed was read: `hidden` [tokens, d]."""
@@ -404,13 +368,8 @@ class Scheduler:
         try:
             embeds = any(job.request.embed is not None for job, _, _ in plan)
             found = self._forward(plan, self._hidden.beside if embeds else self._logits)
-        except LoragraftError as error:
-            for job in {id(job): job for job, _, _ in plan}.values():
-                self._fail(job, error)
-            return
-        if found is None:
-            return
-        try:
+            if found is None:
+                return
             self._check()
         except LoragraftError as error:
             for job in {id(job): job for job, _, _ in plan}.values():
@@ -446,33 +405,22 @@ class Scheduler:
         return {"none": 0, "last": 1}.get(str(rows.wants), len(rows.tokens))
 
     def _compose(self) -> Iterator[tuple[Job, Choice | None, Rows]]:
-        replies, waiting = 0, list[tuple[Job, Choice]]()
-        for job in self._running:
+        """The rows of the next pass: every reply's next token with guesses behind it, then pieces of prompts."""
+        replies = [
+            (job, choice) for job in self._running for choice in job.choices if choice.next is not None
+        ]
+        for job, choice in replies:
             assert job.lease is not None
-            for choice in job.choices:
-                if choice.next is not None:
-                    replies += 1
-                    waiting.append((job, choice))
-        for job, choice in waiting:
-            assert job.lease is not None
-            tokens = np.array([choice.next, *self._guesses(job, choice, replies)], np.int32)
+            tokens = np.array([choice.next, *self._guesses(job, choice, len(replies))], np.int32)
             yield job, choice, Rows(choice.sequence, tokens, job.lease.slots, "all")
         room = self._chunk if replies else 2 * self._chunk
         reading = [job for job in self._running if not job.choices and not job.is_text]
         for count, job in enumerate(reading):
-            assert job.lease is not None
-            assert job.sequence is not None
-            share = max(1, room // (len(reading) - count))
-            left = job.request.prompt[job.read :]
-            early = job.read < job.invoked
-            tokens = left[: min(share, room, job.invoked - job.read if early else len(left))]
-            slots = job.lease.early_slots if early else job.lease.slots
-            if not len(tokens):
+            piece = job.next_rows(max(1, room // (len(reading) - count)), room)
+            if not len(piece.tokens):
                 return
-            room -= len(tokens)
-            last = len(tokens) == len(left)
-            wants: Literal["all", "last", "none"] = "all" if job.request.embed else "last" if last else "none"
-            yield job, None, Rows(job.sequence, tokens, slots, wants)
+            room -= len(piece.tokens)
+            yield job, None, piece
 
     def _guesses(self, job: Job, choice: Choice, replies: int) -> list[int]:
         """What may follow the token to feed, where looking for it is worth a row."""
@@ -559,17 +507,7 @@ class Scheduler:
         if len(choice.made) >= request.max_tokens:  # asked for none
             self._finish(job, choice, "length")
             return
-        own = logits
-        if request.penalties.active or choice.constraint is not None:
-            own = logits.copy()
-            request.penalties.apply(own, choice.made)
-            if choice.constraint is not None:
-                choice.constraint.mask(own)
-            if not np.isfinite(own.max()):
-                raise LoragraftError(
-                    "logit_bias", "leaves no token that may come next", expected="one, under the grammar"
-                )
-        token = choice.sampler.pick(own)
+        token = choice.pick(logits, request.penalties)
         ended = token in self._tokenizer.end_ids
         complete = choice.constraint.accept(token) if choice.constraint is not None else False
         if ended:
@@ -579,7 +517,7 @@ class Scheduler:
         if choice.lookup is not None:
             choice.lookup.push(token)
         self._made[job.label] += 1
-        choice.unsent.append(_scored(token, logits, request.logprobs))
+        choice.unsent.append(Scored.of(token, logits, request.logprobs))
         text = choice.stops.push(choice.decoder.push(token))
         full = len(request.prompt) + len(choice.made) >= self.context
         if choice.stops.hit or complete or full or len(choice.made) == request.max_tokens:
@@ -608,15 +546,7 @@ class Scheduler:
 
     def _complete(self, job: Job) -> None:
         assert job.lease is not None
-        done = Done(
-            len(job.request.prompt),
-            job.cached,
-            sum(len(choice.made) for choice in job.choices),
-            job.ran,
-            job.admitted - job.submitted,
-            job.first_token - job.submitted,
-            time.monotonic() - job.submitted,
-        )
+        done = job.done(time.monotonic())
         self._end(job, "done")
         self._emit(job, done)
 
@@ -667,17 +597,3 @@ class Scheduler:
 def _bug(bug: Exception) -> LoragraftError:
     log.error("the scheduler failed", exc_info=bug)
     return LoragraftError("scheduler", f"failed ({type(bug).__name__}); this is a bug")
-
-
-def _scored(token: int, logits: Floats, top: int | None) -> Scored:
-    if top is None:
-        return Scored(token)
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    logprobs = wide - np.log(np.exp(wide).sum())
-    best: tuple[tuple[int, float], ...] = ()
-    if top:
-        chosen = np.argpartition(-logprobs, min(top, len(logprobs) - 1))[:top]
-        chosen = chosen[np.argsort(-logprobs[chosen], kind="stable")]
-        best = tuple((int(t), float(logprobs[t])) for t in chosen)
-    return Scored(token, float(logprobs[token]), best)

@@ -64,6 +64,21 @@ class Scored:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
+    @classmethod
+    def of(cls, token: int, logits: Floats, top: int | None) -> Scored:
+        """`token` under `logits` [vocab], with the `top` likeliest beside it; None: the token only."""
+        if top is None:
+            return cls(token)
+        wide = logits.astype(np.float64)
+        wide -= wide.max()
+        logprobs = wide - np.log(np.exp(wide).sum())
+        best: tuple[tuple[int, float], ...] = ()
+        if top:
+            chosen = np.argpartition(-logprobs, min(top, len(logprobs) - 1))[:top]
+            chosen = chosen[np.argsort(-logprobs[chosen], kind="stable")]
+            best = tuple((int(t), float(logprobs[t])) for t in chosen)
+        return cls(token, float(logprobs[token]), best)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

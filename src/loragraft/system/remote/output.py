@@ -14,12 +14,12 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from loragraft.errors import OutputError
 from loragraft.system.remote.paths import RemotePath
 from loragraft.system.remote.stores import brief, store_of
+from loragraft.system.whole import WholeOutput
 
 #: Bytes of a part at least, and how many parts an upload may have (S3's bounds are 5 MiB and 10,000).
 PART, MAX_PARTS = 1 << 24, 9000
@@ -44,7 +44,7 @@ def check_writable(path: RemotePath, inputs: Iterable[Path | str] = ()) -> None:
         raise OutputError(path, "the output is also an input", hint="choose another name")
 
 
-class RemoteOutput:
+class RemoteOutput(WholeOutput):
     """`size` bytes that will become the object at `path`: see `system.output.OutputFile`, whose methods these are."""
 
     resumed = False
@@ -132,21 +132,6 @@ class RemoteOutput:
         with contextlib.suppress(Exception):  # whatever it is: nothing has appeared
             self._stream.discard()
         self._stream.closed = True  # else its end would send what is left
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.discard()
-            return
-        try:
-            self.commit()
-        except BaseException:
-            self.discard()
-            raise
 
     # ---- under the lock ----
 

@@ -196,9 +196,7 @@ def _chain(graph: Graph, chain: Chain) -> LinearStep | EmbedStep:
     if chain.family is EMBEDDING:
         ids = graph.nodes[head.inputs[0]].op
         if ids not in _GIVEN:
-            raise UnsupportedError(
-                chain.target, "the native backend only embeds tokens and positions", found=ids
-            )
+            raise UnsupportedError(chain.target, "this backend only embeds tokens and positions", found=ids)
         return EmbedStep(
             chain.result, ids is Op.POSITIONS, chain.weight, one(Stage.WEIGHT_SCALE), loras, arch
         )
