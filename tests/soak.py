@@ -32,6 +32,8 @@ WORDS = _TEXT.split(" ")
 PATIENCE = 120.0
 #: How a server ends that was told to by SIGTERM.
 STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+#: The tokens that invoke the aLoRA.
+INVOCATION = [400, 401]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
@@ -82,6 +84,10 @@ class Load:
             (2, self.leave_before_the_answer),
             (1, self.leave_within_the_request),
             (1, self.embed),
+            (2, self.respond),
+            (2, self.message),
+            (1, self.invoke),
+            (1, self.call_a_tool),
             (1, self.follow_a_schema),
             (2, self.ask_a_broken_adapter),
             (1, self.ask_for_nobody),
@@ -172,7 +178,50 @@ class Load:
         self._report.answers["left within the request"] += 1
 
     async def embed(self) -> None:
-        await self._ask("embed", "/v1/embeddings", {"model": self._model(), "input": [self._prompt()] * 2})
+        texts = [self._prompt() for _ in range(int(self._random.integers(1, 5)))]
+        pooling = str(self._random.choice(["mean", "last"]))
+        answer = await self._ask(
+            "embed", "/v1/embeddings", {"model": self._model(), "input": texts, "pooling": pooling}
+        )
+        assert answer.count(b'"embedding":[') == len(texts) or b'"error"' in answer, answer[-300:]
+
+    async def respond(self) -> None:
+        """OpenAI's Responses, in one or streamed."""
+        stream = bool(self._random.random() < 0.5)
+        body = {"model": self._model(), "input": self._prompt(), "max_output_tokens": 20, "stream": stream}
+        answer = await self._ask("responses", "/v1/responses", body)
+        end = b"event: response." if stream else b'"object":"response"'
+        assert end in answer or b'"error"' in answer, answer[-300:]
+        if stream and b"event: response." in answer:
+            assert b"event: response.incomplete" in answer or b"event: response.completed" in answer
+
+    async def message(self) -> None:
+        """Anthropic's Messages, in one or streamed."""
+        stream = bool(self._random.random() < 0.5)
+        messages = [{"role": "user", "content": self._prompt()}]
+        body = {"model": self._model(), "messages": messages, "max_tokens": 20, "stream": stream}
+        answer = await self._ask("messages", "/v1/messages", body)
+        end = b"event: message_stop" if stream else b'"stop_reason":"'
+        assert end in answer or b'"error"' in answer, answer[-300:]
+
+    async def invoke(self) -> None:
+        """An adapter that works from its invocation tokens on; where the prompt does not hold them, an error."""
+        before = [int(token) for token in self._random.integers(5, 300, int(self._random.integers(1, 60)))]
+        invoked = bool(self._random.random() < 0.8)
+        prompt = [*before, *INVOCATION, 20, 21] if invoked else before
+        body = {"model": "judge", "prompt": prompt, "max_tokens": 12}
+        kind = "aLoRA" if invoked else "aLoRA without its tokens"
+        await self._ask(kind, "/v1/completions", body, (200,) if invoked else (400,))
+
+    async def call_a_tool(self) -> None:
+        function = {"name": "weather", "parameters": SCHEMA}
+        body = self._chat(
+            tools=[{"type": "function", "function": function}],
+            tool_choice="required",
+            max_tokens=60,
+            stream=bool(self._random.random() < 0.5),
+        )
+        await self._ask("tool", "/v1/chat/completions", body)
 
     async def follow_a_schema(self) -> None:
         form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
@@ -231,6 +280,8 @@ def soak(folder: Path, seconds: float, *, clients: int = 12, a_round: int = 8, s
     adapters.mkdir()
     for number, name in enumerate(("one", "two", "three", "four")):
         scaled_adapter(adapters / name, 1.0, number)
+    config = scaled_adapter(adapters / "judge", 1.0, 5) / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "alora_invocation_tokens": INVOCATION}))
     torn = scaled_adapter(adapters / "torn", 1.0, 9) / "adapter_model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1000])
     shutil.copytree(data("starcoder2-bias.pattern"), adapters / "foreign")

@@ -12,7 +12,17 @@ def test_nothing_is_lost_and_nothing_grows(tmp_path: Path) -> None:
     assert report.wrong == []
     assert report.exit_code in STOPPED
     assert len(report.samples) > 1
-    for answer in ("chat 200", "stream 200", "broken adapter 400", "too much 413", "left a stream"):
+    for answer in (
+        "chat 200",
+        "stream 200",
+        "responses 200",
+        "messages 200",
+        "aLoRA 200",
+        "embed 200",
+        "broken adapter 400",
+        "too much 413",
+        "left a stream",
+    ):
         assert report.answers[answer], answer
     growth = report.growth(warm=0.4)
     assert growth["threads"] <= 2  # those of the pools that had nothing to do yet
