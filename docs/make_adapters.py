@@ -44,6 +44,10 @@ Also: QALoRA (its layer's outputs against PEFT's forward; the layer itself needs
 PiSSA with the adapter's start beside it (against PEFT's own conversion). A GGUF adapter takes whatever becomes pairs:
 LoRA, AdaLoRA, LoHa, LoKr, VeRA, OLoRA and PiSSA.
 
+aLoRA (`alora_invocation_tokens`) works only from its tokens on, which no merged weight can do: `merge` refuses it.
+`run`, `chat`, `serve` and `load` run it as PEFT does (NMSE 2e-13), and refuse a prompt without
+these tokens, where PEFT runs the base. `convert` writes it as a GGUF adapter, and back.
+
 What runs only merged is refused at run time with the command that merges it: rotations, and factors of what enters an
 attention layer, are neither pairs nor factors of rows. Factors of what enters the last layer of a gated feed-forward
 run, as factors of the rows of the layer before it.
@@ -53,7 +57,6 @@ run, as factors of the rows of the layer before it.
 - PEFT merges them itself, which is what the refusal says to do: {merged}.
 - No weights do what they do (they put tokens or vectors before the text, choose by the input, or compute beside the
   layers); the refusal says to run them with transformers and peft: {others}.
-- aLoRA (`alora_invocation_tokens`), which works only from its tokens on: no merged weight can do that; `serve` runs it.
 - CorDA, LoRA-GA and PiSSA by a fast decomposition without their start: save them converted, or put the start beside.
 - BOFT with several butterfly factors, DoRA of an embedding, `layer_replication`, every key that is not known.
 """

@@ -9,7 +9,7 @@ from numbers import Real
 from os import PathLike
 from typing import cast
 
-from loragraft.adapters.advice import SERVE_IT
+from loragraft.adapters.advice import RUN_INVOKED
 from loragraft.adapters.effect import idle_note
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
@@ -66,16 +66,21 @@ def load_adapter(
             "it works only from its invocation tokens on (aLoRA), which no merged weight can do",
             found=f"alora_invocation_tokens {list(adapter.invocation)[:8]}",
             expected="an adapter that always works",
-            hint=SERVE_IT,
+            hint=RUN_INVOKED,
         )
     adapter.notes[:0] = found.notes
+    if adapter.invocation:
+        adapter.notes.append(
+            f"{adapter.path}: works only from its invocation tokens {list(adapter.invocation)[:8]} on (aLoRA); before "
+            "them the base is alone"
+        )
     if note := idle_note(adapter):
         adapter.notes.append(note)
     return adapter
 
 
 def load_adapters(
-    adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT
+    adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT, invoked: bool = False
 ) -> tuple[ModelSource, list[tuple[Adapter, float]]]:
     """All of `adapters`, each with its strength (1 where none is given), and the base that their pairs are for: `base`
     with the tensors that they replace as a whole (`loragraft.adapters.rebase`).
@@ -83,12 +88,12 @@ def load_adapters(
     Raises as `load_adapter`, and AdapterError for a strength that is not a finite number, or adapters that exclude each
     other.
     """
-    loaded = read_adapters(adapters, base, intake=intake)
+    loaded = read_adapters(adapters, base, intake=intake, invoked=invoked)
     return rebase(base, loaded), loaded
 
 
 def read_adapters(
-    adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT
+    adapters: AdapterArguments, base: ModelSource, *, intake: Intake = STRICT, invoked: bool = False
 ) -> list[tuple[Adapter, float]]:
     """All of `adapters`, each with its strength, their pairs on the tensors of `base`. Raises as `load_adapter`, and
     AdapterError for a strength that is not a finite number."""
@@ -102,7 +107,11 @@ def read_adapters(
                 expected="a path and a strength",
             )
         source, scale = argument if isinstance(argument, tuple) else (argument, 1.0)
-        adapter = source if isinstance(source, Adapter) else load_adapter(source, base, intake=intake)
+        adapter = (
+            source
+            if isinstance(source, Adapter)
+            else load_adapter(source, base, intake=intake, invoked=invoked)
+        )
         if not (isinstance(scale, Real) and isfinite(scale)):
             raise AdapterError(adapter.path, "bad strength", found=scale, expected="a finite number")
         if any(adapter.path.resolve() == other.path.resolve() for other, _ in loaded):

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import loragraft as lg
 from contamination import Asked, Recorder
 from loragraft.adapters.invocation import invocation_tokens, invoked_at
 from loragraft.backends.batch import Piece as Rows
+from loragraft.cli import app
 from loragraft.errors import AdapterError
+from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.inference.measurement import BackendName
 from loragraft.inference.model import Model
 from loragraft.inference.sampling import Sampling
 from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.request import Done, Failed, Started
 from loragraft.inference.scheduler.shelf import Shelf, plain_only
 from loragraft.opening import load_adapter
-from paths import data
+from paths import arrays, data
 from served import scaled_adapter
+from tolerances import nmse
 
 INVOCATION = [400, 401]
 BEFORE = np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32)
@@ -131,9 +138,117 @@ def test_beside_an_adapter_that_always_works(scheduler: Scheduler) -> None:
     assert [ran.active_from for ran in started.adapters] == [None, len(BEFORE)]
 
 
-def test_only_what_serves_takes_it(model: Model, path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"works only from its invocation tokens on .*loragraft serve"):
+def test_no_merged_weight_does_it(model: Model, path: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        AdapterError, match=r"works only from its invocation tokens on .*loragraft run BASE --lora"
+    ):
         load_adapter(path, model.source)
+    with pytest.raises(AdapterError, match="no merged weight can do"):
+        lg.merge(data("llama-kjv"), path, tmp_path / "o.gguf")
+    assert not (tmp_path / "o.gguf").exists()
+
+
+# ---- beside the base, without a scheduler ----
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of golden/make_peft_alora.py."""
+    folder = tmp_path_factory.mktemp("alora") / "trained"
+    shutil.copytree(data("llama-kjv.shakespeare"), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "alora_invocation_tokens": INVOCATION}))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("form", ["peft", "gguf", "back"])
+def test_logits_are_peft_s(trained: Path, tmp_path: Path, backend: BackendName, form: str) -> None:
+    """Also converted to GGUF, and back to a folder."""
+    adapter = trained
+    if form != "peft":
+        lg.convert_adapter(trained, data("llama-kjv"), tmp_path / "a.gguf")
+        adapter = tmp_path / "a.gguf"
+    if form == "back":
+        lg.convert_adapter(adapter, data("llama-kjv"), tmp_path / "back", to="peft")
+        adapter = tmp_path / "back"
+    golden = arrays("golden/peft-alora.npz")
+    model = lg.load(data("llama-kjv"), adapter, backend=backend, activations="f32")
+    always = lg.load(data("llama-kjv"), data("llama-kjv.shakespeare"), backend=backend, activations="f32")
+    for number, begins in enumerate((8, 4, 0)):
+        ids, rows, expected = (golden[f"{key}{number}"] for key in ("ids", "rows", "logits"))
+        assert nmse(model.logits(ids)[rows], expected) < 1e-11
+        assert (nmse(always.logits(ids)[rows], expected) > 1e-4) == (begins > 0)
+
+
+def test_it_generates_what_peft_does(trained: Path) -> None:
+    golden = arrays("golden/peft-alora.npz")
+    model = lg.load(data("llama-kjv"), trained, activations="f32")
+    stream = model.generate(golden["ids0"], max_tokens=12, temperature=0)
+    list(stream)
+    assert stream.ids == golden["greedy"].tolist()
+
+
+def test_long_prompts_go_in_batches(trained: Path) -> None:
+    ids = np.random.default_rng(5).integers(2, 300, 1010).astype(np.int32)
+    ids[700:702] = INVOCATION
+    model = lg.load(data("llama-kjv"), trained, activations="f32")
+    whole, base = model.logits(ids), lg.load(data("llama-kjv"), activations="f32")
+    np.testing.assert_allclose(whole[:700], base.logits(ids[:700]), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(model.logits(ids, first=1000), whole[1000:], rtol=0, atol=1e-4)
+    stream = model.generate(ids, max_tokens=1, temperature=0)
+    list(stream)
+    assert stream.ids == [whole[-1].argmax()]
+
+
+def test_two_of_them_begin_each_at_its_own_place(trained: Path, path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(path, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "alora_invocation_tokens": [10]}))
+    model = lg.load(data("llama-kjv"), [trained, (other, 0.5)], activations="f32")
+    both = model.logits(PROMPT)
+    first, second = model.adapters.active
+    program = model.program
+    sequence = program.open_sequence()
+    ends = [(0, 3, ()), (3, 8, (second,)), (8, 12, (first, second))]
+    by_parts = [program.run([Rows(sequence, PROMPT[a:b], active, "all")]) for a, b, active in ends]
+    program.close_sequence(sequence)
+    np.testing.assert_array_equal(both, np.concatenate(by_parts))
+
+
+def test_a_prompt_without_its_tokens_is_refused(trained: Path) -> None:
+    model = lg.load(data("llama-kjv"), trained)
+    words = re.escape(repr(model.detokenize(INVOCATION, show_special=True)))
+    for refused in (model.logits, model.generate):
+        with pytest.raises(
+            AdapterError, match=rf"does not hold: found 8 other .*\[400, 401\]; put {words} where"
+        ):
+            refused(BEFORE)
+    model.set_adapters([(trained, 0.0)])
+    np.testing.assert_array_equal(model.logits(BEFORE), lg.load(data("llama-kjv")).logits(BEFORE))
+    model.set_adapters([])
+    np.testing.assert_array_equal(model.logits(BEFORE), lg.load(data("llama-kjv")).logits(BEFORE))
+
+
+def test_the_command_line(trained: Path, tmp_path: Path) -> None:
+    words = lg.load(data("llama-kjv")).detokenize(INVOCATION, show_special=True)
+    command = ["run", str(data("llama-kjv")), "--lora", str(trained), "-n", "4", "--temp", "0", "-p"]
+    done = CliRunner().invoke(app, [*command, "In the beginning" + words])
+    assert done.exit_code == 0, done.output
+    assert "works only from its invocation tokens [400, 401] on (aLoRA)" in done.output
+    done = CliRunner().invoke(app, [*command, "In the beginning"])
+    assert done.exit_code == 1
+    assert "put " + repr(words) in done.output
+    done = CliRunner().invoke(app, ["inspect", str(data("llama-kjv")), "--lora", str(trained)])
+    assert done.exit_code == 0, done.output
+    assert "[400, 401] on (aLoRA)" in done.output
+    lg.convert_adapter(trained, data("llama-kjv"), tmp_path / "a.gguf")
+    key = GGUFFile.open(tmp_path / "a.gguf").metadata["adapter.alora.invocation_tokens"]
+    assert key.data.tolist() == INVOCATION
+    assert key.data.dtype == np.uint32
+    with pytest.raises(AdapterError, match="invocation tokens"):
+        lg.convert_adapter(trained, data("llama-kjv"), tmp_path / "mlx", to="mlx")
 
 
 def test_the_last_place_counts() -> None:

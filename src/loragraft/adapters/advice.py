@@ -17,7 +17,10 @@ def merge_with_peft(path: Path) -> str:
 
 
 RUN_WITH_PEFT = "run it with transformers and peft: there are no weights that do what it does"
-SERVE_IT = "serve it: loragraft serve BASE --lora ADAPTER"
+RUN_INVOKED = (
+    "run it beside its base, with these tokens in the prompt: loragraft run BASE --lora ADAPTER -p PROMPT, or serve "
+    "it: loragraft serve BASE --lora ADAPTER"
+)
 SAVE_CONVERTED = (
     "save it where it was trained as an adapter of the original base: model.save_pretrained(OUT, "
     "path_initial_model_for_weight_conversion=START), START being the adapter as it was before training; or put that "

@@ -135,6 +135,12 @@ def scale_metadata(adapter: Adapter) -> Metadata:
     return keys
 
 
+def invocation_metadata(adapter: Adapter) -> Metadata:
+    """The key that tells aLoRA's tokens, as llama.cpp's converter writes it."""
+    tokens = list(adapter.invocation)
+    return {_INVOCATION: Value.numbers(ValueType.UINT32, tokens)} if tokens else {}
+
+
 def is_baked(adapter: Adapter) -> bool:
     """Whether no single alpha tells the scale of every pair."""
     if adapter.alpha is not None:

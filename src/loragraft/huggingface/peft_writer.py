@@ -60,6 +60,8 @@ def peft_files(adapter: Adapter, base: ModelSource) -> tuple[dict[str, Any], dic
         "task_type": "CAUSAL_LM",
         "use_dora": decomposed == {True},
     }
+    if adapter.invocation:
+        config["alora_invocation_tokens"] = list(adapter.invocation)
     return config, tensors
 
 

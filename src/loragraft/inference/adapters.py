@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from loragraft.adapters.invocation import invoked_at
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet
+from loragraft.backends.batch import AdapterSet, Ids
 from loragraft.backends.program import Program
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
@@ -45,6 +46,7 @@ class ModelAdapters:
         self._held: dict[int, _Held] = {}
         self._paths: dict[Path, Adapter] = {}
         self.active: AdapterSet = ()
+        self._invoked: dict[int, Adapter] = {}
         self.strengths: list[tuple[Adapter, float]] = []
         self._activate(loaded)
 
@@ -57,7 +59,7 @@ class ModelAdapters:
         """Make `adapters` (paths, or pairs of path and strength) the set in use. A path that was read before is not
         read again. `in_use`: sets that are still needed. Raises AdapterError, and changes nothing then."""
         wanted = [self._known(argument) for argument in listed(adapters)]
-        read = read_adapters(wanted, self._source, intake=self._intake)
+        read = read_adapters(wanted, self._source, intake=self._intake, invoked=True)
         for key, (adapter, scale) in self._bound.items():
             if not any(key == _key(other) and scale == strength for other, strength in read):
                 raise AdapterError(
@@ -68,6 +70,31 @@ class ModelAdapters:
                 )
         self._activate(read, [slot for chosen in in_use for slot, _ in chosen])
 
+    def parts(self, ids: Ids, text: Callable[[Sequence[int]], str]) -> list[tuple[int, AdapterSet]]:
+        """The parts of the sequence `ids`, each by its end and the adapters that work in it: all of them, but an aLoRA
+        only from where its invocation tokens stand last. `text`: what tokens mean, for the error.
+
+        Raises AdapterError if the tokens of one are not in `ids`: what is asked for is not left out silently."""
+        starts: dict[int, int] = {}
+        for slot, adapter in self._invoked.items():
+            place = invoked_at(ids, adapter.invocation)
+            if place is None:
+                words = text(adapter.invocation)
+                raise AdapterError(
+                    adapter.path,
+                    "works only from its invocation tokens on (aLoRA), which the prompt does not hold",
+                    found=f"{len(ids)} other tokens",
+                    expected=f"the tokens {list(adapter.invocation)[:16]}",
+                    hint=f"put {words!r} where it is to begin, or leave the adapter out: without these tokens the base "
+                    "is alone",
+                )
+            starts[slot] = place
+        ends = sorted({*starts.values(), len(ids)} - {0})
+        return [
+            (end, tuple((slot, strength) for slot, strength in self.active if starts.get(slot, 0) < end))
+            for end in ends
+        ]
+
     def _known(self, argument: AdapterArgument) -> AdapterArgument:
         source, *strength = argument if isinstance(argument, tuple) else (argument,)
         known: AdapterSource = source
@@ -77,12 +104,15 @@ class ModelAdapters:
 
     def _activate(self, adapters: Sequence[tuple[Adapter, float]], in_use: Collection[int] = ()) -> None:
         chosen: list[tuple[int, float]] = []
+        invoked: dict[int, Adapter] = {}
         for adapter, strength in adapters:
             slot = self._slot(adapter)
             if slot is not None:
                 chosen.append((slot, strength))
+                if adapter.invocation and strength:
+                    invoked[slot] = adapter
         self._program.check_adapters(tuple(chosen))
-        self.active = tuple(chosen)
+        self.active, self._invoked = tuple(chosen), invoked
         self.strengths = list(adapters)
         self._drop_idle({*in_use, *dict(self.active)})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -18,18 +18,22 @@ from loragraft.system.mapped import check_intact
 BATCH = 512  # tokens of a prompt per forward pass, which bounds the memory for activations
 
 
+Parts = Sequence[tuple[int, AdapterSet]]
+"""The parts of a prompt, in their order: the end of each, and the adapters that work in it."""
+
+
 def generate_ids(
     program: Program,
     prompt: Ids,
     sampler: Sampler,
     *,
     max_tokens: int,
-    adapters: AdapterSet = (),
+    parts: Parts,
     end_ids: Collection[int] = (),
     subject: str | PathLike[str] = "the model",
 ) -> Iterator[int]:
-    """Reads `prompt` (int32 [T], T >= 1) as a sequence of its own, then yields up to `max_tokens` new tokens, all under
-    `adapters`.
+    """Reads `prompt` (int32 [T], T >= 1) as a sequence of its own, by its `parts`, then yields up to `max_tokens` new
+    tokens under the adapters of the last part.
 
     A token of `end_ids` ends it and is not yielded. Raises LoragraftError for an empty prompt, or predictions that are
     not finite (naming `subject`).
@@ -38,7 +42,8 @@ def generate_ids(
         raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
     sequence = program.open_sequence()
     try:
-        logits = read(program, sequence, prompt, adapters)
+        logits = read(program, sequence, prompt, parts)
+        _, adapters = parts[-1]
         for count in range(max_tokens):
             token = sampler.pick(finite(logits, subject))
             if token in end_ids:
@@ -64,13 +69,23 @@ def finite(logits: Floats, subject: str | PathLike[str]) -> Floats:
     return logits
 
 
-def read(program: Program, sequence: int, prompt: Ids, adapters: AdapterSet = ()) -> Floats:
+def read(program: Program, sequence: int, prompt: Ids, parts: Parts) -> Floats:
     """Appends `prompt` batch by batch; the logits float32 [vocab] behind its last token."""
-    for start in range(0, len(prompt), BATCH):
-        part = prompt[start : start + BATCH]
-        last = start + BATCH >= len(prompt)
-        logits = program.run([Piece(sequence, part, adapters, wants="last" if last else "none")])
+    for start, stop, adapters in batches(parts):
+        last = stop == len(prompt)
+        logits = program.run(
+            [Piece(sequence, prompt[start:stop], adapters, wants="last" if last else "none")]
+        )
     return np.asarray(logits[0])
+
+
+def batches(parts: Parts) -> Iterator[tuple[int, int, AdapterSet]]:
+    """Start and end of every forward pass over a sequence, and the adapters that work in it."""
+    begin = 0
+    for end, adapters in parts:
+        for start in range(begin, end, BATCH):
+            yield start, min(start + BATCH, end), adapters
+        begin = end
 
 
 class Generation(Iterator[str]):
@@ -88,20 +103,20 @@ class Generation(Iterator[str]):
         prompt: Ids,
         sampler: Sampler,
         max_tokens: int,
-        adapters: AdapterSet = (),
+        parts: Parts,
         subject: str | PathLike[str] = "the model",
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.seed = sampler.seed
         self.limit = max_tokens
-        self.adapters = adapters
+        self.adapters = parts[-1][1] if parts else ()
         self.ids: list[int] = []
         tokens = generate_ids(
             program,
             prompt,
             sampler,
             max_tokens=max_tokens,
-            adapters=adapters,
+            parts=parts,
             end_ids=tokenizer.end_ids,
             subject=subject,
         )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.backends.batch import Piece
+from loragraft.backends.batch import AdapterSet, Piece
 from loragraft.backends.program import Options, Program
 from loragraft.errors import LoragraftError, check_number, naming
 from loragraft.formats.source import ModelSource
@@ -21,7 +21,7 @@ from loragraft.graph.ops import Graph
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.inference.adapters import ModelAdapters
 from loragraft.inference.devices import backend_named
-from loragraft.inference.generate import BATCH, Generation, finite
+from loragraft.inference.generate import Generation, batches, finite
 from loragraft.inference.measurement import DEFAULT_CONTEXT, Activations, BackendName, Measurement
 from loragraft.inference.perplexity import Perplexity, perplexity
 from loragraft.inference.sampling import Sampler, Sampling
@@ -138,7 +138,8 @@ class Model:
         """Logits float32 [n - first, vocab] of the tokens from `first` on of the sequence `ids`, read from its start,
         or [1, vocab] for its last token.
 
-        Raises LoragraftError for no tokens, tokens outside of the vocabulary, or logits that are not finite.
+        Raises LoragraftError for no tokens, tokens outside of the vocabulary, tokens without those that an aLoRA in
+        use begins at, or logits that are not finite.
         """
         tokens = checked_ids(ids)
         check_number("first", first, int)
@@ -151,17 +152,20 @@ class Model:
         sequence = self.program.open_sequence()
         try:
             parts = [
-                self._read(sequence, tokens[start : start + BATCH], first - start)
-                for start in range(0, len(tokens), BATCH)
+                self._read(sequence, tokens[start:stop], first - start, adapters)
+                for start, stop, adapters in batches(self.adapters.parts(tokens, self._told))
             ]
         finally:
             self.program.close_sequence(sequence)
         return np.concatenate([part for part in parts if len(part)])
 
-    def _read(self, sequence: int, tokens: Ids, first: int) -> Floats:
+    def _told(self, ids: Sequence[int]) -> str:
+        return self.detokenize(ids, show_special=True)
+
+    def _read(self, sequence: int, tokens: Ids, first: int, adapters: AdapterSet) -> Floats:
         """The logits from row `first` on; of none if that lies beyond them."""
         wants: int | Literal["none"] = max(first, 0) if first < len(tokens) else "none"
-        logits = self.program.run([Piece(sequence, tokens, self.adapters.active, wants)])
+        logits = self.program.run([Piece(sequence, tokens, adapters, wants)])
         return finite(logits, self.path) if len(logits) else logits
 
     def generate(
@@ -178,8 +182,8 @@ class Model:
         """Continues `prompt`: an iterator over text as it becomes certain, until the model ends it or
         `max_tokens` are made.
 
-        Temperature 0 is greedy. Raises LoragraftError, at the call, for settings out of range or a prompt that leaves
-        no room in the model's context.
+        Temperature 0 is greedy. Raises LoragraftError, at the call, for settings out of range, a prompt that leaves
+        no room in the model's context, or one without the tokens that an aLoRA in use begins at.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, seed)
         ids = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else checked_ids(prompt)
@@ -198,7 +202,7 @@ class Model:
             ids,
             Sampler(sampling),
             min(max_tokens, room),
-            self.adapters.active,
+            self.adapters.parts(ids, self._told),
             self.path,
         )
         self._generations.add(generation)
@@ -254,7 +258,7 @@ def load(
     if keys_values_memory is not None:
         check_number("keys_values_memory", keys_values_memory, int, least=1)
     runner = backend_named(backend, device)
-    source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake)
+    source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake, invoked=True)
     graph = model_graph(source)
     options = Options(
         context=context,

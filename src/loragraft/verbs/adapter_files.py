@@ -13,6 +13,7 @@ import numpy as np
 from loragraft.adapters.gguf_adapter import (
     TYPE,
     gguf_shapes,
+    invocation_metadata,
     is_baked,
     scale_metadata,
     write_gguf_adapter,
@@ -114,6 +115,7 @@ def _write_gguf(
         adapter__type=Value.string("dora" if dora else "lora"),
     )
     metadata |= scale_metadata(adapter)
+    metadata |= invocation_metadata(adapter)
     metadata["general.quantization_version"] = Value.u32(QUANTIZATION_VERSION)
     assert TYPE in metadata
     write_gguf_adapter(adapter, metadata, output, inputs)

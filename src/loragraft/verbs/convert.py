@@ -92,7 +92,7 @@ def convert_adapter(
     Raises `FormatError`, `AdapterError`, `OutputError`.
     """
     model = base if isinstance(base, ModelSource) else open_model(base)
-    loaded = load_adapter(adapter, model, intake=intake)
+    loaded = load_adapter(adapter, model, intake=intake, invoked=to != "mlx")
     for note in loaded.notes:
         progress.note(note)
     return write_adapter(

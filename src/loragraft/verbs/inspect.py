@@ -168,7 +168,7 @@ def inspect(path: Path | str, adapters: AdapterArguments = (), *, intake: Intake
 
 def _with_adapters(report: FileReport, adapters: AdapterArguments, intake: Intake) -> FileReport:
     base = open_model(report.path, dequantize=True, intake=intake)
-    _, loaded = load_adapters(adapters, base, intake=intake)
+    _, loaded = load_adapters(adapters, base, intake=intake, invoked=True)
     on_model = [
         AdapterOnModel(receipt_of(adapter, strength), target_norms(base, adapter, strength), adapter.left_out)
         for adapter, strength in loaded
