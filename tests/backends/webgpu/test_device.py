@@ -46,9 +46,9 @@ def test_without_the_package() -> None:
     [
         (
             Options(activations="q8"),
-            "activations: no such kind on WebGPU: found q8, expected one of auto, f32",
+            "activations: no such kind on webgpu: found q8, expected one of auto, f32",
         ),
-        (Options(keys_values="q8_0"), "keys_values: no such kind on WebGPU: found q8_0"),
+        (Options(keys_values="q8_0"), "keys_values: no such kind on webgpu: found q8_0"),
         (Options(unchecked=True), "fuses every epilogue in its legal order"),
     ],
 )

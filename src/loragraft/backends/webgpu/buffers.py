@@ -1,28 +1,24 @@
-"""What lies on the device: weights in parts that a kernel can see whole, small tensors side by side, a memory that
-grows and is given out in ranges."""
+"""What lies on the device: weights in parts that a kernel can see whole, small tensors side by side, adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from loragraft import _native
 from loragraft.backends.batch import Floats
+from loragraft.backends.gpu.memory import Memory
+from loragraft.backends.gpu.weights import StoredWeights
 from loragraft.backends.program import Weights
 from loragraft.backends.webgpu.device import Device
 from loragraft.backends.webgpu.shaders import octets
 from loragraft.errors import UnsupportedError
-from loragraft.formats.source import TensorSource
-from loragraft.formats.views import values_of
-from loragraft.quants.types import F16, F32, QuantType
+from loragraft.quants.types import QuantType
 from loragraft.units import bytes_text
 
 _CHUNK = 8 << 20
-_F16_MAX = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +40,17 @@ class Matrix:
     parts: tuple[Part, ...]
 
 
-class DeviceWeights:
+class DeviceWeights(StoredWeights):
     """The weights of a graph. Those of a type that no kernel reads become F16, one range of rows at a time."""
 
     def __init__(self, device: Device, weights: Weights) -> None:
-        self._device, self._weights = device, weights
+        super().__init__(weights, octets(), device.name)
+        self._device = device
         self._matrices: dict[str, Matrix] = {}
-        self.converted: dict[str, str] = {}
-        """Weights that are kept as F16, and their types."""
-
-    def kind(self, name: str) -> QuantType:
-        """What the weight is kept as."""
-        tensor = self._weights[name]
-        if not isinstance(tensor, TensorSource):
-            return F32
-        return tensor.type if tensor.type.name in octets() else F16
-
-    def nbytes(self, name: str) -> int:
-        """What it takes on the device."""
-        tensor = self._weights[name]
-        return int(np.prod(tensor.shape[:-1], dtype=np.int64)) * self.kind(name).row_bytes(tensor.shape[-1])
 
     def check(self, names: list[str], room: int | None) -> None:
-        """Raises UnsupportedError, before anything is uploaded, if the weights `names` do not fit `room` bytes."""
-        needed = sum(self.nbytes(name) for name in dict.fromkeys(names))
-        if room is not None and needed > room:
-            raise UnsupportedError(
-                "the weights",
-                f"do not fit the memory of {self._device.name}",
-                found=bytes_text(needed),
-                expected=f"up to {bytes_text(room)}",
-                hint="quantize the model to a smaller type (loragraft quantize), or use --device cpu",
-            )
+        """Raises UnsupportedError, before anything is uploaded, for what does not fit `room` bytes or one buffer."""
+        self.check_room(names, room)
         for name in names:
             row = self.kind(name).row_bytes(self._weights[name].shape[-1])
             if row * 4 > self._device.binding_bytes:
@@ -92,20 +67,11 @@ class DeviceWeights:
             self._matrices[name] = self._upload(name)
         return self._matrices[name]
 
-    def floats(self, name: str) -> Floats:
-        """A small tensor (norm, bias, scale) as float32 in its shape."""
-        tensor = self._weights[name]
-        if isinstance(tensor, TensorSource):
-            return np.array(values_of(tensor), np.float32)
-        return np.ascontiguousarray(tensor, np.float32)
-
     def _upload(self, name: str) -> Matrix:
         kind = self.kind(name)
-        tensor = self._weights[name]
-        columns = tensor.shape[-1]
-        total, row_bytes = int(np.prod(tensor.shape[:-1], dtype=np.int64)), kind.row_bytes(columns)
-        if isinstance(tensor, TensorSource) and tensor.type != kind:
-            self.converted[name] = tensor.type.name
+        shape = self._weights[name].shape
+        columns, total = shape[-1], prod(shape[:-1])
+        row_bytes = kind.row_bytes(columns)
         # Whole rows in whole words; the last octet of the last row may be read past its end.
         most = max(4, _part_bytes(self._device) // row_bytes // 4 * 4)
         parts = []
@@ -115,30 +81,9 @@ class DeviceWeights:
             step = max(4, _CHUNK // row_bytes // 4 * 4)
             for start in range(first, first + rows, step):
                 stop = min(start + step, first + rows)
-                self._device.write(buffer, (start - first) * row_bytes, self._rows(name, start, stop))
+                self._device.write(buffer, (start - first) * row_bytes, self.rows(name, start, stop))
             parts.append(Part(first, rows, self._device.bound(self._device.data["read"], buffer)))
         return Matrix(kind, columns, row_bytes, tuple(parts))
-
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        tensor = self._weights[name]
-        if not isinstance(tensor, TensorSource):
-            return np.asarray(tensor, np.float32).reshape(-1, tensor.shape[-1])[start:stop]
-        data = tensor.rows(start, stop)
-        if tensor.type.name not in octets():
-            values = np.empty((stop - start, tensor.columns), np.float32)
-            _native.dequantize(np.ascontiguousarray(data), values, tensor.type.id, "")
-            if np.abs(values).max(initial=0) > _F16_MAX:
-                raise UnsupportedError(
-                    name,
-                    f"of type {tensor.type}, which this device keeps as F16, has weights beyond it",
-                    found=float(np.abs(values).max()),
-                    hint="use --device cpu",
-                )
-            data = values.astype(np.float16)
-        else:
-            data = np.array(data)
-        tensor.release(start, stop)
-        return data
 
 
 def _part_bytes(device: Device) -> int:
@@ -169,36 +114,18 @@ class Constants:
         return buffer
 
 
-class FloatMemory:
-    """Float32 arrays in one buffer that grows; what is freed is given out again."""
+class FloatMemory(Memory):
+    """Float32 arrays in one buffer."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self.buffer = device.buffer(1 << 16, "adapters")
-        self._free: list[tuple[int, int]] = [(0, self.buffer.size // 4)]
-        """Offset and floats, in order, none next to another."""
-        self._held: dict[int, int] = {}
+        super().__init__(self.buffer.size // 4)
 
-    def add(self, values: Floats) -> int:
-        """Where `values` now lie, in floats. Raises UnsupportedError if there is no room."""
-        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        offset = self._take(max(1, len(flat)))
-        self._device.write(self.buffer, offset * 4, flat)
-        return offset
+    def _write(self, offset: int, values: Floats) -> None:
+        self._device.write(self.buffer, offset * 4, values)
 
-    def drop(self, offset: int) -> None:
-        self._free = list(_merged(sorted([*self._free, (offset, self._held.pop(offset))])))
-
-    def _take(self, count: int) -> int:
-        for place, (offset, size) in enumerate(self._free):
-            if size >= count:
-                self._free[place : place + 1] = [(offset + count, size - count)] if size > count else []
-                self._held[offset] = count
-                return offset
-        self._grow(count)
-        return self._take(count)
-
-    def _grow(self, count: int) -> None:
+    def _grow(self, count: int) -> int:
         old = self.buffer
         size = max(old.size * 2, old.size + count * 4)
         if size > self._device.binding_bytes:
@@ -208,15 +135,4 @@ class FloatMemory:
             encoder = self._device.gpu.create_command_encoder()
             encoder.copy_buffer_to_buffer(old, 0, self.buffer, 0, old.size)
             self._device.queue.submit([encoder.finish()])
-        self._free = list(_merged(sorted([*self._free, (old.size // 4, (self.buffer.size - old.size) // 4)])))
-
-
-def _merged(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    start, size = ranges[0]
-    for offset, more in ranges[1:]:
-        if offset == start + size:
-            size += more
-        else:
-            yield start, size
-            start, size = offset, more
-    yield start, size
+        return int(self.buffer.size) // 4

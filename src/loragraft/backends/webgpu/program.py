@@ -6,26 +6,27 @@ computes, only its result comes back. docs/gpu.md has the design.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet, Batch, Floats
-from loragraft.backends.plan import EmbedStep, LinearStep, Plan, plan
+from loragraft.backends.batch import Batch, Floats
+from loragraft.backends.gpu.pages import PAGE
+from loragraft.backends.gpu.program import PagedProgram, check_options
+from loragraft.backends.gpu.tables import Terms
+from loragraft.backends.gpu.weights import matrices_of
+from loragraft.backends.plan import plan
 from loragraft.backends.program import Backend, Options, Program, Weights
-from loragraft.backends.slots import Slots
-from loragraft.backends.webgpu.adapters import CompiledSet, DeviceAdapters, compiled
 from loragraft.backends.webgpu.buffers import Constants, DeviceWeights, FloatMemory
 from loragraft.backends.webgpu.device import PARAMETERS, Device, open_device
 from loragraft.backends.webgpu.memory import memory_bytes
-from loragraft.backends.webgpu.pages import PAGE, Pages
-from loragraft.backends.webgpu.passes import MOST_ROPES, Pass, Terms, chunks, terms_of
+from loragraft.backends.webgpu.passes import HEAD, MOST_ROPES, Pass
 from loragraft.backends.webgpu.steps import ROWS, Builder, Dispatch, check_steps
-from loragraft.errors import LoragraftError, PoolError, UnsupportedError
+from loragraft.errors import PoolError, UnsupportedError
 from loragraft.graph.ops import Graph, Op
 from loragraft.graph.spec import verify
-from loragraft.units import bytes_text, plural
+from loragraft.units import bytes_text
 
 _MOST_ARENA = 256 << 20
 """Bytes of values of a pass; larger batches go through in parts."""
@@ -42,65 +43,34 @@ class WebGPUBackend(Backend):
 
     def prepare(self, graph: Graph, weights: Weights, options: Options | None = None) -> Program:
         options = options or Options()
-        _check_options(options)
+        check_options(options, "webgpu")
         verify(graph)
         return WebGPUProgram(open_device(self._number), graph, weights, options)
 
 
-def _check_options(options: Options) -> None:
-    if options.unchecked:
-        raise UnsupportedError(
-            "webgpu",
-            "this backend fuses every epilogue in its legal order",
-            hint="use --backend reference",
-        )
-    for setting, found, known in (
-        ("activations", options.activations, ("auto", "f32")),
-        ("keys_values", options.keys_values, ("auto", "f32", "f16")),
-    ):
-        if found not in known:
-            raise UnsupportedError(
-                setting,
-                "no such kind on WebGPU",
-                found=found,
-                expected="one of " + ", ".join(known),
-                hint="use --device cpu",
-            )
-
-
-class WebGPUProgram(Program):
+class WebGPUProgram(PagedProgram):
     """See the module's docstring."""
 
     def __init__(self, device: Device, graph: Graph, weights: Weights, options: Options) -> None:
-        super().__init__(graph, options)
-        self._device = device
         steps = plan(graph)
         held = DeviceWeights(device, weights)
-        matrices = [name for step in steps.steps for name in _matrices(step)]
         check_steps(steps)
-        held.check(matrices, memory_bytes(device))
+        held.check(matrices_of(steps.steps), memory_bytes(device))
         constants = Constants(held)
-        self._plan: Plan = steps
-        self._steps = Builder(device, graph, steps, held, constants, options).build()
-        self.notes += _converted(held.converted)
-        if len(self._steps.ropes) > MOST_ROPES:
+        made = Builder(device, graph, steps, held, constants, options).build()
+        if len(made.ropes) > MOST_ROPES:
             raise UnsupportedError(
-                "graph",
-                "turns in too many ways",
-                found=len(self._steps.ropes),
-                expected=f"up to {MOST_ROPES}",
+                "graph", "turns in too many ways", found=len(made.ropes), expected=f"up to {MOST_ROPES}"
             )
+        self._floats = FloatMemory(device)
+        super().__init__(graph, weights, options, steps, held, self._floats, begin=HEAD)
+        self._device, self._steps = device, made
+        self.notes += held.notes()
         self._constants = constants.upload(device)
-        parameters = np.frombuffer(self._steps.parameters or bytes(PARAMETERS), np.uint8)
+        parameters = np.frombuffer(made.parameters or bytes(PARAMETERS), np.uint8)
         uniform = device.buffer(len(parameters), "the parameters", uniform=True)
         device.write(uniform, 0, parameters)
         self._parameters = device.bound(device.parameters, uniform, size=PARAMETERS)
-        self._memory = FloatMemory(device)
-        fixed = compiled(steps.steps, held.floats, self._memory)
-        self._fixed: CompiledSet | None = fixed
-        self._slots_of = Slots(graph, weights)
-        self._adapters = DeviceAdapters(self._memory, self._slots_of)
-        self._pages = Pages()
         self._pool: list[Any] = []
         self._pool_groups: list[Any] = []
         self._pool_pages = 0
@@ -109,10 +79,8 @@ class WebGPUProgram(Program):
         self._landing: Any = None
         self._bound: tuple[Any, Any, Any] | None = None
         self._values: Any = None
-        self._terms: tuple[list[CompiledSet], Terms] = ([], terms_of([], self._steps.numbers))
         self._hidden_at = next((i for i, node in enumerate(graph.nodes) if node.op is Op.HIDDEN), None)
-        page = PAGE * 4 * sum(layer.words for layer in self._steps.layers)
-        self._page_bytes = page
+        self._page_bytes = PAGE * 4 * sum(layer.words for layer in made.layers)
         self._page_limit = self._most_pages()
 
     def _most_pages(self) -> int | None:
@@ -125,91 +93,11 @@ class WebGPUProgram(Program):
             most = min(most, self.options.pool_bytes // self._page_bytes)
         return most
 
-    # ---- adapters ----
-
-    def _add(self, adapter: Adapter) -> int:
+    def _enter(self) -> None:
         self._device.check_process()
-        slot, graph, tensors = self._slots_of.add(adapter)
-        try:
-            self._adapters.add(graph, tensors, slot)
-        except LoragraftError:
-            self._slots_of.drop(slot)
-            raise
-        return slot
 
-    def _drop(self, slot: int) -> None:
-        self._adapters.drop(slot)
-        self._slots_of.drop(slot)
-
-    def _ready(self, chosen: AdapterSet) -> None:
-        self._adapters.get([chosen])
-
-    # ---- sequences ----
-
-    def _open(self) -> int:
-        return self._pages.open()
-
-    def _fork(self, sequence: int, length: int) -> int:
-        return self._pages.fork(sequence, length)
-
-    def _truncate(self, sequence: int, length: int) -> None:
-        self._pages.truncate(sequence, length)
-
-    def _close(self, sequence: int) -> None:
-        self._pages.close(sequence)
-
-    # ---- running ----
-
-    def _forward(self, batch: Batch, hidden: Floats | None) -> Floats:
-        self._device.check_process()
-        sets = self._adapters.get(batch.sets)
-        if self._fixed is not None:
-            # The graph's own. There are no others, for `attach` refuses a second time.
-            sets = [self._fixed]
-            batch = Batch(
-                batch.tokens, batch.sequences, batch.positions, batch.wants, np.zeros(len(batch), np.int32)
-            )
-        terms = self._terms_of(sets)
-        runs = {
-            run: (int(batch.positions[run.first]), int(batch.positions[run.stop - 1]) + 1)
-            for run in batch.runs()
-        }
-        growth = self._pages.grow(runs, self._page_limit, self._page_bytes)
-        try:
-            self._make_room()
-            parts, copies = [], growth.copies
-            first = 0
-            for part in chunks(batch, self._rows_at_once(terms.stride)):
-                tables = {run.sequence: growth.tables[run.sequence] for run in part.runs()}
-                one = Pass(
-                    part,
-                    tables,
-                    terms,
-                    self._steps.ropes,
-                    copies,
-                    self._plan.floats,
-                    self.width,
-                    self._selects,
-                    self._steps.experts_used,
-                )
-                parts.append(self._submit(one, None if hidden is None else hidden[first : first + len(part)]))
-                copies, first = [], first + len(part)
-        except BaseException:
-            self._pages.abandon(growth)
-            raise
-        self._pages.commit(growth)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _terms_of(self, sets: list[CompiledSet]) -> Terms:
-        """The table of these sets: from pass to pass they are mostly the same."""
-        known, terms = self._terms
-        if len(known) != len(sets) or any(one is not other for one, other in zip(known, sets, strict=True)):
-            terms = terms_of(sets, self._steps.numbers)
-            self._terms = sets, terms
-        return terms
-
-    def _rows_at_once(self, stride: int) -> int:
-        each = 4 * (self._plan.floats + self.width + stride * self._steps.experts_used)
+    def _rows_at_once(self, terms: Terms) -> int:
+        each = 4 * (self._plan.floats + self.width + terms.stride * self._steps.experts_used)
         most = min(self._device.binding_bytes, _MOST_ARENA) // each
         if not most:
             raise UnsupportedError(
@@ -221,13 +109,10 @@ class WebGPUProgram(Program):
         return min(most, _MOST_ROWS, self._device.groups // self._steps.experts_used)
 
     def _make_room(self) -> None:
-        """The pool as large as the pages ask for, at least twice what it was, with what it held."""
         if self._pages.pages <= self._pool_pages:
             return
         device = self._device
-        pages = max(self._pages.pages, 2 * self._pool_pages, 8)
-        if self._page_limit is not None:
-            pages = max(self._pages.pages, min(pages, self._page_limit))
+        pages = self._grown(self._pool_pages)
         pool = [
             device.buffer(pages * PAGE * 4 * layer.words, "keys and values of a layer", full=PoolError)
             for layer in self._steps.layers
@@ -241,13 +126,32 @@ class WebGPUProgram(Program):
         self._pool, self._pool_pages = pool, pages
         self._pool_groups = [device.bound(device.data["write"], buffer) for buffer in pool]
 
-    def _submit(self, one: Pass, hidden: Floats | None) -> Floats:
+    def _part(
+        self,
+        batch: Batch,
+        tables: Mapping[int, list[int]],
+        terms: Terms,
+        copies: Sequence[tuple[int, int]],
+        hidden: Floats | None,
+    ) -> Floats:
+        made = self._steps
+        one = Pass(
+            batch,
+            tables,
+            terms,
+            made.ropes,
+            copies,
+            self._plan.floats,
+            self.width,
+            self._selects,
+            made.experts_used,
+        )
         device, words = self._device, one.words()
         if self._arena.size < one.arena * 4:
             self._arena = device.buffer(one.arena * 4, "the values of a pass")
         if self._batch.size < words.nbytes:
             self._batch = device.buffer(2 * words.nbytes, "the batch")
-        bound = self._arena, self._batch, self._memory.buffer
+        bound = self._arena, self._batch, self._floats.buffer
         if self._bound != bound:
             self._bound, self._values = bound, device.bound(device.values, *bound, self._constants)
         device.write(self._batch, 0, words)
@@ -334,15 +238,3 @@ class WebGPUProgram(Program):
             encoder.copy_buffer_to_buffer(self._arena, at * 4, self._landing, 0, size)
             self._device.queue.submit([encoder.finish()])
         return self._landed(size).reshape(rows, *shape)
-
-
-def _converted(types: dict[str, str]) -> list[str]:
-    """What is said of the weights that the device keeps in another type than the file."""
-    names = ", ".join(sorted(set(types.values())))
-    return [f"{plural(len(types), 'weight')} of type {names}: kept as F16 on the GPU"] if types else []
-
-
-def _matrices(step: Any) -> list[str]:
-    if isinstance(step, LinearStep):
-        return [linear.weight for linear in step.linears]
-    return [step.weight] if isinstance(step, EmbedStep) else []

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-NONE = 0xFFFFFFFF
-"""No such tensor; of a place, the output."""
-
 _PARTS = {
     "linear": ("common", "blocks"),
     "embed": ("common", "blocks"),

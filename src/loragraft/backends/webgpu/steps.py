@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from loragraft.backends.gpu.program import halves
+from loragraft.backends.gpu.tables import NONE, RopeTable
 from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.program import Options
-from loragraft.backends.reference_ops import rope_factors
 from loragraft.backends.webgpu.buffers import Constants, DeviceWeights
 from loragraft.backends.webgpu.device import PARAMETERS, Device
-from loragraft.backends.webgpu.passes import Pass, RopeTable
-from loragraft.backends.webgpu.shaders import NONE, Shader, shader
+from loragraft.backends.webgpu.passes import Pass
+from loragraft.backends.webgpu.shaders import Shader, shader
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.graph.spec import value_shapes
@@ -103,8 +104,7 @@ class Builder:
     ) -> None:
         self._device, self._plan, self._weights, self._constants = device, plan, weights, constants
         self.shapes, self._context = value_shapes(graph), options.context
-        kept = options.keys_values
-        self._halves = kept == "f16" or (kept == "auto" and options.activations != "f32")
+        self._halves = halves(options)
         self._parameters: list[bytes] = []
         self._layers: dict[int, int] = {}
         self._ropes: dict[Any, int] = {}
@@ -159,12 +159,6 @@ class Builder:
         rows = self._rows(node)
         return lambda p: folded(-(-rows(p) * each // 64))
 
-    def one(self, scale: str | float | None) -> float:
-        """A scale that may be a tensor [1]."""
-        if isinstance(scale, str):
-            return float(self._weights.floats(scale).reshape(-1)[0])
-        return 1.0 if scale is None else scale
-
     def _offset(self, name: str | None) -> int:
         return NONE if name is None else self._constants.offset(name)
 
@@ -182,8 +176,8 @@ class Builder:
                     "part_first": part.first,
                     "part_rows": part.rows,
                     "row_bytes": matrix.row_bytes,
-                    "scale": self.one(step.scale),
-                    "arch": self.one(step.arch_scale),
+                    "scale": self._weights.one(step.scale),
+                    "arch": self._weights.one(step.arch_scale),
                     "linear": self.made.numbers,
                     "by_position": int(step.by_position),
                 },
@@ -230,7 +224,7 @@ class Builder:
                     "row_bytes": matrix.row_bytes,
                     "scale": self._offset(linear.scale),
                     "bias": self._offset(linear.bias),
-                    "arch": self.one(linear.arch_scale),
+                    "arch": self._weights.one(linear.arch_scale),
                 },
                 data=part.group,
                 few=None if used else self._device.pipeline(shader("linear", kind, 1)),
@@ -298,7 +292,7 @@ class Builder:
                     "CLAMP", y, inputs[0], a=-_MAX if low is None else low, b=_MAX if high is None else high
                 )
             case Op.ARCH_SCALE:
-                factor = self.one(node.weights[0]) if node.weights else at["value"]
+                factor = self._weights.one(node.weights[0]) if node.weights else at["value"]
                 yield self._pointwise("AFFINE", y, inputs[0], a=factor)
             case Op.SHIFT:
                 yield self._pointwise("AFFINE", y, inputs[0], a=1.0, b=at["value"])
@@ -334,11 +328,8 @@ class Builder:
         at = node.attrs
         key = (at["frequencies"], node.weights, at["magnitude"])
         if key not in self._ropes:
-            per_position = np.asarray(at["frequencies"], np.float64)
-            if factors := rope_factors(node, self._context):
-                per_position = per_position / self._weights.floats(factors)
             self._ropes[key] = len(self.made.ropes)
-            self.made.ropes.append(RopeTable(per_position, at["magnitude"], at["rotary"]))
+            self.made.ropes.append(RopeTable.of(node, self._context, self._weights.floats))
         return self.dispatch(
             shader("rope"),
             self._threads(y, self.width(y)),

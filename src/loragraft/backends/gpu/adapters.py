@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loragraft.backends.batch import AdapterSet, Floats
+from loragraft.backends.gpu.memory import Memory
 from loragraft.backends.plan import EmbedStep, Linear, LinearStep, LoraTerm, Step, steps_of
 from loragraft.backends.slots import Slots
-from loragraft.backends.webgpu.buffers import FloatMemory
 from loragraft.graph.ops import Graph
 
 Lookup = Callable[[str], Floats]
@@ -32,7 +32,7 @@ class CompiledSet:
     lengths: dict[int, int] = field(default_factory=dict)
     owned: list[int] = field(default_factory=list)
 
-    def drop(self, memory: FloatMemory) -> None:
+    def drop(self, memory: Memory) -> None:
         for offset in self.owned:
             memory.drop(offset)
 
@@ -51,7 +51,7 @@ def numbered(steps: list[Step] | tuple[Step, ...]) -> Iterator[tuple[int, Linear
 def compiled(
     steps: list[Step] | tuple[Step, ...],
     floats: Lookup,
-    memory: FloatMemory,
+    memory: Memory,
     known: Mapping[int, int] | None = None,
 ) -> CompiledSet | None:
     """The adapters in these steps; None if there are none. `known`: where arrays lie already, by their id."""
@@ -82,7 +82,7 @@ def compiled(
 class DeviceAdapters:
     """The adapters of a program by slot, and the sets of them that rows run under."""
 
-    def __init__(self, memory: FloatMemory, slots: Slots) -> None:
+    def __init__(self, memory: Memory, slots: Slots) -> None:
         self._memory, self._slots = memory, slots
         self._adapters: dict[int, CompiledSet] = {}
         self._arrays: dict[int, dict[int, int]] = {}

@@ -1,0 +1,176 @@
+"""A program on a GPU: adapters and sequences, whatever runs the kernels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from loragraft.adapters.lora import Adapter
+from loragraft.backends.batch import AdapterSet, Batch, Floats
+from loragraft.backends.gpu.adapters import CompiledSet, DeviceAdapters, compiled, numbered
+from loragraft.backends.gpu.memory import Memory
+from loragraft.backends.gpu.pages import Pages
+from loragraft.backends.gpu.tables import Terms, chunks, terms_of
+from loragraft.backends.gpu.weights import StoredWeights
+from loragraft.backends.plan import Plan
+from loragraft.backends.program import Options, Program, Weights
+from loragraft.backends.slots import Slots
+from loragraft.errors import LoragraftError, UnsupportedError
+from loragraft.graph.ops import Graph
+
+
+def check_options(options: Options, device: str) -> None:
+    """Raises UnsupportedError for what no backend for GPUs does. `device`: what `--device` calls it."""
+    if options.unchecked:
+        raise UnsupportedError(
+            device,
+            "this backend fuses every epilogue in its legal order",
+            hint="use --backend reference",
+        )
+    for setting, found, known in (
+        ("activations", options.activations, ("auto", "f32")),
+        ("keys_values", options.keys_values, ("auto", "f32", "f16")),
+    ):
+        if found not in known:
+            raise UnsupportedError(
+                setting,
+                f"no such kind on {device}",
+                found=found,
+                expected="one of " + ", ".join(known),
+                hint="use --device cpu",
+            )
+
+
+def halves(options: Options) -> bool:
+    """Whether keys and values are kept as F16; F32 if not."""
+    kept = options.keys_values
+    return kept == "f16" or (kept == "auto" and options.activations != "f32")
+
+
+class PagedProgram(Program):
+    """Adapters by slot in one memory of the device, sequences in pages of a pool. `begin`: see `terms_of`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Weights,
+        options: Options,
+        plan: Plan,
+        held: StoredWeights,
+        memory: Memory,
+        *,
+        begin: int = 0,
+    ) -> None:
+        super().__init__(graph, options)
+        self._plan, self._memory, self._begin = plan, memory, begin
+        self._numbers = sum(1 for _ in numbered(plan.steps))
+        self._fixed: CompiledSet | None = compiled(plan.steps, held.floats, memory)
+        self._slots_of = Slots(graph, weights)
+        self._adapters = DeviceAdapters(memory, self._slots_of)
+        self._terms: tuple[list[CompiledSet], Terms] = ([], terms_of([], self._numbers, begin))
+        self._pages = Pages()
+        self._page_bytes = 0
+        self._page_limit: int | None = None
+
+    # ---- adapters ----
+
+    def _add(self, adapter: Adapter) -> int:
+        self._enter()
+        slot, graph, tensors = self._slots_of.add(adapter)
+        try:
+            self._adapters.add(graph, tensors, slot)
+        except LoragraftError:
+            self._slots_of.drop(slot)
+            raise
+        return slot
+
+    def _drop(self, slot: int) -> None:
+        self._adapters.drop(slot)
+        self._slots_of.drop(slot)
+
+    def _ready(self, chosen: AdapterSet) -> None:
+        self._adapters.get([chosen])
+
+    # ---- sequences ----
+
+    def _open(self) -> int:
+        return self._pages.open()
+
+    def _fork(self, sequence: int, length: int) -> int:
+        return self._pages.fork(sequence, length)
+
+    def _truncate(self, sequence: int, length: int) -> None:
+        self._pages.truncate(sequence, length)
+
+    def _close(self, sequence: int) -> None:
+        self._pages.close(sequence)
+
+    # ---- running ----
+
+    def _forward(self, batch: Batch, hidden: Floats | None) -> Floats:
+        self._enter()
+        sets = self._adapters.get(batch.sets)
+        if self._fixed is not None:
+            # The graph's own. There are no others, for `attach` refuses a second time.
+            sets = [self._fixed]
+            batch = Batch(
+                batch.tokens, batch.sequences, batch.positions, batch.wants, np.zeros(len(batch), np.int32)
+            )
+        terms = self._terms_of(sets)
+        runs = {
+            run: (int(batch.positions[run.first]), int(batch.positions[run.stop - 1]) + 1)
+            for run in batch.runs()
+        }
+        growth = self._pages.grow(runs, self._page_limit, self._page_bytes)
+        try:
+            self._make_room()
+            parts: list[Floats] = []
+            copies, first = growth.copies, 0
+            for part in chunks(batch, self._rows_at_once(terms)):
+                tables = {run.sequence: growth.tables[run.sequence] for run in part.runs()}
+                rows = None if hidden is None else hidden[first : first + len(part)]
+                parts.append(self._part(part, tables, terms, copies, rows))
+                copies, first = [], first + len(part)
+        except BaseException:
+            self._pages.abandon(growth)
+            raise
+        self._pages.commit(growth)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _terms_of(self, sets: list[CompiledSet]) -> Terms:
+        """The table of these sets: from pass to pass they are mostly the same."""
+        known, terms = self._terms
+        if len(known) != len(sets) or any(one is not other for one, other in zip(known, sets, strict=True)):
+            terms = terms_of(sets, self._numbers, self._begin)
+            self._terms = sets, terms
+        return terms
+
+    def _grown(self, held: int) -> int:
+        """Pages for a pool that has `held`: at least twice as many, if the limit allows."""
+        pages = max(self._pages.pages, 2 * held, 8)
+        return pages if self._page_limit is None else max(self._pages.pages, min(pages, self._page_limit))
+
+    @abstractmethod
+    def _enter(self) -> None:
+        """Raises LoragraftError where the device cannot be used any more."""
+
+    @abstractmethod
+    def _make_room(self) -> None:
+        """Let the pool have `self._pages.pages` pages, with what it holds. Raises PoolError if there is no memory."""
+
+    @abstractmethod
+    def _rows_at_once(self, terms: Terms) -> int:
+        """The most rows of a part of a batch."""
+
+    @abstractmethod
+    def _part(
+        self,
+        batch: Batch,
+        tables: Mapping[int, list[int]],
+        terms: Terms,
+        copies: Sequence[tuple[int, int]],
+        hidden: Floats | None,
+    ) -> Floats:
+        """Run rows of a batch, `copies` of pages made before; the output. `tables`: of each sequence its pages."""
