@@ -145,6 +145,7 @@ def test_it_stops_where_it_does_not_pay_and_tries_again() -> None:
     for rows in (1, 2, 4, 8) * 8:
         costs.passed(rows, 0.004 + 0.001 * rows)
     assert costs.of(8) / costs.of(1) == pytest.approx(12 / 5, rel=0.01)
+    assert costs.of(8) < costs.of(9) < 1.2 * costs.of(8)
     lookup = Lookup([1, 2, 3, 4, 5, 6, 1, 2, 3])
     assert lookup.guesses(1, costs, 8)
     for _ in range(12):
@@ -158,3 +159,29 @@ def test_it_stops_where_it_does_not_pay_and_tries_again() -> None:
     for rows in (1, 2, 4, 8) * 8:
         expensive.passed(rows, 0.001 * rows)  # a row costs a pass: nothing to gain
     assert lookup.guesses(1, expensive, 8) == []
+
+
+def test_slow_passes_now_and_then_change_nothing() -> None:
+    """Others use the processors too: what a size costs is what it costs when nobody disturbs."""
+    random = np.random.default_rng(0)
+    costs = PassCosts()
+    for number in range(400):
+        rows = 1 if number % 10 else 9
+        disturbed = 0.05 if rows == 1 and random.random() < 0.3 else 0.0
+        costs.passed(rows, 0.003 + 0.001 * rows + disturbed)
+    assert costs.of(9) / costs.of(1) == pytest.approx(3)
+    doubtful = Lookup([1, 2, 3, 4, 5, 6, 1, 2, 3])
+    for _ in range(12):
+        doubtful.judged(2, 0)
+    assert doubtful.guesses(1, costs, 8) == []
+
+
+def test_a_size_that_was_slow_when_it_was_tried_is_tried_again() -> None:
+    costs = PassCosts()
+    costs.passed(2, 0.5)
+    for _ in range(200):
+        costs.passed(1, 0.003)
+    assert costs.of(2) == 0.5
+    for _ in range(200):
+        costs.passed(1, 0.003)
+    assert costs.of(2) == pytest.approx(0.003 * 5 / 4)

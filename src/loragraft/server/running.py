@@ -28,6 +28,7 @@ from loragraft.inference.scheduler.request import (
 )
 from loragraft.server import answers
 from loragraft.server.errors import ApiError, api_error
+from loragraft.server.mailbox import Inbox
 from loragraft.server.state import State
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Running:
     def __init__(self, state: State, request: Request) -> None:
         self._scheduler, self._mailbox = state.scheduler, state.mailbox
         self.request = request
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._inbox = Inbox()
         self._over = False
         self.adapters: tuple[Ran, ...] = ()
         self.cached = 0
@@ -53,7 +54,7 @@ class Running:
 
     async def __aenter__(self) -> Running:
         self._mailbox.loop = asyncio.get_running_loop()
-        self.request.emit = partial(self._mailbox.put, self._events)
+        self.request.emit = partial(self._mailbox.put, self._inbox)
         try:
             self._scheduler.submit(self.request)
         except LoragraftError as error:
@@ -64,6 +65,11 @@ class Running:
     async def __aexit__(self, *what: object) -> None:
         if not self._over:
             self._scheduler.cancel(self.request)
+
+    @property
+    def more(self) -> bool:
+        """Whether the next event is there already."""
+        return len(self._inbox) > 0
 
     async def started(self) -> None:
         """Wait until the request is worked on: what it runs with is known then, and most errors have shown."""
@@ -82,7 +88,7 @@ class Running:
                 yield event
 
     async def _next(self) -> Event:
-        event = await self._events.get()
+        event = await self._inbox.get()
         if isinstance(event, Failed):
             self._over = True
             raise api_error(event.error)
@@ -132,7 +138,19 @@ async def complete(running: Running) -> list[Reply]:
 async def streamed(running: Running, events: AsyncIterator[bytes], http: HttpRequest) -> Response:
     """`events` of the running request as an answer, once it is worked on."""
     await begun(running, http)
-    return answers.stream(events, receipt_header(running.adapters), running)
+    return answers.stream(_joined(events, running), receipt_header(running.adapters), running)
+
+
+async def _joined(events: AsyncIterator[bytes], running: Running) -> AsyncIterator[bytes]:
+    """What can be sent at once, in one: a chunk costs more than what is in it."""
+    held: list[bytes] = []
+    async for event in events:
+        held.append(event)
+        if not running.more:
+            yield b"".join(held)
+            held.clear()
+    if held:
+        yield b"".join(held)
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], http: HttpRequest) -> T:

@@ -9,39 +9,63 @@ themselves.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 GRAM = 3
 MOST = 8
 """Guesses in a row."""
-_WEIGHT = 0.05  # of a new pass in the mean of the passes' costs
+_LATEST = 8  # passes of a size that are remembered
+_OLD = 256  # passes after which one is forgotten
 _TRUST = 0.2  # of a new guess in what is thought of guesses
 _AGAIN = 48  # tokens after which guessing is tried again
 
 
 class PassCosts:
-    """What a pass costs: seconds = fixed + row * rows, fitted to the latest passes (least squares, forgetting)."""
+    """What passes cost: of each number of rows the fastest of the latest. The fastest, as others may use the processors
+    now and then: a line through all passes was bent so far by a few slow ones that rows seemed to cost nothing."""
 
     def __init__(self) -> None:
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._passes = 0
+        self._seen: dict[int, deque[tuple[int, float]]] = {}
+        self._fastest: dict[int, float] = {}
 
     def passed(self, rows: int, seconds: float) -> None:
-        keep = 1 - _WEIGHT
-        self._n = keep * self._n + 1
-        self._x = keep * self._x + rows
-        self._y = keep * self._y + seconds
-        self._xx = keep * self._xx + rows * rows
-        self._xy = keep * self._xy + rows * seconds
+        self._passes += 1
+        self._seen.setdefault(rows, deque(maxlen=_LATEST)).append((self._passes, seconds))
+        self._look(rows)
+        if self._passes % (_OLD // 8) == 0:
+            for size in list(self._seen):
+                self._look(size)
 
     def of(self, rows: int) -> float:
-        """Of a pass of so many rows, in any unit; before passes of different sizes were seen, a row is thought to cost
-        a third of the fixed part."""
-        spread = self._n * self._xx - self._x * self._x
-        if self._n < 8 or spread < 1e-9 * self._xx * self._n:
-            return 1.0 + rows / 3
-        slope = max((self._n * self._xy - self._x * self._y) / spread, 0.0)
-        fixed = max((self._y - slope * self._x) / self._n, 0.0)
-        return fixed + slope * rows or 1.0
+        """Of a pass of so many rows, in any unit: between sizes that were seen lately by a line, beyond them as if a
+        row cost a third of what a pass costs without any. So a size is tried, and then known."""
+        if rows in self._fastest:
+            return self._fastest[rows]
+        below = max((size for size in self._fastest if size < rows), default=None)
+        above = min((size for size in self._fastest if size > rows), default=None)
+        if below is not None and above is not None:
+            low, high = self._fastest[below], self._fastest[above]
+            return low + (high - low) * (rows - below) / (above - below)
+        nearest = above if below is None else below
+        if nearest is None:
+            return _supposed(rows)
+        return self._fastest[nearest] * _supposed(rows) / _supposed(nearest)
+
+    def _look(self, rows: int) -> None:
+        """Forget what is old of this size."""
+        passes = self._seen[rows]
+        while passes and passes[0][0] <= self._passes - _OLD:
+            passes.popleft()
+        if passes:
+            self._fastest[rows] = min(seconds for _, seconds in passes)
+        else:
+            del self._seen[rows], self._fastest[rows]
+
+
+def _supposed(rows: int) -> float:
+    return 1.0 + rows / 3
 
 
 class Lookup:

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from loragraft.backends.batch import Batch
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
 from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
@@ -220,7 +221,8 @@ class Scheduler:
 
     def _deliver(self) -> None:
         """Hand out what a pass has made, at once and just before the next: then this thread needs Python's lock no
-        more, and whoever listens need not fight for it after each event."""
+        more, and whoever listens need not fight for it. (NumPy gives it away even to count to one: a batch that is put
+        together after this waits until the listeners are done.)"""
         for label, tokens in self._made.items():
             self.telemetry.made(label, tokens)
         self._made.clear()
@@ -363,10 +365,11 @@ class Scheduler:
         plan = list(self._compose())
         if not plan:
             return
-        self._deliver()
-        start = time.perf_counter()
         try:
             embeds = any(job.request.embed is not None for job, _, _ in plan)
+            if embeds:
+                self._deliver()
+            start = time.perf_counter()
             found = self._forward(plan, self._hidden.beside if embeds else self._logits)
             if found is None:
                 return
@@ -432,7 +435,9 @@ class Scheduler:
         return choice.lookup.guesses(replies, self.costs, room - 1)
 
     def _logits(self, pieces: list[Rows]) -> tuple[Floats, Floats | None]:
-        return self._program.run(pieces), None
+        batch = Batch.of(pieces, self._program.length)
+        self._deliver()
+        return self._program.forward(batch), None
 
     def _forward(
         self, plan: Sequence[tuple[Job, Choice | None, Rows]], run: Callable[[list[Rows]], T]
