@@ -343,3 +343,35 @@ def test_a_long_text_is_embedded_in_parts(model: Model, scheduler: Scheduler) ->
         assert not isinstance(event, Failed), event.error
     last = parts[1][-1].astype(np.float64)
     np.testing.assert_array_equal(event.vector, (last / np.sqrt(np.square(last).sum())).astype(np.float32))
+
+
+@pytest.mark.parametrize(("pause", "fewest", "most"), [(0.0, 20, 30), (60.0, 2, 4)])
+def test_pieces_are_gathered_but_the_first_and_the_last(
+    model: Model, pause: float, fewest: int, most: int
+) -> None:
+    """The events after which listeners are woken, under a pause that no pass reaches, and under none."""
+    shelf = Shelf(model.program, lambda path: plain_only(load_adapter(path, model.source)))
+    scheduler = Scheduler(
+        model.program, model.tokenizer, shelf, context=model.context_length, lookup=False, pause=pause
+    )
+    seen: list[list[str]] = [[]]
+    scheduler.outbox.delivered = lambda: seen.append([])
+    made = asked(model, "And the king", 24)
+    emit = made.request.emit
+
+    def noted(event: object) -> None:
+        seen[-1].append(type(event).__name__)
+        emit(event)  # type: ignore[arg-type]
+
+    made.request.emit = noted
+    scheduler.start()
+    scheduler.submit(made.request)
+    text = text_of(made)
+    scheduler.stop(10)
+    assert text == "".join(model.generate("And the king", max_tokens=24, temperature=0))
+    turns = [turn for turn in seen if turn]
+    assert fewest <= len(turns) <= most
+    assert turns[0] == ["Started"]
+    assert turns[1] == ["Piece"]  # as soon as it is made
+    assert turns[-1][-2:] == ["Finished", "Done"]
+    assert sum(turn.count("Piece") for turn in turns) > 20

@@ -57,7 +57,7 @@ class State:
     mailbox: Mailbox = field(default_factory=Mailbox)
 
     def __post_init__(self) -> None:
-        self.scheduler.delivered = self.mailbox.send
+        self.scheduler.outbox.delivered = self.mailbox.send
 
     @property
     def shelf(self) -> Shelf:

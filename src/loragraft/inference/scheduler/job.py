@@ -32,6 +32,8 @@ class Choice:
     constraint: Constraint | None
     made: list[int] = field(default_factory=list)
     unsent: list[Scored] = field(default_factory=list)
+    begun: bool = False
+    """Whether something of it was sent."""
     next: int | None = None
     """The token to feed; None before the first and after the last."""
     lookup: Lookup | None = None

@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
 from loragraft.inference.scheduler.job import Choice, Job
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
+from loragraft.inference.scheduler.outbox import Outbox
 from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache, common_prefix
 from loragraft.inference.scheduler.request import (
     Embedded,
@@ -57,7 +59,8 @@ class Scheduler:
     `sequences`: replies at once at most; `chunk`: rows of prompts in a pass that also holds replies; `waiting`:
     requests that may queue, more are refused with `BusyError`; `check` raises what makes the results of a pass
     worthless, such as a model's file that became shorter; `lookup`: guess tokens where the text repeats itself, if that
-    pays (`scheduler.lookup`). `start` before the first `submit`.
+    pays (`scheduler.lookup`); `pause`: seconds for which pieces of a reply, but the first and the last, may be gathered
+    before they are handed out. `start` before the first `submit`.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Scheduler:
         waiting: int = 256,
         prefixes: int = 256,
         lookup: bool = True,
+        pause: float = 0.01,
         telemetry: Telemetry | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -96,10 +100,8 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._state = "new"
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
-        self._outbox: list[tuple[Request, Event]] = []
-        self._made: Counter[str] = Counter()
-        self.delivered: Callable[[], None] = lambda: None
-        """Called, from the scheduler's thread, when the events of a pass have been emitted."""
+        self.outbox = Outbox(self.telemetry, pause)
+        self._pass_seconds = 0.0
         shelf.changed = self._nudge
 
     # ---- from any thread ----
@@ -186,7 +188,8 @@ class Scheduler:
 
     def _work(self) -> None:
         while True:
-            self._deliver()
+            if not self._jobs:
+                self.outbox.hand_out()
             with self._wake:
                 while not self._jobs and self._state == "running":
                     self._wake.wait()
@@ -200,7 +203,7 @@ class Scheduler:
                     self._fail(job, error)
         for job in list(self._jobs.values()):
             self._fail(job, BusyError("server", "stopped before the request was done"))
-        self._deliver()
+        self.outbox.hand_out()
         self._cache.clear()
         self._state = "stopped"
 
@@ -211,26 +214,13 @@ class Scheduler:
             self._embed()
             self._pass()
         else:
-            self._deliver()
+            self.outbox.hand_out()
             with self._wake:  # adapters are being loaded
                 if self._jobs:
                     self._wake.wait(0.05)
 
-    def _emit(self, job: Job, event: Event) -> None:
-        self._outbox.append((job.request, event))
-
-    def _deliver(self) -> None:
-        """Hand out what a pass has made, at once and just before the next: then this thread needs Python's lock no
-        more, and whoever listens need not fight for it. (NumPy gives it away even to count to one: a batch that is put
-        together after this waits until the listeners are done.)"""
-        for label, tokens in self._made.items():
-            self.telemetry.made(label, tokens)
-        self._made.clear()
-        outbox, self._outbox = self._outbox, []
-        for request, event in outbox:
-            request.emit(event)
-        if outbox:
-            self.delivered()
+    def _emit(self, job: Job, event: Event, *, urgent: bool = True) -> None:
+        self.outbox.put(job.request, event, urgent=urgent)
 
     def _sweep(self) -> None:
         """End what was cancelled or took too long."""
@@ -330,6 +320,7 @@ class Scheduler:
                 texts.append(job)
         if not texts:
             return
+        self.outbox.hand_out()
         plan = [(job, None, job.rows(job.request.prompt, wants="all")) for job in texts]
         try:
             hidden = self._forward(plan, self._hidden.alone)
@@ -363,14 +354,17 @@ class Scheduler:
     def _pass(self) -> None:
         """One batch: every reply's next token, then pieces of prompts."""
         plan = list(self._compose())
+        replies_only = all(choice is not None for _, choice, _ in plan)
+        embeds = any(job.request.embed is not None for job, _, _ in plan)
+        if embeds or not plan:
+            self.outbox.hand_out()
         if not plan:
             return
+        start = time.perf_counter()
         try:
-            embeds = any(job.request.embed is not None for job, _, _ in plan)
-            if embeds:
-                self._deliver()
-            start = time.perf_counter()
-            found = self._forward(plan, self._hidden.beside if embeds else self._logits)
+            found = self._forward(
+                plan, self._hidden.beside if embeds else partial(self._logits, replies_only)
+            )
             if found is None:
                 return
             self._check()
@@ -381,8 +375,9 @@ class Scheduler:
         logits, hidden = found
         rows = sum(len(rows.tokens) for _, _, rows in plan)
         seconds = time.perf_counter() - start
-        if all(choice is not None for _, choice, _ in plan):
+        if replies_only:
             self.costs.passed(rows, seconds)
+            self._pass_seconds = seconds
         self.telemetry.passed(rows, len(plan), seconds)
         at = 0
         for job, choice, piece in plan:
@@ -434,9 +429,11 @@ class Scheduler:
         room = min(job.request.max_tokens, self.context - len(job.request.prompt)) - len(choice.made)
         return choice.lookup.guesses(replies, self.costs, room - 1)
 
-    def _logits(self, pieces: list[Rows]) -> tuple[Floats, Floats | None]:
+    def _logits(self, replies_only: bool, pieces: list[Rows]) -> tuple[Floats, Floats | None]:
         batch = Batch.of(pieces, self._program.length)
-        self._deliver()
+        # Not before: NumPy gives Python's lock away even to count to one, and would wait for whoever was woken.
+        if not (replies_only and self.outbox.can_wait(self._pass_seconds)):
+            self.outbox.hand_out()
         return self._program.forward(batch), None
 
     def _forward(
@@ -521,7 +518,7 @@ class Scheduler:
         choice.made.append(token)
         if choice.lookup is not None:
             choice.lookup.push(token)
-        self._made[job.label] += 1
+        self.outbox.made(job.label)
         choice.unsent.append(Scored.of(token, logits, request.logprobs))
         text = choice.stops.push(choice.decoder.push(token))
         full = len(request.prompt) + len(choice.made) >= self.context
@@ -536,7 +533,8 @@ class Scheduler:
     def _send(self, job: Job, choice: Choice, text: str) -> None:
         tokens, choice.unsent = tuple(choice.unsent), []
         if text or tokens:
-            self._emit(job, Piece(choice.number, text, tokens))
+            self._emit(job, Piece(choice.number, text, tokens), urgent=not choice.begun)
+            choice.begun = True
 
     def _finish(self, job: Job, choice: Choice, reason: FinishReason, text: str = "") -> None:
         if not choice.stops.hit:
