@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 import loragraft as lg
+from loragraft.adapters import difference
+from loragraft.adapters.spectrum import low_rank
 from loragraft.cli import app
 from loragraft.errors import AdapterError, LoragraftError
-from loragraft.formats.views import float_rows, widened
+from loragraft.formats.views import float_rows, in_memory, widened
 from loragraft.opening import load_adapter, open_model
 from loragraft.quants.types import F32
 from paths import arrays, data
@@ -188,3 +190,45 @@ def test_the_command(tuned: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 2
     assert "--rank 16, or --energy 0.95" in result.output
+
+
+def test_large_differences_are_read_in_blocks(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embedding's may be larger than memory: the same pairs, without holding it; also on several threads."""
+    base = data("llama-kjv")
+    once = lg.extract(base, tuned, tmp_path / "a", rank=5, threads=1)
+    monkeypatch.setattr(difference, "_MOST_HELD", 1000)
+    monkeypatch.setattr(difference, "_CHUNK_WEIGHTS", 5000)
+    monkeypatch.setattr("loragraft.verbs.extract._MOST_BYTES", 30_000)
+    again = lg.extract(base, tuned, tmp_path / "b", rank=5, threads=3)
+    assert [one.target for one in again.modules] == [one.target for one in once.modules]
+    model = open_model(base)
+    before, after = load_adapter(tmp_path / "a", model), load_adapter(tmp_path / "b", model)
+    for name, pair in before.pairs.items():
+        other = after.pairs[name]
+        assert nmse(other.b @ other.a, pair.b @ pair.a) < 1e-9, name
+    for one, other in zip(once.modules, again.modules, strict=True):
+        assert np.isclose(one.energy, other.energy, rtol=1e-6)
+        assert np.isclose(one.relative, other.relative, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1100, 1500), (1500, 1100)])
+def test_blocks_of_what_is_not_small(shape: tuple[int, int]) -> None:
+    """Iterated and dense, of matrices with more rows or more columns, where values fall slowly."""
+    rng = np.random.default_rng(3)
+    values = np.arange(1, 1001) ** -0.5
+    u, v = (np.linalg.qr(rng.standard_normal((n, 1000)))[0] for n in shape)
+    matrix = ((u * values) @ v.T).astype(np.float32)
+    weights = [in_memory("w", array) for array in (np.zeros(shape, np.float32), matrix)]
+    kept = np.cumsum(np.square(values)) / np.square(values).sum()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(difference, "_CHUNK_WEIGHTS", 300_000)
+        for rank, energy in ((8, None), (None, 0.2), (None, 0.93)):
+            found = low_rank(difference.Difference(*weights, 0, shape[0]), rank, energy)
+            best = rank or int(np.searchsorted(kept, energy)) + 1
+            assert best <= found.rank <= best + (best > 1000 // 4)
+            assert np.isclose(found.energy, kept[found.rank - 1], rtol=2e-3 if rank else 1e-4)
+            left = np.linalg.norm(matrix.astype(np.float64) - found.b.astype(np.float64) @ found.a)
+            assert np.isclose(left**2, (1 - found.energy) * np.square(values).sum(), rtol=1e-4)
+            np.testing.assert_allclose(found.a @ found.a.T, np.eye(found.rank), atol=1e-5)

@@ -14,7 +14,7 @@ from loragraft.cli import console
 from loragraft.cli.adapter_output import TO
 from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import JSON
+from loragraft.cli.options import JSON, THREADS
 from loragraft.cli.progress import progress
 from loragraft.units import plural
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @flag("--norms", help="Carry norms that differ, as whole tensors.")
 @flag("--embeddings", help="Make pairs for the embedding and the output too.")
 @TO
+@THREADS
 @JSON
 @intake_options
 def extract(
@@ -52,6 +53,7 @@ def extract(
     norms: bool,
     embeddings: bool,
     to: str | None,
+    threads: int | None,
     as_json: bool,
     intake: Intake,
 ) -> None:
@@ -73,6 +75,7 @@ def extract(
             embeddings=embeddings,
             to=to,
             intake=intake,
+            threads=threads,
             progress=bars,
         )
     if as_json:

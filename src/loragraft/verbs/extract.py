@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
+from loragraft.adapters.difference import Difference, differ
 from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
 from loragraft.adapters.rebase import unscaled
 from loragraft.adapters.spectrum import LowRank, low_rank, squared_norm
 from loragraft.errors import AdapterError, LoragraftError, OutputError, check_number
 from loragraft.formats.gguf.model import model_files
 from loragraft.formats.source import ModelSource, TensorSource
-from loragraft.formats.views import float_rows, in_memory
+from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import open_model
 from loragraft.progress import SILENT, Noted, Progress
-from loragraft.quants.types import F32
 from loragraft.system.files import named_path
+from loragraft.system.threads import in_threads, thread_count
 from loragraft.verbs.adapter_files import kind_of, write_adapter
 
-_CHUNK_WEIGHTS = 1 << 22
+#: What the differences that are worked on may take together.
+_MOST_BYTES = 1 << 29
 _ROUTERS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")
 
 
@@ -60,6 +64,17 @@ class ExtractReport:
         return max(one.rank for one in self.modules)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A weight's pair (None: no difference), the part of the energy that it keeps, and the squared norms of the
+    difference and of the weight."""
+
+    pair: LoraPair | None
+    energy: float
+    difference: float
+    weight: float
+
+
 def extract(
     base: str | PathLike[str] | ModelSource,
     tuned: str | PathLike[str] | ModelSource,
@@ -71,6 +86,7 @@ def extract(
     embeddings: bool = False,
     to: str | None = None,
     intake: Intake = STRICT,
+    threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ExtractReport:
     """Write the adapter that makes `tuned` of `base` as well as a rank can: Hugging Face folders or GGUFs, each of any
@@ -79,7 +95,7 @@ def extract(
     `rank`: of every pair, at most. `energy`: the part of each difference's squared norm to keep, 0 to 1, at the
     smallest rank that does; one of the two must be given, and with both the smaller rank counts. Weights that do not
     differ get no pair. `norms`: norms and biases that differ are carried whole. `embeddings`: pairs for the embedding
-    and the output too. Memory: the adapter, and a few times one weight of the smaller side in float32.
+    and the output too. Memory: the adapter, and the differences of a few weights in float32 (`_MOST_BYTES`).
 
     Raises `FormatError`, `AdapterError` for models that do not fit each other or do not differ, `OutputError`.
     """
@@ -97,30 +113,33 @@ def extract(
     whole: dict[str, TensorSource] = {}
     kept = total = 0.0
     progress.start("Extracting", sum(target.tensors[name].n_rows for name in names))
-    for name in names:
-        before, after = (
-            unscaled(source.tensors, _stored(source, name)),
-            unscaled(target.tensors, _stored(target, name)),
-        )
-        matrix = len(before.shape) > 1 and not name.endswith(_ROUTERS)
-        if before.shape != after.shape:
-            report.left_out.append(name)
-        elif not matrix or (name in (EMBEDDING, OUTPUT) and not embeddings):
-            if _differ(before, after):
-                vector = len(before.shape) == 1
-                if norms and vector and name.endswith("_norm.weight"):
-                    whole[name] = in_memory(name, _rows(after, 0, after.n_rows).reshape(after.shape))
+    room = _Room()
+
+    def work(name: str) -> _Found | None:
+        """The pair of a matrix; None for what gets none."""
+        before, after = _both(source, target, name)
+        found = None
+        if before.shape == after.shape and _is_adapted(name, after, embeddings):
+            with room.of(Difference(before, after, 0, after.shape[-2]).nbytes):
+                found = _pair(name, before, after, rank, energy)
+        progress.advance(after.n_rows)
+        return found
+
+    for name, found in zip(names, in_threads(work, names, thread_count(threads)), strict=True):
+        if found is None:
+            before, after = _both(source, target, name)
+            if before.shape != after.shape:
+                report.left_out.append(name)
+            elif differ(before, after):
+                if norms and len(before.shape) == 1 and name.endswith("_norm.weight"):
+                    whole[name] = in_memory(name, values_of(after))
                 else:
                     report.left_out.append(name)
-        else:
-            found, difference, weight = _pair(name, before, after, rank, energy)
-            if found is not None:
-                pair, own = found
-                pairs[name] = pair
-                kept, total = kept + own * difference, total + difference
-                relative = (difference / weight) ** 0.5 if weight else float("inf")
-                report.modules.append(Extracted(name, pair.rank, own, relative))
-        progress.advance(after.n_rows)
+        elif found.pair is not None:
+            pairs[name] = found.pair
+            kept, total = kept + found.energy * found.difference, total + found.difference
+            relative = (found.difference / found.weight) ** 0.5 if found.weight else float("inf")
+            report.modules.append(Extracted(name, found.pair.rank, found.energy, relative))
     if not pairs and not whole:
         raise AdapterError(
             target.path,
@@ -189,64 +208,80 @@ def _common(source: ModelSource, target: ModelSource) -> list[str]:
     return [name for name in names if name not in missing]
 
 
+def _both(source: ModelSource, target: ModelSource, name: str) -> tuple[TensorSource, TensorSource]:
+    before, after = (unscaled(model.tensors, _stored(model, name)) for model in (source, target))
+    return before, after
+
+
+def _is_adapted(name: str, weight: TensorSource, embeddings: bool) -> bool:
+    """Whether it gets a pair if it differs."""
+    if len(weight.shape) < 2 or name.endswith(_ROUTERS):
+        return False
+    return embeddings or name not in (EMBEDDING, OUTPUT)
+
+
 def _stored(model: ModelSource, name: str) -> str:
     return EMBEDDING if name == OUTPUT and OUTPUT not in model.tensors else name
 
 
-def _rows(tensor: TensorSource, start: int, stop: int) -> Floats:
-    return float_rows(tensor.rows(start, stop), F32)
+class _Room:
+    """Lets threads wait until the differences that are worked on take little memory together."""
 
+    def __init__(self) -> None:
+        self._taken, self._changed = 0, threading.Condition()
 
-def _spans(tensor: TensorSource, first: int, last: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _CHUNK_WEIGHTS // tensor.columns)
-    for start in range(first, last, step):
-        yield start, min(start + step, last)
-
-
-def _differ(before: TensorSource, after: TensorSource) -> bool:
-    for span in _spans(after, 0, after.n_rows):
-        if not np.array_equal(_rows(before, *span), _rows(after, *span)):
-            return True
-        before.release(*span)
-        after.release(*span)
-    return False
+    @contextmanager
+    def of(self, nbytes: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + nbytes <= _MOST_BYTES)
+            self._taken += nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= nbytes
+                self._changed.notify_all()
 
 
 def _pair(
     name: str, before: TensorSource, after: TensorSource, rank: int | None, energy: float | None
-) -> tuple[tuple[LoraPair, float] | None, float, float]:
-    """The pair and the part of the energy that it keeps (None: no difference), the squared norms of the difference and
-    of the weight."""
-    experts = after.shape[:-2]
+) -> _Found:
     rows = after.shape[-2]
     found: list[LowRank] = []
     squares: list[float] = []
     weight = 0.0
-    for matrix in range(after.n_rows // rows):
-        difference = np.empty((rows, after.columns), np.float32)
-        for start, stop in _spans(after, matrix * rows, (matrix + 1) * rows):
-            old = _rows(before, start, stop)
-            weight += squared_norm(old)
-            np.subtract(
-                _rows(after, start, stop), old, out=difference[start - matrix * rows : stop - matrix * rows]
+    for first in range(0, after.n_rows, rows):
+        difference = Difference(before, after, first, rows)
+        matrix: Floats | Difference = difference
+        if difference.is_held:
+            matrix, own = difference.held()
+            squares.append(squared_norm(matrix))
+        else:
+            own, square = difference.norms()
+            squares.append(square)
+        weight += own
+        if not np.isfinite(squares[-1]):
+            raise AdapterError(
+                name,
+                "holds NaN or infinity in one of the models",
+                hint="loragraft check MODEL tells which of the two",
             )
-            for read in (before, after):
-                read.release(start, stop)
-        if not np.isfinite(difference).all():
-            raise AdapterError(name, "holds NaN or infinity in one of the models")
-        squares.append(squared_norm(difference))
-        found.append(low_rank(difference, rank, energy))
+        found.append(low_rank(matrix, rank, energy))
     total = sum(squares)
     if not total:
-        return None, 0.0, weight
+        return _Found(None, 0.0, 0.0, weight)
     kept = sum(one.energy * square for one, square in zip(found, squares, strict=True)) / total
     width = max(one.rank for one in found)
-    a = np.zeros((len(found), width, after.columns), np.float32)
-    b = np.zeros((len(found), rows, width), np.float32)
-    for number, one in enumerate(found):
-        a[number, : one.rank], b[number, :, : one.rank] = one.a, one.b
+    if len(found) == 1:
+        a, b = found[0].a, found[0].b
+    else:
+        a = np.zeros((len(found), width, after.columns), np.float32)
+        b = np.zeros((len(found), rows, width), np.float32)
+        for number, one in enumerate(found):
+            a[number, : one.rank], b[number, :, : one.rank] = one.a, one.b
+    experts = after.shape[:-2]
     pair = LoraPair(name, a.reshape(*experts, width, -1), b.reshape(*experts, rows, width), 1.0)
-    return (pair, kept), total, weight
+    return _Found(pair, kept, total, weight)
 
 
 def _listed(names: list[str]) -> str:
