@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 VOCABULARY = 64
 STEP = 3
+PEFT_STEP = 6
 #: Model types whose norms multiply by 1 + weight.
 STORED_LESS_ONE = ("gemma3_text",)
 Shapes = dict[str, list[int]]

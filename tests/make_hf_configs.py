@@ -1,8 +1,12 @@
-"""Makes golden/hf-configs.json and .npz; needs torch and transformers: `python tests/make_hf_configs.py`."""
+"""Makes golden/hf-configs.json and .npz; needs torch and transformers: `python tests/make_hf_configs.py [CASE ...]`.
+
+With names of cases, or how they begin, these are made anew, and what there is of the others stays.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +76,17 @@ QWEN_IMAGES = {
     "vision_start_token_id": 1,
     "vision_end_token_id": 1,
 }
+LATENT = {
+    **ROUTED,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+    "first_k_dense_replace": 1,
+}
+LATENT_GROUPS = {**LATENT, **GROUPED, "num_key_value_heads": 4, "routed_scaling_factor": 2.5}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 Edit = Callable[[dict[str, Any]], None]
 ABSENT = "absent"
@@ -551,6 +566,44 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "deepseek2": ("DeepseekV2", {**LATENT, "n_group": None, "topk_group": None}, None),
+    "deepseek2-lite": (
+        "DeepseekV2",
+        {**LATENT, "q_lora_rank": None, "n_shared_experts": 2, "first_k_dense_replace": 0},
+        None,
+    ),
+    "deepseek2-groups": (
+        "DeepseekV2",
+        {
+            **LATENT_GROUPS,
+            "topk_method": "group_limited_greedy",
+            **rope("yarn", mscale=0.707, mscale_all_dim=0.707, **YARN),
+        },
+        None,
+    ),
+    "deepseek2-bias": ("DeepseekV2", {**LATENT, "attention_bias": True, **rope("yarn", **YARN)}, None),
+    "deepseek3": ("DeepseekV3", LATENT_GROUPS, None),
+    "deepseek3-yarn": (
+        "DeepseekV3",
+        {**LATENT, "norm_topk_prob": False, **rope("yarn", mscale=1.0, mscale_all_dim=1.0, **YARN)},
+        None,
+    ),
+    "deepseek3-yarn-ratio": (
+        "DeepseekV3",
+        {**LATENT, "q_lora_rank": None, **rope("yarn", mscale=1.0, mscale_all_dim=0.5, **YARN)},
+        None,
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", {**LATENT, "first_k_dense_replace": ABSENT}, None),
+    "glm4_moe_lite-groups": (
+        "Glm4MoeLite",
+        {
+            **LATENT_GROUPS,
+            "first_k_dense_replace": ABSENT,
+            "num_hidden_layers": 3,
+            "mlp_layer_types": ["dense", "dense", "sparse"],
+        },
+        None,
+    ),
 }
 
 
@@ -581,14 +634,16 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     ids = np.random.default_rng(0).integers(2, VOCABULARY, 48)
-    found = {case: run(*spec, torch.tensor(ids[None])) for case, spec in CASES.items()}
-    text = json.dumps(
-        {case: record for case, (record, _) in found.items()}, indent=None, separators=(",", ":")
-    )
+    chosen, found, logits = tuple(sys.argv[1:]), {}, {}
+    if chosen:
+        found = json.loads((GOLDEN / "hf-configs.json").read_text())
+        logits = dict(np.load(GOLDEN / "hf-configs.npz"))
+    for case, spec in CASES.items():
+        if not chosen or case.startswith(chosen):
+            found[case], logits[case] = run(*spec, torch.tensor(ids[None]))
+    text = json.dumps({case: found[case] for case in CASES}, separators=(",", ":"))
     (GOLDEN / "hf-configs.json").write_text(text.replace('},"', '},\n"') + "\n")
-    np.savez_compressed(
-        GOLDEN / "hf-configs.npz", ids=ids, **{case: logits for case, (_, logits) in found.items()}
-    )
+    np.savez_compressed(GOLDEN / "hf-configs.npz", ids=ids, **{case: logits[case] for case in CASES})
 
 
 if __name__ == "__main__":

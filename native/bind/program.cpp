@@ -246,6 +246,10 @@ void bind_program(nb::module_& m) {
         .def("split", [](Program& p, Value x, Value y, int64_t parts, int64_t start) {
             return p.add(split_step(x, y, parts, start));
         })
+        .def("concat", [](Program& p, Value a, Value b, Value y, int64_t parts) {
+            return p.add(concat_step(a, b, y, parts));
+        })
+        .def("all_experts", [](Program& p, Value ids) { return p.add(all_experts_step(ids)); })
         .def("top_k", [](Program& p, Value logits, Value ids) { return p.add(top_k_step(logits, ids)); })
         .def(
             "choose",

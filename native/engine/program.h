@@ -153,8 +153,10 @@ std::unique_ptr<Step> binary_step(Value a, Value b, Value y, Binary f);
 std::unique_ptr<Step> mul_rows_step(Value a, Value b, Value y); // each element of b for several of a
 std::unique_ptr<Step> xielu_step(Value x, Value y, float alpha_p, float alpha_n, float beta, float eps);
 std::unique_ptr<Step> split_step(Value x, Value y, int64_t parts, int64_t start);
+std::unique_ptr<Step> concat_step(Value a, Value b, Value y, int64_t parts);
 
 // program_routing.cpp
+std::unique_ptr<Step> all_experts_step(Value ids); // 0 to its width - 1, in each row
 std::unique_ptr<Step> top_k_step(Value logits, Value ids);
 std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale);
 std::unique_ptr<Step> experts_sum_step(Value y, Value weights, Value sum);

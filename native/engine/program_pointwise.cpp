@@ -132,4 +132,18 @@ std::unique_ptr<Step> split_step(Value x, Value y, int64_t parts, int64_t start)
     });
 }
 
+std::unique_ptr<Step> concat_step(Value a, Value b, Value y, int64_t parts) {
+    require(parts > 0 && a.width % parts == 0 && b.width % parts == 0 && y.width == a.width + b.width, "concat: widths");
+    require(a.space == y.space && b.space == y.space, "concat: values of different rows");
+    const int64_t left = a.width / parts, right = b.width / parts;
+    return step_of(a.space, [=](Pass& pass) {
+        const float *first = pass.floats(a), *second = pass.floats(b);
+        float* to = pass.floats(y);
+        over_rows(pass.threads, pass.rows[a.space] * parts, left + right, [&](int64_t r) {
+            float* own = std::copy_n(first + r * left, left, to + r * (left + right));
+            std::copy_n(second + r * right, right, own);
+        });
+    });
+}
+
 } // namespace lg

@@ -9,6 +9,20 @@ namespace lg {
 
 namespace {
 
+class AllExpertsStep : public Step {
+  public:
+    explicit AllExpertsStep(Value ids) : Step(ids.space), ids_(ids) { require(ids.width > 0, "all_experts: width"); }
+    void run(Pass& pass) const override {
+        for (int64_t row = 0; row < pass.rows[space]; ++row) {
+            int32_t* ids = pass.ints(ids_) + row * ids_.width;
+            std::iota(ids, ids + ids_.width, 0);
+        }
+    }
+
+  private:
+    const Value ids_;
+};
+
 class TopKStep : public Step {
   public:
     TopKStep(Value logits, Value ids) : Step(logits.space), logits_(logits), ids_(ids) {
@@ -104,6 +118,7 @@ class ExpertsSumStep : public Step {
 
 } // namespace
 
+std::unique_ptr<Step> all_experts_step(Value ids) { return std::make_unique<AllExpertsStep>(ids); }
 std::unique_ptr<Step> top_k_step(Value logits, Value ids) { return std::make_unique<TopKStep>(logits, ids); }
 std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale) {
     return std::make_unique<RouteStep>(logits, ids, weights, softmax, normalize, scale);

@@ -27,8 +27,8 @@ from tolerances import NATIVE_F32, REFERENCE, WEBGPU, nmse
 
 #: A multimodal model's language model, whatever is around it; nothing to others.
 TEXT_ONLY = Intake(text_only=True)
-#: Cases with experts chosen by corrected gates, queries that grow with their position, or xIELU.
-NO_GPU_KERNEL = ("dots1", "glm4_moe", "minimax_m2", "ernie-experts", "ministral3", "apertus")
+#: Cases with latent attention, experts chosen by corrected gates, queries that grow with their position, or xIELU.
+NO_GPU_KERNEL = ("deepseek", "dots1", "glm4_moe", "minimax_m2", "ernie-experts", "ministral3", "apertus")
 BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
     ("reference", REFERENCE),
     ("native", NATIVE_F32),
@@ -325,7 +325,12 @@ def test_an_exported_configuration_means_the_same(tmp_path: Path, case: str) -> 
     again = hyperparameters(arch, model_type, Config(Path("config.json"), config, model_type.defaults), 1)
     ours = {key: value.data for key, value in model.metadata.items() if key.startswith(f"{arch.name}.")}
     theirs = {key: value.data for key, value in again.items() if key.startswith(f"{arch.name}.")}
-    implied = ("attention.key_length", "attention.value_length", "rope.scaling.yarn_attn_factor")
+    implied = (
+        "attention.key_length",
+        "attention.value_length",
+        "expert_gating_func",
+        "rope.scaling.yarn_attn_factor",
+    )
     assert theirs.keys() - ours.keys() <= {f"{arch.name}.{key}" for key in implied}
     for key, value in ours.items():
         if isinstance(value, str):

@@ -23,9 +23,18 @@ OURS = {
     "gemma2": {"attention.scale"},
     "olmoe-norm": {"expert_weights_norm"},
     "minimax_m2": {"expert_gating_func"},
+    "deepseek3": {"expert_gating_func"},
+    "deepseek3-yarn": {"expert_gating_func"},
+    "deepseek3-yarn-ratio": {"expert_gating_func", "rope.scaling.attn_factor"},
+    "glm4_moe_lite": {"expert_gating_func"},
+    "glm4_moe_lite-groups": {"expert_gating_func"},
 }
-#: Written otherwise: the converter has 1e-5 for every GLM.
-OTHER = {"glm": {"attention.layer_norm_rms_epsilon"}}
+#: Written otherwise: the converter has 1e-5 for every GLM, and does not read GLM-4.7's list of layers.
+OTHER = {
+    "glm": {"attention.layer_norm_rms_epsilon"},
+    "glm4_moe_lite": {"leading_dense_block_count"},
+    "glm4_moe_lite-groups": {"leading_dense_block_count"},
+}
 
 
 def without_ones(shape: list[int]) -> list[int]:

@@ -119,6 +119,8 @@ def test_learned_positions(backend: Backend, tolerance: float) -> None:
         (Op.SOFT_CAP, {"cap": 0.0}, "cap: found 0.0, expected a number above 0"),
         (Op.CLAMP, {"low": 1.0, "high": 0.0}, "limits: found 1.0 to 0.0"),
         (Op.RMS_NORM, {"eps": 1e-6, "group": 7}, "elements of a group: found 7, expected a divisor of 24"),
+        (Op.RESHAPE, {"parts": 5}, "parts: found 5, expected 0, or a divisor of 24"),
+        (Op.ALL_EXPERTS, {"count": 0}, "experts: found 0, expected at least 1"),
     ],
 )
 def test_illegal_attributes(op: Op, attrs: dict[str, Any], message: str) -> None:
@@ -257,3 +259,25 @@ def test_xielu(backend: Backend, tolerance: float) -> None:
     found, wide = run(backend, Op.XIELU, attrs, {"token_embd.weight": x}), x[IDS].astype(np.float64)
     below = 1.3 * (np.exp(np.minimum(wide, 0)) - 1 - wide) + 0.5 * wide
     assert nmse(found, np.where(wide > 0, 0.7 * wide * wide + 0.5 * wide, below)) < tolerance
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
+def test_a_matrix_for_each_head(backend: Backend, tolerance: float) -> None:
+    """Heads taken apart, one part of each multiplied, the other put behind it again."""
+    rng = np.random.default_rng(8)
+    weights = {
+        "token_embd.weight": rng.normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32),
+        "stack.weight": rng.normal(0, 1, (HEADS, 5, 4)).astype(np.float32),
+    }
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
+    x = g.embed(g.tokens())
+    heads = g.heads(x, HEADS, "heads")
+    ids = g.add(Op.ALL_EXPERTS, (x,), label="ids", count=HEADS)
+    product = g.experts(g.split(heads, 0, 4, "first"), ids, "stack")
+    whole = g.concat(product, g.split(heads, 4, 6, "rest"), "both")
+    graph = g.finish(g.flat(whole, "flat"))
+    verify(graph)
+    own = weights["token_embd.weight"][IDS].reshape(TOKENS, HEADS, 6).astype(np.float64)
+    turned = np.einsum("thi,hoi->tho", own[..., :4], weights["stack.weight"])
+    expected = np.concatenate([turned, own[..., 4:]], axis=-1).reshape(TOKENS, -1)
+    assert nmse(logits_of(backend, graph, weights, IDS), expected) < tolerance

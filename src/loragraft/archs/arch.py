@@ -49,6 +49,9 @@ class ConfigClass:
     """Keys that the class reads, and logits do not depend on."""
     biases: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The linears, by GGUF's name in a layer, that have a bias if the key is true; under "", those that always have."""
+    left_out: Callable[[Config, str], bool] = lambda config, name: False
+    """Whether a checkpoint's tensor of this name has no place in GGUF (so has it llama.cpp's converter), and none in
+    what transformers computes: a note says so."""
     experts: bool | None = None
     """Whether its models have experts; None: they may."""
 

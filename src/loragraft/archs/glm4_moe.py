@@ -35,17 +35,21 @@ from loragraft.formats.gguf.values import Metadata, Value
 _PREDICTORS = "num_nextn_predict_layers"
 
 
-def _predictors(config: Config) -> int:
+def predictors(config: Config) -> int:
     return min(config.optional_integer(_PREDICTORS) or 0, MAX_LAYERS)
 
 
 def _all_layers(config: Config) -> Metadata:
-    return {"block_count": Value.u32(config.n_layers + _predictors(config))}
+    return {"block_count": Value.u32(config.n_layers + predictors(config))}
 
 
 def _all_layers_back(model: GgufModel) -> dict[str, Any]:
     more = model.h.predictors
     return {LAYERS[0]: len(model.h.layers) - more, _PREDICTORS: more}
+
+
+#: How many layers there are, those that predict further on included.
+ALL_LAYERS = Computed(frozenset([*LAYERS, _PREDICTORS]), _all_layers, _all_layers_back)
 
 
 def _norms_back(model: GgufModel) -> dict[str, Any]:
@@ -56,7 +60,7 @@ GLM4_MOE = ConfigClass(
     "glm4_moe",
     "Glm4MoeForCausalLM",
     keys=(
-        Computed(frozenset([*LAYERS, _PREDICTORS]), _all_layers, _all_layers_back),
+        ALL_LAYERS,
         *usual.usual_keys(
             norm=usual.rms_norm(),
             rope=RopeParameters(partial=True),
@@ -70,9 +74,7 @@ GLM4_MOE = ConfigClass(
                 Computed(frozenset(), lambda config: {"expert_gating_func": Value.u32(2)}),
                 Number("expert_weights_scale", "routed_scaling_factor"),
                 Flag("expert_weights_norm", "norm_topk_prob"),
-                Computed(
-                    frozenset(), lambda config: {"nextn_predict_layers": Value.u32(_predictors(config))}
-                ),
+                Computed(frozenset(), lambda config: {"nextn_predict_layers": Value.u32(predictors(config))}),
                 Computed(frozenset(["use_qk_norm"]), lambda config: {}, _norms_back),
             ),
         )[1:],
@@ -97,14 +99,16 @@ GLM4_MOE = ConfigClass(
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
     keys.cover("expert_shared_count")
-    h = dense_below(keys, read_decoder(keys))
-    predictors = min(keys.count("nextn_predict_layers", 0, least=0), len(h.layers) - 1)
     routing = read_routing(keys, "sigmoid", normalize=True, group_best=2)
-    return replace(h, routing=routing, predictors=predictors)
+    return replace(with_predictors(keys, dense_below(keys, read_decoder(keys))), routing=routing)
+
+
+def with_predictors(keys: MetadataKeys, h: Hparams) -> Hparams:
+    return replace(h, predictors=min(keys.count("nextn_predict_layers", 0, least=0), len(h.layers) - 1))
 
 
 #: Of the layers that predict further on.
-_PREDICTION = (
+PREDICTION = (
     in_layer("eh_proj", "nextn.eh_proj"),
     in_layer("embed_tokens", "nextn.embed_tokens"),
     in_layer("enorm", "nextn.enorm"),
@@ -125,7 +129,7 @@ ARCH = Arch(
         *EXPERTS,
         router_bias("mlp.gate.e_score_correction_bias"),
         *SHARED_EXPERTS,
-        *_PREDICTION,
+        *PREDICTION,
     ),
     hparams=hyperparameters,
     build=Decoder(

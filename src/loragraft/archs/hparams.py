@@ -39,6 +39,21 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """Heads whose keys and values are made of one latent vector (multi-head latent attention, DeepSeek-V2, arXiv
+    2405.04434). Sizes in elements."""
+
+    rank: int
+    """Of the latent vector."""
+    plain: int
+    """Of a head's query and key, what does not turn."""
+    turned: int
+    """And what does; all heads have one such key."""
+    value: int
+    """Of a head's value."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One layer. Sizes in elements."""
 
@@ -86,6 +101,7 @@ class Hparams:
     logit_scale: float = 1.0
     routing: Routing | None = None
     """None: as the record has it."""
+    latent: Latent | None = None
     predictors: int = 0
     """The last so many layers predict tokens further on (multi-token prediction): they are kept, and not run."""
     extra: Mapping[str, Any] = field(default_factory=dict)

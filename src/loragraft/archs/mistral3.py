@@ -36,6 +36,10 @@ def _scaling(config: Config) -> Metadata:
     }
 
 
+def _assumed(factor: float, all_dim: float) -> float:
+    return standard_magnitude(factor) / standard_magnitude(factor, all_dim)
+
+
 class MinistralRope(RopeParameters):
     """As YaRN's, with what GGUF says of it in keys of their own."""
 
@@ -53,7 +57,7 @@ MINISTRAL3 = ConfigClass(
     "Ministral3ForCausalLM",
     keys=usual.usual_keys(
         norm=usual.rms_norm(),
-        rope=MinistralRope(log_multiplier=True),
+        rope=MinistralRope(assumed=_assumed),
         head_dim=HeadDim(always=True),
         windows=EVERY_LAYER,
         more=(

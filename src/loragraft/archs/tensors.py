@@ -80,6 +80,21 @@ class Reordered(Rows):
         return self.find(h, layer, rows)
 
 
+@dataclass(frozen=True, slots=True)
+class OfHeads(Rows):
+    """Of each head's rows a part, `find(h, layer)`: how many heads there are, and which rows of each (first, the one
+    behind the last, of how many). The GGUF tensor is a stack with a matrix for each head, `turned`: transposed."""
+
+    find: Callable[[Hparams, int], tuple[int, int, int, int]]
+    turned: bool = False
+
+    def order(self, h: Hparams, layer: int, rows: int) -> Order:
+        heads, first, last, each = self.find(h, layer)
+        if rows != heads * each:
+            raise ValueError(f"{rows} rows do not divide into {heads} heads of {each}")
+        return np.arange(rows).reshape(heads, each)[:, first:last].reshape(-1)
+
+
 def _by_kind(h: Hparams, layer: int, rows: int) -> Order:
     own = h.layers[layer]
     each = own.heads // max(own.kv_heads, 1) + 2
@@ -141,6 +156,11 @@ class Tensor:
     """None: it is a tensor of its own."""
     after: str | None = None
     """The tensor of GGUF behind which llama.cpp's converter writes this one; None: where it comes."""
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether GGUF has it as a stack by head, each matrix transposed."""
+        return isinstance(self.rows, OfHeads) and self.rows.turned
 
 
 def in_layer(hf: str, gguf: str, rows: Rows | None = None, values: Values | None = None) -> Tensor:

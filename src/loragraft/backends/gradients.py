@@ -308,6 +308,10 @@ def _from_split(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Flo
     return (back,)
 
 
+def _from_concat(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, a: Floats, b: Floats) -> Back:
+    return g[..., : a.shape[-1]], g[..., a.shape[-1] :]
+
+
 def _from_mul(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, a: Floats, b: Floats) -> Back:
     def like(x: Floats, back: Array) -> Array:
         return back.sum(axis=-1, keepdims=True) if x.shape[-1] == 1 != back.shape[-1] else back
@@ -360,6 +364,7 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.EMBED: _nothing,
     Op.EMBED_SCALE: _nothing,
     Op.TOP_K: _nothing,
+    Op.ALL_EXPERTS: _nothing,
     Op.RMS_NORM: _from_rms_norm,
     Op.LAYER_NORM: _from_layer_norm,
     Op.MATMUL: _from_matmul,
@@ -375,6 +380,8 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.ROPE: _from_rope,
     Op.ATTENTION: _from_attention,
     Op.SPLIT: _from_split,
+    Op.CONCAT: _from_concat,
+    Op.RESHAPE: lambda t, node, g, value, kept, x: (g.reshape(x.shape),),
     Op.ADD: lambda t, node, g, value, kept, a, b: (g, g),
     Op.MUL: _from_mul,
     Op.SILU: _from_silu,

@@ -249,6 +249,15 @@ def _split(s: Pass, node: Node, x: Floats) -> Array:
     return x[..., node.attrs["start"] : node.attrs["stop"]]
 
 
+def _reshape(s: Pass, node: Node, x: Floats) -> Array:
+    parts = node.attrs["parts"]
+    return x.reshape(len(x), parts, -1) if parts else x.reshape(len(x), -1)
+
+
+def _all_experts(s: Pass, node: Node, x: Floats) -> Array:
+    return np.tile(np.arange(node.attrs["count"], dtype=np.int32), (len(x), 1))
+
+
 def _add(s: Pass, node: Node, a: Floats, b: Floats) -> Array:
     return a + b
 
@@ -314,6 +323,7 @@ OPS: Mapping[Op, Run] = {
     Op.EXPERTS_LORA: _experts_lora,
     Op.EXPERTS_DORA_SCALE: _experts_dora_scale,
     Op.EXPERTS_BIAS: _experts_bias,
+    Op.ALL_EXPERTS: _all_experts,
     Op.TOP_K: _top_k,
     Op.ROUTE: _route,
     Op.EXPERTS_SUM: _experts_sum,
@@ -321,6 +331,8 @@ OPS: Mapping[Op, Run] = {
     Op.ROPE: _rope,
     Op.ATTENTION: _attention,
     Op.SPLIT: _split,
+    Op.CONCAT: lambda s, node, a, b: np.concatenate([a, b], axis=-1),
+    Op.RESHAPE: _reshape,
     Op.ADD: _add,
     Op.MUL: _mul,
     Op.SILU: _silu,

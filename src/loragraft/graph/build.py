@@ -130,6 +130,18 @@ class GraphBuilder:
         """Elements [start, stop) of each row."""
         return self.add(Op.SPLIT, (x,), label=label, start=start, stop=stop)
 
+    def heads(self, x: Ref, count: int, label: str) -> Ref:
+        """[T, count, n] of [T, count * n]."""
+        return self.add(Op.RESHAPE, (x,), label=label, parts=count)
+
+    def flat(self, x: Ref, label: str) -> Ref:
+        """[T, n] of any value: the way back."""
+        return self.add(Op.RESHAPE, (x,), label=label, parts=0)
+
+    def concat(self, a: Ref, b: Ref, label: str) -> Ref:
+        """The elements of a and then those of b."""
+        return self.add(Op.CONCAT, (a, b), label=label)
+
     def scale(self, x: Ref, factor: float, label: str) -> Ref:
         """x times a factor that the architecture defines; x itself if that is 1."""
         return x if factor == 1.0 else self.add(Op.ARCH_SCALE, (x,), label=label, value=float(factor))

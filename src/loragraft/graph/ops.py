@@ -61,6 +61,9 @@ class Op(StrEnum):
     """(y [T, k, out], ids; g [E, out]) -> y * g[ids]"""
     EXPERTS_BIAS = "experts_bias"
     """(y [T, k, out], ids; b [E, out]) -> y + b[ids]"""
+    ALL_EXPERTS = "all_experts"
+    """(x; count) -> ids int32 [T, count]: 0 to count - 1 in every row. A stack with a matrix for each head is
+    multiplied as experts that are all chosen."""
     TOP_K = "top_k"
     """(logits [T, E]; bias [E] or none; k, gating "softmax" | "sigmoid" or none, groups, groups_used, group_best or
     none) -> ids int32 [T, k]; largest first, ties to the lower index. With a gating the gates' values are compared,
@@ -91,6 +94,10 @@ class Op(StrEnum):
 
     SPLIT = "split"
     """(x; start, stop) -> x[..., start:stop]; takes a fused projection apart"""
+    CONCAT = "concat"
+    """(a [..., m], b [..., n]) -> [..., m + n]; a first"""
+    RESHAPE = "reshape"
+    """(x; parts) -> [T, parts, n] with the same elements in order, or [T, n] for parts = 0: heads apart, or together"""
     ADD = "add"
     """(a, b) -> a + b"""
     MUL = "mul"

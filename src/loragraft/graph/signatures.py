@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from loragraft.graph.ops import Node, Op
@@ -217,6 +218,25 @@ def _split(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return (*ins[0][:-1], at["stop"] - at["start"])
 
 
+def _concat(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    a, b = ins
+    _need("axes before the last", b[:-1], a[:-1])
+    return (*a[:-1], a[-1] + b[-1])
+
+
+def _reshape(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    elements, parts = prod(ins[0]), at["parts"]
+    if parts < 0 or (parts and elements % parts):
+        raise IllegalNode("parts", parts, f"0, or a divisor of {elements}")
+    return (parts, elements // parts) if parts else (elements,)
+
+
+def _all_experts(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if at["count"] < 1:
+        raise IllegalNode("experts", at["count"], "at least 1")
+    return (at["count"],)
+
+
 def _gelu(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     if at["approximate"] not in ("tanh", "none"):
         raise IllegalNode("approximate", at["approximate"], "tanh or none")
@@ -275,6 +295,7 @@ SIGNATURES: dict[Op, Signature] = {
     Op.EXPERTS_LORA: Signature("ffi", _experts_lora, (2, 2), _SCALE),
     Op.EXPERTS_DORA_SCALE: Signature("fi", _experts_vector, (1, 1)),
     Op.EXPERTS_BIAS: Signature("fi", _experts_vector, (1, 1)),
+    Op.ALL_EXPERTS: Signature("f", _all_experts, attrs=(("count", _INT),), gives="i"),
     Op.TOP_K: Signature("f", _top_k, (0, 1), (("k", _INT), *_CHOICE), gives="i"),
     Op.ROUTE: Signature("fi", _route, attrs=(("gating", _STR), ("normalize", (bool,)), ("scale", _FLOAT))),
     Op.EXPERTS_SUM: Signature("ff", _experts_sum),
@@ -312,6 +333,8 @@ SIGNATURES: dict[Op, Signature] = {
         ),
     ),
     Op.SPLIT: Signature("f", _split, attrs=(("start", _INT), ("stop", _INT))),
+    Op.CONCAT: Signature("ff", _concat),
+    Op.RESHAPE: Signature("f", _reshape, attrs=(("parts", _INT),)),
     Op.ADD: Signature("ff", _add),
     Op.MUL: Signature("ff", _pairwise),
     Op.SILU: Signature("f", _same),

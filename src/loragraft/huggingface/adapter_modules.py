@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -167,11 +167,30 @@ def _part(name: str, place: Place, pair: LoraPair) -> Iterator[ModulePair]:
     yield _single(name, place, LoraPair(pair.target, pair.a[used], b[:, used], pair.scale, lengths))
 
 
+def _of_heads(adapter: Adapter, pair: LoraPair, place: Place) -> LoraPair:
+    """The pair of a stack by head as that of the matrix that it was made of."""
+    a, b = pair.a, pair.b
+    if place.tensor.is_turned:
+        a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
+    if (a != a[0]).any():
+        raise AdapterError(
+            adapter.path,
+            f"adapts {pair.target} head by head, which has no form in PEFT",
+            found=f"{len(a)} matrices that differ",
+            expected="the same A (B, where it is transposed) for all heads",
+        )
+    return replace(pair, a=a[0], b=b.reshape(-1, b.shape[-1]))
+
+
 def _joined(
     adapter: Adapter, base: ModelSource, module: str, places: Sequence[Place], pairs: Mapping[str, LoraPair]
 ) -> ModulePair:
     """The pair of one module whose rows GGUF has in several tensors. Where their A are the same it is that A."""
-    parts = [(place, pairs[place.name]) for place in places if place.name in pairs]
+    parts = [
+        (place, _of_heads(adapter, pairs[place.name], place) if place.heads else pairs[place.name])
+        for place in places
+        if place.name in pairs
+    ]
     if any(pair.magnitude is not None for _, pair in parts):
         raise AdapterError(
             adapter.path,
@@ -180,7 +199,7 @@ def _joined(
             expected="plain LoRA",
         )
     shapes = {place.name: base.tensors[place.name].shape for place in places}
-    rows = sum(shape[-2] for shape in shapes.values())
+    rows = sum(place.rows_of(shapes[place.name]) for place in places)
     first = parts[0][1]
     alike = len(parts) == len(places) and all(
         pair.scale == first.scale and np.array_equal(pair.a, first.a) for _, pair in parts

@@ -238,7 +238,28 @@ class AdapterPlacement:
             a = a[..., columns]
         if order is None:
             return a, b, magnitude
+        if place.heads:
+            return self._by_head(
+                place, module, a, b[order], magnitude if magnitude is None else magnitude[order]
+            )
         return a, b[..., order, :], None if magnitude is None else magnitude[order]
+
+    def _by_head(
+        self, place: Place, module: str, a: Floats, b: Floats, magnitude: Floats | None
+    ) -> tuple[Floats, Floats, Floats | None]:
+        """The pair of a stack by head: each has its rows of B, and all of A; transposed, it is A^T B^T."""
+        b = b.reshape(place.heads, -1, b.shape[-1])
+        a = np.broadcast_to(a, (place.heads, *a.shape))
+        if not place.tensor.is_turned:
+            return a, b, None if magnitude is None else magnitude.reshape(place.heads, -1)
+        if magnitude is not None:
+            raise AdapterError(
+                self._path,
+                f"DoRA of {module} is not supported: its rows are columns in GGUF",
+                found=place.name,
+                hint=merge_with_peft(self._path),
+            )
+        return b.swapaxes(1, 2), a.swapaxes(1, 2), None
 
     def _single(self, name: str, target: _Target) -> LoraPair:
         return LoraPair(name, *target.parts[None])

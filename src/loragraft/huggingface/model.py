@@ -47,7 +47,7 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     arch, config_class = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
     config = Config(path, checkpoint.config, config_class.defaults)
     notes = [*checkpoint.notes, *check_expressible(arch, config_class, config)]
-    weights = read_weights(checkpoint, notes, dequantize=dequantize)
+    weights = _wanted(config_class, config, read_weights(checkpoint, notes, dequantize=dequantize), notes)
     scalars = _scalars(arch, config, weights)
     sizes = scalars | hyperparameters(arch, config_class, config, 0)
     with naming(path):
@@ -82,6 +82,20 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
     model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes
     return model
+
+
+def _wanted(
+    config_class: ConfigClass, config: Config, weights: list[Weight], notes: list[str]
+) -> list[Weight]:
+    """`weights` but those that the class leaves out; a note says how many."""
+    wanted = [weight for weight in weights if not config_class.left_out(config, weight.name)]
+    if len(wanted) < len(weights):
+        gone = next(weight.name for weight in weights if config_class.left_out(config, weight.name))
+        notes.append(
+            f"{config.path.parent}: {len(weights) - len(wanted)} tensors of layers that predict further tokens are "
+            f"left out, as in llama.cpp's converter and in transformers ({gone}, ...)"
+        )
+    return wanted
 
 
 def _scalars(arch: Arch, config: Config, weights: list[Weight]) -> Metadata:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.archs.tensors import Values
+from loragraft.archs.tensors import OfHeads, Values
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import (
@@ -177,7 +177,11 @@ class Placement:
         elif order is not None:
             stack = np.arange(source.n_rows // rows)[:, None] * rows
             shape = (*source.shape[:-2], len(order), source.shape[-1])
+            if isinstance(place.tensor.rows, OfHeads):
+                shape = (place.heads, len(order) // place.heads, source.shape[-1])
             source = Reordered(source, (stack + order[None, :]).reshape(-1), shape)
+            if place.tensor.is_turned:
+                source = Transposed(self._floats(piece, source))
         if columns is not None:
             source = ReorderedColumns(self._floats(piece, source), columns)
         return source if place.values is None else _changed(source, place.values)

@@ -11,7 +11,7 @@ import numpy as np
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import read_hparams
 from loragraft.archs.hparams import Hparams
-from loragraft.archs.tensors import Order, Tensor, Values
+from loragraft.archs.tensors import OfHeads, Order, Tensor, Values
 from loragraft.formats.gguf.values import Metadata
 
 #: Buffers that old checkpoints carry beside their weights.
@@ -55,6 +55,18 @@ class Place:
     def column_order(self, columns: int) -> Order | None:
         """The same of the columns of a weight."""
         return None if self.tensor.columns is None else self.tensor.columns.order(self.h, self.layer, columns)
+
+    @property
+    def heads(self) -> int:
+        """How many matrices the GGUF tensor has of this one's rows, stacked by head; 0: it is not such a stack."""
+        rows = self.tensor.rows
+        return rows.find(self.h, self.layer)[0] if isinstance(rows, OfHeads) else 0
+
+    def rows_of(self, shape: tuple[int, ...]) -> int:
+        """How many rows of the checkpoint's matrix a GGUF tensor of this shape has."""
+        if not self.heads:
+            return shape[-2]
+        return self.heads * (shape[-1] if self.tensor.is_turned else shape[-2])
 
     @property
     def span(self) -> tuple[int, int] | None:
@@ -131,8 +143,11 @@ class CheckpointNames:
 
     def __init__(self, names: TensorNames) -> None:
         self._origins: dict[str, list[Origin]] = {}
+        self._by_head: dict[str, tuple[str, list[Place]]] = {}
         for hf, places in names.by_name().items():
             [place, *others] = places
+            if place.heads and hf.endswith(".weight"):
+                self._by_head.update({each.name: (hf, places) for each in places})
             before = self._origins.setdefault(place.name, [])
             if others or (before and (place.span is None or len(before) == place.parts)):
                 continue  # only a part of that tensor, or there are names that come before
@@ -141,6 +156,10 @@ class CheckpointNames:
                 before += [Origin(hf.replace("{e}", str(e)), e, place) for e in experts]
             else:
                 before.append(Origin(hf, None, place))
+
+    def stacks_of(self, name: str) -> tuple[str, list[Place]] | None:
+        """The checkpoint's matrix that GGUF tensor `name` is a stack of heads' parts of, and all these stacks."""
+        return self._by_head.get(name)
 
     def origins(self, name: str) -> list[Origin]:
         """The checkpoint tensors that GGUF tensor `name` is made of, experts in order; empty if it has none."""

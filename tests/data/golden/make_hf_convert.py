@@ -1,6 +1,9 @@
 """Records hf-convert.json: what llama.cpp's converter makes of the models of hf-configs.json.
 
-    PYTHONPATH=llama.cpp/gguf-py:llama.cpp:tests python make_hf_convert.py      (torch; llama.cpp at 0c1e57098)
+    PYTHONPATH=llama.cpp/gguf-py:llama.cpp:tests python make_hf_convert.py [CASE ...]
+
+It needs torch, and llama.cpp at 0c1e57098. With names of cases, or how they begin, these are made anew, and what there
+is of the others stays.
 
 By case: `keys`, the architecture's own, in order; `tensors`, in order: name, shape (NumPy's order), the first 16 digits
 of its bytes' sha256. Vocabularies are left out: these have letters for tokens.
@@ -109,9 +112,15 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     without_vocabulary()
     with_published_keys()
-    made = {case: convert(record) for case, record in records().items() if not skipped(case)}
+    chosen = tuple(sys.argv[1:])
+    golden = Path(__file__).parent / "hf-convert.json"
+    made = json.loads(golden.read_text()) if chosen else {}
+    for case, record in records().items():
+        if not skipped(case) and (not chosen or case.startswith(chosen)):
+            made[case] = convert(record)
+    made = {case: made[case] for case in records() if case in made}
     text = json.dumps(made, separators=(",", ":")).replace('},"', '},\n"')
-    (Path(__file__).parent / "hf-convert.json").write_text(text + "\n")
+    golden.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from loragraft.archs.blocks.feed_forward import (
     squared_relu,
     swiglu,
 )
+from loragraft.archs.blocks.latent_attention import latent_attention
 
 __all__ = [
     "Attention",
@@ -45,6 +46,7 @@ __all__ = [
     "geglu",
     "gelu",
     "gelu_erf",
+    "latent_attention",
     "layer_norm",
     "relu",
     "rms_norm",

@@ -8,7 +8,7 @@ converter writes `yarn_attn_factor`, which nothing reads for most architectures;
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ _PARAMETERS = frozenset(
 )
 
 
+#: YaRN's magnitude as llama.cpp takes it where the file has no `rope.scaling.attn_factor`, by its factor and
+#: mscale_all_dim, which some architectures have in a key of its own (`rope.scaling.yarn_log_multiplier`).
+Assumed = Callable[[float, float], float]
+
+
+def plain_yarn(factor: float, all_dim: float) -> float:
+    return standard_magnitude(factor)
+
+
 @dataclass(frozen=True)
 class RopeParameters(Rule):
     """One rope for all layers: base, and context extension (linear, YaRN; dynamic is left out; Llama 3's becomes a
@@ -67,8 +76,7 @@ class RopeParameters(Rule):
     long: bool = False
     truncate: bool = True
     """Whether YaRN's ramp is cut to whole pairs."""
-    log_multiplier: bool = False
-    """Whether the file has `mscale_all_dim` in a key of its own, `rope.scaling.yarn_log_multiplier`."""
+    assumed: Assumed = plain_yarn
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -80,7 +88,7 @@ class RopeParameters(Rule):
     def to_gguf(self, config: Config) -> Metadata:
         rope = config.rope
         self._check(config, rope)
-        return rope_keys(config, rope, log_multiplier=self.log_multiplier)
+        return rope_keys(config, rope, self.assumed)
 
     def _check(self, config: Config, rope: Mapping[str, Any]) -> None:
         model_type = config.values.get("model_type")
@@ -197,9 +205,8 @@ class RotaryPart(Rule):
         return {} if rotary == head_dim else {self.name: rotary / head_dim}
 
 
-def rope_keys(config: Config, rope: Mapping[str, Any], *, log_multiplier: bool = False) -> Metadata:
-    """The `rope.*` keys of the parameters `rope`, in the order of the reference converter. `log_multiplier`: llama.cpp
-    divides YaRN's magnitude by what mscale_all_dim says.
+def rope_keys(config: Config, rope: Mapping[str, Any], assumed: Assumed = plain_yarn) -> Metadata:
+    """The `rope.*` keys of the parameters `rope`, in the order of the reference converter.
 
     Raises CheckpointError for a parameter that is missing, UnsupportedError for what GGUF cannot express.
     """
@@ -215,9 +222,8 @@ def rope_keys(config: Config, rope: Mapping[str, Any], *, log_multiplier: bool =
             for key, names in _YARN:
                 if (value := numbers.optional_number(*names)) is not None:
                     keys[key] = Value.f32(value)
-            relative = _magnitude(numbers, factor) / standard_magnitude(factor)
-            if log_multiplier:
-                relative *= standard_magnitude(factor, numbers.optional_number("mscale_all_dim") or 0.0)
+            usual = assumed(factor, numbers.optional_number("mscale_all_dim") or 0.0)
+            relative = _magnitude(numbers, factor) / usual
             if not math.isclose(relative, 1.0, rel_tol=1e-6):
                 keys["rope.scaling.attn_factor"] = Value.f32(relative)
     if "rope_theta" in rope:

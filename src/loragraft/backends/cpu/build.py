@@ -161,6 +161,11 @@ def _split(b: _Builder, node: Node, x: Any, y: Any) -> int:
     return int(b.program.split(x, y, parts, node.attrs["start"]))
 
 
+def _concat(b: _Builder, node: Node, left: Any, right: Any, y: Any) -> int:
+    parts = int(np.prod(b.shapes[node.inputs[0]][:-1], dtype=np.int64))
+    return int(b.program.concat(left, right, y, parts))
+
+
 def _top_k(b: _Builder, node: Node, logits: Any, ids: Any) -> int:
     at = node.attrs
     gating, groups = at.get("gating") or "", at.get("groups") or 1
@@ -223,10 +228,13 @@ NODES: dict[Op, Callable[..., int]] = {
     Op.POSITION_SCALE: _position_scale,
     Op.ROPE: _rope,
     Op.ATTENTION: _attention,
+    Op.ALL_EXPERTS: lambda b, node, x, ids: b.program.all_experts(ids),
     Op.TOP_K: _top_k,
     Op.ROUTE: _route,
     Op.EXPERTS_SUM: lambda b, node, y, weights, total: b.program.experts_sum(y, weights, total),
     Op.SPLIT: _split,
+    Op.CONCAT: _concat,
+    Op.RESHAPE: lambda b, node, x, y: b.program.split(x, y, 1, 0),
     Op.ADD: lambda b, node, left, right, y: b.program.binary("add", left, right, y),
     Op.MUL: _mul,
     Op.SILU: _plain("silu"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+import numpy as np
+
 from loragraft.adapters.delta import Change
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
@@ -12,6 +14,7 @@ from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.tensor_names import CheckpointNames, Place, TensorNames
 from loragraft.quants.roles import scale_group
 from loragraft.quants.types import BY_NAME
+from loragraft.streaming.checkpoint.heads import HeadStack, matrix_of_heads
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix
 
 _EMBEDDING = "token_embd.weight"
@@ -42,6 +45,7 @@ class Contents:
         """Matrices to write as NVFP4: those that share a scale together."""
         self.floats: dict[str, Matrix] = {}
         self.vectors: dict[str, TensorSource] = {}
+        self._done: set[str] = set()
         for name, tensor in model.tensors.items():
             if name.endswith((".scale", ".input_scale")) or name == "rope_freqs.weight":
                 continue
@@ -54,6 +58,9 @@ class Contents:
             )
 
     def _sort(self, name: str, tensor: TensorSource) -> None:
+        if stacks := self._names.stacks_of(name):
+            self._of_heads(*stacks)
+            return
         origins = self._names.origins(name)
         if not origins:
             raise UnsupportedError(
@@ -90,6 +97,34 @@ class Contents:
                 self.groups.setdefault((scale_group(name), expert), []).append(matrix)
             else:
                 self.floats[origin.name] = matrix
+
+    def _of_heads(self, name: str, places: list[Place]) -> None:
+        """The matrix that several stacks by head are parts of; it comes with the first of them."""
+        if name in self._done:
+            return
+        self._done.add(name)
+        tensors = self.model.tensors
+        stacks = []
+        for place in places:
+            if place.name not in tensors:
+                raise UnsupportedError(
+                    self.model.path, f"lacks {place.name}", expected="a whole language model"
+                )
+            scale = tensors.get(scale_of(place.name, tensors) or "")
+            stacks.append(
+                HeadStack(
+                    tensors[place.name],
+                    place.tensor.is_turned,
+                    self._deltas.get(place.name, ()),
+                    None if scale is None else values_of(scale).reshape(-1),
+                )
+            )
+        source = matrix_of_heads(name, stacks)
+        matrix = Matrix(name, source, np.arange(source.n_rows), 0, 1.0, None)
+        if source.columns % GROUP == 0:
+            self.groups.setdefault(((name,), 0), []).append(matrix)
+        else:
+            self.floats[name] = matrix
 
     def _factor(self, name: str | None, expert: int) -> float | None:
         tensor = self.model.tensors.get(name or "")

@@ -1,0 +1,40 @@
+"""An adapter of PEFT on every linear of a model of each type: run, merged, and written by PEFT's names again, against
+PEFT's own logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loragraft as lg
+from archs.test_hf_configs import write
+from hf_configs import PEFT_STEP, weights
+from paths import data
+from tolerances import NATIVE_F32, nmse
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads(data("golden/hf-peft.json").read_text())
+
+
+def write_adapter(folder: Path, case: str) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(GOLDEN[case]["config"]))
+    save_file(weights(GOLDEN[case]["shapes"]), folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_an_adapter_on_every_linear(tmp_path: Path, case: str) -> None:
+    base, adapter = write(tmp_path / "m", case), write_adapter(tmp_path / "a", case)
+    ids, expected = np.load(data("golden/hf-configs.npz"))["ids"], np.load(data("golden/hf-peft.npz"))[case]
+    plain = lg.load(base, threads=1, activations="f32", context=len(ids)).logits(ids)[::PEFT_STEP]
+    assert nmse(plain, expected) > 1e-3
+    lg.merge(base, adapter, output=tmp_path / "merged.gguf", type="F32")
+    merged = lg.load(tmp_path / "merged.gguf", threads=1, activations="f32", context=len(ids))
+    assert nmse(merged.logits(ids)[::PEFT_STEP], expected) < NATIVE_F32
+    tuned = lg.load(base, adapters=[adapter], threads=1, activations="f32", context=len(ids))
+    assert nmse(tuned.logits(ids)[::PEFT_STEP], expected) < NATIVE_F32

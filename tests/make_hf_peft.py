@@ -1,0 +1,82 @@
+"""Makes golden/hf-peft.json and .npz; needs torch, transformers and peft: `python tests/make_hf_peft.py [CASE ...]`.
+
+With names of cases, or how they begin, these are made anew, and what there is of the others stays.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from hf_configs import PEFT_STEP, weights
+
+KEPT = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "target_parameters",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "task_type",
+)
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+def run(record: dict[str, Any], ids: torch.Tensor) -> tuple[dict[str, Any], Any]:
+    """What PEFT writes of an adapter on every linear, and the logits with it."""
+    with tempfile.TemporaryDirectory() as name:
+        base, adapter = Path(name) / "base", Path(name) / "adapter"
+        base.mkdir()
+        kind = record["config"]["model_type"]
+        save_file(weights(record["shapes"], kind), base / "model.safetensors", {"format": "pt"})
+        (base / "config.json").write_text(json.dumps(record["config"]))
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").float()
+        settings = peft.LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft.get_peft_model(model, settings).save_pretrained(adapter)
+        file = adapter / "adapter_model.safetensors"
+        shapes = {key: list(tensor.shape) for key, tensor in sorted(load_file(file).items())}
+        save_file(weights(shapes), file, {"format": "pt"})
+        said = json.loads((adapter / "adapter_config.json").read_text())
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").float()
+        tuned = peft.PeftModel.from_pretrained(model, adapter).eval()
+        with torch.no_grad():
+            logits = tuned(ids).logits[0, ::PEFT_STEP].numpy()
+    config = {key: said[key] for key in KEPT if said.get(key)}
+    config["target_modules"] = sorted(config["target_modules"])
+    return {"config": config, "shapes": shapes}, logits
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    records = json.loads((GOLDEN / "hf-configs.json").read_text())
+    ids = np.load(GOLDEN / "hf-configs.npz")["ids"]
+    first: dict[str, str] = {}
+    for case, record in records.items():
+        if "text_config" not in record["config"]:
+            first.setdefault(record["config"]["model_type"], case)
+    chosen, found, logits = tuple(sys.argv[1:]), {}, {}
+    if chosen:
+        found = json.loads((GOLDEN / "hf-peft.json").read_text())
+        logits = dict(np.load(GOLDEN / "hf-peft.npz"))
+    for case in first.values():
+        if not chosen or case.startswith(chosen):
+            found[case], logits[case] = run(records[case], torch.tensor(ids[None]))
+    text = json.dumps({case: found[case] for case in first.values()}, separators=(",", ":"))
+    (GOLDEN / "hf-peft.json").write_text(text.replace('},"', '},\n"') + "\n")
+    np.savez_compressed(GOLDEN / "hf-peft.npz", **{case: logits[case] for case in first.values()})
+
+
+if __name__ == "__main__":
+    main()
