@@ -74,7 +74,7 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::stop() {
     stop_.store(true);
-    round_.fetch_add(1);
+    round_.fetch_add(2);
     round_.notify_all();
     for (std::thread& t : workers_) {
         t.join();
@@ -92,24 +92,29 @@ void ThreadPool::drain(int thread) {
 }
 
 void ThreadPool::work(int thread) {
-    uint32_t seen = 0;
+    uint32_t seen = 0; // the loop that has no chunk left
     for (;;) {
         uint32_t now = round_.load(std::memory_order_acquire);
-        for (int spin = 0; now == seen && spin < SPINS; ++spin) {
+        for (int spin = 0; (now == seen || now % 2 == 0) && spin < SPINS; ++spin) {
             relax();
             now = round_.load(std::memory_order_acquire);
         }
-        while (now == seen) {
-            round_.wait(seen, std::memory_order_acquire);
+        while (now == seen || now % 2 == 0) {
+            if (stop_.load()) {
+                return;
+            }
+            round_.wait(now, std::memory_order_acquire);
             now = round_.load(std::memory_order_acquire);
         }
-        if (stop_.load()) {
-            return;
+        // First counted, then looking again: `run` first ends the loop, then looks at the count. One of the two sees the other.
+        inside_.fetch_add(1);
+        now = round_.load();
+        if (now % 2) {
+            seen = now;
+            drain(thread);
         }
-        seen = now;
-        drain(thread);
-        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-            busy_.notify_one();
+        if (inside_.fetch_sub(1) == 1) {
+            inside_.notify_one();
         }
     }
 }
@@ -128,19 +133,20 @@ void ThreadPool::run(int64_t chunks, const std::function<void(int64_t, int)>& bo
     body_ = &body;
     chunks_ = chunks;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(int(workers_.size()), std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
     drain(0);
-    // Every worker must have left the loop before the next one may change it.
-    int left = busy_.load(std::memory_order_acquire);
+    // A worker that has not come by now will not: it may be waiting for a processor that another process keeps busy. Those
+    // that have must leave before the next loop may change what they read.
+    round_.fetch_add(1);
+    int left = inside_.load();
     for (int spin = 0; left != 0 && spin < SPINS; ++spin) {
         relax();
-        left = busy_.load(std::memory_order_acquire);
+        left = inside_.load();
     }
     while (left != 0) {
-        busy_.wait(left, std::memory_order_acquire);
-        left = busy_.load(std::memory_order_acquire);
+        inside_.wait(left);
+        left = inside_.load();
     }
 }
 

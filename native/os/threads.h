@@ -22,7 +22,8 @@ class ThreadPool {
     int size() const { return int(workers_.size()) + 1; }
 
     // Calls body(chunk, thread) once for each chunk in [0, chunks), in any order, and returns when all are done. What a
-    // chunk computes must not depend on the thread that runs it, so that results do not depend on the pool's size.
+    // chunk computes must not depend on the thread that runs it, so that results do not depend on the pool's size. Threads
+    // that the system keeps from running are not waited for, unless they hold a chunk.
     // `body` must not throw. In a forked child, whose copy of the pool has no threads, the caller does all the work.
     void run(int64_t chunks, const std::function<void(int64_t chunk, int thread)>& body);
 
@@ -38,9 +39,9 @@ class ThreadPool {
     std::mutex one_loop_; // callers from several Python threads take turns
     const std::function<void(int64_t, int)>* body_ = nullptr;
     int64_t chunks_ = 0;
-    alignas(64) std::atomic<uint32_t> round_{0}; // a new value wakes the workers
+    alignas(64) std::atomic<uint32_t> round_{0}; // odd while a loop may be joined; a new value wakes the workers
     alignas(64) std::atomic<int64_t> next_{0};   // the next chunk to hand out
-    alignas(64) std::atomic<int> busy_{0};       // workers that have not finished this round
+    alignas(64) std::atomic<int> inside_{0};     // workers that have joined the loop, or are about to look whether they may
     std::atomic<bool> stop_{false};
 };
 
