@@ -17,13 +17,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import loragraft as lg
-from hf_configs import STEP, kind, records, weights, write_tokenizer
+from hf_configs import STEP, converted, kind, records, weights, write_tokenizer
+from hf_configs import logits as golden_logits
 from loragraft.archs import ARCHS
 from loragraft.huggingface.intake import Intake
 from tolerances import nmse
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "data" / "golden"
 HEAD = (
     "| `general.architecture` | model_type | record | configurations | reference | native | converter |",
     "|---|---|---|---|---|---|---|",
@@ -53,14 +53,13 @@ def measured(case: str, logits: np.ndarray, ids: np.ndarray) -> tuple[float, flo
 
 
 def main() -> None:
-    golden = np.load(GOLDEN / "hf-configs.npz")
-    converted = json.loads((GOLDEN / "hf-convert.json").read_text())
+    golden, recorded = golden_logits(), converted()
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     same: dict[str, int] = defaultdict(int)
     for case, record in records().items():
         arch = ARCHS.by_model_type(kind(record["config"]))[0].name
         errors[arch].append(measured(case, golden[case], golden["ids"]))
-        same[arch] += case in converted
+        same[arch] += case in recorded
     page = ROOT / "docs" / "architectures.md"
     text = page.read_text()
     for name, found in errors.items():

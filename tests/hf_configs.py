@@ -2,13 +2,14 @@
 
 The JSON holds config.json and the checkpoint's tensors as transformers 5.23 saves them; the weights are drawn here,
 the same for it and for us; the npz holds the float32 logits that it computes (attention "eager", on the CPU) for `ids`,
-every `STEP`th row. `tests/make_hf_configs.py` made both.
+every `STEP`th row. `tests/make_hf_configs.py` made both, and those of `SETS`.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,42 @@ VOCABULARY = 64
 STEP = 3
 PEFT_STEP = 6
 #: Model types whose norms multiply by 1 + weight.
-STORED_LESS_ONE = ("gemma3_text",)
+STORED_LESS_ONE = ("gemma3_text", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+SETS = ("hf-configs", "hf-recurrent")
+"""The files, by what their names begin with: models that only attend, and those with recurrent layers."""
+CONVERTED = {"hf-configs": "hf-convert", "hf-recurrent": "hf-recurrent-convert"}
+"""And what llama.cpp's converter makes of them."""
 Shapes = dict[str, list[int]]
+Edit = Callable[[dict[str, Any]], None]
 
 
 def records() -> dict[str, dict[str, Any]]:
     """By case: `config` and `shapes` (tensor name to shape)."""
     from paths import data  # it needs pytest, which what makes the data does not
 
-    found: dict[str, dict[str, Any]] = json.loads(data("golden/hf-configs.json").read_text())
+    found: dict[str, dict[str, Any]] = {}
+    for name in SETS:
+        found |= json.loads(data(f"golden/{name}.json").read_text())
+    return found
+
+
+def logits() -> dict[str, npt.NDArray[Any]]:
+    """By case, and the tokens under "ids"."""
+    from paths import data
+
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name in SETS:
+        found |= np.load(data(f"golden/{name}.npz"))
+    return found
+
+
+def converted() -> dict[str, dict[str, Any]]:
+    """By case: `keys` and `tensors` of the converter's file."""
+    from paths import data
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in CONVERTED.values():
+        found |= json.loads(data(f"golden/{name}.json").read_text())
     return found
 
 
@@ -43,6 +71,8 @@ def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[
     drawn = {}
     for name, shape in shapes.items():
         low, high = norms if "norm" in name and name.endswith(".weight") else (-0.35, 0.35)
+        if name.endswith(".A_log"):  # decays from slow to fast
+            low, high = -3.5, 0.5
         bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
         unit = (bits >> np.uint64(40)).astype(np.float64) / 2**24
         drawn[name] = (low + (high - low) * unit).astype(np.float32).reshape(shape)

@@ -1,4 +1,6 @@
-"""Makes golden/hf-configs.json and .npz; needs torch and transformers: `python tests/make_hf_configs.py [CASE ...]`.
+"""Makes golden/hf-configs.json and .npz, and hf-recurrent's; needs torch and transformers:
+
+    python tests/make_hf_configs.py [CASE ...]
 
 With names of cases, or how they begin, these are made anew, and what there is of the others stays.
 """
@@ -8,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from hf_configs import STEP, VOCABULARY, weights
+from hf_configs import SETS, STEP, VOCABULARY, Edit, weights
+from hf_recurrent import CASES as RECURRENT
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 BASE = {
@@ -88,7 +90,6 @@ LATENT = {
 }
 LATENT_GROUPS = {**LATENT, **GROUPED, "num_key_value_heads": 4, "routed_scaling_factor": 2.5}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
-Edit = Callable[[dict[str, Any]], None]
 ABSENT = "absent"
 """For a key of BASE that the class does not have."""
 GPT = {
@@ -631,19 +632,24 @@ def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -
 
 
 def main() -> None:
+    """Those of `SETS` that the command line names, or all."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     ids = np.random.default_rng(0).integers(2, VOCABULARY, 48)
-    chosen, found, logits = tuple(sys.argv[1:]), {}, {}
-    if chosen:
-        found = json.loads((GOLDEN / "hf-configs.json").read_text())
-        logits = dict(np.load(GOLDEN / "hf-configs.npz"))
-    for case, spec in CASES.items():
-        if not chosen or case.startswith(chosen):
+    chosen = tuple(sys.argv[1:])
+    for name, cases in zip(SETS, (CASES, RECURRENT), strict=True):
+        wanted = {case: spec for case, spec in cases.items() if not chosen or case.startswith(chosen)}
+        if not wanted:
+            continue
+        found, logits = {}, {}
+        if chosen:
+            found = json.loads((GOLDEN / f"{name}.json").read_text())
+            logits = dict(np.load(GOLDEN / f"{name}.npz"))
+        for case, spec in wanted.items():
             found[case], logits[case] = run(*spec, torch.tensor(ids[None]))
-    text = json.dumps({case: found[case] for case in CASES}, separators=(",", ":"))
-    (GOLDEN / "hf-configs.json").write_text(text.replace('},"', '},\n"') + "\n")
-    np.savez_compressed(GOLDEN / "hf-configs.npz", ids=ids, **{case: logits[case] for case in CASES})
+        text = json.dumps({case: found[case] for case in cases}, separators=(",", ":"))
+        (GOLDEN / f"{name}.json").write_text(text.replace('},"', '},\n"') + "\n")
+        np.savez_compressed(GOLDEN / f"{name}.npz", ids=ids, **{case: logits[case] for case in cases})
 
 
 if __name__ == "__main__":

@@ -71,14 +71,17 @@ class BoundPool {
         pool_.attend(threads, layer, task, rows_of(places));
     }
 
-    void get_state(int64_t sequence, int layer, OutVector out) {
-        const float* state = pool_.state(sequence, layer);
+    // What a row at `position` goes on from.
+    void get_state(int64_t sequence, int64_t position, int layer, OutVector out) const {
+        const float* state = pool_.state_before(sequence, position, layer);
         require(int64_t(out.shape(0)) == state_floats_[size_t(layer)], "the state's size");
-        std::copy_n(state, out.shape(0), out.data());
+        for (size_t i = 0; i < out.shape(0); ++i) {
+            out.data()[i] = state ? state[i] : 0.0f;
+        }
     }
 
     void set_state(int64_t sequence, int layer, Vector from) {
-        float* state = pool_.state(sequence, layer);
+        float* state = pool_.state_after(sequence, layer);
         require(int64_t(from.shape(0)) == state_floats_[size_t(layer)], "the state's size");
         std::copy_n(from.data(), from.shape(0), state);
     }

@@ -85,6 +85,13 @@ int attention(Program& p, Value q, Value k, Value v, Value y, int layer, int hea
     return p.add(attention_step(q, k, v, y, layer, heads, scale, soft_cap, floats(sinks)));
 }
 
+using Heads = std::tuple<int64_t, int64_t, int64_t, int64_t, bool>;
+
+ScanShape scan_shape(const Heads& heads) {
+    const auto& [own, key_heads, key_dim, value_dim, tiled] = heads;
+    return {own, key_heads, key_dim, value_dim, tiled};
+}
+
 void add_linear(Adapter& adapter, int step, Array<const float, 3> a,
                 const std::vector<std::tuple<int, int64_t, float, Array<const float, 3>>>& layers) {
     const int64_t experts = int64_t(a.shape(0)), rank = int64_t(a.shape(1));
@@ -159,6 +166,8 @@ void run(Program& p, Ids tokens, Array<const int64_t, 1> sequences, Ids position
 
 void bind_program(nb::module_& m) {
     using namespace lg;
+    m.def("scan_floats", [](const Heads& heads) { return scan_floats(scan_shape(heads)); }, nb::arg("heads"),
+          "Of the state of a scan: (heads, key_heads, key_dim, value_dim, tiled).");
     nb::class_<Value>(m, "Value")
         .def(
             "__init__",
@@ -221,8 +230,8 @@ void bind_program(nb::module_& m) {
                 return p.add(linear_step(p.next(), x, ids ? &*ids : nullptr, std::move(layers)));
             },
             nb::keep_alive<1, 4>(), nb::arg("x"), nb::arg("ids").none(), nb::arg("layers"))
-        .def("rms_norm", [](Program& p, Value x, Value y, Vector w, float eps) {
-            return p.add(rms_norm_step(x, y, floats(w), eps));
+        .def("rms_norm", [](Program& p, Value x, Value y, Vector w, int64_t group, float eps) {
+            return p.add(rms_norm_step(x, y, floats(w), group, eps));
         })
         .def(
             "layer_norm",
@@ -283,6 +292,25 @@ void bind_program(nb::module_& m) {
         })
         .def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("y"), nb::arg("layer"),
              nb::arg("heads"), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("sinks").none())
+        .def("time_step", [](Program& p, Value x, Value y, Vector bias, float low, float high) {
+            return p.add(time_step(x, y, floats(bias), low, high));
+        })
+        .def(
+            "short_conv",
+            [](Program& p, Value x, Value y, int state, Matrix w, std::optional<Vector> bias) {
+                return p.add(short_conv_step(x, y, state, {w.data(), w.data() + w.size()}, floats(bias),
+                                             int(w.shape(1))));
+            },
+            nb::arg("x"), nb::arg("y"), nb::arg("state"), nb::arg("w"), nb::arg("bias").none())
+        .def(
+            "scan",
+            [](Program& p, Value q, Value k, Value v, Value rate, std::optional<Value> beta, Value y, int state,
+               const Heads& heads, Vector decay, std::optional<Vector> skip) {
+                ScanValues values{q, k, v, rate, beta ? *beta : Value{}, y, beta.has_value()};
+                return p.add(scan_step(values, scan_shape(heads), state, floats(decay), floats(skip)));
+            },
+            nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("rate"), nb::arg("beta").none(), nb::arg("y"),
+            nb::arg("state"), nb::arg("heads"), nb::arg("decay"), nb::arg("skip").none())
         // ---- running ----
         .def("check", [](Program& p, const AdapterSet& set) { p.check(set); })
         .def_prop_ro("threads", [](Program& p) -> ThreadPool& { return p.threads(); },

@@ -67,6 +67,20 @@ struct PackedKernels {
     LinearKernel linear = nullptr; // 8-bit activations; reads `packed`
 };
 
+// The scan of one head of linear attention over some tokens of one sequence: S = exp(decay * rate) S + k u^T and
+// y = S^T q + skip * v, where u = rate * v, or with `beta` the delta rule's beta * (v - S^T k).
+struct Scan {
+    int64_t tokens = 0, key_dim = 0, value_dim = 0;
+    const float *q = nullptr, *k = nullptr, *v = nullptr; // the first token's, of this head
+    const float *rate = nullptr, *beta = nullptr;         // likewise
+    float* y = nullptr;
+    int64_t q_stride = 0, k_stride = 0, v_stride = 0, y_stride = 0, gate_stride = 0; // from a token to the next
+    float decay = 0.0f, skip = 0.0f;
+};
+// A head's state lies in blocks of so many columns, each [key_dim][SCAN_COLUMNS]; the last is filled up with zeros.
+constexpr int64_t SCAN_COLUMNS = 16;
+inline int64_t scan_blocks(int64_t value_dim) { return (value_dim + SCAN_COLUMNS - 1) / SCAN_COLUMNS; }
+
 struct EngineKernels {
     void (*quantize_activations)(const float* x, int64_t cols, int8_t* codes, float* d, int32_t* sum16, int32_t* sum32,
                                  float* dsum16, float* dsum32) = nullptr; // one row
@@ -87,6 +101,11 @@ struct EngineKernels {
     void (*clamp)(const float* x, float* y, int64_t n, float low, float high) = nullptr;
     void (*add)(const float* a, const float* b, float* y, int64_t n) = nullptr;
     void (*mul)(const float* a, const float* b, float* y, int64_t n) = nullptr;
+    // One row of y: y[c] = bias[c] + sum over j < width of w[j][c] rows[j][c].
+    void (*short_conv)(const float* const* rows, const float* w, const float* bias, float* y, int64_t channels,
+                       int width) = nullptr;
+    // Blocks [first, last) of a head's columns; its state before (null: zeros) and after, which may be the same.
+    void (*scan)(const Scan&, const float* from, float* to, int64_t first, int64_t last) = nullptr;
     // One head: turns the first `rotary` elements by the angles whose cosines and sines are given.
     void (*rope)(const float* x, float* y, int head_dim, int rotary, bool adjacent, const float* cosines,
                  const float* sines) = nullptr;

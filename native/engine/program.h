@@ -145,7 +145,8 @@ std::unique_ptr<Step> linear_step(int step, Value x, const Value* ids, std::vect
 // program_pointwise.cpp
 using Unary = std::function<void(const float* x, float* y, int64_t n)>;
 using Binary = void (*)(const float* a, const float* b, float* y, int64_t n);
-std::unique_ptr<Step> rms_norm_step(Value x, Value y, std::vector<float> weight, float eps);
+// Of each n elements; the weight [..][n] begins anew where it ends.
+std::unique_ptr<Step> rms_norm_step(Value x, Value y, std::vector<float> weight, int64_t n, float eps);
 std::unique_ptr<Step> layer_norm_step(Value x, Value y, std::vector<float> weight, std::vector<float> bias, float eps);
 std::unique_ptr<Step> unary_step(Value x, Value y, Unary f);
 std::unique_ptr<Step> affine_step(Value x, Value y, float factor, float shift); // x * factor + shift
@@ -178,6 +179,22 @@ std::unique_ptr<Step> position_scale_step(Value x, Value y, double length, doubl
 std::unique_ptr<Step> rope_step(Value x, Value y, const RopeTable* table, int heads, bool adjacent);
 std::unique_ptr<Step> attention_step(Value q, Value k, Value v, Value y, int layer, int heads, float scale, float soft_cap,
                                      std::vector<float> sinks);
+
+// program_recurrent.cpp; `state`: which of the pool's recurrent states is the step's
+std::unique_ptr<Step> time_step(Value x, Value y, std::vector<float> bias, float low, float high);
+std::unique_ptr<Step> short_conv_step(Value x, Value y, int state, std::vector<float> weight, std::vector<float> bias,
+                                      int width); // weight [channels][width]
+struct ScanValues {
+    Value q, k, v, rate, beta, y;
+    bool has_beta = false; // the delta rule
+};
+struct ScanShape {
+    int64_t heads = 0, key_heads = 0, key_dim = 0, value_dim = 0;
+    bool tiled = false; // head h has the key of head h % key_heads, else of h / (heads / key_heads)
+};
+int64_t scan_floats(const ScanShape& shape); // of the state
+std::unique_ptr<Step> scan_step(ScanValues values, ScanShape shape, int state, std::vector<float> decay,
+                                std::vector<float> skip);
 
 class Program {
   public:

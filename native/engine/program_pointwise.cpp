@@ -30,15 +30,15 @@ template <typename Body> std::unique_ptr<Step> step_of(Space space, Body body) {
 
 } // namespace
 
-std::unique_ptr<Step> rms_norm_step(Value x, Value y, std::vector<float> weight, float eps) {
+std::unique_ptr<Step> rms_norm_step(Value x, Value y, std::vector<float> weight, int64_t n, float eps) {
     check_alike(x, y);
-    const int64_t n = int64_t(weight.size());
-    require(n > 0 && x.width % n == 0, "rms_norm: the weight's size");
+    const int64_t size = int64_t(weight.size());
+    require(n > 0 && size > 0 && size % n == 0 && x.width % size == 0, "rms_norm: the weight's size");
     return step_of(x.space, [=, weight = std::move(weight)](Pass& pass) {
         const float* from = pass.floats(x);
         float* to = pass.floats(y);
         over_rows(pass.threads, pass.rows[x.space] * (x.width / n), n, [&](int64_t r) {
-            kernels().engine.rms_norm(from + r * n, weight.data(), to + r * n, n, eps);
+            kernels().engine.rms_norm(from + r * n, weight.data() + r * n % size, to + r * n, n, eps);
         });
     });
 }

@@ -34,7 +34,7 @@ int64_t first_seen(int64_t length, int64_t window) { return window ? std::max<in
 
 StatePool::StatePool(std::vector<LayerShape> layers, std::vector<int64_t> state_floats, KvType type, int64_t max_bytes,
                      const PageKernels& kernels)
-    : state_floats_(std::move(state_floats)), max_bytes_(max_bytes), kernels_(kernels) {
+    : max_bytes_(max_bytes), kernels_(kernels) {
     constexpr int MOST = 1 << 16;
     std::vector<int64_t> page_bytes;
     for (const LayerShape& shape : layers) {
@@ -58,10 +58,15 @@ StatePool::StatePool(std::vector<LayerShape> layers, std::vector<int64_t> state_
     for (size_t group = 0; group < groups_.size(); ++group) {
         groups_[group].store = std::make_unique<PageStore>(page_bytes[group]);
     }
-    for (const int64_t floats : state_floats_) {
+    int64_t state_bytes = 0;
+    for (const int64_t floats : state_floats) {
         check(floats >= 0 && floats <= MOST_BYTES / 4, "floats of a state", floats, "0 to 2^38");
-        state_bytes_ += floats * 4;
-        check(state_bytes_ <= MOST_BYTES, "bytes of a sequence's states", state_bytes_, "up to 2^40");
+        state_offsets_.push_back(state_bytes / 4);
+        state_bytes += (floats + 15) / 16 * 64;
+        check(state_bytes <= MOST_BYTES, "bytes of a sequence's states", state_bytes, "up to 2^40");
+    }
+    if (state_bytes) {
+        states_ = std::make_unique<PageStore>(state_bytes);
     }
 }
 
@@ -80,7 +85,7 @@ const StatePool::Sequence& StatePool::find(int64_t sequence) const {
 int64_t StatePool::length(int64_t sequence) const { return find(sequence).length; }
 
 int64_t StatePool::bytes() const {
-    int64_t bytes = int64_t(sequences_.size()) * state_bytes_;
+    int64_t bytes = states_ ? states_->used() * states_->page_bytes() : 0;
     for (const Group& group : groups_) {
         bytes += group.store->used() * group.store->page_bytes();
     }
@@ -98,9 +103,6 @@ void StatePool::check_room(int64_t more) const {
 StatePool::Sequence StatePool::blank() const {
     Sequence sequence;
     sequence.tables.resize(groups_.size());
-    for (const int64_t floats : state_floats_) {
-        sequence.states.emplace_back(size_t(floats), 0.0f);
-    }
     return sequence;
 }
 
@@ -110,7 +112,6 @@ int64_t StatePool::add(Sequence&& sequence) {
 }
 
 int64_t StatePool::open() {
-    check_room(state_bytes_);
     return add(blank());
 }
 
@@ -121,7 +122,7 @@ void StatePool::check_cut(const char* what, int64_t number, const Sequence& sequ
             least = std::max(least, sequence.tables[group].first * PAGE_POSITIONS + groups_[group].window - 1);
         }
     }
-    if (!state_floats_.empty()) {
+    if (!state_offsets_.empty()) {
         least = sequence.length;
     }
     if (length != 0 && (length < least || length > sequence.length)) {
@@ -133,12 +134,9 @@ void StatePool::check_cut(const char* what, int64_t number, const Sequence& sequ
 int64_t StatePool::fork(int64_t number, int64_t length) {
     const Sequence& parent = find(number);
     check_cut("cannot be forked", number, parent, length);
-    check_room(state_bytes_);
     Sequence child = blank();
     child.length = length;
-    if (length == parent.length) {
-        child.states = parent.states;
-    }
+    child.states = length == parent.length ? parent.states : nullptr;
     for (size_t group = 0; group < groups_.size(); ++group) {
         const Table& from = parent.tables[group];
         Table& table = child.tables[group];
@@ -150,10 +148,14 @@ int64_t StatePool::fork(int64_t number, int64_t length) {
         }
     }
     const int64_t added = add(std::move(child));
-    for (const Table& table : sequences_.at(added).tables) {
+    const Sequence& fork = sequences_.at(added);
+    for (const Table& table : fork.tables) {
         for (Page* page : table.pages) {
             ++page->references;
         }
+    }
+    if (fork.states) {
+        ++fork.states->references;
     }
     return added;
 }
@@ -174,9 +176,7 @@ void StatePool::truncate(int64_t number, int64_t length) {
         }
     }
     if (length < sequence.length) {
-        for (std::vector<float>& state : sequence.states) {
-            std::fill(state.begin(), state.end(), 0.0f);
-        }
+        drop_state(sequence.states);
     }
     sequence.length = length;
 }
@@ -188,6 +188,8 @@ void StatePool::close(int64_t number) {
             groups_[group].store->drop(page);
         }
     }
+    drop_state(sequence.states);
+    drop_state(sequence.coming);
     sequences_.erase(number);
 }
 
@@ -236,8 +238,20 @@ void StatePool::reserve(const std::vector<std::pair<int64_t, int64_t>>& list) {
             growths.push_back(std::move(growth));
         }
     }
+    std::vector<Sequence*> recurrent; // that have no place yet for what their states will be
+    for (const auto& [number, tokens] : list) {
+        Sequence& sequence = find(number);
+        if (states_ && tokens && !sequence.coming) {
+            recurrent.push_back(&sequence);
+            check(wanted <= std::numeric_limits<int64_t>::max() - states_->page_bytes(), "pages", wanted, "fewer");
+            wanted += states_->page_bytes();
+        }
+    }
     check_room(wanted);
     try {
+        for (Sequence* sequence : recurrent) {
+            sequence->coming = states_->take();
+        }
         for (Growth& growth : growths) {
             const int64_t pages = growth.pages + (growth.copied >= 0);
             growth.taken.reserve(size_t(pages));
@@ -251,6 +265,9 @@ void StatePool::reserve(const std::vector<std::pair<int64_t, int64_t>>& list) {
             for (Page* page : growth.taken) {
                 groups_[growth.group].store->drop(page);
             }
+        }
+        for (Sequence* sequence : recurrent) {
+            drop_state(sequence->coming);
         }
         throw;
     }
@@ -282,6 +299,10 @@ void StatePool::advance(const std::vector<std::pair<int64_t, int64_t>>& list) {
     for (const auto& [number, tokens] : list) {
         Sequence& sequence = find(number);
         sequence.length += tokens;
+        if (tokens && sequence.coming) {
+            drop_state(sequence.states);
+            std::swap(sequence.states, sequence.coming);
+        }
         for (size_t group = 0; group < groups_.size(); ++group) {
             Table& table = sequence.tables[group];
             const int64_t seen = first_seen(std::max<int64_t>(0, sequence.length - REWIND), groups_[group].window);
@@ -295,11 +316,36 @@ void StatePool::advance(const std::vector<std::pair<int64_t, int64_t>>& list) {
     }
 }
 
-float* StatePool::state(int64_t sequence, int recurrent_layer) {
-    std::vector<std::vector<float>>& states = find(sequence).states;
-    check(recurrent_layer >= 0 && size_t(recurrent_layer) < states.size(), "recurrent layer", recurrent_layer,
+void StatePool::drop_state(Page*& page) noexcept {
+    if (page) {
+        states_->drop(page);
+        page = nullptr;
+    }
+}
+
+int64_t StatePool::state_at(int recurrent_layer) const {
+    check(recurrent_layer >= 0 && size_t(recurrent_layer) < state_offsets_.size(), "recurrent layer", recurrent_layer,
           "one of the model's");
-    return states[size_t(recurrent_layer)].data();
+    return state_offsets_[size_t(recurrent_layer)];
+}
+
+const float* StatePool::state_before(int64_t number, int64_t position, int recurrent_layer) const {
+    const Sequence& sequence = find(number);
+    const int64_t offset = state_at(recurrent_layer);
+    if (position < sequence.length) {
+        refuse(number, "does not hold the state of this position", position, std::to_string(sequence.length) + " or more");
+    }
+    const Page* page = position == sequence.length ? sequence.states : sequence.coming;
+    return page ? reinterpret_cast<const float*>(page->data) + offset : nullptr;
+}
+
+float* StatePool::state_after(int64_t number, int recurrent_layer) {
+    const Sequence& sequence = find(number);
+    const int64_t offset = state_at(recurrent_layer);
+    if (!sequence.coming) {
+        throw std::invalid_argument(name_of(number) + "no room was made for its states");
+    }
+    return reinterpret_cast<float*>(sequence.coming->data) + offset;
 }
 
 } // namespace lg

@@ -54,7 +54,8 @@ class StatePool {
               const PageKernels& kernels);
 
     // All of these throw std::invalid_argument for a sequence that is not open, and whatever they throw, nothing has
-    // changed. States are zeros in the beginning. Throw PoolFull and std::bad_alloc where they need memory.
+    // changed. States are zeros in the beginning, and shared by forks. Throw PoolFull and std::bad_alloc where they need
+    // memory.
     int64_t open();
     // A new sequence with the first `length` tokens of another. Pages are shared until one of the two writes. A sequence
     // with recurrent states can be forked at its present length or at 0 only, as they do not say what they were before.
@@ -75,7 +76,11 @@ class StatePool {
     // keys and values that are stored for its sequence alone: to the bit, whatever the other rows and the number of
     // threads. Rows of one sequence in order of position, one after the other, are computed together.
     void attend(ThreadPool& pool, int layer, const AttentionTask& task, const std::vector<RowPlace>& rows) const;
-    float* state(int64_t sequence, int recurrent_layer); // [state_floats]
+    // The state [state_floats] that a row at `position` goes on from; null: zeros. It is what the sequence holds at its
+    // first coming position, and what the rows before have made it (`state_after`) at later ones.
+    const float* state_before(int64_t sequence, int64_t position, int recurrent_layer) const;
+    // Where the state behind the coming tokens is written, for which there is room. It takes effect with `advance`.
+    float* state_after(int64_t sequence, int recurrent_layer);
     // The sequences have so many tokens more; pages that no coming token will see, nor one after a cut of up to REWIND
     // tokens, are given back.
     void advance(const std::vector<std::pair<int64_t, int64_t>>& sequences_and_tokens);
@@ -100,7 +105,8 @@ class StatePool {
     struct Sequence {
         int64_t length = 0;
         std::vector<Table> tables; // by group
-        std::vector<std::vector<float>> states;
+        Page* states = nullptr; // of all recurrent layers; null: zeros
+        Page* coming = nullptr; // behind the tokens under way, or null
     };
     struct Run;
 
@@ -110,14 +116,16 @@ class StatePool {
     void check_list(const std::vector<std::pair<int64_t, int64_t>>& sequences_and_tokens) const;
     void check_room(int64_t bytes) const;
     const Layer& layer_at(int layer) const;
+    int64_t state_at(int recurrent_layer) const;
+    void drop_state(Page*& page) noexcept;
     Sequence blank() const;
     int64_t add(Sequence&& sequence);
     std::vector<Run> runs_of(const Layer& layer, const std::vector<RowPlace>& rows) const;
 
     std::vector<Layer> layers_;
     std::vector<Group> groups_;
-    std::vector<int64_t> state_floats_;
-    int64_t state_bytes_ = 0; // of one sequence
+    std::vector<int64_t> state_offsets_; // in floats
+    std::unique_ptr<PageStore> states_;  // null without recurrent layers
     const int64_t max_bytes_;
     const PageKernels& kernels_;
     int64_t next_ = 0;

@@ -118,6 +118,10 @@ class engine:
 
     class RopeTable: ...
 
+    @staticmethod
+    def scan_floats(heads: tuple[int, int, int, int, bool]) -> int:
+        """Of the state of a scan: (heads, key_heads, key_dim, value_dim, tiled)."""
+
     class Adapter:
         """Steps are known by the numbers that the program's methods return."""
 
@@ -161,7 +165,7 @@ class engine:
         def linear(
             self, x: engine.Value, ids: engine.Value | None, layers: list[engine.LayerSite]
         ) -> int: ...
-        def rms_norm(self, x: engine.Value, y: engine.Value, w: Floats, eps: float, /) -> int: ...
+        def rms_norm(self, x: engine.Value, y: engine.Value, w: Floats, group: int, eps: float, /) -> int: ...
         def layer_norm(
             self, x: engine.Value, y: engine.Value, w: Floats, b: Floats | None, eps: float
         ) -> int: ...
@@ -184,6 +188,25 @@ class engine:
             groups: int,
             groups_used: int,
             best: int,
+        ) -> int: ...
+        def time_step(
+            self, x: engine.Value, y: engine.Value, bias: Floats, low: float, high: float, /
+        ) -> int: ...
+        def short_conv(
+            self, x: engine.Value, y: engine.Value, state: int, w: Floats, bias: Floats | None
+        ) -> int: ...
+        def scan(
+            self,
+            q: engine.Value,
+            k: engine.Value,
+            v: engine.Value,
+            rate: engine.Value,
+            beta: engine.Value | None,
+            y: engine.Value,
+            state: int,
+            heads: tuple[int, int, int, int, bool],
+            decay: Floats,
+            skip: Floats | None,
         ) -> int: ...
         def position_scale(
             self, x: engine.Value, y: engine.Value, length: float, offset: float, slope: float, /
@@ -292,7 +315,7 @@ class engine:
             soft_cap: float = 0.0,
             sinks: Floats | None = None,
         ) -> None: ...
-        def get_state(self, sequence: int, layer: int, out: Floats) -> None: ...
+        def get_state(self, sequence: int, position: int, layer: int, out: Floats) -> None: ...
         def set_state(self, sequence: int, layer: int, state: Floats) -> None: ...
 
     @staticmethod

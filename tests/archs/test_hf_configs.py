@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 import loragraft as lg
 from gpu import needs_gpu
 from hf_configs import STEP, kind, records, weights, write_tokenizer
+from hf_configs import logits as golden_logits
 from loragraft.archs import ARCHS
 from loragraft.archs.config import Config
 from loragraft.errors import UnsupportedError
@@ -22,13 +23,16 @@ from loragraft.formats.source import ModelSource
 from loragraft.huggingface.config_json import config_of
 from loragraft.huggingface.hyperparameters import hyperparameters
 from loragraft.huggingface.intake import Intake
-from paths import data
 from tolerances import NATIVE_F32, REFERENCE, WEBGPU, nmse
 
 #: A multimodal model's language model, whatever is around it; nothing to others.
 TEXT_ONLY = Intake(text_only=True)
-#: Cases with latent attention, experts chosen by corrected gates, queries that grow with their position, or xIELU.
-NO_GPU_KERNEL = ("deepseek", "dots1", "glm4_moe", "minimax_m2", "ernie-experts", "ministral3", "apertus")
+#: Cases with latent attention, experts chosen by corrected gates, queries that grow with their position, xIELU, or
+#: recurrent layers.
+NO_GPU_KERNEL = (
+    *("deepseek", "dots1", "glm4_moe", "minimax_m2", "ernie-experts", "ministral3", "apertus"),
+    *("lfm2", "qwen3_next", "qwen3_5", "falcon_h1", "nemotron_h", "granitehybrid", "mamba2", "bamba"),
+)
 BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
     ("reference", REFERENCE),
     ("native", NATIVE_F32),
@@ -61,7 +65,7 @@ def write(
 
 @pytest.mark.parametrize("case", records())
 def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
-    golden = np.load(data("golden/hf-configs.npz"))
+    golden = golden_logits()
     folder = write(tmp_path / "m", case)
     lg.convert(folder, tmp_path / "m.gguf", type="F32", intake=TEXT_ONLY)
     for backend, tolerance in BACKENDS:
@@ -81,7 +85,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize("case", first_of_each())
 def test_logits_of_a_gpu(tmp_path: Path, case: str) -> None:
-    golden, folder = np.load(data("golden/hf-configs.npz")), write(tmp_path / "m", case)
+    golden, folder = golden_logits(), write(tmp_path / "m", case)
 
     def loaded() -> lg.Model:
         context = len(golden["ids"])
@@ -373,7 +377,7 @@ def test_numbers_of_each_layer_that_are_missing(tmp_path: Path) -> None:
 
 def test_the_context_chooses_the_factors(tmp_path: Path) -> None:
     """Long ones where the program is for more tokens than the original context (64), as in llama.cpp."""
-    golden = np.load(data("golden/hf-configs.npz"))
+    golden = golden_logits()
     folder = write(tmp_path / "m", "phi3-short")
     short, long, trained = (
         lg.load(folder, threads=1, activations="f32", context=context).logits(golden["ids"])

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
-from hf_configs import kind, records, weights, write_tokenizer
+from hf_configs import converted, kind, records, weights, write_tokenizer
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.huggingface.intake import Intake
-from paths import data
 
-GOLDEN: dict[str, dict[str, Any]] = json.loads(data("golden/hf-convert.json").read_text())
+GOLDEN = converted()
 #: Written beside the converter's: what llama.cpp assumes otherwise than transformers computes.
 OURS = {
     "gemma2": {"attention.scale"},

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from contamination import Asked, storm
+from hf_configs import records, weights, write_tokenizer
 from loragraft.backends.batch import Piece as Rows
 from loragraft.errors import BusyError, LoragraftError, TimeLimitError
 from loragraft.inference.model import Model
@@ -261,6 +262,53 @@ def test_prefixes_are_forgotten_oldest_first() -> None:
     assert list(cache.longest((("sha", 1.0),), ids[3])) == []
     cache.clear()
     assert sorted(closed) == [0, 1, 2, 3, 4]
+
+
+def test_states_that_cannot_be_taken_back_are_shared_where_they_end() -> None:
+    closed: list[int] = []
+    cache = PrefixCache(closed.append, rewinds=False)
+    ids = np.arange(6, dtype=np.int32)
+    for number, length in enumerate((4, 2, 4)):
+        cache.add((), ids[:length], number)
+    assert (closed, len(cache)) == ([2], 2)
+    assert list(cache.longest((), ids)) == [(0, 4), (1, 2)]
+    assert list(cache.longest((), ids[:3])) == [(1, 2)]
+    assert list(cache.longest((), ids[:1])) == []
+
+
+def test_a_conversation_with_a_recurrent_model(tmp_path: Path) -> None:
+    """Its second turn goes on from where the first ended; the first prompt alone is read anew. Replies are those of the
+    model itself, and nothing is guessed ahead, which could not be taken back."""
+    record = records()["lfm2"]
+    save_file(weights(record["shapes"], "lfm2"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(record["config"]))
+    write_tokenizer(tmp_path)
+    model = lg.load(tmp_path)
+    prompt = np.tile(np.arange(10, 14, dtype=np.int32), 4)
+    guessed: list[int] = []
+
+    def reply(scheduler: Scheduler, ids: np.ndarray, choices: int = 1) -> tuple[int, list[str]]:
+        made = Asked(ids, (), GREEDY, 6)
+        made.request.choices = choices
+        scheduler.submit(made.request)
+        texts = [""] * choices
+        while not isinstance(event := made.events.get(timeout=60), Done):
+            assert not isinstance(event, Failed), event.error
+            if isinstance(event, Piece):
+                texts[event.choice] += event.text
+        return event.cached_tokens, texts
+
+    for scheduler in scheduled(model, {}):
+        scheduler.telemetry.guesses = lambda count, right: guessed.append(count)  # type: ignore[method-assign]
+        cached, [text] = reply(scheduler, prompt)
+        first = "".join(model.generate(prompt, max_tokens=6, temperature=0))
+        assert (cached, text) == (0, first)
+        assert reply(scheduler, prompt, choices=2) == (0, [first, first])
+        longer = np.concatenate([prompt, model.tokenize(text), prompt[:3]])
+        cached, [text] = reply(scheduler, longer)
+        assert cached == len(longer) - 4  # the last token of a reply is not read
+        assert text == "".join(model.generate(longer, max_tokens=6, temperature=0))
+    assert guessed == []
 
 
 def test_a_broken_adapter_leaves_no_file_open(model: Model, tmp_path: Path) -> None:

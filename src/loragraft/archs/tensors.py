@@ -117,6 +117,9 @@ class Values:
     inverse: Callable[[Floats], Floats]
 
 
+#: Of decays that transformers stores as the logarithm of minus what they are.
+LOG_DECAY = Values(lambda values: -np.exp(values), lambda values: np.log(-values))
+
 #: Of norms that transformers stores less 1.
 PLUS_ONE = Values(lambda values: values + np.float32(1), lambda values: values - np.float32(1))
 
@@ -154,6 +157,8 @@ class Tensor:
     """The checkpoint has the weight as [in, out] (GPT-2's Conv1D), or as a stack of such. Adapters do not."""
     fused: Fused | None = None
     """None: it is a tensor of its own."""
+    squeezed: bool = False
+    """The checkpoint has the weight as [c, 1, width] (a depthwise convolution), GGUF as [c, width]."""
     after: str | None = None
     """The tensor of GGUF behind which llama.cpp's converter writes this one; None: where it comes."""
 

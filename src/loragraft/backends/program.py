@@ -17,7 +17,7 @@ from loragraft.adapters.lora import Adapter
 from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids, Piece, Run
 from loragraft.errors import AdapterError, GraphError
 from loragraft.formats.source import TensorSource
-from loragraft.graph.ops import Graph, Op
+from loragraft.graph.ops import RECURRENT, Graph, Op
 from loragraft.graph.spec import narrowed, value_shapes
 
 Weights = Mapping[str, TensorSource | Floats]
@@ -66,6 +66,9 @@ class Program(ABC):
     Batch-invariant: a row's logits are the same to the bit whatever else is in its batch, whichever adapters other rows
     use, however its prefix came about (at once, token by token, forked, rewound) and for any number of threads.
 
+    With recurrent layers, a sequence keeps their states as they are now: it is forked where it ends, or where it
+    begins, and not between.
+
     Calls from several threads take turns. A call that raises leaves every sequence as it was.
     """
 
@@ -90,6 +93,8 @@ class Program(ABC):
         """Of a row of the output: the vocabulary, or of a slice that ends at a cut, d."""
         self._selects = narrowed(graph)[graph.output]
         self._at_cut = graph.output in graph.cuts and not self._selects
+        self.rewinds = not any(node.op in RECURRENT for node in graph.nodes)
+        """Whether sequences can be taken back to any length; else only to their present one, and to 0."""
         self._lengths: dict[int, int] = {}
         self._slots: set[int] = set()
         self._turn = threading.RLock()
@@ -142,17 +147,18 @@ class Program(ABC):
 
     def fork_sequence(self, sequence: int, length: int | None = None) -> int:
         """A new sequence that begins with the first `length` tokens (all of them, if None) of another. What they share
-        is kept once, until one of them writes over it."""
+        is kept once, until one of them writes over it. Raises GraphError for a length between, if not `rewinds`."""
         with self._mine():
-            length = self._reached(sequence, length)
+            length = self._cut(sequence, length)
             fork = self._fork(sequence, length)
             self._lengths[fork] = length
             return fork
 
     def truncate_sequence(self, sequence: int, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Forget everything after the first `length` tokens. Raises GraphError for a length between, if not
+        `rewinds`."""
         with self._mine():
-            self._truncate(sequence, self._reached(sequence, length))
+            self._truncate(sequence, self._cut(sequence, length))
             self._lengths[sequence] = length
 
     def close_sequence(self, sequence: int) -> None:
@@ -280,6 +286,18 @@ class Program(ABC):
                 f"sequence {sequence}", "cannot rewind", found=length, expected=f"0 to {held} tokens"
             )
         return held if length is None else length
+
+    def _cut(self, sequence: int, length: int | None) -> int:
+        """`_reached`, where states allow it."""
+        held, length = self._reached(sequence, None), self._reached(sequence, length)
+        if not self.rewinds and length not in (0, held):
+            raise GraphError(
+                f"sequence {sequence}",
+                "cannot rewind",
+                found=length,
+                expected=f"0 or {held} tokens: recurrent layers do not say what they held before",
+            )
+        return length
 
     @contextmanager
     def _mine(self) -> Iterator[None]:

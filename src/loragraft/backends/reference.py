@@ -72,19 +72,20 @@ class ReferenceBackend(Backend):
 
 @dataclass(slots=True)
 class _Sequence:
-    """Keys and values, float32 [tokens, kv_heads, head_dim] per attention layer. Arrays are never written to: what
-    grows is a new one."""
+    """Keys and values, float32 [tokens, kv_heads, head_dim] per attention layer, and the states of recurrent nodes.
+    Arrays are never written to: what grows is a new one."""
 
     keys: dict[int, Floats] = field(default_factory=dict)
     values: dict[int, Floats] = field(default_factory=dict)
+    states: dict[tuple[Op, int], Floats] = field(default_factory=dict)
 
     def copy(self) -> _Sequence:
-        return _Sequence(dict(self.keys), dict(self.values))
+        return _Sequence(dict(self.keys), dict(self.values), dict(self.states))
 
     def first(self, length: int) -> _Sequence:
-        return _Sequence(
-            *({layer: a[:length] for layer, a in own.items()} for own in (self.keys, self.values))
-        )
+        """States are those of all its tokens, or of none."""
+        keys, values = ({layer: a[:length] for layer, a in own.items()} for own in (self.keys, self.values))
+        return _Sequence(keys, values, dict(self.states) if length else {})
 
 
 class ReferenceProgram(Program):
@@ -253,6 +254,12 @@ class _Pass:
             kept = self._kept(new)
             own[layer] = np.concatenate([own[layer], kept]) if layer in own else kept
         return held.keys[layer], held.values[layer]
+
+    def recall(self, node: Node) -> Floats | None:
+        return self._held.states.get((node.op, node.attrs["layer"]))
+
+    def keep(self, node: Node, state: Floats) -> None:
+        self._held.states[node.op, node.attrs["layer"]] = state
 
     def _kept(self, new: Floats) -> Floats:
         """Keys or values [T, kv_heads, head_dim] as `Options.keys_values` has them."""

@@ -38,6 +38,12 @@ class Pass(Protocol):
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Append keys and values [T, kv_heads, head_dim] of the rows' sequence; all that it holds of `layer`."""
 
+    def recall(self, node: Node) -> Floats | None:
+        """What the rows' sequence kept of a recurrent node; None at its beginning."""
+
+    def keep(self, node: Node, state: Floats) -> None:
+        """Keep it for the rows that come."""
+
 
 Run = Callable[..., Array]
 """(pass, node, *inputs) -> value"""
@@ -75,7 +81,7 @@ def _arch_scale(s: Pass, node: Node, y: Floats) -> Array:
 
 def _rms_norm(s: Pass, node: Node, x: Floats) -> Array:
     w = s.weight(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
-    groups = x.reshape(*x.shape[:-1], -1, len(w))
+    groups = x.reshape(*x.shape[:-1], -1, w.shape[-1])
     mean_square = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
     normed = groups / np.sqrt(mean_square + np.float32(node.attrs["eps"])) * w
     return normed.reshape(x.shape)
@@ -246,7 +252,66 @@ def _soft_cap(x: Floats, cap: float) -> Array:
 
 
 def _split(s: Pass, node: Node, x: Floats) -> Array:
-    return x[..., node.attrs["start"] : node.attrs["stop"]]
+    at = node.attrs
+    if not at.get("group"):
+        return x[..., at["start"] : at["stop"]]
+    groups = x.reshape(*x.shape[:-1], -1, at["group"])
+    return groups[..., at["start"] : at["stop"]].reshape(*x.shape[:-1], -1)
+
+
+def _short_conv(s: Pass, node: Node, x: Floats) -> Array:
+    w = s.weight(node.weights[0])
+    width = w.shape[1]
+    before = s.recall(node)
+    if before is None:
+        before = np.zeros((width - 1, x.shape[1]), np.float32)
+    rows = np.concatenate([before, x])
+    s.keep(node, rows[len(x) :].copy())
+    y = np.zeros_like(x)
+    for j in range(width):
+        y += rows[j : j + len(x)] * w[:, j]
+    return y + s.weight(node.weights[1]) if len(node.weights) > 1 else y
+
+
+def _time_step(s: Pass, node: Node, x: Floats) -> Array:
+    dt = np.logaddexp(x + s.weight(node.weights[0]), np.float32(0))
+    return np.asarray(np.clip(dt, np.float32(node.attrs["low"]), np.float32(node.attrs["high"])))
+
+
+def _gated_delta(s: Pass, node: Node, q: Floats, k: Floats, v: Floats, dt: Floats, beta: Floats) -> Array:
+    def write(state: Floats, key: Floats, value: Floats, row: int) -> Floats:
+        known = (state * key[..., None]).sum(axis=1)
+        return np.asarray((value - known) * beta[row][:, None])
+
+    return _scan(s, node, q, k, v, dt, write)
+
+
+def _state_space(s: Pass, node: Node, x: Floats, b: Floats, c: Floats, dt: Floats) -> Array:
+    y = _scan(s, node, c, b, x, dt, lambda state, key, value, row: value * dt[row][:, None])
+    return y + x * np.repeat(s.weight(node.weights[1]), node.attrs["value_dim"])
+
+
+def _scan(
+    s: Pass, node: Node, q: Floats, k: Floats, v: Floats, dt: Floats, write: Callable[..., Floats]
+) -> Array:
+    """S = exp(A dt) S + k u^T, y = S^T q, token by token: `write(S, k, v, row)` gives u [heads, value_dim]."""
+    at, heads = node.attrs, node.attrs["heads"]
+    own = np.arange(heads)
+    own = own % at["key_heads"] if at.get("tiled") else own // (heads // at["key_heads"])
+    queries, keys = (a.reshape(len(a), at["key_heads"], -1)[:, own] for a in (q, k))
+    values = v.reshape(len(v), heads, -1)
+    decay = np.exp(dt * s.weight(node.weights[0]))
+    state = s.recall(node)
+    if state is None:
+        state = np.zeros((heads, at["key_dim"], at["value_dim"]), np.float32)
+    y = np.empty_like(values)
+    for row in range(len(v)):
+        state = state * decay[row][:, None, None]
+        added = write(state, keys[row], values[row], row)
+        state = state + keys[row][..., None] * added[:, None]
+        y[row] = (state * queries[row][..., None]).sum(axis=1)
+    s.keep(node, state)
+    return y.reshape(v.shape)
 
 
 def _reshape(s: Pass, node: Node, x: Floats) -> Array:
@@ -330,6 +395,10 @@ OPS: Mapping[Op, Run] = {
     Op.POSITION_SCALE: _position_scale,
     Op.ROPE: _rope,
     Op.ATTENTION: _attention,
+    Op.SHORT_CONV: _short_conv,
+    Op.TIME_STEP: _time_step,
+    Op.GATED_DELTA: _gated_delta,
+    Op.STATE_SPACE: _state_space,
     Op.SPLIT: _split,
     Op.CONCAT: lambda s, node, a, b: np.concatenate([a, b], axis=-1),
     Op.RESHAPE: _reshape,

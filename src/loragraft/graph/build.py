@@ -126,9 +126,11 @@ class GraphBuilder:
             Op.LAYER_NORM, (x,), (f"{base}.weight", *self._if_present(f"{base}.bias")), base, eps=eps
         )
 
-    def split(self, x: Ref, start: int, stop: int, label: str) -> Ref:
-        """Elements [start, stop) of each row."""
-        return self.add(Op.SPLIT, (x,), label=label, start=start, stop=stop)
+    def split(self, x: Ref, start: int, stop: int, label: str, group: int | None = None) -> Ref:
+        """Elements [start, stop) of each row, or of each `group` elements."""
+        if group is None:
+            return self.add(Op.SPLIT, (x,), label=label, start=start, stop=stop)
+        return self.add(Op.SPLIT, (x,), label=label, start=start, stop=stop, group=group)
 
     def heads(self, x: Ref, count: int, label: str) -> Ref:
         """[T, count, n] of [T, count * n]."""

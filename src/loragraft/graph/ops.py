@@ -31,8 +31,8 @@ class Op(StrEnum):
     """(x, ids; A [r, d], B [vocab, r]; scale) -> x + scale * B[ids] A"""
 
     RMS_NORM = "rms_norm"
-    """(x; w [n] or none; eps, group or none) -> x / rms(x) * w, over the last n elements of each group of n (n = d, or
-    a head); without a weight, n is `group`"""
+    """(x; w [n] or [d / n, n] or none; eps, group or none) -> x / rms(x) * w, over the n elements of each group (n = d,
+    or a head), which has a row of w of its own if there are several; without a weight, n is `group`"""
     LAYER_NORM = "layer_norm"
     """(x; w [d] or none, b [d] or none; eps) -> (x - mean) / std * w + b"""
 
@@ -92,8 +92,24 @@ class Op(StrEnum):
     softcap * tanh(s / softcap). A sink is one more score of its head, whose value is 0 (Xiao et al. 2023, arXiv
     2309.17453, section 3.3)."""
 
+    SHORT_CONV = "short_conv"
+    """(x [T, c]; W [c, width], b [c] or none; layer) -> [T, c]: y[t] = b + sum over j of W[:, j] x[t - width + 1 + j],
+    each channel by itself. What stands before a sequence is 0; a sequence keeps its last width - 1 rows."""
+    TIME_STEP = "time_step"
+    """(x [T, heads]; b [heads]; low, high) -> ln(1 + exp(x + b)), within low and high"""
+    GATED_DELTA = "gated_delta"
+    """(q, k [T, key_heads * key_dim], v [T, heads * value_dim], dt, beta [T, heads]; A [heads]; layer, heads,
+    key_heads, key_dim, value_dim, tiled) -> [T, heads * value_dim]. Each head has a state S [key_dim, value_dim],
+    zeros at first: S' = exp(A dt) S, S = S' + k (beta (v - S'^T k))^T, y = S^T q (Yang et al. 2024, arXiv 2412.06464).
+    Head h has the query and key of head h % key_heads if `tiled`, else of head h // (heads / key_heads)."""
+    STATE_SPACE = "state_space"
+    """(x [T, heads * value_dim], B, C [T, key_heads * key_dim], dt [T, heads]; A [heads], D [heads]; layer, heads,
+    key_heads, key_dim, value_dim) -> [T, heads * value_dim]. S = exp(A dt) S + B (dt x)^T, y = S^T C + D x (Dao and Gu
+    2024, arXiv 2405.21060): states and heads as in GATED_DELTA, not tiled; `key_heads` are the groups of B and C."""
+
     SPLIT = "split"
-    """(x; start, stop) -> x[..., start:stop]; takes a fused projection apart"""
+    """(x; start, stop, group or none) -> x[..., start:stop], of each `group` elements if there is one; takes a fused
+    projection apart"""
     CONCAT = "concat"
     """(a [..., m], b [..., n]) -> [..., m + n]; a first"""
     RESHAPE = "reshape"
@@ -125,6 +141,10 @@ class Op(StrEnum):
     """(x; value) -> x + value"""
     LAST = "last"
     """(x) -> the rows whose logits are wanted"""
+
+
+RECURRENT = frozenset({Op.SHORT_CONV, Op.GATED_DELTA, Op.STATE_SPACE})
+"""Those that keep a state of fixed size for each sequence, which says nothing of what it was before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,9 @@ def _rms_norm(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
         if not group or group < 1 or ins[0][-1] % group:
             raise IllegalNode("elements of a group", group, f"a divisor of {ins[0][-1]}")
         return ins[0]
-    if len(ws[0]) != 1 or ws[0][0] < 1 or ins[0][-1] % ws[0][0]:
+    if len(ws[0]) == 2 and min(ws[0]) > 0:
+        _need("elements of the weight", ws[0][0] * ws[0][1], ins[0][-1])
+    elif len(ws[0]) != 1 or ws[0][0] < 1 or ins[0][-1] % ws[0][0]:
         raise IllegalNode("shape of the weight", ws[0], f"one axis that divides {ins[0][-1]}")
     return ins[0]
 
@@ -212,10 +214,50 @@ def _attention(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return (*q[:-1], at["heads"] * value_dim)
 
 
+def _short_conv(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if len(ws[0]) != 2 or ws[0][0] != ins[0][-1] or ws[0][1] < 1:
+        raise IllegalNode("shape of the weight", ws[0], f"({ins[0][-1]}, width)")
+    for bias in ws[1:]:
+        _need("shape of the bias", bias, ins[0])
+    return ins[0]
+
+
+def _time_step(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    if not 0 <= at["low"] <= at["high"]:
+        raise IllegalNode(
+            "limits", f"{at['low']} to {at['high']}", "two numbers from 0 on, the lower one first"
+        )
+    return _vector(ins, ws, at)
+
+
+def _scan(values: Dims, keys: Sequence[Dims], gates: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    heads, key_heads = at["heads"], at["key_heads"]
+    if key_heads < 1 or heads < 1 or heads % key_heads or at["key_dim"] < 1 or at["value_dim"] < 1:
+        raise IllegalNode("heads", heads, f"a multiple of {key_heads} key heads")
+    _need("width of the values", values, (heads * at["value_dim"],))
+    for key in keys:
+        _need("width of queries and keys", key, (key_heads * at["key_dim"],))
+    for gate in (*gates, *ws):
+        _need("numbers of the heads", gate, (heads,))
+    return values
+
+
+def _gated_delta(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    return _scan(ins[2], ins[:2], ins[3:], ws, at)
+
+
+def _state_space(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    return _scan(ins[0], ins[1:3], ins[3:], ws, at)
+
+
 def _split(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
-    if not 0 <= at["start"] < at["stop"] <= ins[0][-1]:
-        raise IllegalNode("range", f"{at['start']} to {at['stop']}", f"a range within {ins[0][-1]}")
-    return (*ins[0][:-1], at["stop"] - at["start"])
+    width = ins[0][-1]
+    group = at.get("group") or width
+    if group < 1 or width % group:
+        raise IllegalNode("elements of a group", group, f"a divisor of {width}")
+    if not 0 <= at["start"] < at["stop"] <= group:
+        raise IllegalNode("range", f"{at['start']} to {at['stop']}", f"a range within {group}")
+    return (*ins[0][:-1], (at["stop"] - at["start"]) * (width // group))
 
 
 def _concat(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
@@ -275,6 +317,8 @@ _CHOICE = (
     *((name, (int, type(None))) for name in ("groups", "groups_used", "group_best")),
 )
 
+_HEADS = tuple((name, _INT) for name in ("layer", "heads", "key_heads", "key_dim", "value_dim"))
+
 SIGNATURES: dict[Op, Signature] = {
     Op.TOKENS: Signature("", lambda ins, ws, at: (), gives="i"),
     Op.POSITIONS: Signature("", _positions, attrs=(("most", _INT),), gives="i"),
@@ -332,7 +376,11 @@ SIGNATURES: dict[Op, Signature] = {
             ("softcap", (float, type(None))),
         ),
     ),
-    Op.SPLIT: Signature("f", _split, attrs=(("start", _INT), ("stop", _INT))),
+    Op.SHORT_CONV: Signature("f", _short_conv, (1, 2), (("layer", _INT),)),
+    Op.TIME_STEP: Signature("f", _time_step, (1, 1), (("low", _FLOAT), ("high", _FLOAT))),
+    Op.GATED_DELTA: Signature("fffff", _gated_delta, (1, 1), (*_HEADS, ("tiled", (bool,)))),
+    Op.STATE_SPACE: Signature("ffff", _state_space, (2, 2), _HEADS),
+    Op.SPLIT: Signature("f", _split, attrs=(("start", _INT), ("stop", _INT), ("group", (int, type(None))))),
     Op.CONCAT: Signature("ff", _concat),
     Op.RESHAPE: Signature("f", _reshape, attrs=(("parts", _INT),)),
     Op.ADD: Signature("ff", _add),

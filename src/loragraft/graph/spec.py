@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from loragraft.errors import GraphError
 from loragraft.formats.gguf.scales import scale_of
 from loragraft.graph.chains import FAMILIES, Chain, Stage, dora_scale_of, find_chains
-from loragraft.graph.ops import Graph, Op
+from loragraft.graph.ops import RECURRENT, Graph, Op
 from loragraft.graph.signatures import IllegalNode, check_node
 
 #: Ops that mean something only in the epilogue of a product.
@@ -24,6 +24,9 @@ _EPILOGUE_ONLY = {
     for stage, op in family.ops.items()
     if stage not in (Stage.PRODUCT, Stage.ARCH_SCALE)
 }
+
+
+_ALL_ROWS = RECURRENT | {Op.LAST, Op.ATTENTION, Op.ROPE}
 
 
 def verify(graph: Graph) -> None:
@@ -79,7 +82,7 @@ def _nodes(graph: Graph) -> Iterator[GraphError]:
         )
         return
     values: list[tuple[str, tuple[int, ...]]] = []
-    layers: set[int] = set()
+    layers: set[tuple[Op, int]] = set()
     for index, node in enumerate(graph.nodes):
         late = [source for source in node.inputs if not 0 <= source < index]
         if late:
@@ -99,12 +102,16 @@ def _nodes(graph: Graph) -> Iterator[GraphError]:
             subject = f"{node.weights[0]}: {_where(graph, index)}" if node.weights else _where(graph, index)
             yield GraphError(subject, wrong.problem, found=wrong.found, expected=wrong.expected)
             return
-        if node.op is Op.ATTENTION:
-            if node.attrs["layer"] in layers:
-                yield GraphError(
-                    _where(graph, index), "two attentions share a cache", found=f"layer {node.attrs['layer']}"
+        if node.op is Op.ATTENTION or node.op in RECURRENT:
+            own = node.op, node.attrs["layer"]
+            if own in layers:
+                what = (
+                    "two attentions share a cache"
+                    if node.op is Op.ATTENTION
+                    else f"two {node.op} share a state"
                 )
-            layers.add(node.attrs["layer"])
+                yield GraphError(_where(graph, index), what, found=f"layer {node.attrs['layer']}")
+            layers.add(own)
     yield from _rows(graph)
     for cut in graph.cuts:
         if not 0 <= cut < len(values) or values[cut][0] != "f" or len(values[cut][1]) != 1:
@@ -122,7 +129,7 @@ def _rows(graph: Graph) -> Iterator[GraphError]:
         if node.op in _EPILOGUE_ONLY:
             continue  # has to take what its product takes, which is a rule of its own
         mixed = len({few[source] for source in node.inputs}) > 1
-        if mixed or (node.op in (Op.LAST, Op.ATTENTION, Op.ROPE) and few[node.inputs[0]]):
+        if mixed or (node.op in _ALL_ROWS and few[node.inputs[0]]):
             yield GraphError(
                 _where(graph, index),
                 "works on all rows",

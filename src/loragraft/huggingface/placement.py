@@ -16,6 +16,7 @@ from loragraft.formats.views import (
     Joined,
     Reordered,
     ReorderedColumns,
+    Reshaped,
     Stacked,
     Transposed,
     float_rows,
@@ -159,6 +160,8 @@ class Placement:
     def _arranged(self, piece: _Piece) -> TensorSource:
         """The tensor of one piece: its rows in GGUF's order, its values GGUF's."""
         source, place = piece.weight.source, piece.place
+        if place.tensor.squeezed and len(source.shape) == 3 and source.shape[1] == 1:
+            source = Reshaped(source, (source.shape[0], source.shape[2]))
         if len(source.shape) > 1 and place.tensor.transposed:
             source = Transposed(self._floats(piece, source))
         rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]

@@ -41,7 +41,7 @@ class Place:
     def as_it_is(self) -> bool:
         """Whether it is a tensor of its own, with the checkpoint's rows, columns and values."""
         changes = (self.tensor.rows, self.tensor.columns, self.tensor.values, self.tensor.fused)
-        return changes == (None,) * 4 and not self.tensor.transposed
+        return changes == (None,) * 4 and not (self.tensor.transposed or self.tensor.squeezed)
 
     @property
     def values(self) -> Values | None:

@@ -447,43 +447,65 @@ def test_a_bound_is_kept_and_nothing_has_changed() -> None:
 
 
 def test_states() -> None:
-    """Zeros at first, copied by a fork, which like a cut has no way back."""
-    pool = engine.StatePool([(1, 16, 16, 0)], [3, 5], "f32", 10_000)
+    """Zeros at first, shared by a fork until one of the two goes on, and without a way back."""
+    pool = engine.StatePool([(1, 16, 16, 0)], [3, 5], "f32", 100_000)
+    first, each = pool.open(), 4 * 32  # in units of 16 floats
     assert pool.bytes == 0
-    first = pool.open()
-    assert pool.bytes == 4 * 8
 
-    def state(sequence: int, layer: int) -> list[float]:
+    def state(sequence: int, layer: int, position: int = 0) -> list[float]:
         out = np.full([3, 5][layer], 9, np.float32)
-        pool.get_state(sequence, layer, out)
+        pool.get_state(sequence, max(position, pool.length(sequence)), layer, out)
         return out.tolist()
 
+    def feed(sequence: int, values: list[float]) -> None:
+        pool.reserve([(sequence, 4)])
+        pool.set_state(sequence, 0, np.array(values, np.float32))
+        pool.advance([(sequence, 4)])
+
     assert state(first, 1) == [0] * 5
-    pool.reserve([(first, 4)])
-    pool.advance([(first, 4)])
-    pool.set_state(first, 0, np.array([1, 2, 3], np.float32))
+    with pytest.raises(ValueError, match="no room was made for its states"):
+        pool.set_state(first, 0, np.ones(3, np.float32))
+    pages = pool.bytes
+    feed(first, [1, 2, 3])
+    page = pool.bytes - pages - each
     second = pool.fork(first, 4)
+    assert pool.bytes == page + each
+    assert state(second, 0) == [1, 2, 3]
+    pool.reserve([(second, 4)])
     pool.set_state(second, 0, np.array([4, 5, 6], np.float32))
-    assert (state(first, 0), state(second, 0)) == ([1, 2, 3], [4, 5, 6])
+    # a pass that fails comes no further: what it wrote is for its own later rows alone
+    assert (state(second, 0), state(second, 0, 5)) == ([1, 2, 3], [4, 5, 6])
+    pool.set_state(second, 0, np.array([7, 8, 9], np.float32))
+    pool.advance([(second, 4)])
+    assert (state(first, 0), state(second, 0)) == ([1, 2, 3], [7, 8, 9])
+    assert pool.bytes == 2 * (page + each)
     with pytest.raises(ValueError, match="cannot be forked: found 3, expected 0 or 4 to 4 tokens"):
         pool.fork(first, 3)
     with pytest.raises(ValueError, match="cannot be cut: found 3, expected 0 or 4 to 4 tokens"):
         pool.truncate(first, 3)
+    with pytest.raises(
+        ValueError, match="does not hold the state of this position: found 3, expected 4 or more"
+    ):
+        pool.get_state(first, 3, 0, np.empty(3, np.float32))
     pool.truncate(first, 4)
     assert state(first, 0) == [1, 2, 3]
     assert state(pool.fork(first, 0), 0) == [0, 0, 0]
     pool.truncate(first, 0)
     assert state(first, 0) == [0, 0, 0]
+    feed(first, [1, 1, 1])
+    pool.close(second)
+    pool.close(first)
+    assert pool.bytes == 0
     with pytest.raises(ValueError, match="recurrent layer: found 2"):
-        pool.get_state(first, 2, np.empty(3, np.float32))
-    small = engine.StatePool([], [100], "f16", 799)
-    one = small.open()
-    for more in (small.open, lambda: small.fork(one, 0)):
-        with pytest.raises(MemoryError):
-            more()
+        pool.get_state(pool.open(), 0, 2, np.empty(3, np.float32))
+    small = engine.StatePool([], [100], "f16", 2 * 448 - 1)  # 7 times 16 floats each
+    one, other = small.open(), small.open()
     small.reserve([(one, 5)])
     small.advance([(one, 5)])
-    assert (small.length(one), small.bytes) == (5, 400)
+    for sequence in (one, other, small.fork(one, 5)):
+        with pytest.raises(MemoryError):
+            small.reserve([(sequence, 1)])
+    assert (small.bytes, small.length(one)) == (448, 5)
 
 
 def test_misuse_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Records hf-convert.json: what llama.cpp's converter makes of the models of hf-configs.json.
+"""Records hf-convert.json: what llama.cpp's converter makes of the models of hf-configs.json, and the like.
 
     PYTHONPATH=llama.cpp/gguf-py:llama.cpp:tests python make_hf_convert.py [CASE ...]
 
@@ -23,10 +23,13 @@ import conversion.base
 import gguf
 from safetensors.numpy import save_file
 
-from hf_configs import kind, records, weights, write_tokenizer
+from hf_configs import CONVERTED, kind, weights, write_tokenizer
 
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
-SKIPPED = ("llama", "mistral", "mixtral", "qwen", "starcoder", "glm-wide")
+SKIPPED = (
+    *("llama", "mistral", "mixtral", "qwen2-", "qwen2moe", "qwen3-", "qwen3moe", "starcoder"),
+    *("glm-wide", "lfm2-bias"),
+)
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
 AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")
 
@@ -38,7 +41,9 @@ TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vl", "llava")
 def skipped(case: str) -> bool:
     if case in TOWERS:
         return False
-    return case.startswith((*SKIPPED, "gemma3", "mistral")) or case in ("ministral", "internvl", "idefics3")
+    if case in ("ministral", "internvl", "idefics3", "qwen2", "qwen3"):
+        return True
+    return case.startswith((*SKIPPED, "gemma3", "mistral"))
 
 
 def without_vocabulary() -> None:
@@ -113,14 +118,17 @@ def main() -> None:
     without_vocabulary()
     with_published_keys()
     chosen = tuple(sys.argv[1:])
-    golden = Path(__file__).parent / "hf-convert.json"
-    made = json.loads(golden.read_text()) if chosen else {}
-    for case, record in records().items():
-        if not skipped(case) and (not chosen or case.startswith(chosen)):
-            made[case] = convert(record)
-    made = {case: made[case] for case in records() if case in made}
-    text = json.dumps(made, separators=(",", ":")).replace('},"', '},\n"')
-    golden.write_text(text + "\n")
+    folder = Path(__file__).parent
+    for name, file in CONVERTED.items():
+        cases = json.loads((folder / f"{name}.json").read_text())
+        golden = folder / f"{file}.json"
+        made = json.loads(golden.read_text()) if chosen else {}
+        for case, record in cases.items():
+            if not skipped(case) and (not chosen or case.startswith(chosen)):
+                made[case] = convert(record)
+        made = {case: made[case] for case in cases if case in made}
+        text = json.dumps(made, separators=(",", ":")).replace('},"', '},\n"')
+        golden.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from loragraft.archs.blocks.feed_forward import (
     swiglu,
 )
 from loragraft.archs.blocks.latent_attention import latent_attention
+from loragraft.archs.blocks.short_conv import gated_short_conv, short_conv
 
 __all__ = [
     "Attention",
@@ -43,6 +44,7 @@ __all__ = [
     "by_feed_forward",
     "by_mixer",
     "gated_by",
+    "gated_short_conv",
     "geglu",
     "gelu",
     "gelu_erf",
@@ -51,6 +53,7 @@ __all__ = [
     "relu",
     "rms_norm",
     "rms_norm_if_there",
+    "short_conv",
     "silu",
     "squared_relu",
     "swiglu",

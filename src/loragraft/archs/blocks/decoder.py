@@ -52,6 +52,8 @@ class Decoder:
     pre_norms: tuple[str | None, str | None] = ("attn_norm", "ffn_norm")
     post_norms: tuple[str | None, str | None] = (None, None)
     parallel: bool = False
+    output_norm: str = "output_norm"
+    """What the file calls the norm before the output."""
     unused: Callable[[Hparams, str], bool] = lambda h, name: False
     """Whether the architecture knowingly does without the tensor of this name."""
 
@@ -66,7 +68,7 @@ class Decoder:
             g.cut(x)
             x = self._parallel(g, h, x, layer) if self.parallel else self._in_turn(g, h, x, layer)
         g.cut(x)
-        x = self.norm(g, h, x, "output_norm")
+        x = self.norm(g, h, x, self.output_norm)
         tied = None if g.has("output.weight") else "token_embd"
         scale = None if h.logit_scale == 1.0 else h.logit_scale
         logits = g.linear(x, "output", weight_of=tied, arch_scale=scale)

@@ -15,7 +15,7 @@ from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, No
 from loragraft.backends.program import Options
 from loragraft.backends.reference_ops import rope_factors
 from loragraft.errors import UnsupportedError
-from loragraft.graph.ops import Graph, Node, Op
+from loragraft.graph.ops import RECURRENT, Graph, Node, Op
 from loragraft.graph.spec import value_shapes
 
 engine = _native.engine
@@ -42,6 +42,8 @@ class _Builder:
         self.shapes, self._context = value_shapes(graph), options.context
         attention = [node for node in graph.nodes if node.op is Op.ATTENTION]
         self.layers = {node.attrs["layer"]: number for number, node in enumerate(attention)}
+        recurrent = [(index, node) for index, node in enumerate(graph.nodes) if node.op in RECURRENT]
+        self.states = {(node.op, node.attrs["layer"]): number for number, (_, node) in enumerate(recurrent)}
         kept = options.keys_values
         if kept == "auto":
             kept = "f32" if options.activations == "f32" else "f16"
@@ -50,7 +52,7 @@ class _Builder:
             rounding,
             plan.floats,
             [_layer_shape(node) for node in attention],
-            [],
+            [_state_floats(graph, node, self.shapes[index][-1]) for index, node in recurrent],
             kept,
             options.pool_bytes or 0,
         )
@@ -134,9 +136,44 @@ def _layer_shape(node: Node) -> tuple[int, int, int, int]:
     return at["kv_heads"], at["head_dim"], at.get("value_dim") or at["head_dim"], at["window"] or 0
 
 
+def _state_floats(graph: Graph, node: Node, width: int) -> int:
+    if node.op is Op.SHORT_CONV:
+        return width * (graph.tensors[node.weights[0]].shape[1] - 1)
+    return int(engine.scan_floats(_heads(node)))
+
+
+def _heads(node: Node) -> tuple[int, int, int, int, bool]:
+    at = node.attrs
+    return at["heads"], at["key_heads"], at["key_dim"], at["value_dim"], bool(at.get("tiled"))
+
+
+def _state(b: _Builder, node: Node) -> int:
+    return b.states[node.op, node.attrs["layer"]]
+
+
+def _short_conv(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    weight, *bias = (b.weights.floats(name) for name in node.weights)
+    return int(b.program.short_conv(x, y, _state(b, node), weight, bias[0] if bias else None))
+
+
+def _time_step(b: _Builder, node: Node, x: Any, y: Any) -> int:
+    at = node.attrs
+    return int(b.program.time_step(x, y, b.weights.floats(node.weights[0]), at["low"], at["high"]))
+
+
+def _gated_delta(b: _Builder, node: Node, q: Any, k: Any, v: Any, dt: Any, beta: Any, y: Any) -> int:
+    decay = b.weights.floats(node.weights[0])
+    return int(b.program.scan(q, k, v, dt, beta, y, _state(b, node), _heads(node), decay, None))
+
+
+def _state_space(b: _Builder, node: Node, x: Any, keys: Any, queries: Any, dt: Any, y: Any) -> int:
+    decay, skip = (b.weights.floats(name) for name in node.weights)
+    return int(b.program.scan(queries, keys, x, dt, None, y, _state(b, node), _heads(node), decay, skip))
+
+
 def _rms_norm(b: _Builder, node: Node, x: Any, y: Any) -> int:
     weight = b.weights.floats(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
-    return int(b.program.rms_norm(x, y, weight, node.attrs["eps"]))
+    return int(b.program.rms_norm(x, y, weight.reshape(-1), weight.shape[-1], node.attrs["eps"]))
 
 
 def _layer_norm(b: _Builder, node: Node, x: Any, y: Any) -> int:
@@ -157,7 +194,8 @@ def _mul(b: _Builder, node: Node, left: Any, right: Any, y: Any) -> int:
 
 
 def _split(b: _Builder, node: Node, x: Any, y: Any) -> int:
-    parts = int(np.prod(b.shapes[node.inputs[0]][:-1], dtype=np.int64))
+    shape = b.shapes[node.inputs[0]]
+    parts = int(np.prod(shape, dtype=np.int64)) // (node.attrs.get("group") or shape[-1])
     return int(b.program.split(x, y, parts, node.attrs["start"]))
 
 
@@ -232,6 +270,10 @@ NODES: dict[Op, Callable[..., int]] = {
     Op.TOP_K: _top_k,
     Op.ROUTE: _route,
     Op.EXPERTS_SUM: lambda b, node, y, weights, total: b.program.experts_sum(y, weights, total),
+    Op.SHORT_CONV: _short_conv,
+    Op.TIME_STEP: _time_step,
+    Op.GATED_DELTA: _gated_delta,
+    Op.STATE_SPACE: _state_space,
     Op.SPLIT: _split,
     Op.CONCAT: _concat,
     Op.RESHAPE: lambda b, node, x, y: b.program.split(x, y, 1, 0),

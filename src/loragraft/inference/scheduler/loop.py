@@ -92,8 +92,8 @@ class Scheduler:
         self._most_waiting = waiting
         self._hidden = HiddenStates(program)
         self.costs = PassCosts()
-        self._lookup = lookup
-        self._cache = PrefixCache(program.close_sequence, prefixes)
+        self._lookup = lookup and program.rewinds  # wrong guesses are taken back
+        self._cache = PrefixCache(program.close_sequence, prefixes, rewinds=program.rewinds)
         self._wake = threading.Condition()
         self._waiting: dict[tuple[str, ...], deque[Job]] = {}
         self._running: list[Job] = []

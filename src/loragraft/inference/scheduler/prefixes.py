@@ -34,11 +34,13 @@ def common_prefix(a: Ids, b: Ids) -> int:
 
 
 class PrefixCache:
-    """Finished sequences, the least recently used forgotten first. `close` gives a sequence's states back."""
+    """Finished sequences, the least recently used forgotten first. `close` gives a sequence's states back. Those that
+    cannot be taken back (`rewinds` false: `Program.rewinds`) serve prompts that go on where they end, and no others."""
 
-    def __init__(self, close: Callable[[int], None], most: int = 256) -> None:
+    def __init__(self, close: Callable[[int], None], most: int = 256, *, rewinds: bool = True) -> None:
         self._close = close
         self._most = most
+        self._rewinds = rewinds
         self._entries: list[_Entry] = []
         self._clock = 0
 
@@ -49,6 +51,8 @@ class PrefixCache:
         """Keep `sequence`, whose states are those of `tokens`. An entry that it contains is forgotten."""
         for entry in [e for e in self._entries if e.key == key]:
             shared = common_prefix(entry.tokens, tokens)
+            if not self._rewinds and len(entry.tokens) != len(tokens):
+                continue  # neither does for the other
             if shared == len(tokens):  # known already
                 entry.used = self._tick()
                 self._close(sequence)
@@ -63,7 +67,7 @@ class PrefixCache:
         """(sequence, shared length) of entries that begin like `tokens`, the longest first."""
         found = [(common_prefix(e.tokens, tokens), e) for e in self._entries if e.key == key]
         for shared, entry in sorted(found, key=lambda pair: -pair[0]):
-            if shared:
+            if shared and (self._rewinds or shared == len(entry.tokens)):
                 entry.used = self._tick()
                 yield entry.sequence, shared
 

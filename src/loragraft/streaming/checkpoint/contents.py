@@ -66,7 +66,8 @@ class Contents:
             raise UnsupportedError(
                 self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
             )
-        if len(tensor.shape) == 1 and not name.endswith(_ROUTERS):
+        convolution = origins[0].place.tensor.squeezed
+        if convolution or (len(tensor.shape) == 1 and not name.endswith(_ROUTERS)):
             for origin in origins:
                 self.vectors[origin.name] = self._vector(tensor, origin.place)
             return
@@ -138,8 +139,10 @@ class Contents:
         """As the checkpoint has it."""
         if place.as_it_is:
             return tensor
-        values = values_of(tensor).reshape(-1)
+        values = values_of(tensor)
         values = values[place.rows_in_gguf(len(values))]
+        if place.tensor.squeezed and values.ndim == 2:
+            values = values[:, None]
         return in_memory(tensor.name, values if place.values is None else place.values.inverse(values))
 
     def unquantized_modules(self) -> list[str]:

@@ -1,0 +1,258 @@
+"""Layers with a state of fixed size: the short convolution, the gated delta rule and Mamba-2's scan, against float64
+and, to the bit, against themselves in other batches."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from loragraft.backends.batch import Piece
+from loragraft.backends.cpu.program import NativeBackend
+from loragraft.backends.program import Backend, Options, Program
+from loragraft.backends.reference import ReferenceBackend
+from loragraft.errors import GraphError
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Graph, Node, Op, TensorFact
+from loragraft.graph.spec import verify
+from tolerances import NATIVE_F32, REFERENCE, nmse
+
+Floats = npt.NDArray[np.float32]
+BACKENDS: list[Backend] = [ReferenceBackend(), NativeBackend()]
+VOCAB, WIDTH, KEY, VALUE, HEADS, KEY_HEADS, TAPS = 30, 24, 7, 20, 4, 2, 4
+Q, V = KEY_HEADS * KEY, HEADS * VALUE
+SHAPES: dict[str, tuple[int, ...]] = {
+    "token_embd": (VOCAB, WIDTH),
+    "blk.0.qkv": (2 * Q + V, WIDTH),
+    "blk.0.gates": (2 * HEADS, WIDTH),
+    "blk.0.conv": (2 * Q + V, TAPS),
+    "output": (VOCAB, V),
+}
+KINDS = ("delta", "delta/tiled", "space")
+
+
+def weights() -> dict[str, Floats]:
+    rng = np.random.default_rng(3)
+    made = {
+        f"{name}.weight": (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+    made["blk.0.conv.bias"] = rng.standard_normal(2 * Q + V).astype(np.float32) / 4
+    made["blk.0.dt.bias"] = rng.standard_normal(HEADS).astype(np.float32)
+    made["blk.0.a"] = -rng.uniform(0.02, 1.5, HEADS).astype(np.float32)
+    made["blk.0.d"] = rng.standard_normal(HEADS).astype(np.float32)
+    return made
+
+
+def model(kind: str) -> tuple[Graph, dict[str, Floats]]:
+    """One recurrent layer between embedding and output."""
+    tensors = weights()
+    if kind != "space":
+        del tensors["blk.0.d"]
+    g = GraphBuilder("llama", {name: TensorFact(a.shape, "F32") for name, a in tensors.items()})
+    x = g.embed(g.tokens())
+    qkv, gates = g.linear(x, "blk.0.qkv"), g.linear(x, "blk.0.gates")
+    conv = g.add(Op.SHORT_CONV, (qkv,), ("blk.0.conv.weight", "blk.0.conv.bias"), "blk.0.conv", layer=0)
+    q, k = (g.split(conv, i * Q, (i + 1) * Q, "part") for i in range(2))
+    q, k = (g.scale(g.plain_rms_norm(part, KEY, 1e-6, "norm"), KEY**-0.5, "unit") for part in (q, k))
+    v = g.split(conv, 2 * Q, 2 * Q + V, "part")
+    # every other number: in groups of two
+    dt = g.split(gates, 0, 1, "dt", group=2)
+    beta = g.add(Op.SIGMOID, (g.split(gates, 1, 2, "beta", group=2),), label="beta")
+    dt = g.add(Op.TIME_STEP, (dt,), ("blk.0.dt.bias",), "dt", low=0.1, high=2.5)
+    sizes = {"heads": HEADS, "key_heads": KEY_HEADS, "key_dim": KEY, "value_dim": VALUE}
+    if kind == "space":
+        dt = g.add(Op.ADD, (dt, beta), label="sum")
+        y = g.add(Op.STATE_SPACE, (v, k, q, dt), ("blk.0.a", "blk.0.d"), "scan", layer=0, **sizes)
+    else:
+        tiled = kind == "delta/tiled"
+        y = g.add(Op.GATED_DELTA, (q, k, v, dt, beta), ("blk.0.a",), "scan", layer=0, tiled=tiled, **sizes)
+    logits = g.linear(g.add(Op.LAST, (y,), label="last"), "output")
+    return g.finish(logits), tensors
+
+
+def exact(kind: str, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """The same in float64, from the papers' formulas, one head after the other."""
+    w = {name: a.astype(np.float64) for name, a in weights().items()}
+    x = w["token_embd.weight"][ids]
+    rows, gates = x @ w["blk.0.qkv.weight"].T, x @ w["blk.0.gates.weight"].T
+    padded = np.concatenate([np.zeros((TAPS - 1, rows.shape[1])), rows])
+    conv = np.stack([(padded[t : t + TAPS] * w["blk.0.conv.weight"].T).sum(0) for t in range(len(ids))])
+    conv += w["blk.0.conv.bias"]
+    q, k = (conv[:, i * Q : (i + 1) * Q].reshape(-1, KEY_HEADS, KEY) for i in range(2))
+    q, k = (a / np.sqrt((a * a).sum(-1, keepdims=True) + 7e-6) for a in (q, k))
+    v = conv[:, 2 * Q :].reshape(-1, HEADS, VALUE)
+    dt = np.clip(np.log1p(np.exp(gates[:, ::2] + w["blk.0.dt.bias"])), 0.1, 2.5)
+    beta = 1 / (1 + np.exp(-gates[:, 1::2]))
+    y = np.empty_like(v)
+    if kind == "space":
+        dt = dt + beta
+    for head in range(HEADS):
+        key = head % KEY_HEADS if kind == "delta/tiled" else head // (HEADS // KEY_HEADS)
+        state = np.zeros((KEY, VALUE))
+        for t in range(len(ids)):
+            state *= np.exp(w["blk.0.a"][head] * dt[t, head])
+            if kind == "space":
+                state += np.outer(k[t, key], dt[t, head] * v[t, head])
+            else:
+                state += np.outer(k[t, key], beta[t, head] * (v[t, head] - state.T @ k[t, key]))
+            y[t, head] = state.T @ q[t, key]
+            if kind == "space":
+                y[t, head] += w["blk.0.d"][head] * v[t, head]
+    return y.reshape(len(ids), -1) @ w["output.weight"].T
+
+
+@cache
+def prepared(backend: Backend, kind: str, threads: int = 1) -> Program:
+    return backend.prepare(*model(kind), Options(threads=threads))
+
+
+def ids_of(count: int, seed: int = 0) -> npt.NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(0, VOCAB, count).astype(np.int32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_against_float64(backend: Backend, kind: str) -> None:
+    program, ids = prepared(backend, kind), ids_of(70)
+    assert nmse(alone(program, ids), exact(kind, ids)) < (
+        REFERENCE if backend.name == "reference" else NATIVE_F32
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_any_pieces_in_any_company(backend: Backend, kind: str, data: st.DataObject) -> None:
+    """Three sequences, of which one forks another: in pieces of any size, beside one another, with any number of
+    threads they are what each is when it is read at once."""
+    program = prepared(backend, kind, data.draw(st.sampled_from([1, 2, 3]), "threads"))
+    texts = [ids_of(data.draw(st.integers(1, 30), "tokens"), seed) for seed in range(2)]
+    whole = [alone(prepared(backend, kind), text) for text in texts]
+    live: list[list[int]] = [[program.open_sequence(), text, 0] for text in range(2)]
+    forks = 1
+    while any(read < len(texts[text]) for _, text, read in live):
+        pieces, of = [], []
+        for one in live:
+            number, text, read = one
+            left = len(texts[text]) - read
+            count = min(left, data.draw(st.integers(0, 9), "piece"))
+            if count:
+                pieces.append(Piece(number, texts[text][read : read + count], wants="all"))
+                of.append((text, read, count))
+                one[2] += count
+        if not pieces:
+            continue
+        logits, at = program.run(pieces), 0
+        for text, read, count in of:
+            np.testing.assert_array_equal(logits[at : at + count], whole[text][read : read + count])
+            at += count
+        if forks and data.draw(st.booleans(), "fork"):
+            forks -= 1
+            number, text, read = live[0]
+            live.append([program.fork_sequence(number), text, read])
+    for number, _, _ in live:
+        program.close_sequence(number)
+
+
+def alone(program: Program, ids: npt.NDArray[np.int32]) -> Floats:
+    """The logits of all rows, read at once."""
+    return program.run([Piece(program.open_sequence(), ids, wants="all")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_prompt_takes_several_passes(kind: str) -> None:
+    """Of 512 rows; the state goes from one to the next."""
+    program, ids = prepared(BACKENDS[1], kind), ids_of(700)
+    whole = alone(program, ids)
+    sequence = program.open_sequence()
+    parts = [program.run([Piece(sequence, part, wants="all")]) for part in np.split(ids, [1, 300, 301])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert nmse(whole, exact(kind, ids)) < NATIVE_F32
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_a_sequence_goes_back_to_its_beginning_only(backend: Backend) -> None:
+    program, ids = prepared(backend, "delta"), ids_of(9)
+    assert not program.rewinds
+    sequence = program.open_sequence()
+    first = program.run([Piece(sequence, ids)])
+    for cut in (program.truncate_sequence, program.fork_sequence):
+        with pytest.raises(
+            GraphError, match=r"cannot rewind: found 4, expected 0 or 9 tokens: recurrent layers"
+        ):
+            cut(sequence, 4)
+    program.truncate_sequence(sequence, 9)
+    fork = program.fork_sequence(sequence, 0)
+    program.truncate_sequence(sequence, 0)
+    for again in (sequence, fork):
+        np.testing.assert_array_equal(program.run([Piece(again, ids)]), first)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_a_pass_that_fails_changes_no_state(backend: Backend) -> None:
+    """Here the observer raises, at the last product."""
+    program, ids = prepared(backend, "delta"), ids_of(12)
+    sequence, judge = program.open_sequence(), program.open_sequence()
+    for number in (sequence, judge):
+        program.run([Piece(number, ids[:5])])
+
+    def fails(names: tuple[str, ...], x: object, chosen: object) -> None:
+        if "output.weight" in names:
+            raise RuntimeError("stop")
+
+    program.observer = fails
+    with pytest.raises(RuntimeError, match="stop"):
+        program.run([Piece(sequence, ids[5:9])])
+    program.observer = None
+    np.testing.assert_array_equal(
+        program.run([Piece(sequence, ids[5:])]), program.run([Piece(judge, ids[5:])])
+    )
+
+
+def broken(op: Op, **changes: object) -> Graph:
+    """The graph with other attributes of the node `op`."""
+    graph, _ = model("space" if op is Op.STATE_SPACE else "delta")
+    nodes = [
+        Node(node.op, node.inputs, node.weights, {**node.attrs, **changes}, node.label)
+        if node.op is op
+        else node
+        for node in graph.nodes
+    ]
+    return Graph(graph.arch, tuple(nodes), graph.output, graph.tensors)
+
+
+@pytest.mark.parametrize(
+    ("op", "changes", "message"),
+    [
+        (Op.GATED_DELTA, {"key_heads": 3}, "heads: found 4, expected a multiple of 3 key heads"),
+        (Op.GATED_DELTA, {"key_dim": 8}, "width of queries and keys"),
+        (Op.STATE_SPACE, {"value_dim": 8}, "width of the values"),
+        (Op.TIME_STEP, {"low": 3.0}, "limits: found 3.0 to 2.5"),
+        (Op.SPLIT, {"group": 23}, "elements of a group"),
+    ],
+)
+def test_illegal_nodes(op: Op, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        verify(broken(op, **changes))
+
+
+def test_a_state_is_of_one_node() -> None:
+    tensors = weights()
+    g = GraphBuilder("llama", {name: TensorFact(a.shape, "F32") for name, a in tensors.items()})
+    x = g.linear(g.embed(g.tokens()), "blk.0.qkv")
+    for _ in range(2):
+        x = g.add(Op.SHORT_CONV, (x,), ("blk.0.conv.weight",), "blk.0.conv", layer=0)
+    with pytest.raises(GraphError, match=r"two short_conv share a state: found layer 0"):
+        verify(g.finish(x))
