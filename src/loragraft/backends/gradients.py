@@ -8,7 +8,7 @@ has a rule for the way back: what a gradient of its value is to its inputs. A gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,18 +68,22 @@ class Tape:
             inputs = [self.values[source] for source in node.inputs]
             if not whole and index not in self._looked_at:
                 value: Any = None
-            elif node.op is Op.TOKENS:
-                value = tokens.reshape(-1)
-            elif node.op is Op.HIDDEN:
-                assert hidden is not None
-                value = hidden
             elif node.op is Op.ATTENTION:
                 value, self.kept[index] = _attend(self, node, *inputs)
-            elif node.op in _FORTH:
-                value = _FORTH[node.op](self, node, *inputs)
             else:
-                value = OPS[node.op](self, node, *inputs)
+                value = self.value(node, tokens, hidden, inputs)
             self.values.append(value)
+
+    def value(self, node: Node, tokens: Ids, hidden: Floats | None, inputs: Sequence[Any]) -> Any:
+        """What one node makes of its `inputs`."""
+        if node.op is Op.TOKENS:
+            return tokens.reshape(-1)
+        if node.op is Op.HIDDEN:
+            assert hidden is not None
+            return hidden
+        if node.op is Op.ATTENTION:
+            return _attend(self, node, *inputs)[0]
+        return (_FORTH[node.op] if node.op in _FORTH else OPS[node.op])(self, node, *inputs)
 
     def backward(self, gradient: Floats, see: See) -> Floats | None:
         """What `gradient` of the output is to the hidden states that entered; None for a slice of tokens. `see` is

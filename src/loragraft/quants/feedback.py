@@ -82,34 +82,59 @@ def prepare(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Moments:
     blocks = np.argsort(-by_block.sum(axis=1), kind="stable")
     within = np.argsort(-by_block, axis=1, kind="stable")
     order = (blocks[:, None] * sub + within[blocks]).reshape(-1)
-    damped = h[np.ix_(order, order)].astype(np.float64) / mean
-    damped[np.arange(cols), np.arange(cols)] += damping
-    factor, pivots = _factor(damped)
-    own = np.stack([damped[k : k + sub, k : k + sub] for k in range(0, cols, sub)])
+    damped = h.take(order, 0).take(order, 1).astype(np.float32, copy=False)
+    damped /= F(mean)
+    damped[np.arange(cols), np.arange(cols)] += F(damping)
+    panels = _panels(damped, sub)
+    own = np.stack([damped[k : k + sub, k : k + sub] for k in range(0, cols, sub)]).astype(np.float64)
     block_factor, block_pivots = _factor(own)
+    roots = _factor_in_place(damped)
+    damped /= roots
+    damped[np.arange(cols), np.arange(cols)] = 0
     return Moments(
         sub,
         damping,
         mean,
         order,
-        _panels(factor, sub),
-        pivots.astype(np.float32),
         _panels(damped, sub),
+        roots * roots,
+        panels,
         np.ascontiguousarray(block_factor, np.float32),
         block_pivots.reshape(-1).astype(np.float32),
         np.ascontiguousarray(np.linalg.inv(own), np.float32),
     )
 
 
-def _factor(h: Doubles) -> tuple[Doubles, Doubles]:
-    """F [..., n, n], strictly upper triangular, and P [..., n] with (I + F) diag(P) (I + F)^T = h."""
+def _factor_in_place(a: Floats, block: int = 128) -> Floats:
+    """Make of `a` float32 [n, n], symmetric, U upper triangular with U U^T = a. Returns its diagonal [n].
+
+    Block by block of columns, the last first, each after what the blocks right of it take away: no second matrix of
+    that size is made.
+    """
+    for stop in range(len(a), 0, -block):
+        first = max(0, stop - block)
+        if stop < len(a):
+            a[:stop, first:stop] -= a[:stop, stop:] @ a[first:stop, stop:].T
+        own = _cholesky(a[first:stop, first:stop].astype(np.float64))
+        a[first:stop, first:stop] = own
+        a[:first, first:stop] = a[:first, first:stop] @ np.linalg.inv(own).T.astype(np.float32)
+        a[stop:, first:stop] = 0
+    return np.diagonal(a).copy()
+
+
+def _cholesky(h: Doubles) -> Doubles:
+    """U [..., n, n], upper triangular, with U U^T = h, which is symmetric: only its upper half is looked at."""
     try:
-        lower = np.linalg.cholesky(h[..., ::-1, ::-1])
+        return np.asarray(np.linalg.cholesky(h[..., ::-1, ::-1])[..., ::-1, ::-1])
     except np.linalg.LinAlgError:
         raise QuantizeError(
             "second moments", "are not positive definite", hint="calibrate on more text"
         ) from None
-    upper = lower[..., ::-1, ::-1]
+
+
+def _factor(h: Doubles) -> tuple[Doubles, Doubles]:
+    """F [..., n, n], strictly upper triangular, and P [..., n] with (I + F) diag(P) (I + F)^T = h."""
+    upper = _cholesky(h)
     roots = np.diagonal(upper, axis1=-2, axis2=-1)
     factor = upper / roots[..., None, :]
     index = np.arange(h.shape[-1])
@@ -117,9 +142,9 @@ def _factor(h: Doubles) -> tuple[Doubles, Doubles]:
     return factor, roots * roots
 
 
-def _panels(matrix: Doubles, sub: int) -> Floats:
+def _panels(matrix: Floats, sub: int) -> Floats:
     cols = len(matrix)
-    return np.ascontiguousarray(matrix.reshape(cols, -1, sub).transpose(1, 0, 2), np.float32)
+    return np.array(matrix.reshape(cols, -1, sub).transpose(1, 0, 2), np.float32, order="C")
 
 
 #: Rows that are rounded without regard to one another.
@@ -155,15 +180,15 @@ def prepare_outputs(g: Floats | Doubles, damping: float = OUTPUT_DAMPING) -> Out
     tiles = -(-rows // TILE)
     order = np.concatenate([np.arange(first, rows, tiles) for first in range(tiles)])
     starts = np.cumsum([0, *(len(range(first, rows, tiles)) for first in range(tiles))])
-    damped = g.astype(np.float64) / mean
-    damped[np.arange(rows), np.arange(rows)] += damping
-    upper, _ = _factor(damped[np.ix_(order, order)])
-    upper[np.arange(rows), np.arange(rows)] = 1
-    factor = np.zeros((rows, rows), np.float32)
+    damped = np.asarray(g / F(mean), np.float32)
+    damped[np.arange(rows), np.arange(rows)] += F(damping)
+    factor = damped.take(order, 0).take(order, 1)
+    factor /= _factor_in_place(factor)
     for first, stop in pairwise(starts.tolist()):
-        own = np.linalg.inv(upper[first:stop, first:stop])
-        factor[:first, first:stop] = upper[:first, first:stop] @ own
-    return OutputFactor(order, starts.tolist(), factor, damped.astype(np.float32))
+        own = np.linalg.inv(factor[first:stop, first:stop])
+        factor[:first, first:stop] = factor[:first, first:stop] @ own
+        factor[first:stop, first:stop] = 0
+    return OutputFactor(order, starts.tolist(), factor, damped)
 
 
 def joint_cost(error: Floats, moments: Moments, outputs: OutputFactor) -> float:

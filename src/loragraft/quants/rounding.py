@@ -63,43 +63,64 @@ def round_matrix(
 
     Raises QuantizeError for arrays that do not fit together.
     """
-    unit = np.float32(scale if kind == NVFP4 and scale else 1)
-    grid = GRIDS[kind.name]
-
-    def nearest(target: Floats) -> Bytes:
-        if kind == NVFP4 and scale:
-            return native.quantize_nvfp4(target, scale, importance)
-        return native.quantize(target, kind, importance)
-
-    def rounded(target: Floats) -> tuple[Bytes, Floats, Floats]:
-        """The rows, and what they cost rounded to nearest and as they are."""
-        data = nearest(target)
-        parts, x = grid.split(data), target / unit
-        _, before = feedback(x, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
-        found, after = feedback(x, grid, parts, moments, plan, threads=threads)
-        better = after < before
-        data[better] = grid.join(found)[better]
-        return data, before, np.where(better, after, before)
-
+    unit, grid = _unit(kind, scale), GRIDS[kind.name]
     factor = moments.mean * float(unit) ** 2
     if outputs is not None:
-        data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
-
-        def in_turn(target: Floats, rows: Order) -> Floats:
-            plain = nearest(target)
-            found, _ = feedback(target / unit, grid, grid.split(plain), moments, plan, threads=threads)
-            data[rows] = grid.join(found)
-            return native.dequantize(data[rows], kind) * unit
-
-        q = round_in_turn(w, outputs, in_turn)
+        data = round_for_outputs(
+            w, kind, moments, importance, outputs, scale=scale, plan=plan, threads=threads
+        )
         cost, usual = (
-            joint_cost(np.asarray((w - other) / unit, np.float32), moments, outputs)
-            for other in (q, native.dequantize(nearest(w), kind) * unit)
+            joint_cost(
+                np.asarray((w - native.dequantize(rows, kind) * unit) / unit, np.float32), moments, outputs
+            )
+            for rows in (data, nearest(w, kind, importance, scale))
         )
         if cost < usual:
             return Rounded(data, factor * usual, factor * cost, 0)
-    data, before, after = rounded(w)
-    return Rounded(data, factor * _sum(before), factor * _sum(after), int((after == before).sum()))
+    data = nearest(w, kind, importance, scale)
+    parts, x = grid.split(data), w / unit
+    _, before = feedback(x, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
+    found, after = feedback(x, grid, parts, moments, plan, threads=threads)
+    better = after < before
+    data[better] = grid.join(found)[better]
+    costs = np.where(better, after, before)
+    return Rounded(data, factor * _sum(before), factor * _sum(costs), int((~better).sum()))
+
+
+def round_for_outputs(
+    w: Floats,
+    kind: QuantType,
+    moments: Moments,
+    importance: Floats,
+    outputs: OutputFactor,
+    *,
+    scale: float = 0.0,
+    plan: Schedule | None = None,
+    threads: int = 1,
+) -> Bytes:
+    """The rows of `round_matrix` with `outputs`, whatever they cost."""
+    unit, grid = _unit(kind, scale), GRIDS[kind.name]
+    data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
+
+    def in_turn(target: Floats, rows: Order) -> Floats:
+        parts = grid.split(nearest(target, kind, importance, scale))
+        found, _ = feedback(target / unit, grid, parts, moments, plan, threads=threads)
+        data[rows] = grid.join(found)
+        return native.dequantize(data[rows], kind) * unit
+
+    round_in_turn(w, outputs, in_turn)
+    return data
+
+
+def nearest(w: Floats, kind: QuantType, importance: Floats, scale: float = 0.0) -> Bytes:
+    """As llama-quantize rounds with an importance matrix; NVFP4 with its per-tensor `scale`, if not 0."""
+    if kind == NVFP4 and scale:
+        return native.quantize_nvfp4(w, scale, importance)
+    return native.quantize(w, kind, importance)
+
+
+def _unit(kind: QuantType, scale: float) -> np.float32:
+    return np.float32(scale if kind == NVFP4 and scale else 1)
 
 
 def _sum(losses: Floats) -> float:

@@ -1,8 +1,9 @@
-"""Rounding with error feedback, layer by layer, on a text.
+"""Rounding with error feedback, product by product, on a text.
 
-The hidden states of all windows go through one layer at a time. Its inputs' second moments are summed, its weights are
-rounded with feedback under them, written, and the layer runs again as rounded: later layers see what earlier ones have
-become, and make up for it. Only one layer's weights and moments are in memory.
+The hidden states of all windows go through the model together. Before each product they wait: its inputs' second
+moments are summed, its weights are rounded with feedback under them and written, and the windows go on through the
+rounded ones. So each later product sees what the earlier ones have become. Only one layer's weights and one product's
+moments are in memory.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.grids import GRIDS
+from loragraft.quants.types import QuantType
 from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
 from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import InputMoments, input_moments
 from loragraft.streaming.output_gradients import Gradients, groups
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.steps import Step
+from loragraft.streaming.walk import Walk
 from loragraft.streaming.writing import WholeTensors
 from loragraft.system.threads import in_threads
 from loragraft.units import plural
@@ -49,6 +52,8 @@ class Calibration:
     gradients: bool = True
     plain: float = 0.1
     output_damping: float = feedback.OUTPUT_DAMPING
+    every: int = 2
+    """Gradients are those of every so manyth window."""
     held_out: Mapping[str, Ids] = field(default_factory=dict)
     """Windows of other text, or of other parts of this one, to judge by; of the same length."""
     folder: Path | None = None
@@ -56,7 +61,8 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class MatrixCost:
-    """What rounding a matrix costs its outputs on the text, in squares: to nearest, and as it was done."""
+    """What rounding a matrix costs its outputs, in squares: to nearest, and as it was done. On windows held out, or, if
+    there are none, on the text."""
 
     name: str
     nearest: float
@@ -106,8 +112,8 @@ def round_layers(
     return _Rounding(plan, calibration, backend, tensors, threads, progress).run()
 
 
-Job = tuple[str, int, InputMoments]
-"""A weight, which of its matrices, and its inputs' moments."""
+Job = tuple[str, int]
+"""A weight, and which of its matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,32 +157,52 @@ class _Rounding:
                 f"all tokens count alike: gradients do not pass the op {lacking} of {graph.arch}"
             )
             return self._run_layers()
-        with Gradients(self.layers, self.calibration.windows, self.calibration.folder) as self.gradients:
+        how = self.calibration
+        with Gradients(self.layers, how.windows, how.folder, every=how.every) as self.gradients:
             self.gradients.measure(self.progress)
             return self._run_layers()
 
     def _run_layers(self) -> CalibrationReport:
-        layers = self.layers.count
+        layers, windows = self.layers.count, self.calibration.windows
         self.progress.start("Calibrating", layers + 1)
         hidden: Floats | None = None
         for layer in range(layers + 1):
-            part = self.layers.part(layer)
+            part, last = self.layers.part(layer), layer == layers
             weights = self.layers.weights(part)
-            before = dict(weights)
+            if self.held_out is not None:
+                self.held_out.enter(part, weights, last=last)
             self._round_embeddings(part, weights)
-            nearest = dict(weights)
-            if not self._take_over(part, weights, nearest):
-                inputs = {} if self.held_out is None else self.held_out.inputs(part, weights)
-                moments = self._moments(part, weights, hidden, last=layer == layers)
-                self._round(weights, nearest, moments, inputs)
-            if layer < layers:
-                hidden = self.layers.run(part, weights, self.calibration.windows, hidden)
-                if self.held_out is not None:
-                    self.held_out.read(part, before, weights, nearest)
-            elif self.held_out is not None:
-                self.report.held_out = self.held_out.losses(part, before, weights, nearest)
+            walk = Walk(part, weights, windows, hidden, self.threads)
+            usual = self._taken_over(part, weights)
+            if usual is None:
+                usual = self._round_slice(part, weights, walk)
+            if not last:
+                hidden = walk.output()
+            del walk
+            if self.held_out is not None:
+                self.held_out.leave(part, weights, last=last)
+                for name, rows in usual.items():
+                    weights[name] = self._meaning(self.steps[name], rows).reshape(weights[name].shape)
+                self.held_out.leave_nearest(part, weights, last=last)
             self.progress.advance(1)
+        if self.held_out is not None:
+            self.report.held_out = self.held_out.losses()
         return self.report
+
+    def _round_slice(self, part: Graph, weights: dict[str, Floats], walk: Walk) -> dict[str, Bytes]:
+        """Round the weights of a slice, product by product, in `weights` too. Returns what rounding to nearest makes of
+        them."""
+        counting = {} if self.gradients is None else self.gradients.counting(part, self.calibration.plain)
+        usual: dict[str, Bytes] = {}
+        while (product := walk.product()) is not None:
+            held = {} if self.held_out is None else self.held_out.inputs(part, weights)
+            if not any(map(self._is_rounded, product.names)):
+                continue
+            shape = weights[product.names[0]].shape
+            experts = shape[0] if len(shape) == 3 else 1
+            moments = input_moments(product, counting, experts, self.threads)
+            usual |= self._round(weights, moments, held)
+        return usual
 
     def _round_embeddings(self, part: Graph, weights: dict[str, Floats]) -> None:
         """Weights that nothing is multiplied by here become what rounding to nearest makes of them: that is how they
@@ -187,64 +213,49 @@ class _Rounding:
                 importance = None if step.importance is None else step.importance[0]
                 weights[name] = self._meaning(step, native.quantize(weights[name], step.type, importance))
 
-    def _take_over(self, part: Graph, weights: dict[str, Floats], nearest: dict[str, Floats]) -> bool:
-        """Whether an earlier run has rounded this slice; then `weights` become what it wrote."""
+    def _taken_over(self, part: Graph, weights: dict[str, Floats]) -> dict[str, Bytes] | None:
+        """If an earlier run has rounded this slice, `weights` become what it wrote; what rounding to nearest makes of
+        them."""
         names = [name for name in multiplied(part) if self._is_rounded(name)]
         if not all(self.tensors.holds(self.steps[name]) for name in names):
-            return False
+            return None
+        usual: dict[str, Bytes] = {}
         for name in names:
             step, shape = self.steps[name], self.steps[name].source.shape
             if self.held_out is not None:
                 # The importance is not known any more: without one.
                 stack = weights[name].reshape(-1, *weights[name].shape[-2:])
-                rows = [
-                    _nearest(w, step, np.zeros(w.shape[1], np.float32), _scale(step, m))
-                    for m, w in enumerate(stack)
-                ]
-                nearest[name] = self._meaning(step, np.concatenate(rows)).reshape(shape)
+                usual[name] = np.concatenate(
+                    [
+                        _nearest(w, step, np.zeros(w.shape[1], np.float32), _scale(step, m))
+                        for m, w in enumerate(stack)
+                    ]
+                )
             weights[name] = self._meaning(step, self.tensors.earlier(step)).reshape(shape)
-        return True
-
-    # ---- running ----
-
-    def _moments(
-        self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None, *, last: bool
-    ) -> list[InputMoments]:
-        counting = {} if self.gradients is None else self.gradients.counting(part, self.calibration.plain)
-        return input_moments(
-            self.layers, part, weights, self.calibration.windows, hidden, counting, last=last
-        )
+        return usual
 
     # ---- rounding ----
 
     def _round(
-        self,
-        weights: dict[str, Floats],
-        nearest: dict[str, Floats],
-        inputs: Sequence[InputMoments],
-        held: Mapping[str, Floats],
-    ) -> None:
-        """Round the weights of a slice, write them, and put what they have become into `weights`, and what rounding to
-        nearest makes of them into `nearest`. `held`: inputs to judge matrices on."""
+        self, weights: dict[str, Floats], moments: InputMoments, held: Mapping[str, Floats]
+    ) -> dict[str, Bytes]:
+        """Round the weights that share an input, write them, and put what they have become into `weights`. `held`:
+        inputs to judge matrices on. Returns what rounding to nearest makes of them."""
         jobs = [
-            (name, m, moments)
-            for moments in inputs
-            for name in moments.names
-            if self._is_rounded(name)
-            for m in range(len(moments.sums))
+            (name, m) for name in moments.names if self._is_rounded(name) for m in range(len(moments.sums))
         ]
-        prepared = self._prepared(jobs)
+        prepared = self._prepared(jobs, moments)
         # The rows of a large matrix without output moments are shared out over the threads, other matrices are.
         threads = self.threads if len(jobs) == 1 else 1
 
         def rounded(job: Job) -> _RoundedMatrix:
-            name, m, moments = job
+            name, m = job
             w = weights[name].reshape(-1, *weights[name].shape[-2:])[m]
             return self._matrix(self.steps[name], w, m, moments, prepared, held.get(name), threads)
 
         results = in_threads(rounded, jobs, self.threads if threads == 1 else 1)
         rows: dict[str, list[_RoundedMatrix]] = {}
-        for (name, m, moments), result in zip(jobs, results, strict=True):
+        for (name, m), result in zip(jobs, results, strict=True):
             rows.setdefault(name, []).append(result)
             label = name if len(moments.sums) == 1 else f"{name}[{m}]"
             if result.reason is not None:
@@ -254,26 +265,25 @@ class _Rounding:
         for name, parts in rows.items():
             step, shape = self.steps[name], self.steps[name].source.shape
             data = np.concatenate([part.data for part in parts])
-            if self.held_out is not None:
-                usual = np.concatenate([part.nearest for part in parts])
-                nearest[name] = self._meaning(step, usual).reshape(shape)
             weights[name] = self._meaning(step, data).reshape(shape)
             self.tensors.write(step, data)
+        return {name: np.concatenate([part.nearest for part in parts]) for name, parts in rows.items()}
 
-    def _prepared(self, jobs: Sequence[Job]) -> dict[tuple[int, int, int], feedback.Moments]:
+    def _prepared(
+        self, jobs: Sequence[Job], moments: InputMoments
+    ) -> dict[tuple[int, int], feedback.Moments]:
         """The moments of the inputs of `jobs`, made ready for their types' grids."""
         wanted = {
-            (id(moments), GRIDS[self.steps[name].type.name].sub, m): (name, moments)
-            for name, m, moments in jobs
+            (GRIDS[self.steps[name].type.name].sub, m): name
+            for name, m in jobs
             if self._reason(self.steps[name], moments, m) is None
         }
 
-        def made(key: tuple[int, int, int]) -> feedback.Moments:
-            name, moments = wanted[key]
-            with naming(name):
-                h, tokens = moments.sums[key[2]], int(moments.counts[key[2]])
+        def made(key: tuple[int, int]) -> feedback.Moments:
+            with naming(wanted[key]):
+                h, tokens = moments.sums[key[1]], int(moments.counts[key[1]])
                 damping = self.calibration.damping * max(1.0, ENOUGH * len(h) / tokens)
-                return feedback.prepare(h, key[1], damping)
+                return feedback.prepare(h, key[0], damping)
 
         return dict(zip(wanted, in_threads(made, wanted, self.threads), strict=True))
 
@@ -300,7 +310,7 @@ class _Rounding:
         w: Floats,
         matrix: int,
         moments: InputMoments,
-        prepared: Mapping[tuple[int, int, int], feedback.Moments],
+        prepared: Mapping[tuple[int, int], feedback.Moments],
         held: Floats | None,
         threads: int,
     ) -> _RoundedMatrix:
@@ -311,40 +321,27 @@ class _Rounding:
         if reason is not None:
             return _RoundedMatrix(usual, usual, reason)
         own = None if self.gradients is None else self.gradients.of(step.name)
+        # Groups of rows, each with moments of its gradients; or all rows, if there are none.
+        moments_of = own.moments if own is not None else ()
+        spans = groups(len(w)) if moments_of else [slice(0, len(w))]
+        data, costs = usual.copy(), []
         with naming(step.name):
-            # Groups of rows, each with moments of its gradients; or all rows, if there are none.
-            moments_of = own.moments if own is not None else ()
-            spans = groups(len(w)) if moments_of else [slice(0, len(w))]
-            outputs = [feedback.prepare_outputs(g, self.calibration.output_damping) for g in moments_of] or [
-                None
-            ]
-            rounded = [
-                rounding.round_matrix(
+            for span, g in zip(spans, moments_of or [None], strict=True):
+                group = _Group(
                     w[span],
                     step.type,
-                    prepared[id(moments), GRIDS[step.type.name].sub, matrix],
+                    prepared[GRIDS[step.type.name].sub, matrix],
                     importance,
-                    outputs=factor,
-                    scale=scale,
-                    threads=threads,
+                    None if g is None else feedback.prepare_outputs(g, self.calibration.output_damping),
+                    scale,
+                    threads,
                 )
-                for span, factor in zip(spans, outputs, strict=True)
-            ]
-        data = np.concatenate([part.data for part in rounded])
-        if held is not None:
-            unit = np.float32(scale or 1)
-            errors = [w - native.dequantize(rows, step.type) * unit for rows in (data, usual)]
-            ours, others = (
-                sum(
-                    output_error(error[span], held, factor)
-                    for span, factor in zip(spans, outputs, strict=True)
-                )
-                for error in errors
-            )
-            if not ours < others:
-                return _RoundedMatrix(usual, usual, "feedback does no better on windows held out")
-        cost = sum(part.nearest for part in rounded), sum(part.cost for part in rounded)
-        return _RoundedMatrix(data, usual, cost=cost)
+                data[span], cost = group.checked() if held is None else group.judged(held, usual[span])
+                costs.append(cost)
+        if all(cost is None for cost in costs):
+            return _RoundedMatrix(usual, usual, "feedback does no better on windows held out")
+        nearest, cost = np.sum([cost for cost in costs if cost is not None], axis=0).tolist()
+        return _RoundedMatrix(data, usual, cost=(nearest, cost))
 
     def _reason(self, step: Step, moments: InputMoments, matrix: int) -> str | None:
         """Why a matrix is rounded to nearest, if it is."""
@@ -355,11 +352,62 @@ class _Rounding:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows that are rounded together: `w` float32 [rows, cols]."""
+
+    w: Floats
+    type: QuantType
+    moments: feedback.Moments
+    importance: Floats
+    outputs: feedback.OutputFactor | None
+    scale: float
+    threads: int
+
+    def checked(self) -> tuple[Bytes, tuple[float, float] | None]:
+        """The rows, and what they cost on the text: to nearest, and so."""
+        rounded = self._rounded(self.outputs)
+        return rounded.data, (rounded.nearest, rounded.cost)
+
+    def judged(self, held: Floats, usual: Bytes) -> tuple[Bytes, tuple[float, float] | None]:
+        """What is nearer on inputs that were held out than `usual`, or that, without costs."""
+        nearest = self._error(usual, held)
+        if self.outputs is not None:
+            data = rounding.round_for_outputs(
+                self.w,
+                self.type,
+                self.moments,
+                self.importance,
+                self.outputs,
+                scale=self.scale,
+                threads=self.threads,
+            )
+            cost = self._error(data, held)
+            if cost < nearest:
+                return data, (nearest, cost)
+        data = self._rounded(None).data
+        cost = self._error(data, held)
+        return (data, (nearest, cost)) if cost < nearest else (usual, None)
+
+    def _rounded(self, outputs: feedback.OutputFactor | None) -> rounding.Rounded:
+        return rounding.round_matrix(
+            self.w,
+            self.type,
+            self.moments,
+            self.importance,
+            outputs=outputs,
+            scale=self.scale,
+            threads=self.threads,
+        )
+
+    def _error(self, rows: Bytes, held: Floats) -> float:
+        error = self.w - native.dequantize(rows, self.type) * np.float32(self.scale or 1)
+        return output_error(error, held, self.outputs)
+
+
 def _nearest(w: Floats, step: Step, importance: Floats, scale: float) -> Bytes:
     known = importance if importance.any() else np.ones_like(importance)
-    if scale:
-        return native.quantize_nvfp4(w, scale, known)
-    return native.quantize(w, step.type, known)
+    return rounding.nearest(w, step.type, known, scale)
 
 
 def _scale(step: Step, matrix: int) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.batch import Floats
 from loragraft.backends.gradients import missing
 from loragraft.backends.program import Backend
 from loragraft.errors import UnsupportedError, naming
@@ -27,6 +27,7 @@ from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import InputMoments, input_moments
 from loragraft.streaming.output_gradients import Gradients
 from loragraft.streaming.plan import WritePlan
+from loragraft.streaming.walk import Walk
 from loragraft.system.threads import in_threads
 
 Costs = dict[tuple[str, QuantType], float]
@@ -54,7 +55,7 @@ def calibrated_costs(
         )
     windows = calibration.windows
     costs: Costs = {}
-    with Gradients(layers, windows, calibration.folder) as gradients:
+    with Gradients(layers, windows, calibration.folder, every=calibration.every) as gradients:
         gradients.measure(progress)
         progress.start("Trying types", layers.count + 1)
         hidden: Floats | None = None
@@ -62,16 +63,20 @@ def calibrated_costs(
             part = layers.part(layer)
             weights = layers.weights(part)
             counting = gradients.counting(part, calibration.plain)
-            last = layer == layers.count
-            for moments in input_moments(layers, part, weights, windows, hidden, counting, last=last):
+            walk = Walk(part, weights, windows, hidden, threads)
+            while (product := walk.product()) is not None:
+                if not set(product.names) & set(types):
+                    continue
+                shape = weights[product.names[0]].shape
+                moments = input_moments(product, counting, shape[0] if len(shape) == 3 else 1, threads)
                 own = _of_input(
                     weights, moments, types, gradients, windows.size, calibration.damping, threads
                 )
                 _add(costs, own)
             for name in set(weights) & set(types) - set(multiplied(part)):
-                _add(costs, _of_embedding(name, weights[name], types[name], windows, gradients.embedding))
+                _add(costs, _of_embedding(name, weights[name], types[name], gradients))
             if layer < layers.count:
-                hidden = layers.run(part, weights, windows, hidden)
+                hidden = walk.output()
             progress.advance(1)
     return costs
 
@@ -122,10 +127,9 @@ def _of_input(
     return costs
 
 
-def _of_embedding(
-    name: str, w: Floats, kinds: Sequence[QuantType], windows: Ids, squares: Floats | None
-) -> Costs:
-    """Of rows that tokens are looked up in; `squares` of the gradients at what is found, by token."""
+def _of_embedding(name: str, w: Floats, kinds: Sequence[QuantType], gradients: Gradients) -> Costs:
+    """Of rows that tokens are looked up in."""
+    squares, windows = gradients.embedding, gradients.windows
     if squares is None:
         return {}
     rows, place = np.unique(windows.reshape(-1), return_inverse=True)

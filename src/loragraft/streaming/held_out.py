@@ -6,7 +6,7 @@ three layer by layer beside the calibration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,13 @@ import numpy.typing as npt
 from loragraft.backends.batch import Floats, Ids
 from loragraft.graph.ops import Graph
 from loragraft.quants.feedback import OutputFactor
-from loragraft.streaming.layers import Layers, SeenError, multiplied
+from loragraft.streaming.layers import Layers
+from loragraft.streaming.walk import Walk
+
+Divergences = npt.NDArray[np.float64]
 
 #: Rows of inputs that a matrix is judged on, at most.
-MOST_ROWS = 512
+MOST_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,10 @@ class HeldOutLoss:
 
 
 class HeldOut:
-    """`texts`: windows int32 [n, length] by label, all of one length; matrices are judged on the first text's."""
+    """`texts`: windows int32 [n, length] by label, all of one length; matrices are judged on the first text's.
+
+    Of each slice: `enter`, `inputs` of its products one after another, `leave`, `leave_nearest`.
+    """
 
     def __init__(self, layers: Layers, texts: Mapping[str, Ids]) -> None:
         self._layers, self._texts = layers, texts
@@ -49,58 +55,55 @@ class HeldOut:
         self._true: Floats | None = None
         self._rounded: Floats | None = None
         self._nearest: Floats | None = None
+        self._walk: Walk | None = None
+        self._wanted: list[Floats] = []
+        self._found: dict[str, list[Divergences]] = {"rounded": [], "nearest": []}
+
+    def enter(self, part: Graph, weights: Mapping[str, Floats], *, last: bool) -> None:
+        """Go through a slice with its weights as they were."""
+        if last:
+            self._wanted = list(self._predictions(part, weights, self._true))
+        else:
+            self._true = self._layers.run(part, weights, self._windows, self._true)
+        self._walk = None
 
     def inputs(self, part: Graph, weights: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Some of the inputs [rows, in] of each product of a slice that is not rounded yet, what came before being
+        """Some of the inputs [rows, in] of the next product, where it is one of all tokens; what came before is
         rounded."""
-        watch = _Inputs(multiplied(part))
-        windows = self._windows[: self._judges]
-        rows = windows.size
-        hidden = None if self._rounded is None else self._rounded[:rows]
-        self._layers.run(part, weights, windows, hidden, wants="all", watch=watch)
-        return watch.result()
+        if self._walk is None:
+            self._walk = Walk(part, weights, self._windows, self._rounded, self._layers.threads)
+        product = self._walk.product()
+        if product is None or product.ids is not None:
+            return {}
+        judges, rows = [], self._judges * self._windows.shape[1]
+        for x in product.inputs:
+            judges.append(x[:rows])
+            rows -= len(judges[-1])
+        return dict.fromkeys(product.names, evenly(judges, MOST_ROWS))
 
-    def read(
-        self,
-        part: Graph,
-        before: Mapping[str, Floats],
-        after: Mapping[str, Floats],
-        nearest: Mapping[str, Floats],
-    ) -> None:
-        """Go through a layer: with its weights as they were, as they are rounded, and rounded to nearest."""
-        self._true = self._layers.run(part, before, self._windows, self._true)
-        self._rounded = self._layers.run(part, after, self._windows, self._rounded)
-        self._nearest = self._layers.run(part, nearest, self._windows, self._nearest)
+    def leave(self, part: Graph, weights: Mapping[str, Floats], *, last: bool) -> None:
+        """Go through the slice as it is rounded."""
+        if last:
+            self._compare("rounded", part, weights, self._rounded)
+        elif self._walk is not None:
+            self._rounded = self._walk.output()
+        else:
+            self._rounded = Walk(part, weights, self._windows, self._rounded, self._layers.threads).output()
+        self._walk = None
 
-    def losses(
-        self,
-        part: Graph,
-        before: Mapping[str, Floats],
-        after: Mapping[str, Floats],
-        nearest: Mapping[str, Floats],
-    ) -> list[HeldOutLoss]:
-        """Of each text, `part` being what follows the last layer."""
-        length = self._windows.shape[1]
+    def leave_nearest(self, part: Graph, weights: Mapping[str, Floats], *, last: bool) -> None:
+        """Go through the slice with its weights rounded to nearest."""
+        if last:
+            self._compare("nearest", part, weights, self._nearest)
+        else:
+            self._nearest = self._layers.run(part, weights, self._windows, self._nearest)
+
+    def losses(self) -> list[HeldOutLoss]:
+        """Of each text, after the last slice."""
         found, first = [], 0
         for label, windows in self._texts.items():
-            values = []
-            for number in range(first, first + len(windows)):
-                rows, window = (
-                    slice(number * length, (number + 1) * length),
-                    self._windows[number : number + 1],
-                )
-                logits = [
-                    self._layers.run(part, weights, window, hidden[rows], wants="all")[length // 2 :]
-                    for weights, hidden in (
-                        (before, self._true),
-                        (after, self._rounded),
-                        (nearest, self._nearest),
-                    )
-                    if hidden is not None
-                ]
-                values.append([divergence(logits[0], other) for other in logits[1:]])
+            ours, usual = (np.stack(values[first : first + len(windows)]) for values in self._found.values())
             first += len(windows)
-            ours, usual = np.array(values, np.float64).swapaxes(0, 1)
             error = ours.std() / np.sqrt(max(ours.size - 1, 1))
             if len(windows) > 1:  # tokens of one window go together
                 error = max(error, ours.mean(axis=1).std() / np.sqrt(len(windows) - 1))
@@ -109,32 +112,30 @@ class HeldOut:
             )
         return found
 
+    def _predictions(
+        self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None
+    ) -> Iterator[Floats]:
+        """Logits [rows, vocab] of the second half of each window."""
+        length = self._windows.shape[1]
+        for number in range(len(self._windows)):
+            rows = slice(number * length, (number + 1) * length)
+            window = self._windows[number : number + 1]
+            own = None if hidden is None else hidden[rows]
+            yield self._layers.run(part, weights, window, own, wants="all")[length // 2 :]
 
-class _Inputs:
-    """Keeps inputs of dense products, evenly spread."""
+    def _compare(self, way: str, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None) -> None:
+        found = self._predictions(part, weights, hidden)
+        self._found[way] = [divergence(*both) for both in zip(self._wanted, found, strict=True)]
 
-    def __init__(self, products: list[str]) -> None:
-        self._products = products
-        self._left: dict[str, int] = {}
-        self._found: dict[str, list[Floats]] = {}
 
-    def begin(self, rows: int) -> None:
-        self._left = dict.fromkeys(self._products, rows)
-
-    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
-        for name in names:
-            self._left[name] -= len(x)
-            if ids is None:
-                self._found.setdefault(name, []).append(x.reshape(-1, x.shape[-1]).copy())
-        if not any(self._left.values()):
-            raise SeenError
-
-    def result(self) -> dict[str, Floats]:
-        found = {}
-        for name, parts in self._found.items():
-            whole = np.concatenate(parts)
-            found[name] = np.ascontiguousarray(whole[:: -(-len(whole) // MOST_ROWS)])
-        return found
+def evenly(parts: Sequence[Floats], most: int) -> Floats:
+    """At most `most` of the rows of `parts`, evenly spread."""
+    every = -(-sum(map(len, parts)) // most)
+    found, at = [], 0
+    for part in parts:
+        found.append(part[-at % every :: every])
+        at += len(part)
+    return np.ascontiguousarray(np.concatenate(found))
 
 
 def output_error(error: Floats, x: Floats, outputs: OutputFactor | None) -> float:
@@ -143,7 +144,7 @@ def output_error(error: Floats, x: Floats, outputs: OutputFactor | None) -> floa
     return float(np.vdot(y, y if outputs is None else y @ outputs.g))
 
 
-def divergence(logits: Floats, others: Floats) -> npt.NDArray[np.float64]:
+def divergence(logits: Floats, others: Floats) -> Divergences:
     """KL [rows] of the predictions of `others` from those of `logits`, both [rows, vocab]."""
     ours, theirs = (_log_softmax(x) for x in (logits, others))
     return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=-1))

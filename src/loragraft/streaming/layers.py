@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -21,20 +20,6 @@ from loragraft.streaming.sweep import sweep
 
 #: Tokens that go through a layer at once.
 BATCH = 2048
-
-
-class SeenError(Exception):
-    """Ends a batch that has shown what it was to show."""
-
-
-class Watch(Protocol):
-    """Is shown the input of every product of a run; `SeenError` ends the batch."""
-
-    def begin(self, rows: int) -> None:
-        """A batch of so many rows."""
-
-    def observe(self, names: tuple[str, ...], x: Floats, ids: Ids | None) -> None:
-        """See `backends.program.Observer`."""
 
 
 class Layers:
@@ -74,12 +59,10 @@ class Layers:
         hidden: Floats | None,
         *,
         wants: Literal["all", "none"] = "none",
-        watch: Watch | None = None,
     ) -> Floats:
         """What `part` with `weights` makes of the hidden states float32 [n * length, d] of `windows` int32 [n, length],
-        batch by batch; of the batches that `watch` does not end."""
+        batch by batch."""
         program = self._program(part, weights)
-        program.observer = None if watch is None else watch.observe
         count, length = windows.shape
         at_once = max(1, BATCH // length)
         outputs = []
@@ -87,13 +70,10 @@ class Layers:
             here = windows[first : first + at_once]
             pieces = [Piece(program.open_sequence(), window, wants=wants) for window in here]
             rows = slice(first * length, (first + len(here)) * length)
-            if watch is not None:
-                watch.begin(len(here) * length)
-            with suppress(SeenError):
-                outputs.append(program.run(pieces, None if hidden is None else hidden[rows]))
+            outputs.append(program.run(pieces, None if hidden is None else hidden[rows]))
             for piece in pieces:
                 program.close_sequence(piece.sequence)
-        return np.concatenate(outputs) if outputs else np.empty((0, program.width), np.float32)
+        return np.concatenate(outputs)
 
     def _program(self, part: Graph, weights: Mapping[str, Floats]) -> Program:
         options = Options(threads=self.threads, activations="f32", keys_values="f32")

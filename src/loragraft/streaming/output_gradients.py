@@ -80,11 +80,13 @@ class GradientFile:
 
 
 class Gradients:
-    """The output gradients of every linear layer on `windows` int32 [n, length], by weight. `folder`: where the file
-    is."""
+    """The output gradients of every linear layer, by weight, on every `every`th of `windows` int32 [n, length].
+    `folder`: where the file is."""
 
-    def __init__(self, layers: Layers, windows: Ids, folder: Path | None = None) -> None:
-        self._layers, self._windows, self._threads = layers, windows, layers.threads
+    def __init__(self, layers: Layers, windows: Ids, folder: Path | None = None, *, every: int = 1) -> None:
+        self._layers, self._threads = layers, layers.threads
+        self._count, self._every = len(windows), every
+        self.windows = windows[::every]
         self._file = GradientFile(folder)
         self._squares: dict[str, Floats] = {}
         self.embedding: Floats | None = None
@@ -105,7 +107,7 @@ class Gradients:
         places, hidden = [], None
         for layer in range(layers):
             part = self._layers.part(layer)
-            hidden = self._layers.run(part, self._layers.weights(part), self._windows, hidden)
+            hidden = self._layers.run(part, self._layers.weights(part), self.windows, hidden)
             places.append(self._file.write(hidden))
             progress.advance(1)
         assert hidden is not None
@@ -124,18 +126,28 @@ class Gradients:
         return OutputGradients(self._squares[name], self._means[name], moments)
 
     def counting(self, part: Graph, plain: float) -> dict[str, Floats]:
-        """How much each token counts for the weights of a slice: all alike in the part `plain` of the sum."""
-        known = {name: self._squares[name] for name in multiplied(part) if name in self._squares}
-        return {name: np.float32(plain) + np.float32(1 - plain) * squares for name, squares in known.items()}
+        """How much each token of all windows counts for the weights of a slice: all alike in the part `plain` of the
+        sum. Those of windows without gradients count 1, the mean."""
+        return {
+            name: self._spread(np.float32(plain) + np.float32(1 - plain) * self._squares[name])
+            for name in multiplied(part)
+            if name in self._squares
+        }
+
+    def _spread(self, known: Floats) -> Floats:
+        length = self.windows.shape[1]
+        counts = np.ones((self._count, length, *known.shape[1:]), np.float32)
+        counts[:: self._every] = known.reshape(-1, length, *known.shape[1:])
+        return counts.reshape(-1, *known.shape[1:])
 
     def _from_labels(self, hidden: Floats) -> Floats:
         """The gradient of the last hidden states, labels drawn window by window."""
         part = self._layers.part(self._layers.count)
-        weights, length = self._layers.weights(part), self._windows.shape[1]
+        weights, length = self._layers.weights(part), self.windows.shape[1]
 
         def back(first: int) -> _Passed:
             tape = Tape(part, weights, 1, length)
-            logits = tape.forward(self._windows[:0], hidden[first : first + length])
+            logits = tape.forward(self.windows[:0], hidden[first : first + length])
             chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
             chances /= chances.sum(axis=-1, keepdims=True)
             chances[np.arange(length), draw(chances, first // length)] -= 1
@@ -146,11 +158,11 @@ class Gradients:
 
     def _back(self, part: Graph, entered: Floats | None, gradient: Floats) -> Floats:
         weights = self._layers.weights(part)
-        count, length = self._windows.shape
+        count, length = self.windows.shape
         at_once = max(1, BATCH // length)
 
         def back(first: int) -> _Passed:
-            here = self._windows[first // length :][:at_once]
+            here = self.windows[first // length :][:at_once]
             rows = slice(first, first + here.size)
             tape = Tape(part, weights, len(here), length)
             tape.prepare(here, None if entered is None else entered[rows])
