@@ -81,9 +81,10 @@ def _sum(total: Floats, rows: Rows, threads: int) -> None:
     def block(first: int) -> None:
         stop = min(first + BLOCK, len(total))
         part = np.zeros((stop - first, stop), np.float32)
-        for x, counts in rows:
-            left = x[:, first:stop] if counts is None else x[:, first:stop] * counts[:, None]
-            part += left.T @ x[:, :stop]
+        with np.errstate(all="ignore"):  # whether sums are finite is looked at afterwards
+            for x, counts in rows:
+                left = x[:, first:stop] if counts is None else x[:, first:stop] * counts[:, None]
+                part += left.T @ x[:, :stop]
         own = part[:, first:]
         part[:, first:] = (own + own.T) / 2
         total[first:stop, :stop] = part
