@@ -105,6 +105,17 @@ def test_user_defined_tokens_are_found_in_plain_text() -> None:
     assert tokenizer.decode([434, 1]) == "hi<|end_of_text|>"
 
 
+def test_control_texts_are_those_that_structure_a_conversation() -> None:
+    """Of tokens that a model's makers added, those that look like marks, and not Gemma's line breaks and HTML: these
+    are how it reads ordinary text."""
+    changed = metadata(merges=Value.strings([]))
+    tokens, types = changed["tokenizer.ggml.tokens"].data, changed["tokenizer.ggml.token_type"].data
+    marks = ["<|im_sep|>", "<｜User｜>", "<end_of_turn>"]
+    for place, text in enumerate([*marks, "\n\n", "<table>", "  "], 300):
+        tokens[place], types[place] = text, 4
+    assert Tokenizer(changed).control_texts == ["<|begin_of_text|>", "<|end_of_text|>", *marks]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [

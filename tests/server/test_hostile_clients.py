@@ -141,6 +141,29 @@ BODIES: dict[str, tuple[str, object, int, str]] = {
         200,
         "",
     ),
+    **{
+        f"arguments nested {levels} times": (
+            CHAT,
+            {"messages": [call('{"a":' * levels + "1" + "}" * levels)], "max_tokens": 1},
+            400,
+            "nested too deeply",
+        )
+        for levels in (600, 900)
+    },
+    "a tool's input nested 600 times": (
+        "/v1/messages",
+        b'{"model":"kjv","max_tokens":1,"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"a",'
+        b'"name":"f","input":%b}]},{"role":"user","content":"x"}]}' % (b'{"a":' * 600 + b"1" + b"}" * 600),
+        400,
+        "nested too deeply",
+    ),
+    "a prompt of 8 megabytes": (PLAIN, {"prompt": "a" * 8_000_000}, 400, "context: found 8000000 bytes"),
+    "a conversation of 7 megabytes": (
+        CHAT,
+        {"messages": [{"role": "user", "content": "<|end_of_text|>" * 500_000}]},
+        400,
+        "context: found 9000",
+    ),
     "arguments of many digits": (CHAT, {"messages": [call("9" * 5000)], "max_tokens": 1}, 200, ""),
     "template variables nested": (
         CHAT,
@@ -277,6 +300,46 @@ def test_lengths(served: Served, length: int) -> None:
     with closing(connection(served)) as client:
         client.sendall(head(PLAIN, length))
         assert client.recv(100).split()[1] in (b"400", b"413")
+
+
+@pytest.mark.parametrize("line", [b"x-a: b\r\n", b"x" * 8])
+def test_a_body_with_trailers_without_end(served: Served, line: bytes) -> None:
+    """They were kept, at fourteen bytes of memory for each that came."""
+    with closing(connection(served)) as client:
+        client.sendall(head(PLAIN, "chunked") + b"1\r\n{\r\n0\r\n" + b"x-b: ")
+        assert is_ended(client, line * 8192)
+    assert running(served) == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("evil.example:8080", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example:8080", 403),
+        ("localhost:8080", 200),
+        ("machine:8080", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8080", 200),
+        ("192.168.1.7:8080", 200),
+        ("page.localhost:8080", 200),
+    ],
+)
+def test_another_site_whose_name_leads_here(served: Served, host: str, status: int) -> None:
+    """A page of a site whose name was made to mean this machine (DNS rebinding) is of the same origin for a browser."""
+    for path in ("/", "/v1/models"):
+        answer = httpx.get(served.url + path, headers={"host": host, "origin": f"http://{host}"})
+        assert answer.status_code == status, answer.text
+
+
+def test_names_that_lead_to_a_server_with_a_key(tmp_path: Path) -> None:
+    """Behind a proxy it is called by any name, and a key is what other sites do not have."""
+    with serving(chat_model(tmp_path), "--api-key", "secret") as served:
+        key = {"authorization": "Bearer secret"}
+        for headers, status in (({}, 401), (key, 200)):
+            answer = httpx.get(f"{served.url}/v1/models", headers={"host": "models.example", **headers})
+            assert answer.status_code == status
 
 
 LONG = {"model": "kjv", "prompt": "And", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}

@@ -199,7 +199,6 @@ def test_json_schema(client: openai.OpenAI) -> None:
         "type": "object",
         "properties": {"name": {"enum": ["David", "Saul"]}, "age": {"type": "integer", "maximum": 99}},
         "required": ["name", "age"],
-        "additionalProperties": False,
     }
     answer = client.chat.completions.create(
         model="poet",
@@ -231,7 +230,6 @@ def test_a_tool_that_must_be_called(client: openai.OpenAI) -> None:
                 "type": "object",
                 "properties": {"city": {"enum": ["Ur", "Tyre"]}},
                 "required": ["city"],
-                "additionalProperties": False,
             },
         },
     }
@@ -286,6 +284,23 @@ def test_control_tokens_in_user_text_are_text(client: openai.OpenAI) -> None:
 
     # As a control token it would be one token; as text it is many.
     assert tokens("hello <|end_of_text|>") - tokens("hello ") >= 5
+
+
+def test_control_tokens_in_variables_of_the_template_are_text(tmp_path: Path) -> None:
+    model = chat_model(tmp_path)
+    config = model / "tokenizer_config.json"
+    said = json.loads(config.read_text())
+    said["chat_template"] = "{{ date }}" + said["chat_template"]
+    config.write_text(json.dumps(said))
+    with serving(model) as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+
+        def tokens(date: str) -> int:
+            answer = client.chat.completions.create(
+                model="kjv", messages=HELLO, max_tokens=1, extra_body={"chat_template_kwargs": {"date": date}}
+            )
+            return answer.usage.prompt_tokens  # type: ignore[union-attr]
+
+        assert tokens("<|end_of_text|>") - tokens("") >= 5
 
 
 @pytest.mark.parametrize(

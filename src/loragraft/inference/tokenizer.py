@@ -7,8 +7,10 @@ Keys: `tokenizer.ggml.model` (gpt2: byte-level BPE; llama: SentencePiece), `.pre
 from __future__ import annotations
 
 import codecs
+import re
 import threading
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -41,6 +43,10 @@ _END_TEXTS = frozenset(
         *("[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "<|eom_id|>", "<|return|>", "<|call|>"),
     )
 )
+
+
+#: How makers write tokens that structure a conversation.
+_MARK = re.compile("<[|｜].*[|｜]>")
 
 
 class Tokenizer:
@@ -89,14 +95,24 @@ class Tokenizer:
         self._bpe = self._build(metadata)
         self._lock = threading.Lock()
 
-    @property
+    @cached_property
     def control_texts(self) -> list[str]:
-        """The texts of control tokens (`<|im_end|>`): what `encode` with `parse_special` turns into them."""
+        """The texts of tokens that structure a conversation (`<|im_end|>`): control tokens, and user-defined ones that
+        look like such. (Others, like Gemma's `\\n\\n` and `<table>`, are how the model reads ordinary text.)"""
         return [
             text
             for text, kind in zip(self._tokens, self._types, strict=True)
-            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and text
+            if text
+            and (
+                kind == TokenType.CONTROL
+                or (kind == TokenType.USER_DEFINED and (text in _END_TEXTS or _MARK.fullmatch(text)))
+            )
         ]
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """The most bytes of text that one token stands for."""
+        return max(len(self.piece(token, show_special=True)) for token in range(self.size))
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Ids:
         """`text` as ids, int32 [n].

@@ -70,7 +70,7 @@ def create_app(state: State) -> Starlette:
     routes += [Route(path, _plain(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, api_key=state.api_key)],
+        middleware=[Middleware(Guard, api_key=state.api_key, any_host=state.any_host)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
     )
 

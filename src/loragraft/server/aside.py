@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from loragraft.errors import BusyError
-from loragraft.server.errors import api_error
+from loragraft.server.errors import ApiError, api_error
 
 T = TypeVar("T")
 
@@ -27,11 +27,13 @@ class Aside:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)`. Raises what it raises; ApiError where too many wait."""
+        """`function(*args)`. Raises what it raises; ApiError where too many wait, or what came is nested too deeply."""
         if self._count >= self._most:
             raise api_error(BusyError("server", "too many requests are being read", found=self._count))
         self._count += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args))
+        except RecursionError:
+            raise ApiError("the request is nested too deeply") from None
         finally:
             self._count -= 1

@@ -9,12 +9,13 @@ from itertools import accumulate
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from loragraft.errors import LoragraftError
 from loragraft.inference.scheduler.request import Done, Finished, Ids, Piece, Request, Scored
 from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.constraints import Grammars
-from loragraft.server.errors import ApiError, unhonoured
+from loragraft.server.errors import ApiError, api_error, unhonoured
 from loragraft.server.options import request_of
 from loragraft.server.prompts import given_ids, text_ids
 from loragraft.server.running import Reply, Running, gather, receipt, receipt_header, streamed, unless_gone
@@ -150,6 +151,13 @@ class Completions:
 
 def prompts_of(state: State, given: Prompts, param: str) -> list[Ids]:
     """The prompts of a request: texts or lists of tokens, one or several."""
+    try:
+        return _prompts_of(state, given, param)
+    except LoragraftError as error:
+        raise api_error(error) from None
+
+
+def _prompts_of(state: State, given: Prompts, param: str) -> list[Ids]:
     if isinstance(given, str):
         return [text_ids(state.model, given)]
     if not given:

@@ -20,6 +20,7 @@ from loragraft.inference.scheduler.request import Constraint, Floats
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.server.errors import ApiError
 from loragraft.server.grammar_process import LIMITS
+from loragraft.server.narrowing import narrowed
 from loragraft.system.confined import Confined
 
 _compiler = Confined(Path(__file__).with_name("grammar_process.py"), ("llguidance",), "grammar")
@@ -46,7 +47,7 @@ class Grammars:
     def json_schema(self, schema: dict[str, Any], param: str) -> Callable[[], Constraint]:
         """JSON that `schema` allows. Raises ApiError naming `param` for a schema that cannot be followed."""
         try:
-            text = json.dumps(schema)
+            text = json.dumps(narrowed(schema))
         except RecursionError:
             raise ApiError(f"{param}: it is nested too deeply", param=param) from None
         return self._begun(param, "schema", text)

@@ -38,8 +38,13 @@ def chat_ids(
     said = [_plain(message) for message in messages]
     described = None if tools is None else [_described(tool) for tool in tools]
     control = model.tokenizer.control_texts
-    mark = _unused_mark(json.dumps([said, described], ensure_ascii=False))
-    text = model.chat_text(_marked(said, control, mark), tools=_marked(described, control, mark), extra=extra)
+    mark = _unused_mark(json.dumps([said, described, extra], ensure_ascii=False))
+    text = model.chat_text(
+        _marked(said, control, mark),
+        tools=_marked(described, control, mark),
+        extra=_marked(extra, control, mark),
+    )
+    _check_length(model, text)
     ids = [model.tokenize(part, add_special=False, parse_special=True) for part in text.split(mark)]
     if begun:
         ids.append(model.tokenize(begun, add_special=False))
@@ -49,7 +54,18 @@ def chat_ids(
 def text_ids(model: Model, prompt: str) -> Ids:
     """The tokens of a plain prompt. Texts of control tokens in it count as these tokens, as in llama-server: whoever
     calls /v1/completions writes the template."""
+    _check_length(model, prompt)
     return model.tokenize(prompt, parse_special=True)
+
+
+def _check_length(model: Model, text: str) -> None:
+    """Raises LoragraftError for a text that cannot have as few tokens as there is room for: finding them takes seconds
+    for some megabytes, in which nobody else's are found."""
+    size, most = len(text.encode(errors="replace")), model.context_length * model.tokenizer.longest_piece
+    if size > most:
+        raise LoragraftError(
+            "prompt", "longer than the model's context", found=f"{size} bytes", expected=f"at most {most}"
+        )
 
 
 def given_ids(model: Model, ids: Sequence[int], param: str) -> Ids:

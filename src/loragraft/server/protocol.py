@@ -11,7 +11,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 #: Seconds in which the line and the headers of a request must have come, and what still comes of one that was answered.
 HEAD_SECONDS = 20.0
-#: Bytes of them, beside what came with their first.
+#: Bytes of them, beside what came with their first. So much, too, may come of a body without being part of it: what
+#: stands between and behind its chunks.
 HEAD_BYTES = 1 << 16
 #: Seconds in which a client must have read something of what waits for it.
 READ_SECONDS = 30.0
@@ -37,6 +38,8 @@ class PunctualProtocol(HttpToolsProtocol):
     _unread = 0
     _in_head = False
     _head = 0
+    _in_body = False
+    _beside = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -45,7 +48,12 @@ class PunctualProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         was_in_head = self._in_head
+        self._beside += len(data)
         super().data_received(data)
+        if not self._in_body:
+            self._beside = 0
+        elif self._beside > HEAD_BYTES and not self.transport.is_closing():
+            self.transport.close()
         if was_in_head and self._in_head:
             self._head += len(data)
             if self._head > HEAD_BYTES and not self.transport.is_closing():
@@ -57,16 +65,22 @@ class PunctualProtocol(HttpToolsProtocol):
         self._expect()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body, self._beside = False, True, 0
         self._unexpect()
         super().on_headers_complete()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # those behind a body are wanted by nobody
+            super().on_header(name, value)
+
     def on_body(self, body: bytes) -> None:
+        self._beside = 0
         super().on_body(body)
         if self.cycle.response_complete:  # it is read on for some time, so that the client sees the answer
             self._expect()
 
     def on_message_complete(self) -> None:
+        self._in_body = False
         super().on_message_complete()
         self._unexpect()
 

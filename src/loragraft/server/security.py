@@ -1,8 +1,13 @@
-"""Who may ask: an API key where one is set, and only pages of this server's own."""
+"""Who may ask: an API key where one is set, and only pages of this server's own.
+
+A site can let its name mean this machine (DNS rebinding). For a browser its page is then of the server's own origin,
+and only the Host header tells. So without a key the server answers to addresses and local names alone.
+"""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,8 +20,10 @@ _OPEN_PATHS = ("/", "/health", "/page/")
 class Guard:
     """Refuses requests without the key, and those that a browser sends on behalf of another site."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, api_key: str | None, *, any_host: bool = False) -> None:
+        """`any_host`: whether the server may be called by any name."""
         self._app = app
+        self._any_host = any_host or api_key is not None
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,6 +37,13 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
             return ApiError("requests from other sites' pages are refused", status=403, code="cross_origin")
+        if not (self._any_host or is_local(headers.get(b"host", b"").decode("latin-1"))):
+            return ApiError(
+                "requests to this name are refused: call the server by its address or localhost, or start it with "
+                "--api-key KEY or --no-auth",
+                status=403,
+                code="unknown_host",
+            )
         path = scope["path"]
         if self._key is None or path in _OPEN_PATHS or path.startswith("/page/"):
             return None
@@ -44,3 +58,16 @@ class Guard:
             kind="authentication_error",
             code="invalid_api_key",
         )
+
+
+def is_local(host: str) -> bool:
+    """Whether a Host header is an address, or a name that nobody elsewhere can give a meaning to."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
+    name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

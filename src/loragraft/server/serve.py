@@ -94,7 +94,16 @@ def make_state(model: Model, adapters: Sequence[Named], options: ServeOptions) -
         check=partial(check_intact, model.path),
     )
     name = options.alias or model.path.name.removesuffix(".gguf")
-    state = State(model, scheduler, metrics, name, options.adapters_dir, options.api_key, options.limits)
+    state = State(
+        model,
+        scheduler,
+        metrics,
+        name,
+        options.adapters_dir,
+        options.api_key,
+        options.limits,
+        options.no_auth,
+    )
     metrics.watch("loragraft_requests_waiting", "Requests that wait", lambda: float(scheduler.queued))
     metrics.watch("loragraft_requests_running", "Requests that run", lambda: float(scheduler.active))
     metrics.watch("loragraft_prefixes", "Prefixes kept", lambda: float(scheduler.prefixes))

@@ -50,6 +50,8 @@ class State:
     adapters_dir: Path | None = None
     api_key: str | None = None
     limits: Limits = field(default_factory=Limits)
+    any_host: bool = False
+    """Whether the server may be called by any name (`server.security`)."""
     started: int = field(default_factory=lambda: int(time.time()))
     aside: Aside = field(default_factory=lambda: Aside(256))
     always: dict[str, float] = field(default_factory=dict)

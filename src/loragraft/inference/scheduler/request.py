@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ class Constraint(Protocol):
         """Take note of the token chosen. True once nothing may follow."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Penalties:
     """What is taken from the logits of tokens already made, as OpenAI's API defines it, and what `bias` adds.
 
@@ -51,8 +52,15 @@ class Penalties:
                 np.float32
             )
         if self.bias:
-            tokens = np.fromiter(self.bias.keys(), np.int64, len(self.bias))
-            logits[tokens] += np.fromiter(self.bias.values(), np.float32, len(self.bias))
+            tokens, values = self._biases
+            logits[tokens] += values
+
+    @cached_property
+    def _biases(self) -> tuple[npt.NDArray[np.int64], Floats]:
+        count = len(self.bias)
+        return np.fromiter(self.bias.keys(), np.int64, count), np.fromiter(
+            self.bias.values(), np.float32, count
+        )
 
 
 @dataclass(frozen=True, slots=True)
