@@ -169,6 +169,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "llama-head-dim": ("Llama", {"head_dim": 16}, None),
     "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}, None),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}, None),
+    "llama-gelu": ("Llama", {"hidden_act": "gelu"}, None),
     "llama-linear": ("Llama", rope("linear", factor=4.0), None),
     "llama-dynamic": ("Llama", rope("dynamic", factor=4.0), None),
     "llama-yarn": ("Llama", rope("yarn", **YARN), None),
@@ -200,6 +201,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "mixtral": ("Mixtral", MIXTRAL, None),
     "mixtral-defaults": ("Mixtral", MIXTRAL, without("rms_norm_eps", "rope_parameters", "rope_theta")),
     "mixtral-window": ("Mixtral", {**MIXTRAL, "sliding_window": 8}, None),
+    "mixtral-quick-gelu": ("Mixtral", {**MIXTRAL, "hidden_act": "quick_gelu"}, None),
     "qwen2": ("Qwen2", {}, None),
     "qwen2-window": ("Qwen2", {**WINDOW, "max_window_layers": 0}, None),
     "qwen2-window-above": ("Qwen2", {**WINDOW, "max_window_layers": 1}, None),
@@ -210,9 +212,19 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         None,
     ),
     "qwen2-yarn": ("Qwen2", rope("yarn", **YARN), None),
+    "qwen2-llama3": (
+        "Qwen2",
+        rope("llama3", **{**YARN, "factor": 8.0}, low_freq_factor=1.0, high_freq_factor=4.0),
+        None,
+    ),
     "qwen2moe": ("Qwen2Moe", SHARED, None),
     "qwen2moe-no-bias": ("Qwen2Moe", {**SHARED, "qkv_bias": False}, None),
     "qwen2moe-window": ("Qwen2Moe", {**SHARED, **WINDOW}, None),
+    "qwen2moe-step": (
+        "Qwen2Moe",
+        {**SHARED, "decoder_sparse_step": 2, "num_hidden_layers": 3, "hidden_act": "gelu_new"},
+        None,
+    ),
     "qwen3": ("Qwen3", {"head_dim": 16}, None),
     "qwen3-bias": ("Qwen3", {"head_dim": 16, "attention_bias": True}, None),
     "qwen3-window": ("Qwen3", {"head_dim": 16, **WINDOW, "max_window_layers": 1}, None),
@@ -225,6 +237,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "qwen3moe-no-head-dim": ("Qwen3Moe", NORMED, None),
     "qwen3moe-bias": ("Qwen3Moe", {**NORMED, "attention_bias": True}, None),
     "qwen3moe-window": ("Qwen3Moe", {**NORMED, **WINDOW}, None),
+    "qwen3moe-dense": (
+        "Qwen3Moe",
+        {**NORMED, "head_dim": 16, "num_hidden_layers": 3, "mlp_only_layers": [1]},
+        None,
+    ),
     "gemma3": ("Gemma3Text", GEMMA3, None),
     "gemma3-old": ("Gemma3Text", GEMMA3, old_gemma3),
     "gemma3-defaults": (
@@ -267,6 +284,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "starcoder2-tied-unsaid": ("Starcoder2", {}, without("tie_word_embeddings")),
     "starcoder2-untied": ("Starcoder2", {"tie_word_embeddings": False}, None),
     "starcoder2-window": ("Starcoder2", {"sliding_window": 8}, None),
+    "starcoder2-no-bias": ("Starcoder2", {"use_bias": False, "hidden_act": "relu"}, None),
     "granite": ("Granite", GRANITE, None),
     "granite-bias": ("Granite", {**GRANITE, "attention_bias": True, "mlp_bias": True}, None),
     "granite-untied": ("Granite", {**GRANITE, "tie_word_embeddings": False}, None),
@@ -301,6 +319,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "nemotron-quarter": (
         "Nemotron",
         {"partial_rotary_factor": 0.25, "attention_bias": True, "mlp_bias": True},
+        None,
+    ),
+    "nemotron-llama3": (
+        "Nemotron",
+        rope("llama3", **{**YARN, "factor": 8.0}, low_freq_factor=1.0, high_freq_factor=4.0)
+        | {"partial_rotary_factor": 0.5, "hidden_act": "silu"},
         None,
     ),
     "cohere": ("Cohere", {"logit_scale": 0.25}, None),

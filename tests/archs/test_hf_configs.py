@@ -130,7 +130,13 @@ def notes_of(folder: Path) -> list[str]:
             "llama-unread",
             ["transformers' LlamaForCausalLM does not read attn_logit_softcapping, final_logit_so"],
         ),
-        ("llama-dynamic", ["dynamic RoPE scaling is left out"]),
+        (
+            "llama-dynamic",
+            ["dynamic RoPE scaling is left out: texts longer than the context of 128 tokens are"],
+        ),
+        ("llama-gelu", ["hidden_act = 'gelu' is kept, but llama.cpp computes llama with silu"]),
+        ("qwen2-llama3", ["Llama 3's RoPE scaling is kept"]),
+        ("qwen3moe-dense", ["1 layers have no experts (the first is 1): they are kept, but llama.cpp"]),
         ("llama-yarn-attention-factor", []),
         (
             "llama-yarn-beta",
@@ -281,7 +287,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         (),
         "layer_types has sliding_attention, but there is no sliding_window",
     ),
-    "use_bias": ("starcoder2", {"use_bias": False}, (), "starcoder2 in GGUF has no use_bias other than True"),
+    "an activation": (
+        "llama",
+        {"hidden_act": "mish"},
+        (),
+        "unknown hidden_act: found 'mish', expected silu or gelu",
+    ),
+    "layers without experts": ("qwen3moe-dense", {"mlp_only_layers": 1}, (), "bad mlp_only_layers: found 1"),
 }
 
 
@@ -314,9 +326,15 @@ def test_an_output_beside_a_tied_embedding(tmp_path: Path) -> None:
 
 
 #: Of which a GGUF does not hold what config.json said.
-ONE_WAY = {"llama-llama3", "phi3-short", "phi3-long", "hunyuan-alpha", "apertus"} | {
-    case for case, record in records().items() if "text_config" in record["config"]
-}
+ONE_WAY = {
+    "llama-llama3",
+    "qwen2-llama3",
+    "nemotron-llama3",
+    "phi3-short",
+    "phi3-long",
+    "hunyuan-alpha",
+    "apertus",
+} | {case for case, record in records().items() if "text_config" in record["config"]}
 
 
 @pytest.mark.parametrize("case", sorted(records().keys() - ONE_WAY))
@@ -448,3 +466,21 @@ def test_what_no_configuration_says_is_not_exported(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         exported(tmp_path, **keys)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_dynamic_scaling_ends_where_it_would_begin(
+    tmp_path: Path, backend: Literal["reference", "native"]
+) -> None:
+    """A folder, its GGUF and the folder's configuration made of that GGUF say the same."""
+    folder = write(tmp_path / "m", "llama-dynamic")
+    lg.convert(folder, tmp_path / "m.gguf", type="F32")
+    for path in (folder, tmp_path / "m.gguf"):
+        model = lg.load(path, backend=backend, threads=1, activations="f32")
+        assert np.isfinite(model.logits(np.full(128, 5))).all()
+        with pytest.raises(
+            lg.LoragraftError, match=r"past the model's context: found 128, expected up to 127"
+        ):
+            model.logits(np.full(129, 5))
+    said = config_of(model.source.metadata, shapes_of(model.source), None)["rope_scaling"]
+    assert said == {"rope_type": "dynamic", "factor": 4.0}

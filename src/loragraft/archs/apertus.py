@@ -11,7 +11,7 @@ from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, rms_norm
 from loragraft.archs.hparams import Hparams, read_decoder
 from loragraft.archs.keys import Computed, GgufModel, HeadDim
-from loragraft.archs.llama import llama_keys, rope_freqs
+from loragraft.archs.llama import llama_keys
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import HEAD_NORMS, OUTER, in_layer
@@ -29,7 +29,9 @@ def _no_way_back(model: GgufModel) -> dict[str, Any]:
 APERTUS = ConfigClass(
     "apertus",
     "ApertusForCausalLM",
-    keys=llama_keys(head_dim=HeadDim(), more=(Computed(frozenset(), lambda config: {}, _no_way_back),)),
+    keys=llama_keys(
+        activation=None, head_dim=HeadDim(), more=(Computed(frozenset(), lambda config: {}, _no_way_back),)
+    ),
     defaults={"rms_norm_eps": 1e-5, "rope_theta": 12000000.0, "max_position_embeddings": 65536},
     requires={"hidden_act": ("xielu",)},
     biases={"attention_bias": ATTENTION},
@@ -76,5 +78,4 @@ ARCH = Arch(
     scalars={f"mlp.act_fn.{name}": f"xielu.{name}" for name in _PARAMETERS},
     hparams=hyperparameters,
     build=Decoder(attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=feed_forward),
-    extra_tensors=rope_freqs,
 )

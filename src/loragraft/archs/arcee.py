@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Plain, squared_relu
-from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys, rope_freqs
+from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys
 from loragraft.archs.tensors import NORMS, OUTER, in_layer
 
 ARCEE = ConfigClass(
     "arcee",
     "ArceeForCausalLM",
-    keys=llama_keys(),
+    keys=llama_keys(activation="relu2"),
     defaults={"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 4096},
-    requires={"hidden_act": ("relu2",)},
     biases={"attention_bias": ATTENTION, "mlp_bias": frozenset(["ffn_up", "ffn_down"])},
     experts=False,
 )
@@ -27,5 +26,4 @@ ARCH = Arch(
         in_layer("mlp.down_proj", "ffn_down"),
     ),
     build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Plain(squared_relu)),
-    extra_tensors=rope_freqs,
 )

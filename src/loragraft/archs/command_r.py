@@ -25,7 +25,7 @@ _BUILD = Decoder(
     parallel=True,
 )
 _TENSORS = (*OUTER, in_layer("input_layernorm", "attn_norm"), *ATTENTION_TENSORS, *FEED_FORWARD)
-_REQUIRES = {"hidden_act": ("silu",), "attention_bias": (False,), "use_qk_norm": (False,)}
+_REQUIRES = {"attention_bias": (False,), "use_qk_norm": (False,)}
 _DEFAULTS = {
     "layer_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -92,7 +92,7 @@ COHERE2 = ConfigClass(
         ),
     ),
     defaults={**_DEFAULTS, "sliding_window": 4096},
-    requires={"hidden_act": ("silu",), "rotary_pct": (None, 1.0)},
+    requires={"rotary_pct": (None, 1.0)},
     biases={"attention_bias": ATTENTION},
 )
 ARCH = Arch(

@@ -50,7 +50,6 @@ DOTS1 = ConfigClass(
         "sliding_window": 4096,
         "max_window_layers": 62,
     },
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION},
 )
 

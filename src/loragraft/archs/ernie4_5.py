@@ -21,7 +21,6 @@ ERNIE4_5 = ConfigClass(
         "head_dim": 128,
         "tie_word_embeddings": True,
     },
-    requires={"hidden_act": ("silu",)},
     biases={"use_bias": ATTENTION | FEED_FORWARD},
 )
 ARCH = Arch(

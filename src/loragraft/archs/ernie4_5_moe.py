@@ -80,7 +80,6 @@ ERNIE4_5_MOE = ConfigClass(
         "moe_num_shared_experts": 2,
         "tie_word_embeddings": True,
     },
-    requires={"hidden_act": ("silu",)},
     ignores=frozenset(["moe_norm_min", "moe_use_aux_free", "moe_capacity", "moe_gate", "moe_layer_type"]),
     biases={
         "use_bias": ATTENTION | FEED_FORWARD | {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "output"}

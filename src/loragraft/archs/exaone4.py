@@ -10,7 +10,6 @@ from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows
 from loragraft.archs.keys import Count, RopeParameters, usual
 from loragraft.archs.keys.windows import Windows
-from loragraft.archs.llama import rope_freqs
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD, HEAD_NORMS, OUTER, in_layer
@@ -55,7 +54,6 @@ EXAONE4 = ConfigClass(
         "sliding_window": 4096,
         "sliding_window_pattern": 4,
     },
-    requires={"hidden_act": ("silu",)},
 )
 ARCH = Arch(
     name="exaone4",
@@ -75,5 +73,4 @@ ARCH = Arch(
         pre_norms=(None, None),
         post_norms=("post_attention_norm", "post_ffw_norm"),
     ),
-    extra_tensors=rope_freqs,
 )

@@ -93,6 +93,7 @@ TEXT = ConfigClass(
     "gemma3_text",
     "Gemma3ForCausalLM",
     keys=usual.usual_keys(
+        activation=None,
         rope=LayerRopes(),
         norm=usual.rms_norm(),
         head_dim=HeadDim(always=True),

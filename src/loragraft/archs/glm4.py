@@ -7,7 +7,17 @@ from loragraft.archs.arch import QKV, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, swiglu
 from loragraft.archs.config import CONTEXT
 from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import FILE_TYPE, Count, HeadDim, KvHeads, Layers, RopeParameters, RotaryPart, usual
+from loragraft.archs.keys import (
+    FILE_TYPE,
+    Count,
+    HeadDim,
+    HiddenAct,
+    KvHeads,
+    Layers,
+    RopeParameters,
+    RotaryPart,
+    usual,
+)
 from loragraft.archs.keys.usual import FEED_FORWARD, HEADS, WIDTH
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION, NORMS, OUTER, in_layer
@@ -36,11 +46,11 @@ GLM = ConfigClass(
         usual.rms_norm(),
         HeadDim(unusual=True),
         FILE_TYPE,
+        HiddenAct(),
         RotaryPart(),
         RopeParameters(partial=True),
     ),
     defaults=_DEFAULTS,
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": QKV},
 )
 GLM4 = ConfigClass(
@@ -48,7 +58,6 @@ GLM4 = ConfigClass(
     "Glm4ForCausalLM",
     keys=usual.usual_keys(norm=usual.rms_norm(), rope=RopeParameters(partial=True), more=(RotaryPart(),)),
     defaults=_DEFAULTS,
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": QKV},
 )
 

@@ -92,7 +92,6 @@ GLM4_MOE = ConfigClass(
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.0,
     },
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": QKV},
 )
 

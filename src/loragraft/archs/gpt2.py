@@ -8,7 +8,7 @@ from dataclasses import replace
 from loragraft.archs.arch import Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Plain, gelu, layer_norm
 from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import FILE_TYPE, Computed, Count, FeedForward, Layers, Number
+from loragraft.archs.keys import FILE_TYPE, Computed, Count, FeedForward, HiddenAct, Layers, Number
 from loragraft.archs.keys.usual import EPSILON
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import Tensor
@@ -37,10 +37,10 @@ GPT2 = ConfigClass(
         Count("attention.head_count", ("n_head",)),
         Number(EPSILON, "layer_norm_epsilon"),
         FILE_TYPE,
+        HiddenAct("gelu_new", "activation_function"),
     ),
     defaults=_DEFAULTS,
     requires={
-        "activation_function": ("gelu_new",),
         "add_cross_attention": (False,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "scale_attn_weights": (True,),
@@ -60,10 +60,10 @@ GPT_BIGCODE = ConfigClass(
         Computed(frozenset(), lambda config: {"attention.head_count_kv": Value.u32(1)}),
         Number(EPSILON, "layer_norm_epsilon"),
         FILE_TYPE,
+        HiddenAct("gelu_pytorch_tanh", "activation_function"),
     ),
     defaults=_DEFAULTS,
     requires={
-        "activation_function": ("gelu_pytorch_tanh",),
         "multi_query": (True,),
         "add_cross_attention": (False,),
         "scale_attn_weights": (True,),

@@ -11,7 +11,7 @@ from loragraft.archs.arch import Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Plain, gelu_erf, layer_norm
 from loragraft.archs.config import CONTEXT
 from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import FILE_TYPE, Count, Flag, Layers, Number, PlainRope, RotaryPart
+from loragraft.archs.keys import FILE_TYPE, Count, Flag, HiddenAct, Layers, Number, PlainRope, RotaryPart
 from loragraft.archs.keys.usual import EPSILON, FEED_FORWARD, HEADS, WIDTH
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import QKV_BY_KIND, Tensor
@@ -39,9 +39,9 @@ GPT_NEOX = ConfigClass(
         Number(EPSILON, "layer_norm_eps"),
         PlainRope(partial=True, names=("rotary_emb_base",)),
         FILE_TYPE,
+        HiddenAct("gelu"),
     ),
     defaults=_DEFAULTS,
-    requires={"hidden_act": ("gelu",)},
     ignores=frozenset(["classifier_dropout", "num_key_value_heads", "partial_rotary_factor"]),
     biases={"attention_bias": frozenset(["attn_qkv", "attn_output"]), "": frozenset(["ffn_up", "ffn_down"])},
 )

@@ -31,6 +31,7 @@ GPT_OSS = ConfigClass(
     "gpt_oss",
     "GptOssForCausalLM",
     keys=usual.usual_keys(
+        activation=None,
         norm=usual.rms_norm(),
         rope=RopeParameters(truncate=False),
         experts=True,

@@ -8,7 +8,7 @@ from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, swiglu
 from loragraft.archs.hparams import Hparams, read_decoder
 from loragraft.archs.keys import HeadDim, Number
-from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys, rope_freqs
+from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
 from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, in_layer
@@ -46,7 +46,6 @@ GRANITE = ConfigClass(
     "GraniteForCausalLM",
     keys=llama_keys(head_dim=HeadDim(), more=_MULTIPLIERS),
     defaults=_DEFAULTS,
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
     experts=False,
 )
@@ -55,7 +54,6 @@ GRANITE_MOE = ConfigClass(
     "GraniteMoeForCausalLM",
     keys=llama_keys(experts=True, head_dim=HeadDim(), more=_MULTIPLIERS),
     defaults={**_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION},
     experts=True,
 )
@@ -72,7 +70,6 @@ ARCH = Arch(
     tensors=(*OUTER, *NORMS, *PERMUTED_ATTENTION, *FEED_FORWARD_TENSORS),
     hparams=hyperparameters,
     build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Gated(swiglu)),
-    extra_tensors=rope_freqs,
 )
 MOE = Arch(
     name="granitemoe",
@@ -88,5 +85,4 @@ MOE = Arch(
     ),
     hparams=hyperparameters,
     build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Routed(normalize=True)),
-    extra_tensors=rope_freqs,
 )

@@ -14,6 +14,10 @@ from loragraft.errors import FormatError, UnsupportedError
 _MAX_EXPERTS = 2**12
 
 
+#: transformers' names of the activations that a file may name, each for all that compute the same.
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "quick_gelu", "tanh", "sigmoid")
+
+
 @dataclass(frozen=True, slots=True)
 class Sharpening:
     """Queries grow with their position: times 1 + slope ln(1 + floor((position + offset) / length))."""
@@ -96,6 +100,8 @@ class Hparams:
     """q, k and v stay within -clamp_qkv and clamp_qkv."""
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
+    activation: str | None = None
+    """Of feed-forward networks, one of `ACTIVATIONS`; None: the architecture's."""
     residual_scale: float = 1.0
     """Of what a layer's parts add to the residual stream."""
     logit_scale: float = 1.0
@@ -141,7 +147,20 @@ def read_decoder(keys: MetadataKeys) -> Hparams:
         norm_eps=keys.first_number("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
         experts=experts,
         experts_used=keys.count("expert_used_count", None if experts else 0, least=0),
+        activation=_activation(keys),
     )
+
+
+def _activation(keys: MetadataKeys) -> str | None:
+    name = keys.text("hidden_activation", "")
+    if name and name not in ACTIVATIONS:
+        raise UnsupportedError(
+            f"{keys.arch}.hidden_activation",
+            "unknown activation",
+            found=repr(name),
+            expected=" or ".join(ACTIVATIONS),
+        )
+    return name or None
 
 
 def _kv_heads(keys: MetadataKeys, heads: tuple[int, ...]) -> tuple[int, ...]:

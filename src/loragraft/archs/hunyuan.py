@@ -62,7 +62,6 @@ HUNYUAN = ConfigClass(
         more=(Computed(frozenset(), _stretched),),
     ),
     defaults={"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048},
-    requires={"hidden_act": ("silu",)},
     ignores=frozenset(["eod_token_id"]),
     biases={"attention_bias": ATTENTION},
 )

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-import numpy.typing as npt
-
 from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, by_feed_forward, swiglu
 from loragraft.archs.config import Config
 from loragraft.archs.keys import Computed, Count, HeadDim, RopeParameters, Rule
 from loragraft.archs.keys.usual import rms_norm, usual_keys
 from loragraft.archs.keys.windows import BY_LAYER_TYPES, EVERY_LAYER, Windows
-from loragraft.archs.rope import llama3_freq_factors
 from loragraft.archs.tensors import EXPERTS, NORMS, OUTER, RopePairs, Tensor, experts, in_layer
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
 from loragraft.formats.gguf.values import Metadata, Value
@@ -29,6 +23,7 @@ def llama_keys(
     experts: bool = False,
     windows: Windows | None = None,
     head_dim: HeadDim | None = None,
+    activation: str | None = "silu",
     more: tuple[Rule, ...] = (),
 ) -> tuple[Rule, ...]:
     """What llama.cpp's converter writes of Llama and of what it derives from it, then `more`."""
@@ -38,13 +33,9 @@ def llama_keys(
         experts=experts,
         head_dim=head_dim or HeadDim(always=True),
         windows=windows,
+        activation=activation,
         more=(Count("vocab_size", ("vocab_size",)), Computed(frozenset(), _rotary), *more),
     )
-
-
-def rope_freqs(config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
-    factors = llama3_freq_factors(config)
-    return {} if factors is None else {"rope_freqs.weight": factors}
 
 
 LLAMA = ConfigClass(
@@ -52,7 +43,6 @@ LLAMA = ConfigClass(
     "LlamaForCausalLM",
     keys=llama_keys(),
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
     experts=False,
 )
@@ -68,7 +58,6 @@ MISTRAL = ConfigClass(
     "MistralForCausalLM",
     keys=llama_keys(windows=EVERY_LAYER),
     defaults=_MISTRAL_DEFAULTS,
-    requires={"hidden_act": ("silu",)},
     experts=False,
 )
 MINISTRAL = ConfigClass(
@@ -76,7 +65,6 @@ MINISTRAL = ConfigClass(
     "MinistralForCausalLM",
     keys=llama_keys(windows=BY_LAYER_TYPES),
     defaults=_MISTRAL_DEFAULTS,
-    requires={"hidden_act": ("silu",)},
     experts=False,
 )
 MIXTRAL = ConfigClass(
@@ -91,7 +79,6 @@ MIXTRAL = ConfigClass(
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
-    requires={"hidden_act": ("silu",)},
     experts=True,
 )
 #: Attention whose rows of q and k GGUF has in another order.
@@ -119,6 +106,5 @@ ARCH = Arch(
         attention=Attention(pairs="adjacent"),
         feed_forward=by_feed_forward(dense=Gated(swiglu), experts=Routed(normalize=True)),
     ),
-    extra_tensors=rope_freqs,
     fixed={"expert_weights_norm": True},
 )

@@ -72,7 +72,6 @@ MINIMAX_M2 = ConfigClass(
         "num_experts_per_tok": 8,
     },
     requires={
-        "hidden_act": ("silu",),
         "scoring_func": (None, "sigmoid"),
         "use_qk_norm": (None, True),
         "use_mtp": (None, False),

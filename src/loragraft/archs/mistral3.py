@@ -73,7 +73,6 @@ MINISTRAL3 = ConfigClass(
         "num_key_value_heads": 8,
         "head_dim": 128,
     },
-    requires={"hidden_act": ("silu",)},
 )
 
 

@@ -20,6 +20,7 @@ NEMOTRON = ConfigClass(
     "nemotron",
     "NemotronForCausalLM",
     keys=usual.usual_keys(
+        activation="relu2",
         norm=Computed(frozenset(), _rms_epsilon),
         rope=RopeParameters(partial=True),
         head_dim=HeadDim(),
@@ -36,7 +37,6 @@ NEMOTRON = ConfigClass(
         "max_position_embeddings": 4096,
         "partial_rotary_factor": 0.5,
     },
-    requires={"hidden_act": ("relu2",)},
     biases={"attention_bias": ATTENTION, "mlp_bias": frozenset(["ffn_up", "ffn_down"])},
 )
 

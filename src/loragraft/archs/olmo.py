@@ -24,7 +24,7 @@ OLMO = ConfigClass(
         ),
     ),
     defaults={"rope_theta": 10000.0, "max_position_embeddings": 2048},
-    requires={"hidden_act": ("silu",), "attention_bias": (False,)},
+    requires={"attention_bias": (False,)},
 )
 
 

@@ -45,7 +45,6 @@ OLMO2 = ConfigClass(
     "Olmo2ForCausalLM",
     keys=usual.usual_keys(norm=usual.rms_norm()),
     defaults=_DEFAULTS,
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION},
 )
 OLMO3 = ConfigClass(
@@ -57,7 +56,6 @@ OLMO3 = ConfigClass(
         more=(Windows(layers=_all_but_every_fourth, names=(), usual=lambda layer: False),),
     ),
     defaults={**_DEFAULTS, "sliding_window": 4096},
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION},
 )
 ARCH = Arch(

@@ -24,7 +24,7 @@ OLMOE = ConfigClass(
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
     },
-    requires={"hidden_act": ("silu",), "clip_qkv": (None,)},
+    requires={"clip_qkv": (None,)},
     biases={"attention_bias": ATTENTION},
     experts=True,
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Plain, gelu, layer_norm
 from loragraft.archs.config import CONTEXT
-from loragraft.archs.keys import FILE_TYPE, Count, KvHeads, Layers, Number, PlainRope, RotaryPart
+from loragraft.archs.keys import FILE_TYPE, Count, HiddenAct, KvHeads, Layers, Number, PlainRope, RotaryPart
 from loragraft.archs.keys.usual import EPSILON, FEED_FORWARD, HEADS, WIDTH
 from loragraft.archs.tensors import Tensor, in_layer
 
@@ -24,6 +24,7 @@ PHI = ConfigClass(
         RotaryPart(),
         PlainRope(partial=True),
         FILE_TYPE,
+        HiddenAct("gelu_new"),
     ),
     defaults={
         "layer_norm_eps": 1e-5,
@@ -31,7 +32,7 @@ PHI = ConfigClass(
         "max_position_embeddings": 2048,
         "partial_rotary_factor": 0.5,
     },
-    requires={"hidden_act": ("gelu_new",), "qk_layernorm": (False,)},
+    requires={"qk_layernorm": (False,)},
     biases={"": ATTENTION | {"ffn_up", "ffn_down", "output"}},
 )
 ARCH = Arch(

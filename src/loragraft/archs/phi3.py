@@ -14,6 +14,7 @@ from loragraft.archs.keys import (
     Computed,
     Count,
     GgufModel,
+    HiddenAct,
     KvHeads,
     Layers,
     RopeParameters,
@@ -69,6 +70,7 @@ PHI3 = ConfigClass(
         RotaryPart(),
         RopeParameters(partial=True, long=True),
         FILE_TYPE,
+        HiddenAct(),
         Computed(frozenset(["sliding_window"]), _window, _window_back),
     ),
     defaults={
@@ -78,7 +80,7 @@ PHI3 = ConfigClass(
         "original_max_position_embeddings": 4096,
         "partial_rotary_factor": 1.0,
     },
-    requires={"hidden_act": ("silu",), "attention_bias": (False,)},
+    requires={"attention_bias": (False,)},
     ignores=frozenset(["embd_pdrop"]),
 )
 

@@ -21,7 +21,6 @@ QWEN2 = ConfigClass(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
-    requires={"hidden_act": ("silu",)},
     biases={"": QKV},
 )
 ARCH = Arch(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loragraft.archs.arch import QKV, Arch, ConfigClass
-from loragraft.archs.blocks import Attention, Decoder, Routed
+from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, routed_if_there, swiglu
 from loragraft.archs.hparams import Hparams, Routing, read_decoder
-from loragraft.archs.keys import Count, NormTopK
+from loragraft.archs.keys import Count, NormTopK, SparseLayers
 from loragraft.archs.keys.usual import rms_norm, usual_keys
 from loragraft.archs.keys.windows import EVERY_OTHER_LAYER
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.archs.tensors import ATTENTION, EXPERTS, NORMS, OUTER, SHARED_EXPERT
+from loragraft.archs.tensors import ATTENTION, EXPERTS, FEED_FORWARD, NORMS, OUTER, SHARED_EXPERT
 from loragraft.graph.llama_cpp import PublishedArch, drops_expert_scales
 
 QWEN2_MOE = ConfigClass(
@@ -25,6 +25,7 @@ QWEN2_MOE = ConfigClass(
             Count("expert_feed_forward_length", ("moe_intermediate_size",)),
             Count("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
             NormTopK(False),
+            SparseLayers(),
         ),
     ),
     defaults={
@@ -39,11 +40,6 @@ QWEN2_MOE = ConfigClass(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
-    requires={
-        "hidden_act": ("silu",),
-        "decoder_sparse_step": (1,),
-        "mlp_only_layers": ([],),
-    },
     biases={"qkv_bias": QKV},
 )
 
@@ -55,8 +51,11 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
 ARCH = Arch(
     name="qwen2moe",
     classes=(QWEN2_MOE,),
-    tensors=(*OUTER, *NORMS, *ATTENTION, *EXPERTS, *SHARED_EXPERT),
+    tensors=(*OUTER, *NORMS, *ATTENTION, *FEED_FORWARD, *EXPERTS, *SHARED_EXPERT),
     hparams=hyperparameters,
     llama_cpp=PublishedArch(unscaled=drops_expert_scales("models/qwen2moe.cpp:132-142, 154-157")),
-    build=Decoder(attention=Attention(pairs="halves"), feed_forward=Routed(normalize=False)),
+    build=Decoder(
+        attention=Attention(pairs="halves"),
+        feed_forward=routed_if_there(dense=Gated(swiglu), experts=Routed(normalize=False)),
+    ),
 )

@@ -22,7 +22,6 @@ QWEN3 = ConfigClass(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
-    requires={"hidden_act": ("silu",)},
     biases={"attention_bias": ATTENTION},
 )
 ARCH = Arch(

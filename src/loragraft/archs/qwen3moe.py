@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
-from loragraft.archs.blocks import Attention, Decoder, Routed, rms_norm
+from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, rms_norm, routed_if_there, swiglu
 from loragraft.archs.hparams import Hparams, Routing, read_decoder
-from loragraft.archs.keys import Count, NormTopK, usual
+from loragraft.archs.keys import Count, NormTopK, SparseLayers, usual
 from loragraft.archs.keys.windows import IF_USED
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
-from loragraft.archs.tensors import EXPERTS, HEAD_NORMS, NORMS, OUTER
+from loragraft.archs.tensors import EXPERTS, FEED_FORWARD, HEAD_NORMS, NORMS, OUTER
 
 QWEN3_MOE = ConfigClass(
     "qwen3_moe",
@@ -20,7 +20,11 @@ QWEN3_MOE = ConfigClass(
         norm=usual.rms_norm(),
         experts=True,
         windows=IF_USED,
-        more=(Count("expert_feed_forward_length", ("moe_intermediate_size",)), NormTopK(True)),
+        more=(
+            Count("expert_feed_forward_length", ("moe_intermediate_size",)),
+            NormTopK(True),
+            SparseLayers(),
+        ),
     ),
     defaults={
         "rms_norm_eps": 1e-6,
@@ -31,11 +35,6 @@ QWEN3_MOE = ConfigClass(
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
         "sliding_window": 4096,
-    },
-    requires={
-        "hidden_act": ("silu",),
-        "decoder_sparse_step": (1,),
-        "mlp_only_layers": ([],),
     },
     biases={"attention_bias": ATTENTION},
 )
@@ -48,9 +47,10 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
 ARCH = Arch(
     name="qwen3moe",
     classes=(QWEN3_MOE,),
-    tensors=(*OUTER, *NORMS, *ATTENTION_TENSORS, *HEAD_NORMS, *EXPERTS),
+    tensors=(*OUTER, *NORMS, *ATTENTION_TENSORS, *HEAD_NORMS, *FEED_FORWARD, *EXPERTS),
     hparams=hyperparameters,
     build=Decoder(
-        attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=Routed(normalize=True)
+        attention=Attention(pairs="halves", head_norm=rms_norm),
+        feed_forward=routed_if_there(dense=Gated(swiglu), experts=Routed(normalize=True)),
     ),
 )

@@ -24,6 +24,10 @@ _YARN_KEYS = tuple(
 LONG_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
+#: Our own key, the factor of a dynamic scaling: it sets in behind the model's context, and is not computed.
+DYNAMIC = "rope.scaling.dynamic"
+
+
 @dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary embedding: pair i turns by position * frequencies[i]; cos and sin grow by `magnitude`."""
@@ -36,6 +40,8 @@ class Rope:
     """Tokens that a model with long and short factors was trained for."""
     original: int = 0
     """Contexts of more tokens than that take the long factors."""
+    most: int | None = None
+    """Positions that it is known for: behind them a dynamic scaling would set in."""
 
 
 def read_rope(
@@ -71,6 +77,7 @@ def read_rope(
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0), least=0.0) or 1.0
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
     keys.cover(*_YARN_KEYS)
+    known = keys.count("context_length") if keys.has(DYNAMIC) else None
     if kind == "none" or (kind in ("linear", "yarn") and factor == 1.0):
         frequencies = plain
     elif kind == "linear":
@@ -85,7 +92,7 @@ def read_rope(
             found=kind,
             expected="none, linear or yarn",
         )
-    return Rope(rotary, tuple(frequencies.tolist()), magnitude)
+    return Rope(rotary, tuple(frequencies.tolist()), magnitude, most=known)
 
 
 def standard_magnitude(factor: float, multiplier: float = 1.0) -> float:
@@ -115,7 +122,7 @@ def _yarn(
 
 
 def llama3_freq_factors(config: Config) -> npt.NDArray[np.float32] | None:
-    """float32 [head_dim/2]: what each frequency is divided by under Llama 3.1's scaling; None without it.
+    """float32 [rotary / 2]: what each frequency is divided by under Llama 3.1's scaling; None without it.
 
     Frequencies whose wavelength is short against the original context keep their value, long ones are divided by
     `factor`, those between are interpolated. Arithmetic in float32 per frequency, as conversion/llama.py's
@@ -124,9 +131,10 @@ def llama3_freq_factors(config: Config) -> npt.NDArray[np.float32] | None:
     rope = config.rope
     if str(rope["rope_type"]).lower() != "llama3":
         return None
-    dim = np.float32(config.head_dim)
+    rotary = int(config.head_dim * float(rope.get("partial_rotary_factor") or 1.0))
+    dim = np.float32(rotary)
     base = float(rope.get("rope_theta") or 10000.0)
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / dim
+    exponents = np.arange(0, rotary, 2, dtype=np.float32) / dim
     freqs = np.float32(1.0) / np.power(np.float32(base), exponents, dtype=np.float32)
 
     factor = float(rope.get("factor") or 8.0)

@@ -21,7 +21,6 @@ SEED_OSS = ConfigClass(
         "num_key_value_heads": 8,
         "attention_bias": True,
     },
-    requires={"hidden_act": ("silu",)},
     biases={
         "attention_bias": QKV,
         "attention_out_bias": frozenset(["attn_output"]),

@@ -11,7 +11,7 @@ from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, Layer, read_decoder
 from loragraft.archs.keys import Computed, HeadDim
 from loragraft.archs.keys.rule import GgufModel
-from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys, rope_freqs
+from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
 from loragraft.archs.tensors import NORMS, OUTER
@@ -67,7 +67,7 @@ SMOLLM3 = ConfigClass(
         "num_key_value_heads": 4,
         "tie_word_embeddings": True,
     },
-    requires={"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    requires={"use_sliding_window": (False,)},
     ignores=frozenset(["sliding_window", "layer_types", "max_window_layers"]),
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
     experts=False,
@@ -78,5 +78,4 @@ ARCH = Arch(
     tensors=(*OUTER, *NORMS, *PERMUTED_ATTENTION, *FEED_FORWARD_TENSORS),
     hparams=hyperparameters,
     build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Gated(swiglu)),
-    extra_tensors=rope_freqs,
 )

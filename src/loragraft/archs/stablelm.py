@@ -5,7 +5,7 @@ from __future__ import annotations
 from loragraft.archs.arch import QKV, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, layer_norm, swiglu
 from loragraft.archs.config import CONTEXT
-from loragraft.archs.keys import FILE_TYPE, Count, Flag, KvHeads, Layers, PlainRope, RotaryPart
+from loragraft.archs.keys import FILE_TYPE, Count, Flag, HiddenAct, KvHeads, Layers, PlainRope, RotaryPart
 from loragraft.archs.keys.usual import EPSILON, FEED_FORWARD, HEADS, WIDTH
 from loragraft.archs.keys.values import Number
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
@@ -27,6 +27,7 @@ STABLELM = ConfigClass(
         Number(EPSILON, "layer_norm_eps"),
         PlainRope(partial=True),
         FILE_TYPE,
+        HiddenAct(),
     ),
     defaults={
         "layer_norm_eps": 1e-5,
@@ -35,7 +36,7 @@ STABLELM = ConfigClass(
         "partial_rotary_factor": 0.25,
         "use_parallel_residual": False,
     },
-    requires={"hidden_act": ("silu",), "qk_layernorm": (False,), "use_parallel_residual": (False,)},
+    requires={"qk_layernorm": (False,), "use_parallel_residual": (False,)},
     biases={"use_qkv_bias": QKV},
 )
 ARCH = Arch(

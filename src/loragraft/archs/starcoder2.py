@@ -13,7 +13,9 @@ from loragraft.graph.llama_cpp import PublishedArch, drops_ffn_scales
 STARCODER2 = ConfigClass(
     "starcoder2",
     "Starcoder2ForCausalLM",
-    keys=usual.usual_keys(norm=usual.layer_norm("norm_epsilon"), windows=EVERY_LAYER),
+    keys=usual.usual_keys(
+        norm=usual.layer_norm("norm_epsilon"), windows=EVERY_LAYER, activation="gelu_pytorch_tanh"
+    ),
     defaults={
         "norm_epsilon": 1e-5,
         "rope_theta": 10000.0,
@@ -22,7 +24,6 @@ STARCODER2 = ConfigClass(
         "tie_word_embeddings": True,
         "use_bias": True,
     },
-    requires={"hidden_act": ("gelu_pytorch_tanh",), "use_bias": (True,)},
     biases={"use_bias": ATTENTION | FEED_FORWARD},
 )
 ARCH = Arch(

@@ -86,7 +86,7 @@ class Program(ABC):
             if node.op is Op.EMBED and graph.nodes[node.inputs[0]].op is Op.TOKENS
         )
         self._vocabulary = next(embedded, None)
-        most = [node.attrs["most"] for node in graph.nodes if node.op is Op.POSITIONS]
+        most = [node.attrs["most"] for node in graph.nodes if node.attrs.get("most") is not None]
         self._positions = min(most, default=None)
         self._hidden = next((node.attrs["width"] for node in graph.nodes if node.op is Op.HIDDEN), None)
         self.width = shapes[graph.output][-1]

@@ -80,11 +80,11 @@ class Op(StrEnum):
     positions: attention that grows sharper in long texts (Nakanishi 2025, arXiv 2501.19399)"""
     ROPE = "rope"
     """(x [T, heads * head_dim]; factors [rotary / 2] or none, or long and short ones; heads, head_dim, rotary, pairs
-    "adjacent" | "halves", frequencies: rotary / 2 floats, magnitude, context and original or none) -> same shape. In
-    each head, pair i of the first `rotary` elements, (2i, 2i + 1) or (i, i + rotary / 2), turns by position *
+    "adjacent" | "halves", frequencies: rotary / 2 floats, magnitude, most, context and original or none) -> same shape.
+    In each head, pair i of the first `rotary` elements, (2i, 2i + 1) or (i, i + rotary / 2), turns by position *
     frequencies[i] / factors[i] and grows by `magnitude`; the batch gives the positions. Base and context extension
     (linear, YaRN) are in the frequencies. Of long and short factors, the long ones are for programs whose context
-    (`context`, unless `Options` names one) is longer than `original`."""
+    (`context`, unless `Options` names one) is longer than `original`. A position from `most` on is a GraphError."""
     ATTENTION = "attention"
     """(q, k, v; sinks [heads] or none; layer, heads, kv_heads, head_dim, scale, window or none, value_dim or none,
     softcap or none) -> [T, heads * value_dim]; appends k and v of each row to what its sequence holds of `layer`,

@@ -351,6 +351,7 @@ SIGNATURES: dict[Op, Signature] = {
         _rope,
         (0, 2),
         (
+            ("most", (int, type(None))),
             ("context", (int, type(None))),
             ("original", (int, type(None))),
             ("heads", _INT),

@@ -54,7 +54,10 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
         names = TensorNames({"general.architecture": Value.string(arch.name), **sizes})
     placement = Placement(checkpoint.path, names)
     tensors = placement.place(weights)
-    extra = {name: in_memory(name, values) for name, values in arch.extra_tensors(config).items()}
+    implied = dict(arch.extra_tensors(config))
+    for rule in config_class.keys:
+        implied |= rule.tensors(config)
+    extra = {name: in_memory(name, values) for name, values in implied.items()}
     tensors = _after_quantized(tensors, extra)
     rows = _embedding(config, tensors).shape[0]
     size = config.optional_integer("vocab_size") or rows

@@ -28,18 +28,19 @@ from hf_configs import CONVERTED, kind, weights, write_tokenizer
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
 SKIPPED = (
     *("llama", "mistral", "mixtral", "qwen2-", "qwen2moe", "qwen3-", "qwen3moe", "starcoder"),
-    *("glm-wide", "lfm2-bias"),
+    *("glm-wide", "lfm2-bias", "nemotron-llama3"),
 )
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
 AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")
 
 
 #: Multimodal models whose language model the converter writes as we do. Mistral 3's it calls mistral3.
+ALSO = ("qwen2moe", "qwen2moe-no-bias", "qwen3", "qwen3-bias")
 TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vl", "llava")
 
 
 def skipped(case: str) -> bool:
-    if case in TOWERS:
+    if case in (*TOWERS, *ALSO):
         return False
     if case in ("ministral", "internvl", "idefics3", "qwen2", "qwen3"):
         return True

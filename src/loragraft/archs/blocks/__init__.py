@@ -12,6 +12,7 @@ from loragraft.archs.blocks.decoder import (
     layer_norm,
     rms_norm,
     rms_norm_if_there,
+    routed_if_there,
 )
 from loragraft.archs.blocks.experts import Routed
 from loragraft.archs.blocks.feed_forward import (
@@ -53,6 +54,7 @@ __all__ = [
     "relu",
     "rms_norm",
     "rms_norm_if_there",
+    "routed_if_there",
     "short_conv",
     "silu",
     "squared_relu",

@@ -91,5 +91,6 @@ class Attention:
             pairs=self.pairs,
             frequencies=own.rope.frequencies,
             magnitude=own.rope.magnitude,
+            **({"most": own.rope.most} if own.rope.most is not None else {}),
             **({"context": own.rope.context, "original": own.rope.original} if own.rope.original else {}),
         )

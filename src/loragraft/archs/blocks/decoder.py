@@ -36,6 +36,16 @@ def by_feed_forward(**parts: Part) -> Part:
     return lambda g, h, x, layer: parts[h.layers[layer].feed_forward](g, h, x, layer)
 
 
+def routed_if_there(dense: Part, experts: Part) -> Part:
+    """Experts in the layers that have a router."""
+
+    def part(g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+        routed = g.has(f"blk.{layer}.ffn_gate_inp.weight")
+        return (experts if routed else dense)(g, h, x, layer)
+
+    return part
+
+
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """A decoder whose layers are `attention` and then `feed_forward`, each added to the residual stream; called with
@@ -123,4 +133,5 @@ __all__ = [
     "layer_norm",
     "rms_norm",
     "rms_norm_if_there",
+    "routed_if_there",
 ]

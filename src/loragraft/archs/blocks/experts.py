@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loragraft.archs.blocks.feed_forward import Gate, swiglu
+from loragraft.archs.blocks.feed_forward import Gate, gate_of, swiglu
 from loragraft.archs.hparams import Hparams, Routing
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
@@ -35,11 +35,13 @@ class Routed:
             scale=routing.scale,
         )
         gate, up = self._gate_up(g, x, ids, blk)
-        down = g.experts(self.gate(g, gate, up, f"{blk}.ffn_act_exps"), ids, f"{blk}.ffn_down_exps")
+        down = g.experts(
+            gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act_exps"), ids, f"{blk}.ffn_down_exps"
+        )
         routed = g.add(Op.EXPERTS_SUM, (down, route), label=f"{blk}.ffn_experts_sum")
         if not g.has(f"{blk}.ffn_up_shexp.weight"):
             return routed
-        return g.add(Op.ADD, (routed, self._shared(g, x, blk)), label=f"{blk}.ffn_shared_sum")
+        return g.add(Op.ADD, (routed, self._shared(g, h, x, blk)), label=f"{blk}.ffn_shared_sum")
 
     def _choose(self, g: GraphBuilder, h: Hparams, routing: Routing, logits: Ref, blk: str) -> Ref:
         """The gates' values order experts as the logits do, but with a bias, and in the sums of groups."""
@@ -62,9 +64,9 @@ class Routed:
             g.split(fused, both // 2, both, f"{blk}.ffn_gate_up_exps.up"),
         )
 
-    def _shared(self, g: GraphBuilder, x: Ref, blk: str) -> Ref:
+    def _shared(self, g: GraphBuilder, h: Hparams, x: Ref, blk: str) -> Ref:
         gate, up = g.linear(x, f"{blk}.ffn_gate_shexp"), g.linear(x, f"{blk}.ffn_up_shexp")
-        shared = g.linear(self.gate(g, gate, up, f"{blk}.ffn_act_shexp"), f"{blk}.ffn_down_shexp")
+        shared = g.linear(gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act_shexp"), f"{blk}.ffn_down_shexp")
         if not g.has(f"{blk}.ffn_gate_inp_shexp.weight"):
             return shared
         strength = g.linear(x, f"{blk}.ffn_gate_inp_shexp")

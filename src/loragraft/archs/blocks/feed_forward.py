@@ -37,6 +37,23 @@ def squared_relu(g: GraphBuilder, x: Ref, label: str) -> Ref:
     return g.add(Op.MUL, (positive, positive), label=label)
 
 
+def _times_sigmoid(g: GraphBuilder, x: Ref, label: str) -> Ref:
+    """x * sigmoid(1.702 x), near GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+    opened = g.add(Op.SIGMOID, (g.scale(x, 1.702, label),), label=label)
+    return g.add(Op.MUL, (x, opened), label=label)
+
+
+#: By the names that files have (`hparams.ACTIVATIONS`).
+_NAMED: dict[str, Activation] = {
+    "silu": silu,
+    "gelu": gelu_erf,
+    "gelu_pytorch_tanh": gelu,
+    "relu": relu,
+    "relu2": squared_relu,
+    "quick_gelu": _times_sigmoid,
+    "tanh": lambda g, x, label: g.add(Op.TANH, (x,), label=label),
+    "sigmoid": lambda g, x, label: g.add(Op.SIGMOID, (x,), label=label),
+}
 Gate = Callable[[GraphBuilder, Ref, Ref, str], Ref]
 """What becomes of gate and up."""
 
@@ -48,6 +65,11 @@ def gated_by(activation: Activation) -> Gate:
         return g.add(Op.MUL, (activation(g, gate, label), up), label=label)
 
     return gate
+
+
+def gate_of(h: Hparams, usual: Gate) -> Gate:
+    """What the file names, or what is usual."""
+    return usual if h.activation is None else gated_by(_NAMED[h.activation])
 
 
 swiglu = gated_by(silu)
@@ -79,7 +101,7 @@ class Gated:
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
         gate, up = self._gate_up(g, h.layers[layer].ff, x, blk)
-        return g.linear(self.gate(g, gate, up, f"{blk}.ffn_act"), f"{blk}.ffn_down")
+        return g.linear(gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act"), f"{blk}.ffn_down")
 
     def _gate_up(self, g: GraphBuilder, ff: int, x: Ref, blk: str) -> tuple[Ref, Ref]:
         if g.has(f"{blk}.ffn_gate.weight"):
@@ -96,5 +118,6 @@ class Plain:
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
-        active = self.activation(g, g.linear(x, f"{blk}.ffn_up"), f"{blk}.ffn_act")
+        activation = self.activation if h.activation is None else _NAMED[h.activation]
+        active = activation(g, g.linear(x, f"{blk}.ffn_up"), f"{blk}.ffn_act")
         return g.linear(active, f"{blk}.ffn_down")

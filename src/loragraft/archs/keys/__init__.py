@@ -10,10 +10,12 @@ from loragraft.archs.keys.values import (
     FeedForward,
     Flag,
     HeadDim,
+    HiddenAct,
     KvHeads,
     Layers,
     NormTopK,
     Number,
+    SparseLayers,
 )
 from loragraft.archs.keys.windows import Windows
 
@@ -25,6 +27,7 @@ __all__ = [
     "Flag",
     "GgufModel",
     "HeadDim",
+    "HiddenAct",
     "KvHeads",
     "LayerRopes",
     "Layers",
@@ -34,6 +37,7 @@ __all__ = [
     "RopeParameters",
     "RotaryPart",
     "Rule",
+    "SparseLayers",
     "Windows",
     "usual_keys",
 ]

@@ -20,7 +20,7 @@ from loragraft.archs.config import Config
 from loragraft.archs.keys.rule import GgufModel, Rule
 from loragraft.archs.keys.values import shortest
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.archs.rope import LONG_FACTORS, llama3_freq_factors, standard_magnitude
+from loragraft.archs.rope import DYNAMIC, LONG_FACTORS, llama3_freq_factors, standard_magnitude
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value
 
@@ -68,8 +68,8 @@ def plain_yarn(factor: float, all_dim: float) -> float:
 @dataclass(frozen=True)
 class RopeParameters(Rule):
     """One rope for all layers: base, and context extension (linear, YaRN; dynamic is left out; Llama 3's becomes a
-    tensor). `llama3`: whether this architecture has that tensor; `partial`: whether a part of each head may turn, which
-    `RotaryPart` then writes; `long`: whether it has the factors of long texts (`archs.longrope`)."""
+    tensor). `llama3`: whether llama.cpp has that tensor in this architecture; `partial`: whether a part of each head
+    may turn, which `RotaryPart` then writes; `long`: whether it has the factors of long texts (`archs.longrope`)."""
 
     llama3: bool = False
     partial: bool = False
@@ -101,14 +101,24 @@ class RopeParameters(Rule):
                 f"{'not do' if truncate else 'always'}",
                 found=f"truncate = {truncate!r}",
             )
-        if (kind == "llama3" and not self.llama3) or (kind == "longrope" and not self.long):
+        if kind == "longrope" and not self.long:
             raise UnsupportedError(config.path, f"RoPE scaling {kind} on architecture {model_type}")
         part = rope.get("partial_rotary_factor")
         if part not in (None, 1.0) and not self.partial:
             raise UnsupportedError(config.path, f"partial rotary embedding, in {model_type}", found=part)
 
     def notes(self, config: Config, arch: str) -> list[str]:
-        return rope_notes(config, config.rope)
+        notes = rope_notes(config, config.rope)
+        if _kind(config, config.rope) == "llama3" and not self.llama3:
+            notes.append(
+                f"{config.path.name}: Llama 3's RoPE scaling is kept, as rope_freqs.weight, but llama.cpp has no such "
+                f"tensor in {arch}: it will not load the file"
+            )
+        return notes
+
+    def tensors(self, config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
+        factors = llama3_freq_factors(config)
+        return {} if factors is None else {"rope_freqs.weight": factors}
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         """`rope_theta` and `rope_scaling`, as every version of transformers reads them."""
@@ -126,14 +136,11 @@ class RopeParameters(Rule):
             )
         scaling = scaling_config(keys)
         if model.rope_freqs is not None:
-            if scaling or not self.llama3:
+            if scaling:
                 raise UnsupportedError(
-                    "rope_freqs.weight",
-                    f"cannot be exported beside {scaling['rope_type']} scaling"
-                    if scaling
-                    else "cannot be exported",
+                    "rope_freqs.weight", f"cannot be exported beside {scaling['rope_type']} scaling"
                 )
-            scaling = _llama3(head_dim, found["rope_theta"], model.rope_freqs)
+            scaling = _llama3(rotary, found["rope_theta"], model.rope_freqs)
         if scaling.get("rope_type") == "yarn" and not self.truncate:
             scaling["truncate"] = False
         return {**found, "rope_scaling": scaling} if scaling else found
@@ -212,6 +219,8 @@ def rope_keys(config: Config, rope: Mapping[str, Any], assumed: Assumed = plain_
     """
     kind = _kind(config, rope)
     keys: Metadata = {}
+    if kind == "dynamic" and rope.get("alpha") is None:
+        keys[DYNAMIC] = Value.f32(_factor(config, rope))
     if kind in ("linear", "yarn"):
         factor = _factor(config, rope)
         keys["rope.scaling.type"] = Value.string(kind)
@@ -237,7 +246,10 @@ def rope_notes(config: Config, rope: Mapping[str, Any]) -> list[str]:
     kind = str(rope["rope_type"]).lower()
     notes = []
     if kind == "dynamic":
-        notes.append(f"{name}: dynamic RoPE scaling is left out: texts longer than the context will differ")
+        notes.append(
+            f"{name}: dynamic RoPE scaling is left out: texts longer than the context of {config.context} tokens are "
+            "refused (transformers' values there depend on the pieces that a text comes in)"
+        )
     betas = {key: rope[key] for key, usual in _BETAS.items() if rope.get(key) not in (None, usual)}
     if kind == "yarn" and betas:
         said = ", ".join(f"{key} = {value:g}" for key, value in betas.items())
@@ -301,6 +313,8 @@ def scaling_config(keys: MetadataKeys) -> dict[str, Any]:
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
     relative = keys.number("rope.scaling.attn_factor", 1.0)
+    if keys.has(DYNAMIC):
+        return {"rope_type": "dynamic", "factor": shortest(keys.number(DYNAMIC))}
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(f"{keys.arch}.rope.scaling.type", "cannot be exported", found=repr(kind))
     if relative != 1.0 and kind != "yarn":

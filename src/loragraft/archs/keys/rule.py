@@ -46,6 +46,10 @@ class Rule(ABC):
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         """The way back: keys of config.json. Raises UnsupportedError for what they cannot say."""
 
+    def tensors(self, config: Config) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Tensors that config.json implies, by GGUF's names."""
+        return {}
+
     def notes(self, config: Config, arch: str) -> list[str]:
         """What is lost, or what llama.cpp does otherwise, in a model that `general.architecture` calls `arch`."""
         return []

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from loragraft.archs.config import CONTEXT
 from loragraft.archs.keys.rope import RopeParameters
 from loragraft.archs.keys.rule import FILE_TYPE, Rule
-from loragraft.archs.keys.values import Count, HeadDim, KvHeads, Layers, Number
+from loragraft.archs.keys.values import Count, HeadDim, HiddenAct, KvHeads, Layers, Number
 from loragraft.archs.keys.windows import Windows
 
 WIDTH = ("hidden_size", "n_embd", "dim")
@@ -42,10 +42,12 @@ def usual_keys(
     groups: bool = False,
     head_dim: Rule | None = None,
     windows: Windows | None = None,
+    activation: str | None = "silu",
     more: Iterable[Rule] = (),
 ) -> tuple[Rule, ...]:
     """Sizes, RoPE, the norms' epsilon, experts, head size, windows (which llama.cpp's converter leaves out for most),
-    then `more`: what a family writes after the common keys."""
+    then `more`: what a family writes after the common keys. `activation`: what GGUF has as `hidden_act` without saying
+    so; None: a rule or a requirement of its own is for that."""
     return (
         Layers(),
         Count("context_length", CONTEXT),
@@ -61,6 +63,7 @@ def usual_keys(
         *([windows] if windows else []),
         FILE_TYPE,
         *more,
+        *([HiddenAct(activation)] if activation else []),
     )
 
 

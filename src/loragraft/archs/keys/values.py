@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from loragraft.archs.config import LAYERS, Config
+from loragraft.archs.hparams import ACTIVATIONS
 from loragraft.archs.keys.rule import GgufModel, Rule
+from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value
 
 
@@ -168,6 +170,85 @@ class FeedForward(Rule):
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         return {"n_inner": model.h.layers[0].ff}
+
+
+#: transformers' other names of the activations in `ACTIVATIONS` (activations.py).
+_SAME = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+}
+
+
+@dataclass(frozen=True)
+class HiddenAct(Rule):
+    """The activation of feed-forward networks, under `name`. GGUF says it only where it is not what the architecture
+    does (`usual`): llama.cpp does not read it for these."""
+
+    usual: str = "silu"
+    name: str = "hidden_act"
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset([self.name])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        given = config.get(self.name) or self.usual
+        same = _SAME.get(given, given) if isinstance(given, str) else None
+        if same not in ACTIVATIONS:
+            raise UnsupportedError(
+                config.path, f"unknown {self.name}", found=repr(given), expected=" or ".join(ACTIVATIONS)
+            )
+        return {} if same == _SAME.get(self.usual, self.usual) else {"hidden_activation": Value.string(same)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        return {self.name: model.keys.text("hidden_activation", "") or self.usual}
+
+    def notes(self, config: Config, arch: str) -> list[str]:
+        if not self.to_gguf(config):
+            return []
+        said = f"{self.name} = {config.get(self.name)!r}"
+        return [f"{config.path.name}: {said} is kept, but llama.cpp computes {arch} with {self.usual}"]
+
+
+class SparseLayers(Rule):
+    """Which layers have experts (`decoder_sparse_step`, `mlp_only_layers`): those that have a router among their
+    tensors, so that GGUF needs no key for it. llama.cpp wants experts in every layer of these architectures."""
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return frozenset(["decoder_sparse_step", "mlp_only_layers"])
+
+    def to_gguf(self, config: Config) -> Metadata:
+        self._dense(config)
+        return {}
+
+    @staticmethod
+    def _dense(config: Config) -> list[int]:
+        step, only = config.optional_integer("decoder_sparse_step"), config.get("mlp_only_layers") or []
+        if not isinstance(only, list) or not all(type(layer) is int for layer in only):
+            raise CheckpointError(
+                config.path, "bad mlp_only_layers", found=repr(only)[:80], expected="a list of layers"
+            )
+        step = 1 if step is None else step
+        return [i for i in range(config.n_layers) if i in only or not step or (i + 1) % step]
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        layers = range(len(model.h.layers))
+        dense = [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in model.shapes]
+        return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+    def notes(self, config: Config, arch: str) -> list[str]:
+        dense = self._dense(config)
+        if not dense:
+            return []
+        return [
+            f"{config.path.name}: {len(dense)} layers have no experts (the first is {dense[0]}): they are kept, but "
+            f"llama.cpp wants experts in every layer of {arch} and will not load the file"
+        ]
 
 
 @dataclass(frozen=True)
