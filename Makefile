@@ -152,10 +152,11 @@ lint: $(VENV)/linted
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# docs/cli.md, from what --help prints; docs/adapters.md, from the cases of the tests.
-docs: $(VENV)/installed
+# docs/cli.md, from what --help prints; docs/adapters.md and docs/intake.md, from the cases of the tests.
+docs: $(VENV)/tested
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_adapters.py
+	$(BIN)/python docs/make_intake.py
 
 # LLAMA_QUANTIZE=path/to/llama-quantize puts its times beside ours.
 bench-quantize: $(VENV)/installed

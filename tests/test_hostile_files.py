@@ -188,7 +188,8 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     message = refusal(lambda: lg.convert(base, tmp_path / "out.gguf"), base)
     assert (
         message
-        == f"{base / 'tokenizer.json'}: the file holds half of a surrogate pair, which is not a character"
+        == f"{base / 'tokenizer.json'}: the file holds half of a surrogate pair, which is not a character; "
+        "was it copied whole, or edited? Take it again from where it comes from"
     )
 
 

@@ -100,6 +100,18 @@ def naming(place: str | PathLike[str]) -> Iterator[None]:
         raise error.within(place) from None
 
 
+@contextmanager
+def advising(hint: str, *kinds: type[LoragraftError]) -> Iterator[None]:
+    """Errors of these `kinds` (none: any) raised inside that say nothing of what to do next say `hint`."""
+    try:
+        yield
+    except LoragraftError as error:
+        if error.hint or (kinds and not isinstance(error, kinds)):
+            raise
+        facts = {"found": error.found, "expected": error.expected}
+        raise type(error)(error.subject, error.problem, **facts, hint=hint) from None
+
+
 def check_number(name: str, value: object, kind: type[int | float], *, least: float | None = None) -> None:
     """Raises LoragraftError if the argument `name` is not a number of this `kind` (a whole one, for int), or below
     `least`."""

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import loragraft as lg
+from intake_table import shows
 from loragraft.adapters.norms import target_norms
 from loragraft.adapters.receipt import receipt_of
 from loragraft.cli import app
@@ -35,6 +36,7 @@ def test_a_receipt() -> None:
     assert receipt_of(load_adapter(ADAPTER, open_model(BASE)), 0.0).changing == 0
 
 
+@shows("10", "B zero in some modules", "said, with names")
 def test_some_pairs_change_nothing(tmp_path: Path) -> None:
     tensors = load_file(ADAPTER / "adapter_model.safetensors")
     for name, array in tensors.items():

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import hostile_models as hostile
+from intake_table import shows
 from loragraft.cli import app
 from loragraft.formats.split import SplitLimits
 from loragraft.verbs.split import split
@@ -65,6 +66,7 @@ def test_another_file_of_a_split_model(tmp_path: Path, gguf: Path) -> None:
     assert [path.read_bytes() for path in files] == before
 
 
+@shows("in place", "a file of the folder", "refused")
 def test_a_file_in_a_folder_that_is_read(tmp_path: Path) -> None:
     base, _ = hostile.checkpoint(tmp_path, hostile.checkpoint_jsons())
     before = (base / "config.json").read_bytes()
@@ -72,6 +74,11 @@ def test_a_file_in_a_folder_that_is_read(tmp_path: Path) -> None:
     assert (base / "config.json").read_bytes() == before
 
 
+@shows(
+    "in place",
+    "a GGUF beside the checkpoint or the adapter, the same run twice",
+    "written, and written again",
+)
 def test_what_lies_in_a_folder_and_is_not_read(tmp_path: Path) -> None:
     """A run that writes into the folder that it reads can be run again."""
     base, adapter = hostile.checkpoint(tmp_path, hostile.checkpoint_jsons())
@@ -88,6 +95,7 @@ def test_what_lies_in_a_folder_and_is_not_read(tmp_path: Path) -> None:
     assert (base / "out.gguf").is_file()
 
 
+@shows("in place", "the weights themselves", "refused")
 def test_weights_in_a_folder_stay(tmp_path: Path) -> None:
     base, adapter = hostile.checkpoint(tmp_path, hostile.checkpoint_jsons())
     for folder, name in ((base, "model.safetensors"), (adapter, "adapter_model.safetensors")):

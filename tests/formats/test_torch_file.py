@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from intake_table import shows
 from loragraft.errors import CheckpointError
 from loragraft.formats.torch_file import read_torch_file
 from paths import data
@@ -111,6 +112,7 @@ def test_a_crafted_one_is_read(tmp_path: Path) -> None:
         ({"w": tensor(Stored("0", "ComplexFloatStorage"))}, "ComplexFloatStorage"),
     ],
 )
+@shows("pickles", "crafted archives", "refused; nothing of them is run")
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, says: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=says):
@@ -131,13 +133,14 @@ def test_broken_archives(tmp_path: Path) -> None:
         path = tmp_path / name
         if content is None:
             with zipfile.ZipFile(path, "w") as file:
-                file.writestr("a/b", "c")
+                file.writestr("a/version", "3")
         else:
             path.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
             read_torch_file(path)
 
 
+@shows("pickles", "changed bytes", "read or refused")
 def test_any_change_of_a_byte_is_read_or_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     whole = archive(tmp_path / "m.bin", {"w": tensor()}).read_bytes()

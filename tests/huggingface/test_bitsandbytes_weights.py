@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from hf_configs import records, weights, write_tokenizer
+from intake_table import shows
 from loragraft.formats.views import float_rows
 from loragraft.opening import open_model
 from paths import arrays
@@ -55,6 +56,7 @@ def test_the_floats_are_those_of_bitsandbytes(tmp_path: Path, case: str) -> None
         np.testing.assert_array_equal(found, expected[rows.start : rows.stop])
 
 
+@shows("04", "bitsandbytes' NF4, FP4 and int8", "named; read to the bit with `--dequantize`")
 def test_it_becomes_floats_only_on_request(tmp_path: Path) -> None:
     with pytest.raises(
         lg.LoragraftError, match=r"quantized by bitsandbytes to 4 bits, .*: found .*; add --dequantize"
@@ -74,6 +76,7 @@ def test_it_becomes_floats_only_on_request(tmp_path: Path) -> None:
         ("int8", {"SCB": np.zeros(3, np.float32)}, "SCB of .* does not fit: found F32"),
     ],
 )
+@shows("04", "companions that do not fit", "refused")
 def test_companions_that_do_not_fit(tmp_path: Path, case: str, other: dict[str, Any], message: str) -> None:
     with pytest.raises(lg.LoragraftError, match=message):
         open_model(folder(tmp_path / "m", case, **other), dequantize=True)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loragraft as lg
+from intake_table import shows
 from loragraft.errors import AdapterError, CheckpointError, FormatError, LoragraftError
 from loragraft.formats.peft import PeftFolder
 from loragraft.huggingface.contents import Kind, Role, recognise, repository_name
@@ -63,6 +64,7 @@ def test_the_wrong_role_names_the_right_command() -> None:
     assert "is a GGUF importance matrix" in refused(data("gguf/llama-kjv.merged.imatrix.gguf"), Role.MODEL)
 
 
+@shows("08", "an adapter and a whole model", "the role decides")
 def test_a_model_and_an_adapter_in_one_folder(tmp_path: Path) -> None:
     """As torchtune's epochs and some merges leave them."""
     folder = model(adapter(tmp_path / "epoch_0"))
@@ -74,6 +76,7 @@ def test_a_model_and_an_adapter_in_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("checkpoint-9", "checkpoint-100"), ("epoch_0", "epoch_1")])
+@shows("06", "`epoch_N`", "the command that takes the last")
 def test_several_are_listed_in_their_order(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:
         adapter(tmp_path / "run" / name)
@@ -84,6 +87,7 @@ def test_several_are_listed_in_their_order(tmp_path: Path, names: tuple[str, str
     assert recognise(tmp_path / "run" / names[0], Role.ADAPTER).path == tmp_path / "run" / names[0]
 
 
+@shows("06", "the best by trainer_state.json", "named")
 def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:
     for number in (10, 20, 30):
         folder = adapter(tmp_path / "run" / f"checkpoint-{number}")
@@ -102,6 +106,7 @@ def test_an_adapter_at_the_top_goes_before_checkpoints(tmp_path: Path) -> None:
     assert (found.path, found.notes) == (folder, ())
 
 
+@shows("06", "one or two levels down", "taken, with a note")
 def test_one_a_level_or_two_down(tmp_path: Path) -> None:
     adapter(tmp_path / "run" / "checkpoint-10" / "default")
     found = recognise(tmp_path / "run", Role.ADAPTER)
@@ -111,6 +116,7 @@ def test_one_a_level_or_two_down(tmp_path: Path) -> None:
     assert recognise(tmp_path / "base", Role.MODEL).path == tmp_path / "base" / "hf"
 
 
+@shows("06", "revisions of the cache", "the one that `main` is; else listed")
 def test_revisions_of_the_hubs_cache(tmp_path: Path) -> None:
     root = tmp_path / "models--acme--my--lora"
     for revision in ("aaa", "bbb"):
@@ -136,6 +142,11 @@ def test_revisions_of_the_hubs_cache(tmp_path: Path) -> None:
         ("adapter_0.pt", "safe_serialization: True"),
         ("lit_model.pth.lora", "litgpt convert_from_litgpt"),
     ],
+)
+@shows(
+    "shards",
+    "DeepSpeed's, FSDP's, torchtune's and LitGPT's own formats",
+    "named, with the command that gathers them",
 )
 def test_what_training_leaves(tmp_path: Path, leftover: str, says: str) -> None:
     folder = tmp_path / "out"
@@ -173,6 +184,7 @@ def test_nothing_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             recognise(tmp_path / "empty", role)
 
 
+@shows("shards", "with an index, without, one missing", "joined; refused")
 def test_shards_of_an_adapter(tmp_path: Path) -> None:
     """With an index and without."""
     tensors = load_file(ADAPTER / "adapter_model.safetensors")
@@ -200,6 +212,7 @@ def test_shards_of_an_adapter(tmp_path: Path) -> None:
         PeftFolder.open(folder)
 
 
+@shows("shards", "a whole file beside an index", "the whole file, as in transformers, with a note")
 def test_two_sets_of_weights(tmp_path: Path) -> None:
     """transformers takes model.safetensors before an index."""
     folder = tmp_path / "m"

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from gguf_files import write_gguf
+from intake_table import shows
 from loragraft.archs import ARCHS
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value, ValueType
@@ -51,6 +52,11 @@ def model(arch: str, tensors: dict[str, np.ndarray], **keys: int) -> ModelSource
 
 
 @pytest.mark.parametrize("arch", sorted(RECORDED))
+@shows(
+    "13",
+    "35 that llama.cpp converts, with plain, permuted and fused rows",
+    "names and rows of llama.cpp's converter",
+)
 def test_names_and_rows_are_the_converters(arch: str) -> None:
     own = RECORDED[arch]
     names = names_of(model(arch, {}, **{"attention.head_count_kv": own["kv_heads"]}))
@@ -100,6 +106,7 @@ def adapter(
         ("phi3", "model.layers.1.mlp.gate_up_proj", 96),
     ],
 )
+@shows("13", "one of each kind of rows", "merged, and converted to GGUF")
 def test_merged_and_converted(arch: str, module: str, rows: int, tmp_path: Path) -> None:
     """Merged from the folder, and from the GGUF adapter that it becomes: the same weights, by the recorded rows."""
     becomes = RECORDED[arch]["modules"][module]["becomes"]
@@ -151,6 +158,7 @@ def test_the_adapter_of_the_report(tmp_path: Path) -> None:
     assert (report.adapters[0].tensors, report.adapters[0].targets) == (4, 2)
 
 
+@shows("13", "one whose rows nobody knows", "refused, with the way round")
 def test_an_architecture_whose_rows_nobody_knows(tmp_path: Path) -> None:
     base = {"token_embd.weight": np.ones((40, WIDTH), np.float32)}
     source = model("plamo2", base)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
+from intake_table import shows
 from loragraft.errors import AdapterError
 from loragraft.formats.views import float_rows, widened
 from loragraft.opening import load_adapter, open_model
@@ -39,6 +40,7 @@ def weight(model: Path, name: str) -> np.ndarray:
     return float_rows(source.rows(0, source.n_rows), F32).reshape(source.shape).astype(np.float64)
 
 
+@shows("03", "an embedding, DoRA", "read")
 def test_a_linear_an_embedding_and_dora(tmp_path: Path) -> None:
     v, embed = "model.layers.1.self_attn.v_proj", "model.embed_tokens"
     tensors = {f"{v}.lora_a": floats(256, 4), f"{v}.lora_b": floats(4, 128)}
@@ -59,6 +61,7 @@ def test_a_linear_an_embedding_and_dora(tmp_path: Path) -> None:
     np.testing.assert_allclose(weight(tmp_path / "o.gguf", "blk.1.attn_v.weight"), expected, atol=1e-5)
 
 
+@shows("03", "stacked experts", "read")
 def test_stacked_experts(tmp_path: Path) -> None:
     base = data("qwen3moe-8x-nvfp4")
     stack = "model.layers.0.mlp.switch_mlp.down_proj"
@@ -73,6 +76,7 @@ def test_stacked_experts(tmp_path: Path) -> None:
     assert pair.scale == 3.5
 
 
+@shows("03", "whole tensors", "read")
 def test_whole_tensors_of_a_full_fine_tune(tmp_path: Path) -> None:
     norm = floats(256)
     full = folder(tmp_path / "a", {"model.norm.weight": norm}, {"fine_tune_type": "full"})
@@ -111,6 +115,7 @@ PAIR = {
         ({}, CONFIG, "holds no LoRA tensors"),
     ],
 )
+@shows("03", "a scale that is missing, halves, other shapes", "refused")
 def test_what_is_refused(tmp_path: Path, tensors: dict[str, np.ndarray], config: Any, says: str) -> None:
     with pytest.raises(AdapterError, match=says):
         load_adapter(folder(tmp_path / "a", tensors, config), open_model(BASE))

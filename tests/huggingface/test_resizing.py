@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import loragraft as lg
+from intake_table import shows
 from loragraft.cli import app
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.views import float_rows, widened
@@ -36,6 +37,11 @@ def run(*args: object, code: int = 0) -> str:
     return result.output
 
 
+@shows(
+    "15",
+    "a base with added tokens, tied and not",
+    "with `--resize-vocab` new rows are the mean of the others",
+)
 def test_a_base(tmp_path: Path) -> None:
     folder, out = tmp_path / "m", tmp_path / "o.gguf"
     shutil.copytree(BASE, folder)
@@ -62,6 +68,7 @@ def test_a_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "base_type"), [("llama+mica", None), ("qwen2+dora", None), ("llama+mica", "Q8_0")]
 )
+@shows("15", "added tokens beside an adapter, on folders and GGUFs", "the same")
 def test_an_adapters_tokenizer(case: str, base_type: Any, tmp_path: Path) -> None:
     """Tokens were added beside the adapter, and their rows not saved: of tied and untied models, folders and GGUFs."""
     base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")

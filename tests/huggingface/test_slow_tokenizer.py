@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from intake_table import shows
 from loragraft.errors import CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.huggingface.slow_tokenizer import read_sentencepiece
@@ -49,6 +50,7 @@ def model(algorithm: int = 2, prefix: int = 1) -> bytes:
     )
 
 
+@shows("01", "tokenizer.model", "read, as the sentencepiece library reads it")
 def test_tokenizer_model_is_what_the_library_reads(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(model())
     (tmp_path / "tokenizer_config.json").write_text(

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import loragraft as lg
 from gguf_files import write_gguf
+from intake_table import shows
 from loragraft.cli import app
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.views import float_rows, widened
@@ -77,6 +78,7 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], atol: fl
 # ---- 01: a chat template or tokenizer settings beside an adapter, without tokenizer.json ----
 
 
+@shows("01", "chat_template.jinja alone", "taken, with a note")
 def test_01_a_template_alone(tmp_path: Path) -> None:
     folder = case("01-template-without-tokenizer-json") / "jinja-only"
     output = run("merge", BASE, "--lora", folder, "-o", tmp_path / "o.gguf", "--type", "Q4_K_M")
@@ -89,6 +91,7 @@ def test_01_a_template_alone(tmp_path: Path) -> None:
     }
 
 
+@shows("01", "vocab.json with merges.txt", "taken")
 def test_01_a_slow_tokenizer(tmp_path: Path) -> None:
     folder = case("01-template-without-tokenizer-json") / "slow-tokenizer"
     run("merge", BASE, "--lora", folder, "-o", tmp_path / "o.gguf", "--type", "Q4_K_M")
@@ -110,6 +113,7 @@ def base_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@shows("02", "`model.language_model.`, `language_model.model.`", "the bytes of plain names")
 def test_02_prefixes_of_wrappers(tmp_path: Path, base_gguf: Path) -> None:
     folder = case("02-language-model-prefix")
     for name in ("plain", "new-prefix", "old-prefix"):
@@ -144,6 +148,11 @@ def renamed(folder: Path, out: Path, rename: dict[str, str], **extra: np.ndarray
         "base_model.model.layers",
     ],
 )
+@shows(
+    "02",
+    "`text_model`, `llm`, `thinker`, `base_model.model.` twice, `module.`, `_orig_mod`, `.default.`, no `model.`",
+    "merged as with plain names",
+)
 def test_02_other_prefixes(tmp_path: Path, prefix: str) -> None:
     plain = case("02-language-model-prefix") / "plain"
     adapter = renamed(
@@ -152,6 +161,7 @@ def test_02_other_prefixes(tmp_path: Path, prefix: str) -> None:
     same(merged(adapter, tmp_path / "o.gguf"), expected_plain())
 
 
+@shows("02", "a vision tower", "named and refused; left out with `--text-only`")
 def test_02_a_vision_tower_is_named_and_left_out_on_request(tmp_path: Path) -> None:
     tower = "base_model.model.model.visual.blocks.0.attn.qkv"
     extra = {f"{tower}.lora_A.weight": np.ones((4, 8), "f4"), f"{tower}.lora_B.weight": np.ones((8, 4), "f4")}
@@ -164,6 +174,7 @@ def test_02_a_vision_tower_is_named_and_left_out_on_request(tmp_path: Path) -> N
     same(merged(adapter, tmp_path / "o.gguf", "--text-only"), expected_plain())
 
 
+@shows("02", "the wrapper as base", "named and refused; its language model with `--text-only`")
 def test_02_a_wrapper_as_base(tmp_path: Path) -> None:
     folder = tmp_path / "vl"
     shutil.copytree(BASE, folder)
@@ -183,6 +194,7 @@ def test_02_a_wrapper_as_base(tmp_path: Path) -> None:
 # ---- 03, 04: what MLX writes ----
 
 
+@shows("03", "LoRA of mlx-lm", "read, with its scale")
 def test_03_an_mlx_adapter(tmp_path: Path) -> None:
     same(merged(case("03-mlx-adapter") / "adapters", tmp_path / "o.gguf"), expected_plain())
     output = run("inspect", case("03-mlx-adapter") / "adapters")
@@ -203,6 +215,7 @@ def mlx_quantized(weight: np.ndarray, bits: int, group: int) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 64), (2, 32), (3, 64), (5, 64), (6, 128), (8, 64)])
+@shows("04", "2 to 6 and 8 bits, groups of 32 to 128", "named; read with `--dequantize`")
 def test_04_a_checkpoint_that_mlx_quantized(tmp_path: Path, bits: int, group: int) -> None:
     folder = tmp_path / "m"
     shutil.copytree(BASE, folder)
@@ -225,6 +238,7 @@ def test_04_a_checkpoint_that_mlx_quantized(tmp_path: Path, bits: int, group: in
 # ---- 05: an importance matrix of another model ----
 
 
+@shows("05", "none fits", "an error")
 def test_05_no_entry_fits(tmp_path: Path, base_gguf: Path) -> None:
     matrix = case("05-imatrix-that-does-not-match") / "no-entry-fits.dat"
     output = run("quantize", "--imatrix", matrix, base_gguf, tmp_path / "o.gguf", "Q4_K_M", code=1)
@@ -233,6 +247,11 @@ def test_05_no_entry_fits(tmp_path: Path, base_gguf: Path) -> None:
     assert not (tmp_path / "o.gguf").exists()
 
 
+@shows(
+    "05",
+    "some tensors have none",
+    "a note with counts; for types that need it an error that names the tensor",
+)
 def test_05_some_tensors_have_none(tmp_path: Path, base_gguf: Path) -> None:
     matrix = case("05-imatrix-that-does-not-match") / "first-block.dat"
     output = run("quantize", "--imatrix", matrix, base_gguf, tmp_path / "o.gguf", "Q4_K_M")
@@ -242,6 +261,7 @@ def test_05_some_tensors_have_none(tmp_path: Path, base_gguf: Path) -> None:
     assert "--tensor-type blk.1.attn_k.weight=q4_k" in output
 
 
+@shows("05", "experts one by one", "stacked")
 def test_05_entries_of_single_experts_are_stacked(tmp_path: Path) -> None:
     from loragraft.formats.imatrix import Imatrix
 
@@ -267,6 +287,7 @@ def test_05_entries_of_single_experts_are_stacked(tmp_path: Path) -> None:
 # ---- 06: an adapter that lies deeper ----
 
 
+@shows("06", "several `checkpoint-N`", "the command that takes one")
 def test_06_checkpoints_of_a_trainer() -> None:
     folder = case("06-adapter-in-a-subfolder") / "trainer-output"
     output = run("merge", BASE, "--lora", folder, "-o", "o.gguf", code=1)
@@ -274,6 +295,7 @@ def test_06_checkpoints_of_a_trainer() -> None:
     assert f"name it: {folder}/checkpoint-20" in output
 
 
+@shows("06", "`default/`; the hub's cache", "taken, with a note")
 def test_06_one_level_down_and_in_the_cache(tmp_path: Path) -> None:
     folder = case("06-adapter-in-a-subfolder")
     output = run("merge", BASE, "--lora", folder / "checkpoint-10", "-o", tmp_path / "o.gguf")
@@ -286,12 +308,14 @@ def test_06_one_level_down_and_in_the_cache(tmp_path: Path) -> None:
     assert lg.inspect(tmp_path / "a.gguf").as_json()["metadata"]["general.name"]["value"] == "Llama Kjv Lora"
 
 
+@shows("06", "a repository's name", "the command that downloads it")
 def test_06_the_name_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     output = run("merge", BASE, "--lora", "acme/llama-kjv-lora", "-o", "o.gguf", code=1)
     assert "download it first: hf download acme/llama-kjv-lora" in output
 
 
+@shows("06", "a base in the cache, its files links", "taken; called as its repository")
 def test_06_a_base_in_the_cache(tmp_path: Path) -> None:
     """With files that are links into blobs, as the hub's client leaves them; the model is called as its repository."""
     root = tmp_path / "models--acme--Tiny-KJV-4M"
@@ -314,6 +338,7 @@ def test_06_a_base_in_the_cache(tmp_path: Path) -> None:
 # ---- 07, 08: configurations that are left over ----
 
 
+@shows("07", "`quantization_config` of bitsandbytes, 16-bit weights", "passed over, with a note")
 def test_07_a_merged_model_that_says_it_is_quantized(tmp_path: Path) -> None:
     folder = tmp_path / "llama-kjv"
     shutil.copytree(BASE, folder)
@@ -328,6 +353,7 @@ def test_07_a_merged_model_that_says_it_is_quantized(tmp_path: Path) -> None:
     assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "e.gguf").read_bytes()
 
 
+@shows("07", "a companion tensor beside floats", "refused")
 def test_07_a_model_that_is_quantized_is_refused_as_before(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(BASE, folder)
@@ -343,6 +369,7 @@ def test_07_a_model_that_is_quantized_is_refused_as_before(tmp_path: Path) -> No
     assert "up_proj.weight is no tensor of codes: found F16" in output
 
 
+@shows("08", "config.json and tokenizer beside the adapter", "every verb sees the adapter")
 def test_08_an_adapter_beside_the_bases_files(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     shutil.copytree(case("08-axolotl-output-folder") / "adapter", folder)
@@ -358,6 +385,7 @@ def test_08_an_adapter_beside_the_bases_files(tmp_path: Path) -> None:
 # ---- 09: GGUF adapters with whole tensors ----
 
 
+@shows("09", "norms", "in place of the base's")
 def test_09_norms_in_a_gguf_adapter(tmp_path: Path, base_gguf: Path) -> None:
     folder = case("09-gguf-adapter-with-norms")
     found = merged(folder / "with-norms.gguf", tmp_path / "o.gguf", base=base_gguf)
@@ -391,6 +419,7 @@ def gguf_with(path: Path, **tensors: np.ndarray) -> Path:
     return write_gguf(path, source.metadata, arrays)
 
 
+@shows("09", "`rope_freqs.weight`", "left out, with a note")
 def test_09_frequencies_of_rope_are_left_out(tmp_path: Path) -> None:
     """Converters of 2024 wrote them into every adapter of Llama 3."""
     adapter = gguf_with(tmp_path / "a.gguf", rope_freqs__weight=np.ones(32, "f4"))
@@ -415,11 +444,13 @@ def test_09_frequencies_of_rope_are_left_out(tmp_path: Path) -> None:
         ("blk__1__ffn_norm__weight", np.full(256, np.nan, "f4"), "holds NaN or infinity"),
     ],
 )
+@shows("09", "a tensor of another shape or name, one with NaN", "refused")
 def test_09_other_tensors(tmp_path: Path, name: str, array: np.ndarray, says: str) -> None:
     adapter = gguf_with(tmp_path / "a.gguf", **{name: array})
     assert says in run("merge", BASE, "--lora", adapter, "-o", tmp_path / "o.gguf", code=1)
 
 
+@shows("09", "any tensor of the base's shape", "in place of the base's")
 def test_09_any_tensor_of_the_bases_shape(tmp_path: Path) -> None:
     whole = np.random.default_rng(3).standard_normal((128, 256)).astype("f4")
     found = merged(gguf_with(tmp_path / "a.gguf", blk__2__attn_v__weight=whole), tmp_path / "o.gguf")
@@ -429,6 +460,7 @@ def test_09_any_tensor_of_the_bases_shape(tmp_path: Path) -> None:
 # ---- 10, 11: what changes nothing, what matches nothing ----
 
 
+@shows("10", "B zero everywhere; no tensors", "said; an error that says how to gather shards")
 def test_10_an_adapter_that_was_never_trained(tmp_path: Path) -> None:
     folder = case("10-adapter-that-changes-nothing")
     output = run("merge", BASE, "--lora", folder / "untrained", "-o", tmp_path / "o.gguf")
@@ -441,6 +473,7 @@ def test_10_an_adapter_that_was_never_trained(tmp_path: Path) -> None:
     assert "holds no LoRA tensors: found no tensor at all; was it saved from shards (ZeRO-3" in output
 
 
+@shows("11", "a module that the model lacks", "passed over as in PEFT, with a note")
 def test_11_saved_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     adapter = tmp_path / "wte"
     shutil.copytree(case("11-modules-to-save-that-match-nothing") / "wte", adapter)
@@ -455,6 +488,7 @@ def test_11_saved_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     same(merged(adapter, tmp_path / "o.gguf"), expected)
 
 
+@shows("11", "one that the file lacks", "refused")
 def test_11_a_saved_module_that_is_missing_is_an_error(tmp_path: Path) -> None:
     adapter = tmp_path / "a"
     shutil.copytree(case("02-language-model-prefix") / "plain", adapter)
@@ -463,6 +497,7 @@ def test_11_a_saved_module_that_is_missing_is_an_error(tmp_path: Path) -> None:
     assert "holds no tensor of lm_head" in run("merge", BASE, "--lora", adapter, "-o", "o.gguf", code=1)
 
 
+@shows("11", "SEQ_CLS with its head", "refused, with its task named")
 def test_11_a_classifier() -> None:
     folder = case("11-modules-to-save-that-match-nothing") / "seq-cls"
     output = run("merge", BASE, "--lora", folder, "-o", "o.gguf", code=1)
@@ -475,6 +510,7 @@ def test_11_a_classifier() -> None:
 # ---- 15 ----
 
 
+@shows("15", "one token too many", "refused, with the ways out")
 def test_15_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(BASE, folder)
@@ -488,6 +524,7 @@ def test_15_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
 # ---- pickles ----
 
 
+@shows("pickles", "what torch writes", "read with `--allow-pickle`, as data alone")
 def test_a_pickled_adapter_is_read_on_request(tmp_path: Path) -> None:
     output = run("merge", BASE, "--lora", case("pickled"), "-o", tmp_path / "o.gguf", code=1)
     assert "its weights are pickled, which is not safe to read: found adapter_model.bin" in output

@@ -20,6 +20,7 @@ from loragraft.formats.views import float_rows
 from loragraft.quants.types import BY_NAME
 
 #: Parts of a name that wrappers put in (torch.compile, FSDP, activation checkpointing).
+_PREFIX = "base_model.model."
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 #: Behind what belongs to one of several adapters stands its name, which save_pretrained leaves out.
 _NAMED = r"(?:\.(?!(?:weight|bias)$)(?P<adapter>[^.]+))?(?:\.(?P<part>weight|bias))?"
@@ -191,12 +192,12 @@ def _build(
 
 def _plain_name(name: str) -> str:
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    if parts[0] == "module":  # DistributedDataParallel
+    while parts[0] == "module":  # DistributedDataParallel, DeepSpeed's engine
         parts = parts[1:]
     name = ".".join(parts)
-    while name.startswith("base_model.model."):  # twice, where a model was wrapped twice
-        name = name.removeprefix("base_model.model.")
-    return name
+    # What a trainer wrapped around the adapted model stands before (Lightning's _forward_module, TRL's
+    # pretrained_model and policy); a model that was wrapped twice has PEFT's own prefix twice.
+    return name.rpartition(f".{_PREFIX}")[2].removeprefix(_PREFIX)
 
 
 def _add_once(file: Path, stored: str, table: dict[str, Floats], key: str, value: Floats) -> None:
@@ -220,8 +221,9 @@ def _deltas(file: Path, parts: dict[str, dict[str, Floats]]) -> Iterator[ModuleD
             raise AdapterError(
                 file,
                 f"{module} has no complete pair",
-                found=sorted(kinds),
+                found=", ".join(sorted(kinds)),
                 expected=" and ".join(sorted(wanted)),
+                hint="save the adapter again: a shard, or a part of the parameters, is missing",
             )
         a, b = (kinds[kind] for kind in sorted(wanted))
         for matrix in (a, b):
@@ -252,11 +254,19 @@ def _matrix(file: Path, tensor: CheckpointTensor) -> Floats:
 
 
 def tensor_floats(file: Path, tensor: CheckpointTensor) -> Floats:
-    if tensor.dtype not in ("F32", "F16", "BF16"):
+    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
         raise AdapterError(
-            file, f"tensor {tensor.name!r} has a dtype that adapters do not use", found=tensor.dtype
+            file,
+            f"tensor {tensor.name!r} has a dtype that adapters do not use",
+            found=tensor.dtype,
+            expected="F32, F16, BF16 or F64",
+            hint="save the adapter in one of these: model.to(torch.float32).save_pretrained(OUT)",
         )
     values = float_rows(tensor.data().reshape(1, -1), BY_NAME[tensor.dtype]).reshape(tensor.shape)
     if not np.isfinite(values).all():
-        raise AdapterError(file, f"tensor {tensor.name!r} holds NaN or infinity")
+        raise AdapterError(
+            file,
+            f"tensor {tensor.name!r} holds NaN or infinity",
+            hint="its training diverged: take an earlier checkpoint",
+        )
     return values

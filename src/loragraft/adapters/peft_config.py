@@ -164,10 +164,12 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
     if kind != "LORA":
         raise AdapterError(
             path,
-            f"is an adapter of a method that is not supported, {str(kind)[:40]}",
+            f"is an adapter of a method that is not supported, {str(kind)[:40]}"
+            if isinstance(kind, str)
+            else "does not say what method of peft it is",
             found=f"peft_type {kind!r}"[:80],
-            expected=f"LORA or {' or '.join(sorted(METHODS))}",
-            hint=RUN_WITH_PEFT if isinstance(kind, str) and kind in UNMERGEABLE else merge_with_peft(path),
+            expected=f"{', '.join(sorted(['LORA', *METHODS]))}",
+            hint=_advice(path, kind),
         )
     for key, value in config.items():
         _refuse_unknown(path, key, value)
@@ -195,6 +197,12 @@ def read_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
         else None,
         invocation_tokens(path, _INVOCATION, config[_INVOCATION]) if config.get(_INVOCATION) else (),
     )
+
+
+def _advice(path: Path, kind: object) -> str:
+    if not isinstance(kind, str) or kind.upper() in {"LORA", *METHODS}:
+        return f'if it is a plain LoRA of peft, write so into {path}: "peft_type": "LORA"'
+    return RUN_WITH_PEFT if kind in UNMERGEABLE else merge_with_peft(path)
 
 
 def _start(value: Any) -> str | None:
@@ -248,13 +256,19 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
 
 def _number(path: Path, key: str, value: Any, *, whole: bool = False) -> Any:
     wanted: Any = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < 1e9:
+    least = 0 if whole else -1e9
+    if isinstance(value, bool) or not isinstance(value, wanted) or not least < value < 1e9 or not value:
         raise AdapterError(
             path,
             f"bad {key}",
-            found=repr(value)[:80],
-            expected="a whole number > 0" if whole else "a number > 0",
-            hint="0 would switch the adapter off" if value == 0 else None,
+            found="none" if value is None else repr(value)[:80],
+            expected="a whole number > 0" if whole else "a number other than 0",
+            hint=f"write the {key} of the training into {path}: "
+            + (
+                "it is the number of rows of every lora_A"
+                if whole
+                else "0 would switch the adapter off; peft's own default is 8"
+            ),
         )
     return value
 

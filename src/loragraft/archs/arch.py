@@ -126,6 +126,13 @@ class Registry:
 
     @staticmethod
     def _find(table: Mapping[str, T], key: str, subject: str, hint: str) -> T:
+        if key in ("", "None"):
+            raise UnsupportedError(
+                subject,
+                "does not say what architecture it is",
+                expected="model_type in config.json, general.architecture in a GGUF",
+                hint="take config.json from the model's repository again",
+            )
         if key not in table:
             raise UnsupportedError(
                 subject,

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from loragraft.errors import FormatError, LoragraftError
+from loragraft.errors import FormatError, LoragraftError, advising
+from loragraft.formats.impostors import refuse_impostor
 from loragraft.system.mapped import map_file
 
 #: The largest tokenizer.json in use take about 40 MB.
 MAX_BYTES = 1 << 26
+_BOM = b"\xef\xbb\xbf"
+_WHOLE = "was it copied whole, or edited? Take it again from where it comes from"
 #: Python makes objects of some 64 bytes out of values of 2, objects with keys of their own out of `{}`: what the values
 #: of a text take in memory beside its characters is bounded before they are made.
 _VALUE, _OBJECT = 64, 240
@@ -20,7 +23,10 @@ _FREE, _PER_BYTE = 100_000_000, 3
 
 def load_json(path: Path, error: type[FormatError]) -> dict[str, Any]:
     """The JSON object in the file at `path`. Raises `error`."""
-    return parse_json(_read(path, error), path, "the file", error)
+    data = _read(path, error)
+    refuse_impostor(path, data, error)
+    with advising(_WHOLE):
+        return parse_json(data.removeprefix(_BOM), path, "the file", error)
 
 
 def _read(path: Path, error: type[FormatError]) -> bytes:

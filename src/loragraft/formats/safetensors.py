@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.errors import CheckpointError, UnsupportedError
+from loragraft.errors import CheckpointError, UnsupportedError, advising
+from loragraft.formats.impostors import HEAD, refuse_impostor
 from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.layout import FileLayout, TensorWriter
 from loragraft.formats.source import Bytes
 from loragraft.system import mapped
 from loragraft.system.remote.paths import as_path
 
+_AGAIN = "it was not copied or downloaded whole: compare its size with the original's, and take it again"
 #: As in huggingface/safetensors.
 MAX_HEADER = 100_000_000
 
@@ -137,6 +139,12 @@ class SafetensorsFile:
         """Map `path` and validate its header. Raises `CheckpointError`."""
         path = as_path(path)
         mapping = mapped.map_file(path, CheckpointError)
+        refuse_impostor(path, mapping[:HEAD], CheckpointError)
+        with advising(_AGAIN, CheckpointError):
+            return cls._read(path, mapping)
+
+    @classmethod
+    def _read(cls, path: Path, mapping: mapped.FileBytes) -> SafetensorsFile:
         header, data_start = _read_header(path, mapping)
         metadata = _read_metadata(path, header.pop("__metadata__", {}))
         entries = sorted(

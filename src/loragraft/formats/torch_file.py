@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loragraft.errors import CheckpointError
+from loragraft.formats.impostors import HEAD, refuse_impostor
 from loragraft.formats.safetensors import DTYPE_BITS, CheckpointTensor
 from loragraft.system import mapped
 
@@ -72,6 +73,14 @@ def read_torch_file(path: Path) -> dict[str, CheckpointTensor]:
     Raises CheckpointError for a file that is malformed, holds anything but tensors, or names what is not on the list.
     """
     mapping = mapped.map_file(path, CheckpointError)
+    refuse_impostor(path, mapping[:HEAD], CheckpointError)
+    if mapping[8:9] == b"{":
+        raise CheckpointError(
+            path,
+            "is a safetensors file, whatever its name says",
+            expected="a file of torch.save",
+            hint=f"rename it: mv {path} {path.with_suffix('.safetensors')}",
+        )
     if mapping[:4] != b"PK\x03\x04":
         raise CheckpointError(
             path,

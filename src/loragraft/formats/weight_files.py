@@ -23,6 +23,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,5})-of-(?P<count>\d{1,5})\.(?
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 #: Pickles that trainers leave beside weights, and that are none.
 _NO_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "rng_state", "scaler.")
+_WHOLE_FOLDER = "copy the whole folder, or download it again: hf download REPOSITORY --local-dir FOLDER"
 ALLOW_PICKLE = "add --allow-pickle to read it by torch's weights-only rules, which run nothing of it"
 
 
@@ -107,7 +108,7 @@ def _complete(folder: Path, files: list[Path]) -> list[Path]:
                 f"some of its files {stem}-*-of-{count} are missing",
                 found=f"{len(there)} of {count}",
                 expected=f"also number {min(missing)}",
-                hint="copy the whole folder",
+                hint=_WHOLE_FOLDER,
             )
     return files
 
@@ -124,14 +125,20 @@ def _indexed(index: Path, read: Callable[[Path], SafetensorsFile]) -> list[Safet
             raise CheckpointError(index, "a shard lies outside the folder", found=repr(name))
         if not named_path(folder / name, CheckpointError).exists():
             raise CheckpointError(
-                folder / name, "a shard that the index names is missing", expected=f"it in {folder}"
+                folder / name,
+                "a shard that the index names is missing",
+                found=f"{len([1 for other in set(where.values()) if (folder / other).exists()])} of "
+                f"{len(set(where.values()))} files",
+                expected=f"it in {folder}",
+                hint=_WHOLE_FOLDER,
             )
         files[name] = read(folder / name)
     for tensor, name in where.items():
         if tensor not in files[name].tensors:
             raise CheckpointError(
                 folder / name,
-                f"tensor {tensor!r} is not in it, alalthough the index says so",
+                f"tensor {tensor!r} is not in it, although the index says so",
                 found=index.name,
+                hint=_WHOLE_FOLDER,
             )
     return list(files.values())

@@ -145,6 +145,8 @@ class AdapterPlacement:
                 f"the rank of {name} is not the one that {CONFIG} says",
                 found=rank,
                 expected=expected,
+                hint=f"are {CONFIG} and the weights of one training? If they are, set r (or rank_pattern, for this "
+                f"module) to {rank}; the scale is lora_alpha / r",
             )
         return self._settings.scale_of(name)
 

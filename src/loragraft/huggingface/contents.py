@@ -17,8 +17,10 @@ from pathlib import Path, PurePath
 from loragraft.errors import AdapterError, CheckpointError, FormatError, LoragraftError
 from loragraft.formats import peft
 from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.formats.impostors import HEAD, is_torch_archive, refuse_impostor
 from loragraft.formats.jsonfile import load_json
 from loragraft.formats.weight_files import ADAPTER, MODEL, weight_files
+from loragraft.huggingface.leftovers import leftover_in
 from loragraft.huggingface.mlx import MLX_WEIGHTS, is_mlx_adapter
 from loragraft.system.mapped import map_file
 from loragraft.system.remote.paths import RemotePath
@@ -52,43 +54,10 @@ MODELS = frozenset([Kind.GGUF_MODEL, Kind.CHECKPOINT])
 ADAPTERS = frozenset([Kind.GGUF_ADAPTER, Kind.PEFT_ADAPTER, Kind.MLX_ADAPTER])
 _ROLES = {Role.ANY: frozenset(Kind), Role.MODEL: MODELS, Role.ADAPTER: ADAPTERS}
 
-#: What training leaves that is not a model yet: patterns of files and folders, what wrote them, and what to do.
-_LEFTOVERS = (
-    (
-        ("global_step*", "zero_to_fp32.py", "*_model_states.pt"),
-        "DeepSpeed's shards, not gathered",
-        "gather them: python {path}/zero_to_fp32.py {path} {path}-gathered --safe_serialization",
-    ),
-    (
-        ("pytorch_model_fsdp_*", "*.distcp", "__*_*.distcp"),
-        "FSDP's shards, not gathered",
-        "gather them: accelerate merge-weights {path} {path}-gathered",
-    ),
-    (
-        ("adapters.npz",),
-        "an mlx-lm adapter in NumPy's format",
-        "save it as safetensors: python -c \"import mlx.core as mx; mx.save_safetensors('{path}/adapters.safetensors', "
-        "dict(mx.load('{path}/adapters.npz')))\"",
-    ),
-    (
-        ("adapter_[0-9]*.pt", "hf_model_*.pt"),
-        "a torchtune checkpoint of torch's own format",
-        "save it again with safe_serialization: True of torchtune's checkpointer",
-    ),
-    (
-        ("lit_model.pth*",),
-        "a LitGPT checkpoint",
-        "convert it: litgpt convert_from_litgpt {path} {path}-hf",
-    ),
-    (
-        ("consolidated*.pth", "consolidated*.safetensors"),
-        "a checkpoint in its maker's own layout",
-        "take the repository's version for transformers, with config.json",
-    ),
-)
 _MAX_FOLDERS = 1000
 _HUB_FOLDER = re.compile(r"(?:models|datasets|spaces)--(?P<owner>.+?)--(?P<name>.+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_SPLIT = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
 _STEP = re.compile(r"\D*(\d+)\D*")
 
 
@@ -130,14 +99,26 @@ def repository_name(folder: Path) -> str:
 def _folder(path: Path, role: Role) -> Found:
     if found := _direct(path, role):
         return found
-    if (path / "snapshots").is_dir():
+    if (path / "snapshots").is_dir() or (path / "refs").is_dir():
         return _snapshot(path, role)
-    inside = list(_inside(path, role))
+    if (cached := [child.name for child in _children(path) if _HUB_FOLDER.fullmatch(child.name)]) and not (
+        path / MODEL_CONFIG
+    ).is_file():
+        raise _error(role)(
+            path,
+            "is the hub's cache of several repositories" if len(cached) > 1 else "is the hub's cache",
+            found=_listed(sorted(cached)),
+            expected="one of them",
+            hint=f"name it: {path / sorted(cached)[-1]}",
+        )
+    ggufs = list(_ggufs(path, role))
+    inside = ggufs or list(_inside(path, role))
     if len(inside) == 1:
         only = inside[0]
-        where = only.path.relative_to(path)
+        where = f"{only.path.relative_to(path)}" + ("" if ggufs else "/")
+        verb = "is" if ggufs else "holds"
         return replace(
-            only, notes=(f"{path}: {where}/ in it holds the {_word(only.kind)}: taken", *only.notes)
+            only, notes=(f"{path}: {where} in it {verb} the {_word(only.kind)}: taken", *only.notes)
         )
     if inside:
         names = [str(each.path.relative_to(path)) for each in inside]
@@ -150,6 +131,16 @@ def _folder(path: Path, role: Role) -> Found:
             hint=f"name it: {path / (best or names[-1])}",
         )
     raise _nothing(path, role)
+
+
+def _ggufs(path: Path, role: Role) -> Iterator[Found]:
+    """The GGUF files in the folder that play the role; of a split one the first stands for all."""
+    for file in islice(sorted(path.glob("*.gguf")), _MAX_FOLDERS):
+        match = _SPLIT.search(file.name)
+        if (match is None or int(match[1]) == 1) and file.is_file():
+            kind = _gguf_kind(file)
+            if kind in _ROLES[role] & (MODELS | ADAPTERS):
+                yield Found(kind, file)
 
 
 def _direct(path: Path, role: Role) -> Found | None:
@@ -175,7 +166,10 @@ def _adapter_kind(path: Path) -> Kind | None:
 
 def _inside(path: Path, role: Role) -> Iterator[Found]:
     """What plays the role one folder down, or two, in the order of their numbers."""
+    own = {child for child in _children(path) if not child.is_symlink()}
     for child in sorted(_children(path), key=_step):
+        if child.is_symlink() and child.resolve() in {other.resolve() for other in own}:
+            continue  # `latest`, a second name
         for folder in [child, *sorted(_children(child), key=_step)]:
             found = _direct(folder, role)
             if found is not None and found.kind in _ROLES[role]:
@@ -218,13 +212,21 @@ def _snapshot(path: Path, role: Role) -> Found:
         named = path / "snapshots" / main.read_text("utf-8", "replace").strip()
         revisions = [named] if named in revisions else revisions
     repository = f"{match['owner']}/{match['name']}" if match else path.name
+    if not revisions:
+        raise _error(role)(
+            path,
+            f"is the hub's cache of {repository}, without any file of it",
+            found="no snapshot",
+            expected=role,
+            hint=f"download it again: hf download {repository}",
+        )
     if len(revisions) != 1:
-        found = _listed([revision.name for revision in revisions]) or "none"
+        found = _listed([revision.name for revision in revisions])
         raise _error(role)(
             path,
             f"is the hub's cache of {repository}, and it is not clear which revision is meant",
             found=f"snapshots {found}",
-            hint=f"name one, {path / 'snapshots' / (revisions or [Path('HASH')])[-1].name}, or download it again: "
+            hint=f"name one, {path / 'snapshots' / revisions[-1].name}, or download it again: "
             f"hf download {repository}",
         )
     found_there = _folder(revisions[0], role)
@@ -232,30 +234,36 @@ def _snapshot(path: Path, role: Role) -> Found:
     return replace(found_there, notes=(note, *found_there.notes))
 
 
-def _nothing(path: Path, role: Role) -> LoragraftError:
-    """The error for a folder in which nothing plays the role: what there is instead, and what to do."""
-    for patterns, what, advice in _LEFTOVERS:
-        if left := next((file.name for pattern in patterns for file in path.glob(pattern)), None):
-            return _error(role)(
-                path, f"holds {what}", found=left, expected=role, hint=advice.format(path=path)
-            )
-    if role is Role.MODEL and (kind := _adapter_kind(path)):
-        return _wrong(path, kind, role)
-    if (path / peft.CONFIG).is_file() and role is not Role.MODEL:
-        return _error(role)(
-            path,
-            "holds an adapter's configuration without its weights",
-            found=peft.CONFIG,
-            expected=f"{peft.WEIGHTS} beside it",
-            hint="copy the whole folder, or save it again with peft (save_pretrained)",
-        )
+def _nothing(path: Path, role: Role, deep: bool = True) -> LoragraftError:
+    """The error for a folder in which nothing plays the role: what there is instead, and what to do. `deep`: also in
+    the folders in it."""
+    above = path.parent / peft.CONFIG
+    source = above if above.is_file() else f"THERE/{peft.CONFIG}"
     if weights := weight_files(path, ADAPTER):
         return _error(role)(
             path,
             f"holds an adapter's weights without {peft.CONFIG}, which says their scale",
             found=weights[0].name,
             expected=f"{peft.CONFIG} beside it",
-            hint="copy it from where the adapter was trained",
+            hint=f"copy it from where the adapter was trained: cp {source} {path}/",
+        )
+    if left := leftover_in(path, deep):
+        return _error(role)(
+            left.path, f"holds {left.what}", found=left.found, expected=role, hint=left.advice
+        )
+    if role is Role.MODEL and (kind := _adapter_kind(path)):
+        return _wrong(path, kind, role)
+    if other := next(_ggufs(path, Role.ANY), None):
+        return _wrong(other.path, other.kind, role)
+    if (path / peft.CONFIG).is_file() and role is not Role.MODEL:
+        return _error(role)(
+            path,
+            "holds an adapter's configuration without its weights",
+            found=peft.CONFIG,
+            expected=f"{peft.WEIGHTS} beside it",
+            hint=f"put it beside its weights: cp {path / peft.CONFIG} {below[0].parent}/"
+            if (below := sorted(path.glob(f"*/{ADAPTER}*")))
+            else "copy the whole folder, or save it again with peft (save_pretrained)",
         )
     config, weights = (path / MODEL_CONFIG).is_file(), weight_files(path, MODEL)
     if config or weights:
@@ -308,15 +316,24 @@ def _file(path: Path, role: Role) -> Found:
     if own is None and role is not Role.ANY and path.suffix == ".safetensors":
         own = role
     if own is not None and (role is not Role.ANY or path.suffix == ".json"):
-        return _folder(path.parent, own if role is Role.ANY else role)
+        return _beside(path, own if role is Role.ANY else role)
     with map_file(path, FormatError) as mapping:
-        start = mapping[:16]
+        start = mapping[:HEAD]
+    refuse_impostor(path, start)
     if start[:4] == b"GGUF":
         return Found(_gguf_kind(path), path)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return Found(Kind.SAFETENSORS, path)
     if path.suffix == ".dat":
         return Found(Kind.LEGACY_IMATRIX, path)
+    if is_torch_archive(start) or path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise FormatError(
+            path,
+            "is a checkpoint of torch, which does not say what its tensors are for",
+            found="a file alone",
+            expected="a folder with a configuration: a checkpoint or an adapter",
+            hint="save it where it was trained with save_pretrained, or name the folder that it belongs to",
+        )
     raise FormatError(
         path,
         "is nothing that is known",
@@ -324,6 +341,24 @@ def _file(path: Path, role: Role) -> Found:
         expected="a GGUF or safetensors file, an importance matrix, or a folder with a checkpoint or an adapter",
         hint=f"if it is a part of a model's folder, name the folder: {path.parent}",
     )
+
+
+def _beside(path: Path, role: Role) -> Found:
+    """What the folder of `path`, a part of it, holds; not what lies deeper, and not other weights than those named."""
+    found = _direct(path.parent, role)
+    if found is None or found.kind not in _ROLES[role]:
+        raise _nothing(path.parent, role, deep=False)
+    stem = ADAPTER if found.kind in ADAPTERS else MODEL
+    own = [*weight_files(path.parent, stem), path.parent / MLX_WEIGHTS]
+    if path.suffix in (".safetensors", ".bin") and path not in own:
+        raise _error(role)(
+            path,
+            f"is not a part of the {found.kind} that lies beside it",
+            found=f"{_listed([file.name for file in own if file.exists()])} there",
+            expected="the folder, or a file of it",
+            hint=f"name {path.parent} for that one, or put this file into a folder with its own configuration",
+        )
+    return found
 
 
 def _gguf_kind(path: Path) -> Kind:

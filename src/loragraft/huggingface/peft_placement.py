@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from loragraft.adapters.methods.method import Context, ModuleDelta
 from loragraft.adapters.methods.vera import projections
 from loragraft.adapters.peft import PeftTensors, read_tensors
 from loragraft.adapters.peft_config import SCALES, LoraSettings, read_settings
-from loragraft.errors import AdapterError, naming
+from loragraft.errors import AdapterError, advising, naming, printable
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.peft import CONFIG, PeftFolder
 from loragraft.formats.source import ModelSource, TensorSource
@@ -43,6 +43,11 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
 
     Raises CheckpointError for malformed files, AdapterError for what does not fit the base or is not supported.
     """
+    with advising(f"what the adapter holds: loragraft inspect {folder}", AdapterError):
+        return _open(folder, base, mlx, intake)
+
+
+def _open(folder: Path, base: ModelSource, mlx: bool, intake: Intake) -> Adapter:
     notes: list[str] = []
     if mlx:
         settings, tensors, config = read_mlx(folder)
@@ -58,6 +63,31 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
         tensors = read_tensors(peft, settings, most)
         notes += peft.notes
         files = peft.files
+    trained_on = config.get("model" if mlx else "base_model_name_or_path")
+    with advising(_advice(folder, trained_on, base), AdapterError):
+        return _on_base(folder, base, settings, tensors, config, files, notes, mlx=mlx, intake=intake)
+
+
+def _advice(folder: Path, trained_on: object, base: ModelSource) -> str:
+    """What to do where the tensors do not fit the base."""
+    if not isinstance(trained_on, str) or doubt(trained_on, base) is None:
+        return f"is this the base that it was trained on? What it holds: loragraft inspect {folder}"
+    name = printable(trained_on[:200])
+    return f"it was trained on {name}, as it says: loragraft merge {name} --lora {folder} -o merged.gguf"
+
+
+def _on_base(
+    folder: Path,
+    base: ModelSource,
+    settings: LoraSettings,
+    tensors: PeftTensors,
+    config: Mapping[str, Any],
+    files: Sequence[Path],
+    notes: list[str],
+    *,
+    mlx: bool,
+    intake: Intake,
+) -> Adapter:
     with naming(base.path):
         names = names_of(base)
     if EMBEDDING not in base.tensors:

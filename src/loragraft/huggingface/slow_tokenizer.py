@@ -15,6 +15,7 @@ from typing import Any
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.gguf.values import TokenType
+from loragraft.formats.impostors import refuse_impostor
 from loragraft.formats.pretokenizers import PRETOKENIZERS
 from loragraft.system.mapped import map_file
 
@@ -137,6 +138,7 @@ def read_sentencepiece(path: Path) -> SentencePieces:
                 path, "too large", found=f"{len(mapping)} bytes", expected=f"<= {_MAX_BYTES}"
             )
         data = mapping[:]
+    refuse_impostor(path, data, CheckpointError)
     texts: list[str] = []
     scores: list[float] = []
     types: list[int] = []

@@ -32,6 +32,7 @@ class Targets:
         self._path, self._notes = path, notes
         wanted = config.get("target_modules")
         self.known = wanted not in (None, [], "")
+        """Whether anything is named that can be checked."""
         self._wanted = self._test("target_modules", wanted) if self.known else _always
         self._excluded = self._test("exclude_modules", config.get("exclude_modules") or [])
         parameters = config.get("target_parameters")
@@ -73,7 +74,10 @@ class Targets:
                 return whole(value)
             except PatternError as problem:
                 self._notes.append(f"{self._path}: {key} is not checked against the tensors: {problem}")
-                return _always if key == "target_modules" else _never
+                if key != "target_modules":
+                    return _never
+                self.known = False
+                return _always
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
             raise AdapterError(
                 self._path, f"bad {key}", found=repr(value)[:80], expected="a list of names, or an expression"

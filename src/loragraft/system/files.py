@@ -34,6 +34,13 @@ def regular_file(path: Path, error: type[LoragraftError] = LoragraftError) -> It
         finally:
             os.close(descriptor)
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise error(
+                path,
+                "is a link to a file that is not there",
+                found=os.readlink(path),
+                hint="the download did not finish, or only a part of the folder was copied: run hf download again",
+            ) from None
         raise error(path, "no such file") from None
     except (OSError, ValueError) as problem:  # ValueError: a NUL, or half of a surrogate pair, in the path
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)

@@ -72,7 +72,9 @@ def map_file(path: Path, error: type[FormatError]) -> FileBytes:
         return RemoteFile.of(path, error) if copy is None else map_file(copy, error)
     with regular_file(path, error) as descriptor:
         if os.fstat(descriptor).st_size == 0:
-            raise error(path, "the file is empty")
+            raise error(
+                path, "the file is empty", hint="take it again: a disk was full, or a copy was cut short"
+            )
         mapping = _Mapping(descriptor, 0, access=mmap.ACCESS_READ)
     _watch(path, mapping, error)
     return mapping

@@ -120,7 +120,9 @@ def extract(
         before, after = _both(source, target, name)
         found = None
         if before.shape == after.shape and _is_adapted(name, after, embeddings):
-            with room.of(Difference(before, after, 0, after.shape[-2]).nbytes):
+            own = Difference(before, after, 0, after.shape[-2])
+            # For an energy, also what all singular vectors of the smaller side take.
+            with room.of(own.nbytes + (32 * min(own.shape) ** 2 if energy is not None else 0)):
                 found = _pair(name, before, after, rank, energy)
         progress.advance(after.n_rows)
         return found

@@ -28,6 +28,7 @@ from loragraft.formats.gguf.values import (
     Value,
     ValueType,
 )
+from loragraft.formats.impostors import HEAD, refuse_impostor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 from loragraft.system import mapped
@@ -247,6 +248,7 @@ class _HeaderParser:
     def preamble(self) -> int:
         magic = self.mapping[:4]
         if magic != b"GGUF":
+            refuse_impostor(self.path, self.mapping[:HEAD], GGUFError)
             # A safetensors file: the length of its header, then the header, a JSON object.
             hint = (
                 "name the folder that a safetensors file lies in" if self.mapping[5:9] == b"\0\0\0{" else None
