@@ -4,11 +4,12 @@
                                   [--prefix "nice -n 19"] [--again WAY] [--table]
 
 Each cell (model, type, way) is a process of its own whose result is kept in WORK/cells, so that a run that was
-stopped goes on; --again forgets those of a way, --table only prints. The models: `smollm2` (SmolLM2-135M-Instruct, a
-folder of Hugging Face's, with the adapter `models/smollm2.shakespeare` of the test data), `off-grid` (the same, noise
-of a tenth of the weights' standard deviation added to every matrix of the base first, since the public file lies on a
-4-bit grid) and `llama-kjv`. KL is the divergence from the F16 merge, float activations: held out (shakespeare-valid)
-and general (kjv-speeches-valid), the first 12 windows of 256 tokens. The ways:
+stopped goes on; --again forgets those of a way, --table only prints. Gradients, the same for every type, are kept for
+each model: a cell's seconds are with or without them. The models: `smollm2` (SmolLM2-135M-Instruct, a folder of Hugging
+Face's, with the adapter `models/smollm2.shakespeare` of the test data), `off-grid` (the same, noise of a tenth of the
+weights' standard deviation added to every matrix of the base first, since the public file lies on a 4-bit grid) and
+`llama-kjv`. KL is the divergence from the F16 merge, float activations: held out (shakespeare-valid) and general
+(kjv-speeches-valid), the first 12 windows of 256 tokens. The ways:
 
 - `base`: the base alone at F16, what 0 % of the fine-tune is;
 - `llama-quantize`: with an importance matrix of the same windows that the others see (NVFP4, MXFP4: by --tensor-type);
@@ -25,6 +26,7 @@ import argparse
 import hashlib
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -153,11 +155,41 @@ class Bench:
 
     # ---- one cell ----
 
+    def keep_gradients(self, model: str) -> None:
+        """Gradients, which take the most time and are the same for every type, are measured once for each model."""
+        from loragraft.streaming.output_gradients import Gradients, OutputGradients
+
+        folder, measured = self.work / model / "gradients", Gradients.measure
+
+        def measure(self: Gradients, *arguments: Any) -> None:
+            if not (folder / "squares.pickle").exists():
+                measured(self, *arguments)
+                folder.mkdir(exist_ok=True)
+                for name, places in self._moments.items():
+                    for number, place in enumerate(places):
+                        np.save(folder / f"{name}.{number}.npy", self._file.read(place))
+                kept = {name: len(places) for name, places in self._moments.items()}
+                values = (self._squares, self._means, self.embedding, kept)
+                (folder / "squares.pickle").write_bytes(pickle.dumps(values))
+            values = pickle.loads((folder / "squares.pickle").read_bytes())
+            self._squares, self._means, self.embedding, kept = values
+            self._moments = kept
+
+        def of(self: Gradients, name: str) -> OutputGradients | None:
+            if name not in self._squares:
+                return None
+            count: Any = self._moments.get(name, 0)
+            moments = tuple(np.load(folder / f"{name}.{number}.npy") for number in range(count))
+            return OutputGradients(self._squares[name], self._means[name], moments)
+
+        Gradients.measure, Gradients.of = measure, of  # type: ignore[method-assign]
+
     def measure(self, model: str, kind: str, way: str) -> Cell:
         from loragraft.evaluate.divergence import kl
         from loragraft.evaluate.uncertainty import mean
         from loragraft.formats.gguf.model import open_gguf
 
+        self.keep_gradients(model)
         began, out = time.perf_counter(), self.work / model / f"{kind}.{way}.gguf"
         file = self.base(model) if way == "base" else self.make(model, kind, way, out)
         seconds, digest = time.perf_counter() - began, _digest(file)

@@ -148,7 +148,7 @@ def _panels(matrix: Floats, sub: int) -> Floats:
 
 
 #: Rows that are rounded without regard to one another.
-TILE = 32
+TILE = 64
 OUTPUT_DAMPING = 0.3
 """Added to the diagonal of G, in units of its mean."""
 

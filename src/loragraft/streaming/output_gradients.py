@@ -29,8 +29,6 @@ from loragraft.system.threads import in_threads
 BATCH = 512
 #: Of more outputs than that, second moments are those of groups of neighbours: the whole matrix would be too large.
 MOST_OUTPUTS = 2048
-#: Second moments are those of every so manyth token.
-EVERY = 2
 _SEED = 20
 
 
@@ -45,7 +43,7 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class OutputGradients:
     """Of one linear layer: `squares` of the gradients g at its outputs, float32 [tokens] or [tokens, experts used],
-    |g|^2 over their `mean`; `moments`: the sum of g g^T over some of the tokens, float32 [n, n] for each group of n
+    |g|^2 over their `mean`; `moments`: the sum of g g^T over the tokens, float32 [n, n] for each group of n
     neighbouring outputs; of experts and of the output layer there are none."""
 
     squares: Floats
@@ -216,7 +214,7 @@ class _Sums:
     def see(self, name: str, x: Floats, g: Floats, ids: Ids | None) -> None:
         self.squares[name] = np.einsum("...i,...i->...", g, g)
         spans = groups(g.shape[-1]) if ids is None and self._wanted else []
-        self.moments[name] = [g[::EVERY, span].T @ g[::EVERY, span] for span in spans]
+        self.moments[name] = [g[:, span].T @ g[:, span] for span in spans]
 
 
 @dataclass(frozen=True, slots=True)
