@@ -145,3 +145,36 @@ def test_stopping(page: Any, tmp_path: Path) -> None:
     page.keyboard.press("Escape")
     page.locator("#send", has_text="Send").wait_for()
     assert page.locator(".error").count() == 0
+
+
+def test_a_conversation_that_begins_while_a_reply_runs_is_a_new_one(page: Any) -> None:
+    asked: list[Any] = []
+    page.on("request", lambda request: asked.append(request.post_data_json) if request.post_data else None)
+    page.fill("#max-tokens", "900")
+    page.fill("#prompt", "Go on")
+    page.keyboard.press("Enter")
+    page.locator(".reply p").first.wait_for(timeout=60_000)
+    page.keyboard.press("Alt+n")
+    page.locator("#send", has_text="Send").wait_for()
+    page.fill("#max-tokens", "8")
+    send(page, "What say you?", 1)
+    assert [message["content"] for message in asked[-1]["messages"]] == ["What say you?"]
+    assert page.locator(".mine").count() == 1
+
+
+def test_many_adapters_can_be_searched(browser: Any, tmp_path: Path) -> None:
+    options: list[object] = []
+    for number in range(15):
+        options += ["--lora", f"a{number}={data('llama-kjv.shakespeare')}"]
+    with serving(chat_model(tmp_path), *options) as server:
+        opened = browser.new_page(viewport={"width": 1200, "height": 800})
+        opened.goto(server.url)
+        opened.locator(".adapters label").first.wait_for()
+        slide(opened, 0, 0.5)
+        opened.locator(".filter").first.fill("A13")
+        shown = [
+            label.inner_text().split()[0]
+            for label in opened.locator(".side:not([hidden]) label:visible").all()
+        ]
+        assert shown == ["a0", "a13"]  # and what is on
+        opened.close()

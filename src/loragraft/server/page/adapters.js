@@ -2,10 +2,28 @@
 
 import { made } from "./markdown.js";
 
+const MANY = 12;
+
+// A box that hides the adapters without what is written in it; those that are on stay.
+function filter(place) {
+  const box = made("input", "", "filter");
+  Object.assign(box, { type: "search", placeholder: "Find an adapter" });
+  box.setAttribute("aria-label", "Find an adapter");
+  box.addEventListener("input", () => {
+    const wanted = box.value.trim().toLowerCase();
+    for (const label of place.querySelectorAll("label")) {
+      const on = Number(label.querySelector("input").value) > 0;
+      label.hidden = !on && !label.firstChild.textContent.toLowerCase().includes(wanted);
+    }
+  });
+  return box;
+}
+
 export class Strengths {
   constructor(place, adapters, changed) {
     this.values = new Map(adapters.map((adapter) => [adapter.name, 0]));
     place.replaceChildren();
+    if (adapters.length > MANY) place.append(filter(place));
     if (!adapters.length) place.append(made("p", "none: start with --lora NAME=PATH", "none"));
     for (const { name } of adapters) {
       const label = place.appendChild(made("label", `${name} `));

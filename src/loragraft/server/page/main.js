@@ -63,7 +63,8 @@ async function send() {
   grow();
   const turn = log.appendChild(made("div", "", "turn"));
   turn.append(made("div", text, "mine"));
-  said.push({ role: "user", content: text });
+  const talk = said; // a new conversation may begin before this reply ends
+  talk.push({ role: "user", content: text });
   const both = comparing();
   const place = log.appendChild(made("div", "", "turn")).appendChild(made("div", "", both ? "replies two" : "replies"));
   running = new AbortController();
@@ -83,8 +84,8 @@ async function send() {
       b.part(a, where);
     }
   }
-  if (a.text) said.push({ role: "assistant", content: a.text });
-  else said.pop();
+  if (a.text) talk.push({ role: "assistant", content: a.text });
+  else talk.pop();
   running = null;
   at("send").textContent = "Send";
   scroll();

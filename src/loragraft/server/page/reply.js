@@ -11,6 +11,7 @@ export class Reply {
     this.label = label;
     this.text = "";
     this.tokens = [];
+    this.frame = 0; // that was asked for
   }
 
   // Runs the request to its end; errors are shown in the reply. `scroll` is called as it grows.
@@ -25,8 +26,7 @@ export class Reply {
           first ||= performance.now();
           this.text += choice.delta.content || "";
           this.tokens.push(...(choice.logprobs?.content || []).map((token) => token.token));
-          this.body.replaceChildren(render(this.text));
-          scroll();
+          this.#soon(scroll);
         }
         if (chunk.loragraft) last = chunk;
       }
@@ -34,8 +34,21 @@ export class Reply {
       if (error.name !== "AbortError") this.element.append(made("p", error.message, "error"));
       this.failed = true;
     }
+    cancelAnimationFrame(this.frame);
+    this.#show(scroll);
     this.body.classList.remove("busy");
     if (last) this.#account(last, first - start, performance.now() - first);
+  }
+
+  // Tokens come faster than a screen changes, and all of the text is laid out each time.
+  #soon(scroll) {
+    this.frame ||= requestAnimationFrame(() => this.#show(scroll));
+  }
+
+  #show(scroll) {
+    this.frame = 0;
+    this.body.replaceChildren(render(this.text));
+    scroll();
   }
 
   #account(chunk, waited, took) {
