@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-gpu test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-gpu test-triton test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 # With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
 LOCKED   ?=
@@ -49,6 +49,15 @@ test-slow: $(VENV)/tested
 # Every combination of the epilogue and every configuration on a GPU, or on Mesa's lavapipe.
 test-gpu: $(VENV)/tested
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu
+
+# Triton's kernels in its interpreter, on the processor, with the torch of the oracles (4 minutes).
+.venv-oracle/triton: .venv-oracle/installed
+	.venv-oracle/bin/pip install -q --disable-pip-version-check $(ORACLE_PIP) "triton>=3.1"
+	touch $@
+
+test-triton: $(VENV)/tested .venv-oracle/triton
+	TRITON_INTERPRET=1 PYTHONPATH=$$(echo .venv-oracle/lib/python3*/site-packages) OPENBLAS_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -m "not slow" -k "triton or everything_at_once" tests/backends tests/archs tests/inference/test_devices.py
 
 # Live against torch, transformers, peft and compressed-tensors, which get an environment of their own. ORACLE_PIP takes
 # options for pip, such as an index that has a torch for the CPU alone.

@@ -1,10 +1,11 @@
 """A GPU's speed beside the bandwidth of its memory: products of one type, and a whole model of random weights.
 
-    python bench/gpu.py [--device webgpu:0] [--type Q4_K] [--width 4096] [--layers 32] [--rows 1 4 16 512]
+    python bench/gpu.py [--device webgpu:0 or cuda:0] [--type Q4_K] [--width 4096] [--layers 32] [--rows 1 4 16 512]
     python bench/gpu.py --model [--type NVFP4] [--layers 32] [--sequences 1 8 64] [--lora 16]
 
 The first form chains square products, so that little but products is timed: bytes of weights a second, beside what a
-copy on the device moves (read and written), and products a second. The second form makes a Llama of 8 B weights' shape
+copy on the device moves (read and written), and products a second; with --device cuda also those of torch's bfloat16
+product of the same shape. The second form makes a Llama of 8 B weights' shape
 (fewer layers with --layers), and lets every sequence make a token at a time, with an adapter of its own with --lora:
 tokens a second, beside the limit that reading the weights once a step sets. Weights are one chunk repeated: sizes alone
 matter.
@@ -24,7 +25,11 @@ from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.archs.graphs import build_graph
 from loragraft.backends.batch import Piece
 from loragraft.backends.program import Options, Program
-from loragraft.backends.webgpu.device import Device, open_device
+from loragraft.backends.triton.device import Device as TorchDevice
+from loragraft.backends.triton.device import open_device as open_torch
+from loragraft.backends.triton.program import TritonProgram
+from loragraft.backends.webgpu.device import Device as WebGPUDevice
+from loragraft.backends.webgpu.device import open_device as open_webgpu
 from loragraft.backends.webgpu.program import WebGPUProgram
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import TensorSource
@@ -49,6 +54,21 @@ class Repeated(TensorSource):
         return self._chunk[np.arange(start, stop) % len(self._chunk)]
 
 
+Device = WebGPUDevice | TorchDevice
+
+
+def opened(name: str) -> Device:
+    kind, _, number = name.partition(":")
+    index = int(number) if number else None
+    return open_webgpu(index) if kind == "webgpu" else open_torch(kind, index)
+
+
+def program_of(device: Device, graph: Graph, weights: dict[str, TensorSource]) -> Program:
+    if isinstance(device, TorchDevice):
+        return TritonProgram(device, graph, weights, Options())
+    return WebGPUProgram(device, graph, weights, Options())
+
+
 def best_of(call: Callable[[], object], times: int = 5) -> float:
     call()
     taken = []
@@ -61,6 +81,15 @@ def best_of(call: Callable[[], object], times: int = 5) -> float:
 
 def copy_bandwidth(device: Device) -> float:
     """Bytes a second, read and written, of copies on the device."""
+    if isinstance(device, TorchDevice):
+        source, target = (device.empty(256 << 20, kind="uint8") for _ in range(2))
+
+        def copied() -> None:
+            for _ in range(8):
+                target.copy_(source)
+            target[0].item()  # waits
+
+        return 2 * 8 * (256 << 20) / best_of(copied)
     size, times = min(device.binding_bytes, 256 << 20), 8
     one, other = device.buffer(size, "copies"), device.buffer(size, "copies")
 
@@ -83,13 +112,30 @@ def chain(width: int, layers: int, kind: QuantType) -> tuple[Graph, dict[str, Te
     return g.finish(x), dict(weights)
 
 
+def bf16_flops(device: TorchDevice, width: int, layers: int, rows: int) -> float:
+    """Of torch's product of bfloat16 numbers, `layers` of them one after the other."""
+    torch = device.torch
+    weights = [torch.randn(width, width, dtype=torch.bfloat16, device=device.place) for _ in range(layers)]
+    x = torch.randn(rows, width, dtype=torch.bfloat16, device=device.place)
+
+    def run() -> None:
+        y = x
+        for weight in weights:
+            y = torch.nn.functional.linear(y, weight)
+        y[0, 0].item()  # waits
+
+    with torch.inference_mode():
+        return 2 * layers * width * width * rows / best_of(run)
+
+
 def products(device: Device, kind: QuantType, width: int, layers: int, rows: list[int]) -> None:
-    program = WebGPUProgram(device, *chain(width, layers, kind), Options())
+    program = program_of(device, *chain(width, layers, kind))
     copied, held = copy_bandwidth(device), layers * width * kind.row_bytes(width)
     print(
         f"{device.name}: copies move {copied / 1e9:.1f} GB/s; {layers} products of {width} x {width} in {kind}"
     )
-    print("rows   GB/s of weights   of the copies' rate   GFLOP/s")
+    beside = "   torch bf16" if isinstance(device, TorchDevice) else ""
+    print(f"rows   GB/s of weights   of the copies' rate   GFLOP/s{beside}")
     for count in rows:
         x = np.random.default_rng(1).normal(0, 1, (count, width)).astype(np.float32)
         ids = np.zeros(count, np.int32)
@@ -101,7 +147,10 @@ def products(device: Device, kind: QuantType, width: int, layers: int, rows: lis
 
         taken = best_of(run)
         flops = 2 * layers * width * width * count / taken
-        print(f"{count:>4} {held / taken / 1e9:>17.2f} {held / taken / copied:>20.1%} {flops / 1e9:>10.1f}")
+        row = f"{count:>4} {held / taken / 1e9:>17.2f} {held / taken / copied:>20.1%} {flops / 1e9:>10.1f}"
+        if isinstance(device, TorchDevice):
+            row += f" {bf16_flops(device, width, layers, count) / 1e9:>12.1f}"
+        print(row)
 
 
 def llama(layers: int, kind: QuantType) -> tuple[Graph, dict[str, TensorSource]]:
@@ -152,7 +201,7 @@ def adapter(layers: int, rank: int) -> Adapter:
 
 def tokens(device: Device, kind: QuantType, layers: int, sequences: list[int], rank: int) -> None:
     graph, weights = llama(layers, kind)
-    program: Program = WebGPUProgram(device, graph, weights, Options())
+    program = program_of(device, graph, weights)
     read = sum(w.n_rows * w.row_bytes for w in weights.values())
     copied = copy_bandwidth(device)
     print(f"{device.name}: {layers} layers of a Llama of 8 B weights in {kind}, {read / 1e9:.2f} GB")
@@ -180,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="webgpu", help="webgpu or webgpu:N")
+    parser.add_argument("--device", default="webgpu", help="webgpu, cuda or xpu, with a number as in cuda:1")
     parser.add_argument("--type", default="Q4_K", help="of the weights")
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=32)
@@ -189,8 +238,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--lora", type=int, default=0, metavar="RANK")
     given = parser.parse_args()
-    number = given.device.partition(":")[2]
-    device = open_device(int(number) if number else None)
+    device = opened(given.device)
     if given.model:
         tokens(device, by_name(given.type), given.layers, given.sequences, given.lora)
     else:

@@ -18,8 +18,9 @@ REFERENCE = 1e-11
 REFERENCE_F16_MERGE = 1e-6
 #: The native backend with float32 activations against float64: float32 rounding in another order, and its own exp.
 NATIVE_F32 = 1e-11
-#: WebGPU against the same: as above; exp and division are only as exact as the device's. Measured on lavapipe: 4e-13.
-WEBGPU = 1e-9
+#: A GPU against the same: as above; exp and division are only as exact as the device's. Measured on lavapipe and in
+#: Triton's interpreter: 4e-13.
+GPU_F32 = 1e-9
 #: The native backend with 8-bit activations on quantized weights: a block of 32 is off by about amax / 127 / sqrt(12),
 #: in every product. Measured: up to 5e-5.
 NATIVE_Q8 = 2e-4

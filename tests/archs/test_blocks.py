@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpu import WITH_GPU
+from gpu import WITH_GPUS
 from loragraft.archs.blocks import Attention, ClampedSwiglu, Decoder, Gated, Plain, squared_relu
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.rope import Rope
@@ -29,7 +29,7 @@ IDS = np.array([3, 1, 4, 1, 5], np.int32)
 BACKENDS = [
     pytest.param(ReferenceBackend(), REFERENCE, id="reference"),
     pytest.param(NativeBackend(), NATIVE_F32, id="native"),
-    WITH_GPU,
+    *WITH_GPUS,
 ]
 ROPE = Rope(4, (1.0, 0.1), 1.0)
 H = Hparams(

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
-from gpu import needs_gpu
+from gpu import WITH_DEVICES
 from hf_configs import STEP, kind, records, weights, write_tokenizer
 from hf_configs import logits as golden_logits
 from loragraft.archs import ARCHS
@@ -23,15 +23,18 @@ from loragraft.formats.source import ModelSource
 from loragraft.huggingface.config_json import config_of
 from loragraft.huggingface.hyperparameters import hyperparameters
 from loragraft.huggingface.intake import Intake
-from tolerances import NATIVE_F32, REFERENCE, WEBGPU, nmse
+from tolerances import GPU_F32, NATIVE_F32, REFERENCE, nmse
 
 #: A multimodal model's language model, whatever is around it; nothing to others.
 TEXT_ONLY = Intake(text_only=True)
-#: Cases with latent attention, experts chosen by corrected gates, queries that grow with their position, xIELU, or
-#: recurrent layers.
-NO_GPU_KERNEL = (
+#: Cases with recurrent layers.
+NO_KERNEL = {
+    "cuda": ("lfm2", "qwen3_next", "qwen3_5", "falcon_h1", "nemotron_h", "granitehybrid", "mamba2", "bamba")
+}
+#: And with latent attention, experts chosen by corrected gates, queries that grow with their position, or xIELU.
+NO_KERNEL["webgpu"] = (
+    *NO_KERNEL["cuda"],
     *("deepseek", "dots1", "glm4_moe", "minimax_m2", "ernie-experts", "ministral3", "apertus"),
-    *("lfm2", "qwen3_next", "qwen3_5", "falcon_h1", "nemotron_h", "granitehybrid", "mamba2", "bamba"),
 )
 BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
     ("reference", REFERENCE),
@@ -82,29 +85,29 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
             assert nmse(logits[::STEP], golden[case]) < tolerance, (backend, path.name)
 
 
-@needs_gpu
+@pytest.mark.parametrize("device", WITH_DEVICES)
 @pytest.mark.parametrize("case", first_of_each())
-def test_logits_of_a_gpu(tmp_path: Path, case: str) -> None:
+def test_logits_of_a_gpu(tmp_path: Path, case: str, device: str) -> None:
     golden, folder = golden_logits(), write(tmp_path / "m", case)
 
     def loaded() -> lg.Model:
         context = len(golden["ids"])
-        return lg.load(folder, device="webgpu", activations="f32", context=context, intake=TEXT_ONLY)
+        return lg.load(folder, device=device, activations="f32", context=context, intake=TEXT_ONLY)
 
-    if case.startswith(NO_GPU_KERNEL):
-        with pytest.raises(UnsupportedError, match=r"no kernel for .* on WebGPU"):
+    if case.startswith(NO_KERNEL[device]):
+        with pytest.raises(UnsupportedError, match=r"no kernel for .* on (WebGPU|cuda)"):
             loaded()
         return
     model = loaded()
-    assert nmse(model.logits(golden["ids"])[::STEP], golden[case]) < WEBGPU
+    assert nmse(model.logits(golden["ids"])[::STEP], golden[case]) < GPU_F32
 
 
-@needs_gpu
+@pytest.mark.parametrize("device", WITH_DEVICES)
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(records().keys() - set(first_of_each())))
-def test_logits_of_a_gpu_for_every_configuration(tmp_path: Path, case: str) -> None:
-    test_logits_of_a_gpu(tmp_path, case)
+def test_logits_of_a_gpu_for_every_configuration(tmp_path: Path, case: str, device: str) -> None:
+    test_logits_of_a_gpu(tmp_path, case, device)
 
 
 def shapes_of(model: ModelSource) -> dict[str, tuple[int, ...]]:

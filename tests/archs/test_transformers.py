@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu import WITH_GPU
+from gpu import WITH_GPUS
 from loragraft.archs.graphs import build_graph
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend
@@ -48,7 +48,7 @@ CASES = {
 BACKENDS = [
     pytest.param(ReferenceBackend(), REFERENCE, id="reference"),
     pytest.param(NativeBackend(), NATIVE_F32, id="native"),
-    WITH_GPU,
+    *WITH_GPUS,
 ]
 
 

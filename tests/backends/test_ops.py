@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpu import WITH_GPU
+from gpu import WITH_GPUS
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend
@@ -27,7 +27,7 @@ IDS = np.arange(TOKENS, dtype=np.int32)
 BACKENDS = [
     pytest.param(ReferenceBackend(), REFERENCE, id="reference"),
     pytest.param(NativeBackend(), NATIVE_F32, id="native"),
-    WITH_GPU,
+    *WITH_GPUS,
 ]
 #: For what has no kernel on a GPU yet.
 ON_CPU = BACKENDS[:2]

@@ -7,10 +7,10 @@ import pytest
 
 import loragraft as lg
 from golden_logits import FLOAT_CASES, NVFP4_CASES
-from gpu import needs_gpu
+from gpu import WITH_DEVICES
 from loragraft.errors import LoragraftError
 from paths import arrays, data
-from tolerances import KEYS_VALUES_F16, WEBGPU, nmse
+from tolerances import GPU_F32, KEYS_VALUES_F16, nmse
 
 CASES = [
     *(("hf-logits", *case) for case in FLOAT_CASES),
@@ -21,19 +21,19 @@ IDS = 12
 """How many of the tokens are read: a GPU emulated on the CPU takes its time."""
 
 
-@needs_gpu
+@pytest.mark.parametrize("device", WITH_DEVICES)
 @pytest.mark.parametrize(("file", "model", "adapter", "name"), CASES, ids=[case[-1] for case in CASES])
-def test_trained_models(file: str, model: str, adapter: str | None, name: str) -> None:
+def test_trained_models(file: str, model: str, adapter: str | None, name: str, device: str) -> None:
     golden = arrays(f"golden/{file}.npz")
     adapters = [] if adapter is None else [data(adapter)]
-    found = lg.load(data(model), adapters, device="webgpu", activations="f32").logits(golden["ids"][:IDS])
-    assert nmse(found, golden[name][:IDS]) < WEBGPU
+    found = lg.load(data(model), adapters, device=device, activations="f32").logits(golden["ids"][:IDS])
+    assert nmse(found, golden[name][:IDS]) < GPU_F32
 
 
-@needs_gpu
-def test_what_is_said_is_what_the_cpu_says() -> None:
+@pytest.mark.parametrize("device", WITH_DEVICES)
+def test_what_is_said_is_what_the_cpu_says(device: str) -> None:
     base, adapter = data("llama-kjv"), data("llama-kjv.shakespeare")
-    model = lg.load(base, [adapter], device="webgpu")
+    model = lg.load(base, [adapter], device=device)
     cpu = lg.load(base, [adapter], activations="f32")
     stream, expected = (one.generate("ROMEO:", max_tokens=12, temperature=0) for one in (model, cpu))
     assert "".join(stream) == "".join(expected)

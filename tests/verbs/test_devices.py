@@ -34,10 +34,13 @@ def test_gpus_are_listed() -> None:
 
 def test_without_the_package_it_says_what_to_install() -> None:
     code = (
-        "import sys; sys.modules['wgpu'] = None; sys.argv[1:] = ['devices', '--json']\n"
+        "import sys; sys.modules |= dict.fromkeys(['wgpu', 'torch']); sys.argv[1:] = ['devices', '--json']\n"
         "from loragraft.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert [device["name"] for device in found["found"]] == ["cpu"]
-    assert found["missing"] == ["webgpu: needs the package wgpu; pip install 'loragraft[gpu]'"]
+    assert found["missing"] == [
+        "webgpu: needs the package wgpu; pip install 'loragraft[gpu]'",
+        "cuda: needs the package torch; pip install 'loragraft[cuda]'",
+    ]

@@ -189,11 +189,15 @@ def _experts_sum(s: Pass, node: Node, y: Floats, weights: Floats) -> Array:
     return np.asarray((y * weights[..., None]).sum(axis=1))
 
 
-def _position_scale(s: Pass, node: Node, x: Floats) -> Array:
+def position_factors(node: Node, positions: Ids) -> Floats:
+    """What a POSITION_SCALE node multiplies the rows at `positions` by."""
     at = node.attrs
-    steps = np.floor((s.positions.astype(np.float64) + at["offset"]) / at["length"])
-    factors = (1 + at["slope"] * np.log1p(steps)).astype(np.float32)
-    return np.asarray(x * factors.reshape(-1, *[1] * (x.ndim - 1)))
+    steps = np.floor((positions.astype(np.float64) + at["offset"]) / at["length"])
+    return np.asarray(1 + at["slope"] * np.log1p(steps), np.float32)
+
+
+def _position_scale(s: Pass, node: Node, x: Floats) -> Array:
+    return np.asarray(x * position_factors(node, s.positions).reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def rope_factors(node: Node, context: int | None) -> str | None:

@@ -94,7 +94,7 @@ DEVICE = option(
     "--device",
     default="cpu",
     metavar="NAME",
-    help="Where to run: cpu, webgpu, or webgpu:N for the Nth GPU (see loragraft devices).",
+    help="Where to run: cpu, or a GPU: webgpu, cuda or xpu, with a number as in cuda:1 (see loragraft devices).",
 )
 ACTIVATIONS = option(
     "--activations",

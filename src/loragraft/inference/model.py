@@ -238,11 +238,11 @@ def load(
     """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
     active at run time.
 
-    `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `device`: "cpu", or
-    "webgpu" for a GPU, by number ("webgpu:1") where there are several (`devices` lists them). `context`: positions to
-    make room for (default: as many as come). `activations`: what they are rounded to before a product with a
-    quantized weight (default: the backend's choice). `keys_values_memory`: bytes that the keys and values of all
-    sequences may take together (default: as much as memory holds).
+    `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `device`: "cpu", or a
+    GPU: "webgpu", "cuda" or "xpu", by number ("cuda:1") where there are several (`devices` lists them). `context`:
+    positions to make room for (default: as many as come). `activations`: what they are rounded to before a product
+    with a quantized weight (default: the backend's choice). `keys_values_memory`: bytes that the keys and values of
+    all sequences may take together (default: as much as memory holds).
 
     Raises LoragraftError for files that are malformed, do not belong together or are not supported.
     """

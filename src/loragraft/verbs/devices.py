@@ -1,4 +1,4 @@
-"""What models can run on here: the processor, and every GPU that WebGPU finds."""
+"""What models can run on here: the processor, and every GPU that WebGPU or torch finds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loragraft import _native
+from loragraft.backends.triton.device import gpus as triton_gpus
 from loragraft.backends.webgpu.device import adapters
 from loragraft.backends.webgpu.memory import memory_bytes
 from loragraft.backends.webgpu.shaders import octets
@@ -39,7 +40,15 @@ class Devices:
 
 def devices() -> Devices:
     """The processor first, then GPUs by number."""
-    found, missing = [_processor()], []
+    found, missing = [_processor()], list[str]()
+    for some, why in (_webgpu(), _torch("cuda"), _torch("xpu")):
+        found += some
+        missing += why
+    return Devices(tuple(found), tuple(dict.fromkeys(missing)))
+
+
+def _webgpu() -> tuple[list[DeviceFacts], list[str]]:
+    found, missing = list[DeviceFacts](), list[str]()
     try:
         gpus = adapters()
         if not gpus:
@@ -54,7 +63,22 @@ def devices() -> Devices:
                 f"webgpu:{gpu.number}", gpu.name, kind, memory_bytes(gpu), gpu.binding_bytes, tuple(octets())
             )
         )
-    return Devices(tuple(found), tuple(missing))
+    return found, missing
+
+
+def _torch(kind: str) -> tuple[list[DeviceFacts], list[str]]:
+    try:
+        gpus = triton_gpus(kind)
+    except LoragraftError as reason:
+        return [], [str(reason)] if kind == "cuda" else []
+    if not gpus:
+        return [], [f"{kind}: torch finds no GPU of this kind"]
+    from loragraft.backends.triton.kernels.blocks import PLANES
+
+    how = f"GPU, {kind}" if gpus[0].memory is not None else "GPU emulated on the processor"
+    return [
+        DeviceFacts(f"{kind}:{gpu.number}", gpu.name, how, gpu.memory, None, tuple(PLANES)) for gpu in gpus
+    ], []
 
 
 def _processor() -> DeviceFacts:

@@ -64,7 +64,7 @@ def test_names_of_gpus() -> None:
 
 
 def test_wrong_names() -> None:
-    for wrong in ("gpu", "webgpu:", "webgpu:x", "webgpu:-1", "cuda", ""):
+    for wrong in ("gpu", "webgpu:", "webgpu:x", "webgpu:-1", "cuda:x", "rocm", ""):
         with pytest.raises(LoragraftError, match="device: no such device"):
             backend_named("native", wrong)
     with pytest.raises(LoragraftError, match="runs on the CPU alone: found reference with device webgpu"):

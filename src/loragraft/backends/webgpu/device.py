@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.backends.gpu.process import check_process
 from loragraft.backends.webgpu.shaders import Shader
 from loragraft.errors import LoragraftError, UnsupportedError
 from loragraft.units import bytes_text
@@ -215,12 +216,7 @@ class Device:
                 self._waiting = 0
 
     def check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise LoragraftError(
-                self.name,
-                "was opened by another process",
-                hint="load the model after the fork, not before it",
-            )
+        check_process(self.name, self._process)
 
     @contextmanager
     def refusing(self, full: type[LoragraftError] = LoragraftError) -> Iterator[None]:

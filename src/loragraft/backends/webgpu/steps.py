@@ -466,11 +466,19 @@ _KNOWN = {
 }
 
 
-def check_steps(plan: Plan) -> None:
+def check_steps(plan: Plan, graph: Graph) -> None:
     """Raises UnsupportedError for the first step that has no kernel."""
     for step in plan.steps:
-        if isinstance(step, NodeStep) and step.node.op not in _KNOWN:
+        if isinstance(step, NodeStep) and not _has_kernel(step.node, graph):
             raise _unsupported(step.node)
+
+
+def _has_kernel(node: Node, graph: Graph) -> bool:
+    if node.op is Op.SPLIT:
+        return not node.attrs.get("group")
+    if node.op is Op.RMS_NORM:
+        return all(len(graph.tensors[name].shape) == 1 for name in node.weights)
+    return node.op in _KNOWN
 
 
 def _unsupported(node: Node) -> UnsupportedError:

@@ -1,0 +1,264 @@
+"""Kernels with their grids: what a pass calls, in tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loragraft.backends.gpu.pages import PAGE
+from loragraft.backends.triton.device import Device
+from loragraft.backends.triton.weights import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Rows, outputs, inputs and ranks of a tile. They are the same for any number of rows: the order of a sum may
+    depend on them."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    ranks: int = 16
+
+
+def tiles_of(device: Device, *, exact: bool) -> Tiles:
+    if device.interpreted:
+        return Tiles(16, 128, 128)
+    return Tiles(16, 64, 64) if exact else Tiles(64, 64, 64)
+
+
+@dataclass(slots=True)
+class Adapters:
+    """Of a pass. `terms`: the table of backends.gpu.tables; `ranks` of each linear; `sets`: the number of the set of
+    each row, and of each wanted row."""
+
+    terms: Any
+    floats: Any
+    ranks: tuple[int, ...]
+    count: int
+    sets: Any
+    wanted_sets: Any
+    linears: frozenset[int]
+    """The numbers of those that some set changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Rows of experts in tiles of one expert each. `order` int32 [tiles * rows of a tile], -1: none; `experts` int32
+    [tiles]."""
+
+    order: Any
+    experts: Any
+    used: int
+
+
+class Launcher:
+    """Launches kernels on one device."""
+
+    def __init__(self, device: Device, *, exact: bool) -> None:
+        from loragraft.backends.triton.kernels import attention, blocks, linear, rows
+
+        self.device, self._tiles = device, tiles_of(device, exact=exact)
+        self._numbers = "f32" if exact else "rounded" if device.interpreted else "bf16"
+        self._attention, self._linear, self._rows = attention, linear, rows
+        self._planes = blocks.PLANES
+        self._table = device.tensor(blocks.TABLE)
+        self._none = device.empty(1, kind="int32")
+
+    def routing(self, ids: Any, experts: int) -> Routing:
+        """ids int32 [tokens, used] -> their rows by expert. Nothing waits for the device."""
+        torch, size = self.device.torch, self._tiles.rows
+        flat = ids.reshape(-1).long()
+        most = min(len(flat), experts) + len(flat) // size
+        counts = (flat[:, None] == torch.arange(experts, device=flat.device)).sum(dim=0)
+        tiles = (counts + size - 1) // size
+        order = torch.argsort(flat, stable=True)
+        ends, tile_ends = torch.cumsum(counts, 0), torch.cumsum(tiles, 0)
+        of = flat[order]
+        within = torch.arange(len(flat), device=flat.device) - (ends - counts)[of]
+        padded = torch.full((most * size,), -1, dtype=torch.int32, device=flat.device)
+        padded[(tile_ends - tiles)[of] * size + within] = order.to(torch.int32)
+        own = torch.searchsorted(tile_ends, torch.arange(most, device=flat.device), right=True)
+        return Routing(padded, own.clamp(max=experts - 1).to(torch.int32), ids.shape[-1])
+
+    def linear(
+        self,
+        x: Any,
+        matrix: Matrix,
+        outputs: int,
+        number: int,
+        adapters: Adapters,
+        *,
+        scale: Any,
+        bias: Any,
+        arch: float,
+        wanted: bool,
+        routing: Routing | None = None,
+    ) -> Any:
+        """x float32 [rows, inputs], or of routed experts [tokens, used, inputs] -> [rows, outputs] or [tokens, used,
+        outputs]."""
+        tile, inputs = self._tiles, matrix.columns
+        each = routing is not None and x.dim() == 3
+        used = 1 if routing is None else routing.used
+        rows = len(x) * used
+        order, experts = (self._none,) * 2 if routing is None else (routing.order, routing.experts)
+        tiles = -(-rows // tile.rows) if routing is None else len(routing.experts)
+        sets = adapters.wanted_sets if wanted else adapters.sets
+        y = self.device.empty(rows, outputs)
+        rank = adapters.ranks[number]
+        splits = -(-inputs // self._linear.SPLIT) if rank else 0
+        low = self.device.empty(max(1, splits), rows, max(1, rank))
+        x = x.contiguous()
+        if rank:
+            self._linear.lora[(adapters.count, tiles, splits)](
+                x,
+                low,
+                adapters.terms,
+                adapters.floats,
+                sets,
+                order,
+                experts,
+                rows,
+                inputs,
+                rank,
+                number,
+                adapters.count,
+                used,
+                ROUTED=routing is not None,
+                EACH=each,
+                NUMBERS=self._numbers,
+                SPLIT=self._linear.SPLIT,
+                BM=tile.rows,
+                BK=tile.inputs,
+                BR=tile.ranks,
+            )
+        self._linear.linear[(-(-outputs // tile.outputs), tiles)](
+            x,
+            matrix.rows,
+            y,
+            self._none if scale is None else scale,
+            self._none if bias is None else bias,
+            low,
+            adapters.terms,
+            adapters.floats,
+            sets,
+            order,
+            experts,
+            self._table,
+            rows,
+            outputs,
+            inputs,
+            matrix.row_bytes,
+            max(1, rank),
+            number,
+            adapters.count,
+            used,
+            arch,
+            KIND=matrix.kind,
+            PLANES=self._planes[matrix.kind],
+            ROUTED=routing is not None,
+            EACH=each,
+            SCALED=scale is not None,
+            BIASED=bias is not None,
+            ADAPTED=number in adapters.linears,
+            SPLITS=splits,
+            NUMBERS=self._numbers,
+            BM=tile.rows,
+            BN=tile.outputs,
+            BK=tile.inputs,
+            BR=tile.ranks,
+        )
+        return y if routing is None else y.reshape(len(x), used, outputs)
+
+    def embed(
+        self, ids: Any, matrix: Matrix, number: int, adapters: Adapters, *, scale: float, arch: float
+    ) -> Any:
+        """ids int32 [rows] -> [rows, columns]"""
+        tile, planes = self._tiles, self._planes[matrix.kind]
+        y = self.device.empty(len(ids), matrix.columns)
+        self._linear.embed[(len(ids), -(-matrix.columns // planes // tile.inputs))](
+            ids,
+            matrix.rows,
+            y,
+            adapters.terms,
+            adapters.floats,
+            adapters.sets,
+            self._table,
+            matrix.columns,
+            matrix.row_bytes,
+            number,
+            adapters.count,
+            scale,
+            arch,
+            KIND=matrix.kind,
+            PLANES=planes,
+            ADAPTED=number in adapters.linears,
+            BK=tile.inputs,
+            BR=tile.ranks,
+        )
+        return y
+
+    def norm(self, x: Any, size: int, weight: Any, bias: Any, eps: float, *, centred: bool) -> Any:
+        """Of every `size` elements of x."""
+        x = x.contiguous()
+        y = self.device.torch.empty_like(x)
+        self._rows.norm[(x.numel() // size,)](
+            x,
+            self._none if weight is None else weight,
+            self._none if bias is None else bias,
+            y,
+            size,
+            1 if weight is None else weight.numel() // size,
+            eps,
+            CENTRED=centred,
+            WEIGHTED=weight is not None,
+            BIASED=bias is not None,
+            BLOCK=_power(size),
+        )
+        return y
+
+    def softmax(self, x: Any) -> Any:
+        """Of every row [rows, size]."""
+        x = x.contiguous()
+        y = self.device.torch.empty_like(x)
+        self._rows.softmax[(len(x),)](x, y, x.shape[-1], BLOCK=_power(x.shape[-1]))
+        return y
+
+    def attention(
+        self, q: Any, keys: Any, values: Any, sinks: Any, tables: Any, lists: Any, positions: Any, at: Any
+    ) -> Any:
+        """`at`: the attributes of the node."""
+        value_dim = at.get("value_dim") or at["head_dim"]
+        q = q.contiguous()
+        y = self.device.empty(len(q), at["heads"] * value_dim)
+        group = at["heads"] // at["kv_heads"]
+        self._attention.attention[(len(q), at["kv_heads"])](
+            q,
+            keys,
+            values,
+            y,
+            self._none if sinks is None else sinks,
+            tables,
+            lists,
+            positions,
+            at["kv_heads"],
+            group,
+            at["head_dim"],
+            value_dim,
+            at["window"] or 0,
+            at["scale"],
+            at.get("softcap") or 1.0,
+            SINKS=sinks is not None,
+            CAPPED=at.get("softcap") is not None,
+            PAGE=PAGE,
+            BLOCK=64,
+            GROUP=max(16, _power(group)),
+            HEAD=max(16, _power(at["head_dim"])),
+            VALUE=max(16, _power(value_dim)),
+        )
+        return y
+
+
+def _power(size: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << (size - 1).bit_length()
