@@ -384,3 +384,13 @@ def test_the_address_that_is_told_takes_connections() -> None:
     listening = _listen("127.0.0.1", 0)
     with listening, socket.create_connection(listening.getsockname(), timeout=5):
         pass
+
+
+def test_a_model_without_a_template(tmp_path: Path) -> None:
+    with serving(data("llama-kjv")) as served:
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            answer = httpx.post(
+                served.url + path, json={"model": "llama-kjv", "messages": HELLO, "max_tokens": 4}, timeout=60
+            )
+            assert answer.status_code == 400
+            assert "no chat template; send a prompt to /v1/completions" in answer.text

@@ -106,9 +106,15 @@ def test_what_a_model_says_is_never_html(page: Any) -> None:
 
 
 def test_at_a_phone_s_width_nothing_is_cut(page: Any) -> None:
+    page.fill("#max-tokens", "200")
     page.set_viewport_size({"width": 360, "height": 700})
     send(page, "What say you of the king and of all his people, and of bread and wine?", 1)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.click("#compare")
+    send(page, "And what of the sea?", 3)
+    box = page.locator("#composer").bounding_box()
+    assert box["y"] + box["height"] <= 700
+    page.keyboard.press("Alt+c")
     page.click("#toggle")
     assert page.locator("#temperature").is_visible()
 
@@ -178,3 +184,24 @@ def test_many_adapters_can_be_searched(browser: Any, tmp_path: Path) -> None:
         ]
         assert shown == ["a0", "a13"]  # and what is on
         opened.close()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ("abcd", "abcd", [[], []]),
+        ("abcd", "axcd", [[1], [1]]),
+        ("abcd", "abXYcd", [[], [2, 3]]),
+        ("abc", "", [[0, 1, 2], []]),
+        ("abc", "xyz", [[0, 1, 2], [0, 1, 2]]),
+    ],
+)
+def test_tokens_that_one_reply_has_for_itself(page: Any, a: str, b: str, wanted: Any) -> None:
+    found = page.evaluate(
+        """async ([a, b]) => {
+            const { parting } = await import('/page/reply.js');
+            return parting([...a], [...b]).map((places) => [...places]);
+        }""",
+        [a, b],
+    )
+    assert found == wanted

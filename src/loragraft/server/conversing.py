@@ -27,6 +27,10 @@ class Conversing:
 
         Raises ApiError for what cannot be honoured. Takes time.
         """
+        if not self.state.model.has_template:
+            raise ApiError(
+                "messages: the model has no chat template; send a prompt to /v1/completions", param="messages"
+            )
         tools = tools_of(body)
         constraint = self._constraint(body, tools)
         state = self.state

@@ -77,11 +77,11 @@ async function send() {
   await Promise.all(replies.map(({ done }) => done));
   const [a, b] = replies.map(({ reply }) => reply);
   if (b && !a.failed && !b.failed) {
-    const where = parting(a, b);
-    if (where === null) place.append(made("p", "Both are the same, token by token.", "facts"));
+    const [ofA, ofB] = parting(a.tokens, b.tokens);
+    if (!ofA.size && !ofB.size) place.append(made("p", "Both are the same, token by token.", "facts"));
     else {
-      a.part(b, where);
-      b.part(a, where);
+      a.part(ofA);
+      b.part(ofB);
     }
   }
   if (a.text) talk.push({ role: "assistant", content: a.text });

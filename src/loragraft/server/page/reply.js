@@ -60,19 +60,37 @@ export class Reply {
     details.append(made("summary", "receipt"), made("pre", JSON.stringify(chunk.loragraft, null, 2)));
   }
 
-  // Shows the tokens as they are, those from `at` on that differ from `other` highlighted.
-  part(other, at) {
+  // Shows the tokens as they are, those at the places `own` highlighted.
+  part(own) {
     const raw = made("div", "", "raw");
-    this.tokens.forEach((token, index) => {
-      raw.append(index >= at && token !== other.tokens[index] ? made("span", token, "parted") : token);
-    });
+    this.tokens.forEach((token, index) => raw.append(own.has(index) ? made("span", token, "parted") : token));
     this.body.replaceChildren(raw);
   }
 }
 
-// Where two replies part: the index of the first token that differs, or null.
+// Tokens that each of two replies has for itself, by their places: what is not in a longest common subsequence.
 export function parting(a, b) {
-  const length = Math.max(a.tokens.length, b.tokens.length);
-  for (let at = 0; at < length; at++) if (a.tokens[at] !== b.tokens[at]) return at;
-  return null;
+  let start = 0;
+  while (start < Math.min(a.length, b.length) && a[start] === b[start]) start++;
+  const [m, n] = [a.length - start, b.length - start];
+  const [ofA, ofB] = [new Set(), new Set()];
+  for (let i = start; i < a.length; i++) ofA.add(i);
+  for (let j = start; j < b.length; j++) ofB.add(j);
+  if (m * n > 4e6) return [ofA, ofB]; // too long to compare
+  const longest = Array.from({ length: m + 1 }, () => new Uint16Array(n + 1));
+  for (let i = m - 1; i >= 0; i--) {
+    for (let j = n - 1; j >= 0; j--) {
+      longest[i][j] = a[start + i] === b[start + j]
+        ? longest[i + 1][j + 1] + 1
+        : Math.max(longest[i + 1][j], longest[i][j + 1]);
+    }
+  }
+  for (let i = 0, j = 0; i < m && j < n;) {
+    if (a[start + i] === b[start + j]) {
+      ofA.delete(start + i++);
+      ofB.delete(start + j++);
+    } else if (longest[i + 1][j] >= longest[i][j + 1]) i++;
+    else j++;
+  }
+  return [ofA, ofB];
 }
