@@ -50,6 +50,7 @@ int available_processors() {
 
 ThreadPool::ThreadPool(int n) : forks_(count_forks()) {
     const int total = n > 0 ? n : available_processors();
+    shares_ = std::make_unique<Share[]>(size_t(total));
     try {
         for (int i = 1; i < total; ++i) {
             workers_.emplace_back([this, i] { work(i); });
@@ -82,12 +83,15 @@ void ThreadPool::stop() {
 }
 
 void ThreadPool::drain(int thread) {
-    for (;;) {
-        const int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
-        if (chunk >= chunks_) {
-            return;
+    const int threads = size();
+    for (int i = 0; i < threads; ++i) {
+        Share& share = shares_[size_t((thread + i) % threads)];
+        while (share.next.load(std::memory_order_relaxed) < share.end) {
+            const int64_t chunk = share.next.fetch_add(1, std::memory_order_relaxed);
+            if (chunk < share.end) {
+                (*body_)(chunk, thread);
+            }
         }
-        (*body_)(chunk, thread);
     }
 }
 
@@ -131,8 +135,12 @@ void ThreadPool::run(int64_t chunks, const std::function<void(int64_t, int)>& bo
     }
     std::lock_guard<std::mutex> lock(one_loop_);
     body_ = &body;
-    chunks_ = chunks;
-    next_.store(0, std::memory_order_relaxed);
+    const int threads = size();
+    for (int i = 0; i < threads; ++i) {
+        Share& share = shares_[size_t(i)];
+        share.next.store(chunks * i / threads, std::memory_order_relaxed);
+        share.end = chunks * (i + 1) / threads;
+    }
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
     drain(0);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -21,7 +22,8 @@ class ThreadPool {
 
     int size() const { return int(workers_.size()) + 1; }
 
-    // Calls body(chunk, thread) once for each chunk in [0, chunks), in any order, and returns when all are done. What a
+    // Calls body(chunk, thread) once for each chunk in [0, chunks), in any order, and returns when all are done. Each thread
+    // begins with a range of its own, from its first chunk on, and then takes what others have not begun. What a
     // chunk computes must not depend on the thread that runs it, so that results do not depend on the pool's size. Threads
     // that the system keeps from running are not waited for, unless they hold a chunk.
     // `body` must not throw. In a forked child, whose copy of the pool has no threads, the caller does all the work.
@@ -34,13 +36,18 @@ class ThreadPool {
 
     bool forked() const;
 
+    // The chunks that one thread begins with.
+    struct alignas(64) Share {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
+
     std::vector<std::thread> workers_;
+    std::unique_ptr<Share[]> shares_; // of each thread
     const unsigned forks_; // how often this process had been forked when the threads were started
     std::mutex one_loop_; // callers from several Python threads take turns
     const std::function<void(int64_t, int)>* body_ = nullptr;
-    int64_t chunks_ = 0;
     alignas(64) std::atomic<uint32_t> round_{0}; // odd while a loop may be joined; a new value wakes the workers
-    alignas(64) std::atomic<int64_t> next_{0};   // the next chunk to hand out
     alignas(64) std::atomic<int> inside_{0};     // workers that have joined the loop, or are about to look whether they may
     std::atomic<bool> stop_{false};
 };
