@@ -337,7 +337,7 @@ def set_config(**values: Any) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "error", "message"),
     [
-        (set_config(quant_method="gptq"), UnsupportedError, "quant_method: found 'gptq'"),
+        (set_config(quant_method="aqlm"), UnsupportedError, "quant_method: found 'aqlm'"),
         (set_config(quant_algo="W4A8_AWQ"), UnsupportedError, "quant_algo: found 'W4A8_AWQ'"),
         (set_config(quant_algo="NVFP4_SVD"), UnsupportedError, "NVFP4_SVD"),
         (
@@ -345,7 +345,7 @@ def set_config(**values: Any) -> Edit:
             UnsupportedError,
             "found 'MXFP8'",
         ),
-        (set_config(format="pack-quantized"), UnsupportedError, "format: found 'pack-quantized'"),
+        (set_config(format="marlin-24"), UnsupportedError, "format: found 'marlin-24'"),
         (
             set_config(config_groups={"group_1": {"format": "mxfp4-pack-quantized"}}),
             UnsupportedError,

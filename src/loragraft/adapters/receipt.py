@@ -18,6 +18,8 @@ from loragraft.adapters.lora import Adapter
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 
 RECEIPTS = "loragraft.adapters.*"
+#: What had quantized the base that its adapters were trained beside, and that they were merged into as floats.
+BASE = "loragraft.base.as_trained"
 NAMES, SCALES, RANKS, DIGESTS = (f"loragraft.adapters.{key}" for key in ("name", "scale", "rank", "sha256"))
 
 

@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     help="Any type of `loragraft quantize`.",
 )
 @flag("--dequantize", help="Dequantize weights whose quantization GGUF cannot hold.")
+@flag(
+    "--base-as-trained",
+    help="The adapter was trained on these quantized weights (QLoRA): merge into them, dequantized, and say so in the "
+    "file.",
+)
 @flag("--dry-run", help="Only show what would be written.")
 @THREADS
 @WORKERS
@@ -63,6 +68,7 @@ def merge(
     output: Path | None,
     target: FileType | None,
     dequantize: bool,
+    base_as_trained: bool,
     dry_run: bool,
     threads: int | None,
     workers: str | None,
@@ -87,6 +93,7 @@ def merge(
             type=target,
             options=options,
             dequantize=dequantize,
+            base_as_trained=base_as_trained,
             combination=combination,
             intake=intake,
             threads=threads,

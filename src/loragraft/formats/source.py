@@ -68,6 +68,8 @@ class ModelSource:
     tensors: Mapping[str, TensorSource]
     notes: list[str] = field(default_factory=list)
     """What the reader wants the user to know (an ignored file, a guess made), one line each."""
+    dequantized: str = ""
+    """What quantized the weights that were read as floats, if any were."""
 
     @property
     def context_length(self) -> int | None:

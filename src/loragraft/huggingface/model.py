@@ -47,7 +47,9 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     arch, config_class = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
     config = Config(path, checkpoint.config, config_class.defaults)
     notes = [*checkpoint.notes, *check_expressible(arch, config_class, config)]
-    weights = _wanted(config_class, config, read_weights(checkpoint, notes, dequantize=dequantize), notes)
+    reasons: list[str] = []
+    read = read_weights(checkpoint, notes, dequantize=dequantize, reasons=reasons)
+    weights = _wanted(config_class, config, read, notes)
     scalars = _scalars(arch, config, weights)
     sizes = scalars | hyperparameters(arch, config_class, config, 0)
     with naming(path):
@@ -82,7 +84,7 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
         _check_vocabulary(config, tensors)
     _check_tied(config, tensors, notes)
     _check_biases(config_class, config, tensors)
-    model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes)
+    model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes, "; ".join(reasons))
     model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes
     return model
 

@@ -9,7 +9,7 @@ Model-Optimizer (torch/export/convert_hf_config.py), vllm-project/compressed-ten
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 
 #: `quant_method`; the algorithms of ModelOpt (`quant_algo`) and the formats of compressed-tensors that are read.
-_METHODS = ("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes")
+_METHODS = ("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes", "gptq", "awq")
 _ALGORITHMS = (
     "NVFP4",
     "W4A16_NVFP4",
@@ -31,7 +31,10 @@ _ALGORITHMS = (
 )
 #: Those of NVFP4 weights that are not multiplied with 4-bit activations.
 _WIDE = ("W4A16_NVFP4", "W4A8_NVFP4_FP8")
-_FORMATS = ("nvfp4-pack-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+_FORMATS = (
+    *("nvfp4-pack-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense"),
+    *("pack-quantized", "int-quantized"),
+)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 #: How the names of what quantizers keep beside a weight end: ModelOpt's and compressed-tensors', bitsandbytes', GPTQ's
 #: and AWQ's, HQQ's, MLX's.
@@ -52,6 +55,10 @@ class QuantizationConfig:
     """ModelOpt's algorithm by module; that of all others under ""."""
     blocks: tuple[tuple[int, int], ...]
     """How many (rows, columns) of an FP8 weight may share a scale."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration's object."""
+    bits: int | None = None
+    """Of whole numbers, as compressed-tensors' only group of modules says."""
 
     def algorithm(self, module: str) -> str | None:
         """The algorithm of the module, or of the nearest module around it that has one of its own."""
@@ -108,7 +115,9 @@ def read_quantization_config(checkpoint: Checkpoint, notes: list[str]) -> Quanti
     if isinstance(sparsity, Mapping):
         _check(path, "sparsity_config format", [sparsity.get("format")], ("dense",))
     known = {str(module): algorithm for module, algorithm in algorithms.items() if algorithm}
-    return QuantizationConfig(known, tuple(dict.fromkeys(_blocks(path, quantization, groups))))
+    return QuantizationConfig(
+        known, tuple(dict.fromkeys(_blocks(path, quantization, groups))), quantization, _bits(groups)
+    )
 
 
 def is_floating(checkpoint: Checkpoint) -> bool:
@@ -137,6 +146,12 @@ def _blocks(
         if type(size) is int and size > 0:
             yield 1, size
     yield _BLOCK
+
+
+def _bits(groups: Mapping[str, Mapping[str, Any]]) -> int | None:
+    weights = [group["weights"] for group in groups.values() if isinstance(group.get("weights"), Mapping)]
+    found = {bits for arguments in weights if type(bits := arguments.get("num_bits")) is int}
+    return found.pop() if len(found) == 1 else None
 
 
 def _objects(value: Any) -> dict[str, Mapping[str, Any]]:

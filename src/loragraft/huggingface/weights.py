@@ -19,6 +19,7 @@ from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
 from loragraft.huggingface.bitsandbytes_weights import COMPANIONS, eight_bit_weight, four_bit_weight
+from loragraft.huggingface.integer_weights import PARTS, byte_weight, gptq_or_awq, packed_weight
 from loragraft.huggingface.mlx_weights import mlx_packing, mlx_weight
 from loragraft.huggingface.mxfp4_weights import mxfp4_weight
 from loragraft.huggingface.quantization_config import read_quantization_config
@@ -81,14 +82,22 @@ class Weight:
         return self.source.shape
 
 
-def read_weights(checkpoint: Checkpoint, notes: list[str], *, dequantize: bool = False) -> list[Weight]:
+def read_weights(
+    checkpoint: Checkpoint, notes: list[str], *, dequantize: bool = False, reasons: list[str] | None = None
+) -> list[Weight]:
     """Every weight of the folder, in the order in which llama.cpp's converter writes them: NVFP4 weights first, then
     the others, each file by file and by name.
 
-    `dequantize`: NVFP4 weights that GGUF cannot carry become float32. Raises CheckpointError for companions that do not
-    fit, UnsupportedError for a quantization that is not understood, or that GGUF cannot carry.
+    `dequantize`: quantized weights that GGUF cannot carry become floats, and `reasons` says why. Raises CheckpointError
+    for companions that do not fit, UnsupportedError for a quantization that is not understood, or that GGUF cannot
+    carry.
     """
-    return _Reader(checkpoint, notes, dequantize).read()
+    reader = _Reader(checkpoint, notes, dequantize)
+    weights = reader.read()
+    if reasons is not None:
+        computed = reader.dequantized | ({"FP8": reader.fp8} if reader.fp8 else {})
+        reasons += [f"{reason} ({len(names)} weights)" for reason, names in computed.items()]
+    return weights
 
 
 class _Reader:
@@ -102,14 +111,21 @@ class _Reader:
             for name, tensor in sorted(file.tensors.items())
         }
         self._used: set[str] = set()
-        self._dequantized: dict[str, list[str]] = {}
+        self.dequantized: dict[str, list[str]] = {}
         """Weights that become floats, by the reason."""
+        self.fp8: list[str] = []
+        """Those that always do."""
 
     def read(self) -> list[Weight]:
         if "NVFP4_AWQ" in self._config.algorithms.values():
             self._notes.append(
                 f"{self._path.name} is NVFP4_AWQ: factors of the activations are folded into its norms, so adapters "
                 "must have been trained on it, not on the model it was quantized from"
+            )
+        if self._config.settings.get("quant_method") == "awq":
+            self._notes.append(
+                f"{self._path.name} is AWQ: factors of the activations are folded into its norms, so adapters must "
+                "have been trained on it, not on the model it was quantized from"
             )
         four_bit, others = [], []
         for name, tensor in self._tensors.items():
@@ -124,6 +140,13 @@ class _Reader:
                 others.append(self._bitsandbytes(stem, tensor))
             elif self._is_bitsandbytes(name):
                 continue
+            elif part in PARTS and f"{stem}.qweight" in self._tensors:
+                if part == "qweight":
+                    others.append(self._integers(stem, tensor))
+            elif (part == "weight_packed" and tensor.dtype == "I32") or (
+                part == "weight" and tensor.dtype == "I8" and f"{stem}.weight_scale" in self._tensors
+            ):
+                others.append(self._integers(stem, tensor))
             elif part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
                 four_bit.append(self._nvfp4(stem, tensor))
             elif part == "weight" and tensor.dtype == "F8_E4M3":
@@ -134,7 +157,7 @@ class _Reader:
                 continue
             elif part not in _COMPANIONS and not name.endswith(_CACHE_SCALES):
                 others.append(self._plain(tensor))
-        for obstacle, names in self._dequantized.items():
+        for obstacle, names in self.dequantized.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self._notes.append(f"{names[0]}{more}: dequantized, as {obstacle}")
         self._report_cache_scales()
@@ -144,6 +167,15 @@ class _Reader:
         return four_bit + others
 
     def _plain(self, tensor: CheckpointTensor) -> Weight:
+        stem, _, part = tensor.name.rpartition(".")
+        if tensor.dtype not in _FLOATS and part in PARTS:
+            raise CheckpointError(
+                self._path,
+                f"{tensor.name} belongs to a quantized weight that is not there",
+                found=tensor.dtype,
+                expected=f"{stem}.qweight",
+                hint="was the folder copied whole? Download it again",
+            )
         if tensor.dtype not in _FLOATS:
             raise UnsupportedError(
                 self._path,
@@ -180,12 +212,42 @@ class _Reader:
                 hint="add --dequantize (convert, merge) to read the weights as floats, which is what QLoRA trained on, "
                 "or take the model that was quantized",
             )
-        self._dequantized.setdefault(f"bitsandbytes quantized it to {bits} bits", []).append(codes.name)
+        self.dequantized.setdefault(f"bitsandbytes quantized it to {bits} bits", []).append(codes.name)
         if bits == 8:
             scales = self._companion(stem, "SCB")
             return Weight(codes.name, eight_bit_weight(self._path, codes, scales))
         source = four_bit_weight(self._path, codes, lambda end: self._tensors.get(f"{codes.name}.{end}"))
         return Weight(codes.name, source)
+
+    def _integers(self, stem: str, codes: CheckpointTensor) -> Weight:
+        """Whole numbers with scales, of GPTQ, AWQ or compressed-tensors."""
+        settings, name = dict(self._config.settings), f"{stem}.weight"
+        part = codes.name.rpartition(".")[2]
+
+        def find(companion: str) -> CheckpointTensor | None:
+            return self._companion(stem, companion)
+
+        if part == "qweight":
+            found = gptq_or_awq(self._path, settings, name, find)
+            who = "AWQ" if settings.get("quant_method") == "awq" else "GPTQ"
+        else:
+            who = "compressed-tensors"
+            read = byte_weight(self._path, name, codes, find) if part == "weight" else None
+            found = read or packed_weight(self._path, name, codes, find, self._config.bits)
+            for companion in _OF_INPUTS:
+                find(companion)
+        if not self._dequantize:
+            raise UnsupportedError(
+                self._path,
+                f"quantized by {who} to {found.bits} bits, which GGUF has no type for",
+                found=f"{codes.name} {codes.dtype} {codes.shape}",
+                hint="add --dequantize (convert, merge) to read the weights as floats, or take the model that was "
+                "quantized",
+            )
+        if found.note and found.note not in self._notes:
+            self._notes.append(found.note)
+        self.dequantized.setdefault(f"{who} quantized it to {found.bits} bits", []).append(name)
+        return Weight(name, found.source)
 
     def _is_mlx(self, stem: str) -> bool:
         weight = self._tensors.get(f"{stem}.weight")
@@ -202,7 +264,7 @@ class _Reader:
                 "quantized",
             )
         scales, biases = self._companion(stem, "scales"), self._companion(stem, "biases")
-        self._dequantized.setdefault(f"MLX quantized it to {packing.bits} bits", []).append(codes.name)
+        self.dequantized.setdefault(f"MLX quantized it to {packing.bits} bits", []).append(codes.name)
         return Weight(codes.name, mlx_weight(self._path, codes, scales, biases, packing))
 
     def _nvfp4(self, stem: str, codes: CheckpointTensor) -> Weight:
@@ -251,7 +313,7 @@ class _Reader:
                 f"{name} cannot be carried over in NVFP4: {obstacle}",
                 hint="`convert` or `merge` with --dequantize makes it a float weight",
             )
-        self._dequantized.setdefault(obstacle, []).append(name)
+        self.dequantized.setdefault(obstacle, []).append(name)
         factors = None if smoothing is None else self._vector(smoothing, columns)
 
         def values(start: int, stop: int) -> Bytes:
@@ -298,6 +360,7 @@ class _Reader:
                 expected=f"{stem}.weight_scale or .weight_scale_inv",
             )
         rows, columns = codes.shape
+        self.fp8.append(codes.name)
         factors = self._values(scales)
         if factors.ndim == 4 and factors.shape[1::2] == (1, 1):  # ModelOpt's blocks: [out/128, 1, in/128, 1]
             factors = factors.reshape(factors.shape[::2])

@@ -10,8 +10,9 @@ from pathlib import Path
 from loragraft.adapters.collect import collect_deltas
 from loragraft.adapters.combine import Combination, combine
 from loragraft.adapters.lora import Adapter
-from loragraft.adapters.receipt import AdapterReceipt, receipt_of, receipts_metadata
-from loragraft.errors import LoragraftError, OutputError, naming
+from loragraft.adapters.receipt import BASE, AdapterReceipt, receipt_of, receipts_metadata
+from loragraft.errors import AdapterError, LoragraftError, OutputError, naming
+from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import AdapterArguments, load_adapters, open_model
@@ -39,6 +40,7 @@ def merge(
     type: str | int | FileType | None = None,  # noqa: A002 (the word that everyone uses for it)
     options: QuantizeOptions | None = None,
     dequantize: bool = False,
+    base_as_trained: bool = False,
     combination: Combination | None = None,
     receipts: bool = True,
     intake: Intake = STRICT,
@@ -52,18 +54,19 @@ def merge(
     The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
     adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
     `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
-    cannot carry (AWQ's, for one) are merged as floats, not refused. `combination`: make one adapter of all of them
-    first, as PEFT's add_weighted_adapter does, instead of adding one to the other. `receipts`: say in the file what was
-    merged. `intake`: what is allowed of files that are not quite what they should be. `threads`: all CPUs, if None.
-    `workers`: so many processes, or the nodes of a cluster (`ray`, `ray://HOST:PORT`), each with `threads` threads; the
-    bytes do not depend on them.
+    cannot carry (AWQ's, for one) are merged as floats, not refused. `base_as_trained`: the same, and the file says so:
+    the base is what an adapter saw that was trained on quantized weights (QLoRA). `combination`: make one adapter of
+    all of them first, as PEFT's add_weighted_adapter does, instead of adding one to the other. `receipts`: say in the
+    file what was merged. `intake`: what is allowed of files that are not quite what they should be. `threads`: all
+    CPUs, if None. `workers`: so many processes, or the nodes of a cluster (`ray`, `ray://HOST:PORT`), each with
+    `threads` threads; the bytes do not depend on them.
 
     Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
     options = options or QuantizeOptions()
     progress = Noted(progress)
-    work = _Merging(base, adapters, type, options, dequantize, combination, receipts, intake)
+    work = _Merging(base, adapters, type, options, dequantize, base_as_trained, combination, receipts, intake)
     model, plan, loaded, used = work.planned(progress)
     if output is None:
         return replace(dry_run(plan), adapters=used, notes=progress.notes)
@@ -101,6 +104,7 @@ class _Merging:
     type: str | int | FileType | None
     options: QuantizeOptions
     dequantize: bool
+    base_as_trained: bool
     combination: Combination | None
     receipts: bool
     intake: Intake
@@ -110,7 +114,9 @@ class _Merging:
     ) -> tuple[ModelSource, WritePlan, list[tuple[Adapter, float]], tuple[AdapterReceipt, ...]]:
         model, kind = self.base, self.type
         if not isinstance(model, ModelSource):
-            model = open_model(model, dequantize=self.dequantize, intake=self.intake)
+            model = open_model(model, dequantize=self.dequantize or self.base_as_trained, intake=self.intake)
+        if self.base_as_trained:
+            model = _as_trained(model)
         if kind is None:
             kind = "NVFP4" if any(tensor.type == NVFP4 for tensor in model.tensors.values()) else "F16"
         kind = file_type(kind)
@@ -135,3 +141,15 @@ class _Merging:
     def files(self, output: Path) -> list[FilePlan]:
         model, plan, _, _ = self.planned(SILENT)
         return file_plans(model, plan, output, self.options)
+
+
+def _as_trained(model: ModelSource) -> ModelSource:
+    """`model`, which says what quantized it. Raises AdapterError if nothing did."""
+    if not model.dequantized:
+        raise AdapterError(
+            model.path,
+            "holds no quantized weights that become floats, as those that QLoRA trains on",
+            expected="the checkpoint that the adapter was trained on: bitsandbytes, GPTQ, AWQ, ...",
+            hint="name that one, or leave --base-as-trained out",
+        )
+    return replace(model, metadata={**model.metadata, BASE: Value.string(model.dequantized)})
