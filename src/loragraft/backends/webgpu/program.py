@@ -54,7 +54,7 @@ class WebGPUProgram(PagedProgram):
     def __init__(self, device: Device, graph: Graph, weights: Weights, options: Options) -> None:
         steps = plan(graph)
         held = DeviceWeights(device, weights)
-        check_steps(steps, graph)
+        check_steps(steps)
         held.check(matrices_of(steps.steps), memory_bytes(device))
         constants = Constants(held)
         made = Builder(device, graph, steps, held, constants, options).build()

@@ -24,6 +24,8 @@ Grid = tuple[int, int, int]
 ROWS = 8
 """Rows that a product takes at a time, where there are more than two."""
 _FOLD = 32768
+_MOST_GROUPS = 32
+"""Of experts; kernels/experts.wgsl has a bit for each."""
 _MOST_VALUES = 512
 """Elements of a head's value that kernels/attention.wgsl has room for."""
 
@@ -246,6 +248,8 @@ class Builder:
             "start": 0,
             "a": 0.0,
             "b": 0.0,
+            "c": 0.0,
+            "d": 0.0,
         }
         return self.dispatch(shader("pointwise"), self._threads(result, width), {**given, **values})
 
@@ -274,9 +278,25 @@ class Builder:
                     "SPLIT",
                     y,
                     inputs[0],
-                    part=self.shapes[y][-1],
-                    stride=self.shapes[inputs[0]][-1],
+                    part=at["stop"] - at["start"],
+                    stride=at.get("group") or self.shapes[inputs[0]][-1],
                     start=at["start"],
+                )
+            case Op.CONCAT:
+                yield self._pointwise(
+                    "CONCAT", y, *inputs, part=self.shapes[y][-1], start=self.shapes[inputs[0]][-1]
+                )
+            case Op.RESHAPE:
+                yield self._pointwise("AFFINE", y, inputs[0], a=1.0)
+            case Op.ALL_EXPERTS:
+                yield self._pointwise("COUNT", y, inputs[0])
+            case Op.POSITION_SCALE:
+                yield self._pointwise(
+                    "POSITION_SCALE", y, inputs[0], a=at["length"], b=at["offset"], c=at["slope"]
+                )
+            case Op.XIELU:
+                yield self._pointwise(
+                    "XIELU", y, inputs[0], a=at["alpha_p"], b=at["alpha_n"], c=at["beta"], d=at["eps"]
                 )
             case Op.GELU:
                 yield self._pointwise(
@@ -306,7 +326,8 @@ class Builder:
         if centred:
             size = self.shapes[x][-1]
         else:
-            size = self._graph.tensors[node.weights[0]].shape[0] if node.weights else node.attrs["group"]
+            size = self._graph.tensors[node.weights[0]].shape[-1] if node.weights else node.attrs["group"]
+        of_weight = self._graph.tensors[node.weights[0]].shape if node.weights else (1,)
         groups, rows = self.width(x) // size, self._rows(y)
         return self.dispatch(
             shader("norms"),
@@ -319,6 +340,7 @@ class Builder:
                 "wanted": self._wanted(y),
                 "centred": int(centred),
                 "weight": self._offset(node.weights[0] if node.weights else None),
+                "weights": of_weight[0] if len(of_weight) > 1 else 1,
                 "bias": self._offset(node.weights[1] if len(node.weights) > 1 else None),
                 "eps": node.attrs["eps"],
             },
@@ -402,10 +424,13 @@ class Builder:
     def _experts(self, node: Node, y: int) -> Dispatch:
         at, x = node.attrs, node.inputs[0]
         ops = (Op.TOP_K, Op.ROUTE, Op.EXPERTS_SUM)
-        if node.op is Op.TOP_K and (node.weights or at.get("gating") or (at.get("groups") or 1) > 1):
+        groups = at.get("groups") or 1
+        if groups > _MOST_GROUPS:
             raise UnsupportedError(
                 node.label,
-                "no kernel for experts chosen by corrected gates or in groups on WebGPU",
+                "has more groups of experts than WebGPU's kernel has room for",
+                found=groups,
+                expected=f"up to {_MOST_GROUPS}",
                 hint="use --device cpu",
             )
         summed = node.op is Op.EXPERTS_SUM
@@ -421,7 +446,11 @@ class Builder:
                 "used": self.shapes[x][0] if summed else self.shapes[y][-1],
                 "width": self.width(y),
                 "wanted": self._wanted(y),
-                "softmax": int(at.get("gating") == "softmax"),
+                "gating": (None, "softmax", "sigmoid").index(at.get("gating")),
+                "bias": self._offset(node.weights[0] if node.weights else None),
+                "groups": groups,
+                "groups_used": at.get("groups_used") or 1,
+                "group_best": at.get("group_best") or 1,
                 "normalize": int(bool(at.get("normalize"))),
                 "scale": float(at.get("scale", 1.0)),
             },
@@ -446,6 +475,10 @@ POINTWISE = (
     "AFFINE",
     "SPLIT",
     "LAST",
+    "CONCAT",
+    "COUNT",
+    "XIELU",
+    "POSITION_SCALE",
 )
 
 
@@ -462,23 +495,16 @@ _KNOWN = {
         Op.EXPERTS_SUM,
     ),
     *(Op.ADD, Op.MUL, Op.SPLIT, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP, Op.ARCH_SCALE, Op.SHIFT),
-    *(Op.SILU, Op.SIGMOID, Op.RELU, Op.SOFTPLUS),
+    *(Op.SILU, Op.SIGMOID, Op.RELU, Op.SOFTPLUS, Op.XIELU, Op.CONCAT, Op.RESHAPE, Op.ALL_EXPERTS),
+    Op.POSITION_SCALE,
 }
 
 
-def check_steps(plan: Plan, graph: Graph) -> None:
+def check_steps(plan: Plan) -> None:
     """Raises UnsupportedError for the first step that has no kernel."""
     for step in plan.steps:
-        if isinstance(step, NodeStep) and not _has_kernel(step.node, graph):
+        if isinstance(step, NodeStep) and step.node.op not in _KNOWN:
             raise _unsupported(step.node)
-
-
-def _has_kernel(node: Node, graph: Graph) -> bool:
-    if node.op is Op.SPLIT:
-        return not node.attrs.get("group")
-    if node.op is Op.RMS_NORM:
-        return all(len(graph.tensors[name].shape) == 1 for name in node.weights)
-    return node.op in _KNOWN
 
 
 def _unsupported(node: Node) -> UnsupportedError:

@@ -7,6 +7,7 @@ struct Params {
   wanted: u32,
   centred: u32,    // layer norm
   weight: u32,     // in `constants`, or NONE
+  weights: u32,    // groups have so many of them, in turn
   bias: u32,
   eps: f32,
 }
@@ -58,7 +59,7 @@ fn main(
   for (var i = lane; i < p.size; i += 64u) {
     var value = (arena[x + i] - mean) / root;
     if (p.weight != NONE) {
-      value *= constants[p.weight + i];
+      value *= constants[p.weight + index % p.weights * p.size + i];
     }
     if (p.bias != NONE) {
       value += constants[p.bias + i];

@@ -6,11 +6,13 @@ struct Params {
   y: u32,
   width: u32,    // of a row of y
   wanted: u32,
-  part: u32,     // of `broadcast` and `split`: elements of y that belong together
+  part: u32,     // of `broadcast`, `split` and `concat`: elements of y that belong together
   stride: u32,   // of `split`: from one part of x to the next
-  start: u32,
+  start: u32,    // of `split`: the first of a part of x; of `concat`: elements of a part that x has
   a: f32,
   b: f32,
+  c: f32,
+  d: f32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 
@@ -29,6 +31,10 @@ const CLAMP = 11u;
 const AFFINE = 12u;
 const SPLIT = 13u;
 const LAST = 14u;
+const CONCAT = 15u;
+const COUNT = 16u;
+const XIELU = 17u;
+const POSITION_SCALE = 18u;
 
 fn sigmoid(x: f32) -> f32 {
   let small = exp(-abs(x));
@@ -50,6 +56,19 @@ fn erf_of(x: f32) -> f32 {
   return select(value, -value, x < 0.0);
 }
 
+fn expm1_of(x: f32) -> f32 {
+  return select(exp(x) - 1.0, x * (1.0 + x * (0.5 + x * 0.16666667)), abs(x) < 0.01);
+}
+
+// 1 + slope * log(1 + whole lengths before the position); the division may be off by a bit, products of such are not.
+fn position_factor(row: u32) -> f32 {
+  let position = f32(row_fact(POSITION, source_row(row, p.wanted))) + p.b;
+  var steps = floor(position / p.a);
+  steps += select(0.0, 1.0, (steps + 1.0) * p.a <= position);
+  steps -= select(0.0, 1.0, steps * p.a > position);
+  return 1.0 + p.c * log(1.0 + steps);
+}
+
 fn unary(x: f32) -> f32 {
   switch p.op {
     case SILU: { return x * sigmoid(x); }
@@ -61,6 +80,9 @@ fn unary(x: f32) -> f32 {
     case SOFTPLUS: { return select(x, 0.0, x < 0.0) + log(1.0 + exp(-abs(x))); }
     case CLAMP: { return select(select(x, p.b, x > p.b), p.a, x < p.a); }
     case AFFINE: { return x * p.a + p.b; }
+    case XIELU: {  // alpha_p, alpha_n, beta, eps
+      return select((expm1_of(min(x, p.d)) - x) * p.b, p.a * x * x, x > 0.0) + p.c * x;
+    }
     default: { return x; }
   }
 }
@@ -87,6 +109,16 @@ fn main(
       value = gate * sigmoid(gate) * arena[other + index];
     }
     case SPLIT: { value = arena[x + index / p.part * p.stride + p.start + index % p.part]; }
+    case CONCAT: {
+      let at = index % p.part;
+      if (at < p.start) {
+        value = arena[x + index / p.part * p.start + at];
+      } else {
+        value = arena[other + index / p.part * (p.part - p.start) + at - p.start];
+      }
+    }
+    case COUNT: { value = f32(index % p.width); }
+    case POSITION_SCALE: { value = arena[x + index] * position_factor(index / p.width); }
     case LAST: { value = arena[x + source_row(index / p.width, 1u) * p.width + index % p.width]; }
     default: { value = unary(arena[x + index]); }
   }
