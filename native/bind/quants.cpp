@@ -72,7 +72,7 @@ template <class Array> auto data_of(const std::optional<Array>& array) { return 
 void feedback(FloatRows w, std::optional<FloatRows> units, std::optional<FloatRows> offset_units, Out<int32_t> scales,
               std::optional<Out<int32_t>> offsets, Out<int8_t> rounded, Floats levels, bool uniform,
               std::optional<Floats> scale_table, std::pair<int, int> scale_range, std::optional<Floats> offset_table,
-              std::pair<int, int> offset_range, In<float, 3> factor, Floats pivots, In<float, 3> h, In<float, 3> block_factor,
+              std::pair<int, int> offset_range, In<float, 2> factor, Floats pivots, In<float, 3> h, In<float, 3> block_factor,
               Floats block_pivots, In<float, 3> block_inverse, bool forward, int step, const std::vector<int32_t>& sweeps,
               float damping, nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> losses, int64_t first, int64_t last, const std::string& isa) {
     const size_t rows = w.shape(0), cols = w.shape(1), subs = scales.shape(1), n = subs ? cols / subs : 0;
@@ -82,7 +82,7 @@ void feedback(FloatRows w, std::optional<FloatRows> units, std::optional<FloatRo
     };
     const bool fits = (n == 16 || n == 32) && subs * n == cols && is(scales, rows, subs) && is(rounded, rows, cols)
         && (!units || is(*units, rows, subs)) && (!offset_units || is(*offset_units, rows, subs))
-        && (!offsets || is(*offsets, rows, subs)) && levels.shape(0) >= 2 && is(factor, subs, cols, n) && is(pivots, cols)
+        && (!offsets || is(*offsets, rows, subs)) && levels.shape(0) >= 2 && is(factor, cols * (subs + 1) / 2, n) && is(pivots, cols)
         && is(h, subs, cols, n) && is(block_factor, subs, n, n) && is(block_pivots, cols) && is(block_inverse, subs, n, n) && is(losses, rows)
         && (!scale_table || (scale_range.first >= 0 && size_t(scale_range.second) < scale_table->shape(0)))
         && (!offset_table || (offset_range.first >= 0 && size_t(offset_range.second) < offset_table->shape(0)))

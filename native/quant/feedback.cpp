@@ -175,8 +175,9 @@ class Tile {
         for (int64_t b = 0; b < subs_; ++b) {
             vf a[N * V];
             std::copy(w_.get() + b * N * V, w_.get() + (b + 1) * N * V, a);
-            add_all_products<N>(a, error_.get(), job_.factor + b * job_.cols * N, b * N);
-            const float* factor = job_.factor + (b * job_.cols + b * N) * N;
+            const float* panel = job_.factor + b * (b + 1) / 2 * N * N;
+            add_all_products<N>(a, error_.get(), panel, b * N);
+            const float* factor = panel + b * N * N;
             for (int v = 0; v < V; ++v) {
                 vf target[N], w[N];
                 for (int j = 0; j < N; ++j) {

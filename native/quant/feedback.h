@@ -27,10 +27,11 @@ struct FeedbackJob {
     int32_t* offsets = nullptr;          // the same
     int8_t* rounded = nullptr;           // [rows, cols] levels, in and out
 
-    // H = (I + F) diag(pivots) (I + F)^T with F strictly upper triangular, as panels [cols / n, cols, n] of columns.
+    // H = (I + F) diag(pivots) (I + F)^T with F strictly upper triangular: of each panel of n columns, one after another,
+    // the rows down to the sub-block's own, [cols * (cols / n + 1) / 2, n] in all.
     const float* factor = nullptr;
     const float* pivots = nullptr;       // [cols]
-    // H itself, in panels, and of each of its diagonal blocks the factor, pivots and inverse: [cols / n, n, n], [cols].
+    // H itself, in panels [cols / n, cols, n], and of each of its diagonal blocks the factor, pivots and inverse: [cols / n, n, n], [cols].
     const float* h = nullptr;
     const float* block_factor = nullptr;
     const float* block_pivots = nullptr;

@@ -49,9 +49,10 @@ class Moments:
     """The second moments of a layer's inputs, divided by the mean of their diagonal and damped, in the order in which
     the columns are rounded; all float32.
 
-    `order`: int64 [cols], the columns; sub-blocks of `sub` stay together. Square matrices are kept as panels
-    [cols / sub, cols, sub] of the columns of a sub-block. `h`: H; `factor`, `pivots`: of H; `block_factor`,
-    `block_pivots`, `block_inverse`: of the sub-blocks' own diagonal blocks of H.
+    `order`: int64 [cols], the columns; sub-blocks of `sub` stay together. Square matrices are kept as panels, the
+    columns of a sub-block. `h`: H, [cols / sub, cols, sub]; `factor`, `pivots`: of H, panel after panel, the rows down
+    to its own sub-block's, [cols (cols / sub + 1) / 2, sub] in all; `block_factor`, `block_pivots`, `block_inverse`: of
+    the sub-blocks' own diagonal blocks of H.
     """
 
     sub: int
@@ -65,6 +66,10 @@ class Moments:
     block_pivots: Floats
     block_inverse: Floats
 
+    def panel(self, b: int) -> Floats:
+        """The rows of `factor` of sub-block `b`: [(b + 1) sub, sub]."""
+        return self.factor[self.sub * b * (b + 1) // 2 :][: (b + 1) * self.sub]
+
 
 def prepare(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Moments:
     """Second moments h [cols, cols], symmetric, for a grid with sub-blocks of `sub` columns.
@@ -73,6 +78,52 @@ def prepare(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Moments:
     what weighs most is rounded while most is left to make up for it. Raises QuantizeError for moments that are not
     finite, or zero.
     """
+    return arranged(h, sub, damping).factored()
+
+
+@dataclass(frozen=True)
+class ArrangedMoments:
+    """Second moments in the order of `Moments`, which `factored` makes of them: h is not needed any more."""
+
+    sub: int
+    damping: float
+    mean: float
+    order: Order
+    h: Floats
+
+    def factored(self) -> Moments:
+        """As `prepare`."""
+        cols, sub = len(self.order), self.sub
+        subs = range(cols // sub)
+        own = np.stack([self.h[b, b * sub : (b + 1) * sub] for b in subs]).astype(np.float64)
+        block_factor, block_pivots = _factor(own)
+        whole = np.empty((cols, cols), np.float32)
+        for b in subs:
+            whole[:, b * sub : (b + 1) * sub] = self.h[b]
+        roots = _factor_in_place(whole)
+        factor = np.empty((cols * (len(subs) + 1) // 2, sub), np.float32)
+        start = 0
+        for b in subs:
+            stop, columns = (b + 1) * sub, slice(b * sub, (b + 1) * sub)
+            np.divide(whole[:stop, columns], roots[columns], out=factor[start : start + stop])
+            start += stop
+            factor[start - sub : start][np.diag_indices(sub)] = 0
+        return Moments(
+            sub,
+            self.damping,
+            self.mean,
+            self.order,
+            factor,
+            roots * roots,
+            self.h,
+            np.ascontiguousarray(block_factor, np.float32),
+            block_pivots.reshape(-1).astype(np.float32),
+            np.ascontiguousarray(np.linalg.inv(own), np.float32),
+        )
+
+
+def arranged(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> ArrangedMoments:
+    """The first half of `prepare`."""
     cols = len(h)
     diagonal = np.diagonal(h).astype(np.float64)
     mean = float(diagonal.mean())
@@ -82,27 +133,12 @@ def prepare(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Moments:
     blocks = np.argsort(-by_block.sum(axis=1), kind="stable")
     within = np.argsort(-by_block, axis=1, kind="stable")
     order = (blocks[:, None] * sub + within[blocks]).reshape(-1)
-    damped = h.take(order, 0).take(order, 1).astype(np.float32, copy=False)
-    damped /= F(mean)
-    damped[np.arange(cols), np.arange(cols)] += F(damping)
-    panels = _panels(damped, sub)
-    own = np.stack([damped[k : k + sub, k : k + sub] for k in range(0, cols, sub)]).astype(np.float64)
-    block_factor, block_pivots = _factor(own)
-    roots = _factor_in_place(damped)
-    damped /= roots
-    damped[np.arange(cols), np.arange(cols)] = 0
-    return Moments(
-        sub,
-        damping,
-        mean,
-        order,
-        _panels(damped, sub),
-        roots * roots,
-        panels,
-        np.ascontiguousarray(block_factor, np.float32),
-        block_pivots.reshape(-1).astype(np.float32),
-        np.ascontiguousarray(np.linalg.inv(own), np.float32),
-    )
+    panels = np.empty((cols // sub, cols, sub), np.float32)
+    for b, panel in enumerate(panels):
+        columns = order[b * sub : (b + 1) * sub]
+        panel[:] = h[columns].T[order] / F(mean)  # rows, which lie together, for columns: h is symmetric
+        panel[np.arange(b * sub, (b + 1) * sub), np.arange(sub)] += F(damping)
+    return ArrangedMoments(sub, damping, mean, order, panels)
 
 
 def _factor_in_place(a: Floats, block: int = 128) -> Floats:
@@ -140,11 +176,6 @@ def _factor(h: Doubles) -> tuple[Doubles, Doubles]:
     index = np.arange(h.shape[-1])
     factor[..., index, index] = 0
     return factor, roots * roots
-
-
-def _panels(matrix: Floats, sub: int) -> Floats:
-    cols = len(matrix)
-    return np.array(matrix.reshape(cols, -1, sub).transpose(1, 0, 2), np.float32, order="C")
 
 
 #: Rows that are rounded without regard to one another.
@@ -327,7 +358,7 @@ class _Loops:
 
     def forward(self, step: int) -> None:
         for b in range(self.subs):
-            at, panel = self.span(b), self.moments.factor[b]
+            at, panel = self.span(b), self.moments.panel(b)
             target = _add_products(self.w[at].copy(), self.error, panel[: at.start])
             nothing = np.zeros_like(target)
             best = _Best(nothing, nothing, *self.numbers(b), np.full_like(target[0], np.inf))

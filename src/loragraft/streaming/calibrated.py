@@ -175,27 +175,32 @@ class _Rounding:
             walk = Walk(part, weights, windows, hidden, self.threads)
             usual = self._taken_over(part, weights)
             if usual is None:
-                usual = self._round_slice(part, weights, walk)
+                usual = self._round_slice(part, weights, walk, last=last)
             if not last:
                 hidden = walk.output()
             del walk
             if self.held_out is not None:
                 self.held_out.leave(part, weights, last=last)
                 for name, rows in usual.items():
-                    weights[name] = self._meaning(self.steps[name], rows).reshape(weights[name].shape)
+                    step = self.steps[name]
+                    weights[name] = self._meaning(step, rows).reshape(step.source.shape)
                 self.held_out.leave_nearest(part, weights, last=last)
             self.progress.advance(1)
         if self.held_out is not None:
             self.report.held_out = self.held_out.losses()
         return self.report
 
-    def _round_slice(self, part: Graph, weights: dict[str, Floats], walk: Walk) -> dict[str, Bytes]:
-        """Round the weights of a slice, product by product, in `weights` too. Returns what rounding to nearest makes of
-        them."""
+    def _round_slice(
+        self, part: Graph, weights: dict[str, Floats], walk: Walk, *, last: bool
+    ) -> dict[str, Bytes]:
+        """Round the weights of a slice, product by product, in `weights` too, where they stay until they have been
+        gone through. Returns what rounding to nearest makes of them."""
         counting = {} if self.gradients is None else self.gradients.counting(part, self.calibration.plain)
         usual: dict[str, Bytes] = {}
         while (product := walk.product()) is not None:
             held = {} if self.held_out is None else self.held_out.inputs(part, weights)
+            for name in () if last else usual.keys() & weights.keys() & walk.passed():
+                del weights[name]
             if not any(map(self._is_rounded, product.names)):
                 continue
             shape = weights[product.names[0]].shape
@@ -242,7 +247,7 @@ class _Rounding:
         """Round the weights that share an input, write them, and put what they have become into `weights`. `held`:
         inputs to judge matrices on. Returns what rounding to nearest makes of them."""
         jobs = [
-            (name, m) for name in moments.names if self._is_rounded(name) for m in range(len(moments.sums))
+            (name, m) for name in moments.names if self._is_rounded(name) for m in range(len(moments.counts))
         ]
         prepared = self._prepared(jobs, moments)
         # The rows of a large matrix without output moments are shared out over the threads, other matrices are.
@@ -257,7 +262,7 @@ class _Rounding:
         rows: dict[str, list[_RoundedMatrix]] = {}
         for (name, m), result in zip(jobs, results, strict=True):
             rows.setdefault(name, []).append(result)
-            label = name if len(moments.sums) == 1 else f"{name}[{m}]"
+            label = name if len(moments.counts) == 1 else f"{name}[{m}]"
             if result.reason is not None:
                 self.report.nearest[label] = result.reason
             elif result.cost is not None:
@@ -272,20 +277,27 @@ class _Rounding:
     def _prepared(
         self, jobs: Sequence[Job], moments: InputMoments
     ) -> dict[tuple[int, int], feedback.Moments]:
-        """The moments of the inputs of `jobs`, made ready for their types' grids."""
+        """The moments of the inputs of `jobs`, made ready for their types' grids; their sums are given up for them."""
         wanted = {
             (GRIDS[self.steps[name].type.name].sub, m): name
             for name, m in jobs
             if self._reason(self.steps[name], moments, m) is None
         }
 
-        def made(key: tuple[int, int]) -> feedback.Moments:
+        def arranged(key: tuple[int, int]) -> feedback.ArrangedMoments:
             with naming(wanted[key]):
                 h, tokens = moments.sums[key[1]], int(moments.counts[key[1]])
                 damping = self.calibration.damping * max(1.0, ENOUGH * len(h) / tokens)
-                return feedback.prepare(h, key[0], damping)
+                return feedback.arranged(h, key[0], damping)
 
-        return dict(zip(wanted, in_threads(made, wanted, self.threads), strict=True))
+        def factored(found: tuple[str, feedback.ArrangedMoments]) -> feedback.Moments:
+            with naming(found[0]):
+                return found[1].factored()
+
+        all_arranged = in_threads(arranged, wanted, self.threads)
+        moments.forget_sums()
+        ready = in_threads(factored, zip(wanted.values(), all_arranged, strict=True), self.threads)
+        return dict(zip(wanted, ready, strict=True))
 
     def _is_rounded(self, name: str) -> bool:
         step = self.steps.get(name)
@@ -315,7 +327,7 @@ class _Rounding:
         threads: int,
     ) -> _RoundedMatrix:
         """The rows of one matrix."""
-        importance, scale = moments.mean_squares(matrix), _scale(step, matrix)
+        importance, scale = moments.mean_squares[matrix], _scale(step, matrix)
         usual = _nearest(w, step, importance, scale)
         reason = self._reason(step, moments, matrix)
         if reason is not None:
@@ -347,7 +359,7 @@ class _Rounding:
         """Why a matrix is rounded to nearest, if it is."""
         if not rounding.supports(step.type):
             return f"{step.type} has no grid"
-        if moments.counts[matrix] < FEWEST * len(moments.sums[matrix]):
+        if moments.counts[matrix] < FEWEST * moments.mean_squares.shape[1]:
             return "too few tokens of the text reach them"
         return None
 

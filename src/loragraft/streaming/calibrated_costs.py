@@ -109,7 +109,7 @@ def _of_input(
     def cost(job: tuple[str, QuantType, int]) -> float:
         name, kind, matrix = job
         stack = weights[name].reshape(-1, *weights[name].shape[-2:])
-        w, importance = stack[matrix], moments.mean_squares(matrix)
+        w, importance = stack[matrix], moments.mean_squares[matrix]
         if not rounding.supports(kind):
             error = w - native.dequantize(native.quantize(w, kind, importance), kind)
             return float(np.vdot(error @ moments.sums[matrix], error))

@@ -20,16 +20,16 @@ BLOCK = 192
 @dataclass
 class InputMoments:
     """Of what the weights `names` were multiplied by: `sums` of x x^T, float32 [matrices, in, in] (one matrix, or one
-    for each expert), and how many x there were, int64 [matrices]."""
+    for each expert), `mean_squares` float32 [matrices, in], and how many x there were, int64 [matrices]."""
 
     names: tuple[str, ...]
     sums: Floats
+    mean_squares: Floats
     counts: npt.NDArray[np.int64]
 
-    def mean_squares(self, matrix: int) -> Floats:
-        """float32 [in]."""
-        squares = np.diagonal(self.sums[matrix]) / max(int(self.counts[matrix]), 1)
-        return np.ascontiguousarray(squares, np.float32)
+    def forget_sums(self) -> None:
+        """They are the largest thing in memory."""
+        self.sums = np.empty((len(self.counts), 0, 0), np.float32)
 
 
 Rows = list[tuple[Floats, Floats | None]]
@@ -45,18 +45,18 @@ def input_moments(
     known = [counting[name] for name in product.names if name in counting]
     counts = np.asarray(sum(known) / np.float32(len(known)), np.float32) if known else None
     columns = product.inputs[0].shape[-1]
-    moments = InputMoments(
-        product.names, np.zeros((experts, columns, columns), np.float32), np.zeros(experts, np.int64)
-    )
-    for expert in range(experts):
+    sums = np.zeros((experts, columns, columns), np.float32)
+    squares, seen = np.zeros((experts, columns), np.float32), np.zeros(experts, np.int64)
+    for expert, total in enumerate(sums):
         rows = _rows(product, counts, None if product.ids is None else expert)
-        moments.counts[expert] = sum(len(x) for x, _ in rows)
-        _sum(moments.sums[expert], rows, threads)
-        if not np.isfinite(np.diagonal(moments.sums[expert])).all():
-            raise LoragraftError(
-                product.names[0], "activations that are not finite reach it", hint="is the model intact?"
-            )
-    return moments
+        seen[expert] = sum(len(x) for x, _ in rows)
+        _sum(total, rows, threads)
+        squares[expert] = np.diagonal(total) / max(int(seen[expert]), 1)
+    if not np.isfinite(squares).all():
+        raise LoragraftError(
+            product.names[0], "activations that are not finite reach it", hint="is the model intact?"
+        )
+    return InputMoments(product.names, sums, squares, seen)
 
 
 def _rows(product: Product, counts: Floats | None, expert: int | None) -> Rows:

@@ -50,6 +50,7 @@ class Walk:
         self._at = 0
         self._products = _products(part)
         self._last_use = {source: index for index, node in enumerate(part.nodes) for source in node.inputs}
+        self._last_node = {name: index for index, node in enumerate(part.nodes) for name in node.weights}
         length = windows.shape[1]
         at_once = max(1, BATCH // length)
         self._batches = []
@@ -69,6 +70,10 @@ class Walk:
         inputs = [batch.values[x] for batch in self._batches]
         chosen = None if ids is None else [batch.values[ids] for batch in self._batches]
         return Product(names, inputs, chosen)
+
+    def passed(self) -> set[str]:
+        """The weights that nothing to come wants."""
+        return {name for name, index in self._last_node.items() if index < self._at}
 
     def output(self) -> Floats:
         """Go on to the end: float32 [n * length, width]."""
