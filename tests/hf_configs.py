@@ -25,6 +25,8 @@ SETS = ("hf-configs", "hf-recurrent")
 """The files, by what their names begin with: models that only attend, and those with recurrent layers."""
 CONVERTED = {"hf-configs": "hf-convert", "hf-recurrent": "hf-recurrent-convert"}
 """And what llama.cpp's converter makes of them."""
+ADAPTED = {"hf-configs": "hf-peft", "hf-recurrent": "hf-recurrent-peft"}
+"""And what PEFT makes of an adapter on every linear of one of each type."""
 Shapes = dict[str, list[int]]
 Edit = Callable[[dict[str, Any]], None]
 

@@ -6,12 +6,40 @@ from typing import Any
 
 from hf_configs import Edit
 
+BASE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
 LFM2 = {
     "layer_types": ["conv", "full_attention", "conv"],
     "num_hidden_layers": 3,
     "block_auto_adjust_ff_dim": False,
     "pad_token_id": None,
 }
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
+TYPES = ["full_attention", "linear_attention", "linear_attention"]
 
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "lfm2": ("Lfm2", LFM2, None),
@@ -28,4 +56,70 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         None,
     ),
     "lfm2-bias": ("Lfm2", {**LFM2, "conv_bias": True}, None),
+    "qwen3_next": ("Qwen3Next", {**DELTA, **EXPERTS}, None),
+    "qwen3_next-types": (
+        "Qwen3Next",
+        {
+            **DELTA,
+            **EXPERTS,
+            "num_hidden_layers": 3,
+            "layer_types": TYPES,
+            "linear_conv_kernel_dim": 3,
+            "linear_value_head_dim": 12,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 500000.0,
+                "partial_rotary_factor": 0.5,
+            },
+            "tie_word_embeddings": True,
+        },
+        None,
+    ),
+    "qwen3_next-dense": (
+        "Qwen3Next",
+        {**DELTA, **EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1], "decoder_sparse_step": 2},
+        None,
+    ),
+    "qwen3_5": ("Qwen3_5Text", {**DELTA, "rope_parameters": SECTIONS}, None),
+    "qwen3_5-types": (
+        "Qwen3_5Text",
+        {
+            **DELTA,
+            "num_hidden_layers": 3,
+            "layer_types": TYPES,
+            "linear_num_value_heads": 2,
+            "linear_value_head_dim": 12,
+            "linear_conv_kernel_dim": 3,
+            "attention_bias": True,
+            "rope_parameters": {**SECTIONS, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+        None,
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeText",
+        {**DELTA, **EXPERTS, "linear_num_value_heads": 6, "rope_parameters": SECTIONS},
+        None,
+    ),
+    "qwen3_5-vl": (
+        "Qwen3_5",
+        {
+            "text_config": {**BASE, **DELTA, "rope_parameters": SECTIONS},
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "num_heads": 2,
+                "intermediate_size": 16,
+                "out_hidden_size": 32,
+                "patch_size": 4,
+                "num_position_embeddings": 16,
+            },
+            "image_token_id": 0,
+            "video_token_id": 0,
+            "vision_start_token_id": 1,
+            "vision_end_token_id": 1,
+        },
+        None,
+    ),
 }

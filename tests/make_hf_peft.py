@@ -1,4 +1,6 @@
-"""Makes golden/hf-peft.json and .npz; needs torch, transformers and peft: `python tests/make_hf_peft.py [CASE ...]`.
+"""Makes golden/hf-peft.json and .npz, and the like; needs torch, transformers and peft:
+
+    python tests/make_hf_peft.py [CASE ...]
 
 With names of cases, or how they begin, these are made anew, and what there is of the others stays.
 """
@@ -17,7 +19,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from hf_configs import PEFT_STEP, weights
+from hf_configs import ADAPTED, PEFT_STEP, weights
 
 KEPT = (
     "peft_type",
@@ -60,22 +62,27 @@ def run(record: dict[str, Any], ids: torch.Tensor) -> tuple[dict[str, Any], Any]
 def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    records = json.loads((GOLDEN / "hf-configs.json").read_text())
-    ids = np.load(GOLDEN / "hf-configs.npz")["ids"]
-    first: dict[str, str] = {}
-    for case, record in records.items():
-        if "text_config" not in record["config"]:
-            first.setdefault(record["config"]["model_type"], case)
-    chosen, found, logits = tuple(sys.argv[1:]), {}, {}
-    if chosen:
-        found = json.loads((GOLDEN / "hf-peft.json").read_text())
-        logits = dict(np.load(GOLDEN / "hf-peft.npz"))
-    for case in first.values():
-        if not chosen or case.startswith(chosen):
-            found[case], logits[case] = run(records[case], torch.tensor(ids[None]))
-    text = json.dumps({case: found[case] for case in first.values()}, separators=(",", ":"))
-    (GOLDEN / "hf-peft.json").write_text(text.replace('},"', '},\n"') + "\n")
-    np.savez_compressed(GOLDEN / "hf-peft.npz", **{case: logits[case] for case in first.values()})
+    chosen = tuple(sys.argv[1:])
+    for name, output in ADAPTED.items():
+        records = json.loads((GOLDEN / f"{name}.json").read_text())
+        ids = torch.tensor(np.load(GOLDEN / f"{name}.npz")["ids"][None])
+        first: dict[str, str] = {}
+        for case, record in records.items():
+            if "text_config" not in record["config"]:
+                first.setdefault(record["config"]["model_type"], case)
+        wanted = [case for case in first.values() if not chosen or case.startswith(chosen)]
+        if not wanted:
+            continue
+        found, logits = {}, {}
+        if chosen and (GOLDEN / f"{output}.json").exists():
+            found = json.loads((GOLDEN / f"{output}.json").read_text())
+            logits = dict(np.load(GOLDEN / f"{output}.npz"))
+        for case in wanted:
+            found[case], logits[case] = run(records[case], ids)
+        made = [case for case in first.values() if case in found]
+        text = json.dumps({case: found[case] for case in made}, separators=(",", ":"))
+        (GOLDEN / f"{output}.json").write_text(text.replace('},"', '},\n"') + "\n")
+        np.savez_compressed(GOLDEN / f"{output}.npz", **{case: logits[case] for case in made})
 
 
 if __name__ == "__main__":

@@ -49,11 +49,14 @@ def test_the_file_is_that_of_the_reference_converter(tmp_path: Path, case: str) 
     write_tokenizer(folder)
     lg.convert(folder, tmp_path / "m.gguf", type="F32", intake=Intake(text_only=True))
     model = open_gguf(tmp_path / "m.gguf")
-    tensors = [
-        [name, list(tensor.shape), hashlib.sha256(bytes(tensor.rows(0, tensor.n_rows))).hexdigest()[:16]]
-        for name, tensor in model.tensors.items()
-    ]
-    assert tensors == [[name, without_ones(shape), digest] for name, shape, digest in GOLDEN[case]["tensors"]]
+    tensors = [[name, list(tensor.shape)] for name, tensor in model.tensors.items()]
+    assert tensors == [[name, without_ones(shape)] for name, shape, _ in GOLDEN[case]["tensors"]]
+    for name, _, found in GOLDEN[case]["tensors"]:
+        rows = model.tensors[name].rows(0, model.tensors[name].n_rows)
+        if isinstance(found, str):
+            assert hashlib.sha256(bytes(rows)).hexdigest()[:16] == found, name
+        else:  # decays, by torch's exponential
+            np.testing.assert_array_max_ulp(rows.view("<f4").reshape(-1), np.float32(found), 1)
     prefix = f"{model.metadata['general.architecture'].data}."
     keys = {
         key.removeprefix(prefix): value.data

@@ -13,11 +13,21 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from archs.test_hf_configs import write
-from hf_configs import PEFT_STEP, weights
+from hf_configs import ADAPTED, PEFT_STEP, weights
+from hf_configs import logits as golden_logits
 from paths import data
 from tolerances import NATIVE_F32, nmse
 
-GOLDEN: dict[str, dict[str, Any]] = json.loads(data("golden/hf-peft.json").read_text())
+GOLDEN: dict[str, dict[str, Any]] = {
+    case: record
+    for name in ADAPTED.values()
+    for case, record in json.loads(data(f"golden/{name}.json").read_text()).items()
+}
+
+
+def expected_logits(case: str) -> np.ndarray:
+    files = [np.load(data(f"golden/{name}.npz")) for name in ADAPTED.values()]
+    return next(np.asarray(file[case]) for file in files if case in file)
 
 
 def write_adapter(folder: Path, case: str) -> Path:
@@ -30,7 +40,7 @@ def write_adapter(folder: Path, case: str) -> Path:
 @pytest.mark.parametrize("case", GOLDEN)
 def test_an_adapter_on_every_linear(tmp_path: Path, case: str) -> None:
     base, adapter = write(tmp_path / "m", case), write_adapter(tmp_path / "a", case)
-    ids, expected = np.load(data("golden/hf-configs.npz"))["ids"], np.load(data("golden/hf-peft.npz"))[case]
+    ids, expected = golden_logits()["ids"], expected_logits(case)
     plain = lg.load(base, threads=1, activations="f32", context=len(ids)).logits(ids)[::PEFT_STEP]
     assert nmse(plain, expected) > 1e-3
     lg.merge(base, adapter, output=tmp_path / "merged.gguf", type="F32")

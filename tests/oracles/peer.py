@@ -107,7 +107,7 @@ def decompress(folder: str, out: str) -> None:
         elif part == "weight" and tensor.dtype == torch.float8_e4m3fn:
             scale, args = tensors[f"{stem}.weight_scale"].float(), scheme_of(stem, quantization).weights
             weights[name] = dequantize(tensor.float(), scale, args=args, dtype=torch.float32)
-        elif part in ("weight", "bias"):
+        elif part in ("weight", "bias", "A_log", "D", "dt_bias"):
             weights[name] = tensor.float()
     target.mkdir()
     save_file(weights, target / "model.safetensors", {"format": "pt"})

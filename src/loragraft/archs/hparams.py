@@ -58,6 +58,19 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class Recurrence:
+    """Heads of linear attention whose states are [key_dim, value_dim] (`Op.GATED_DELTA`, `Op.STATE_SPACE`)."""
+
+    heads: int
+    key_heads: int
+    """Groups of heads that share queries and keys (B and C)."""
+    key_dim: int
+    value_dim: int
+    taps: int
+    """Of the convolution before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One layer. Sizes in elements."""
 
@@ -108,6 +121,7 @@ class Hparams:
     routing: Routing | None = None
     """None: as the record has it."""
     latent: Latent | None = None
+    recurrence: Recurrence | None = None
     predictors: int = 0
     """The last so many layers predict tokens further on (multi-token prediction): they are kept, and not run."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 
-_SECTIONS = "rope.dimension_sections"
+SECTIONS = "rope.dimension_sections"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SectionedRope(RopeParameters):
         sections = Value.numbers(ValueType.INT32, [*given, 0, 0, 0][:4])
         keys = super().to_gguf(config)
         base = {key: value for key, value in keys.items() if key == "rope.freq_base"}
-        return {**{key: keys[key] for key in keys.keys() - base.keys()}, _SECTIONS: sections, **base}
+        return {**{key: keys[key] for key in keys.keys() - base.keys()}, SECTIONS: sections, **base}
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         raise UnsupportedError(
-            _SECTIONS,
+            SECTIONS,
             "the language model of a multimodal one cannot be exported alone",
             hint="merge into a GGUF, or export from the Hugging Face folder",
         )
@@ -53,7 +53,7 @@ def _deepstack(config: Config) -> Metadata:
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
-    keys.cover(_SECTIONS, "n_deepstack_layers")
+    keys.cover(SECTIONS, "n_deepstack_layers")
     return read_decoder(keys)
 
 

@@ -22,7 +22,7 @@ _SPECIAL = {
     "pad_token_id": "padding_token_id",
 }
 #: Ends of the names of what has a bias and is no linear layer.
-_NO_LINEAR = ("_norm", "_norm_2", "exp_probs_b")
+_NO_LINEAR = ("_norm", "_norm_2", "exp_probs_b", "ssm_dt", "ssm_conv1d")
 
 
 def config_of(

@@ -54,7 +54,10 @@ class Place:
 
     def column_order(self, columns: int) -> Order | None:
         """The same of the columns of a weight."""
-        return None if self.tensor.columns is None else self.tensor.columns.order(self.h, self.layer, columns)
+        if self.tensor.columns is None:
+            return None
+        order = self.tensor.columns.order(self.h, self.layer, columns)
+        return None if np.array_equal(order, np.arange(columns)) else order
 
     @property
     def heads(self) -> int:

@@ -6,7 +6,8 @@ It needs torch, and llama.cpp at 0c1e57098. With names of cases, or how they beg
 is of the others stays.
 
 By case: `keys`, the architecture's own, in order; `tensors`, in order: name, shape (NumPy's order), the first 16 digits
-of its bytes' sha256. Vocabularies are left out: these have letters for tokens.
+of its bytes' sha256; of decays the values themselves, as torch's exponential is not the same everywhere. Vocabularies
+are left out: these have letters for tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hf_configs import CONVERTED, kind, weights, write_tokenizer
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
 SKIPPED = (
     *("llama", "mistral", "mixtral", "qwen2-", "qwen2moe", "qwen3-", "qwen3moe", "starcoder"),
-    *("glm-wide", "lfm2-bias", "nemotron-llama3"),
+    *("glm-wide", "lfm2-bias", "nemotron-llama3", "qwen3_next-dense"),
 )
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
 AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")
@@ -84,6 +85,8 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
         write_tokenizer(folder)
         program = Path(conversion.__file__).parent.parent / "convert_hf_to_gguf.py"
         sys.argv = [str(program), str(folder), "--outfile", str(folder / "m.gguf"), "--outtype", "f32"]
+        if kind(record["config"]).startswith(("qwen3_next", "qwen3_5")):
+            sys.argv.append("--no-mtp")  # layers that predict further tokens, which these have not
         runpy.run_path(str(program), run_name="__main__")
         reader = gguf.GGUFReader(folder / "m.gguf")
         arch = reader.fields["general.architecture"].contents()
@@ -108,7 +111,9 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
                 [
                     tensor.name,
                     [int(n) for n in reversed(tensor.shape)],
-                    hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16],
+                    tensor.data.reshape(-1).tolist()
+                    if tensor.name.endswith(".ssm_a")
+                    else hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16],
                 ]
                 for tensor in reader.tensors
             ],

@@ -14,6 +14,7 @@ from loragraft.archs.blocks.decoder import (
     rms_norm_if_there,
     routed_if_there,
 )
+from loragraft.archs.blocks.delta_net import GatedDeltaNet
 from loragraft.archs.blocks.experts import Routed
 from loragraft.archs.blocks.feed_forward import (
     ClampedSwiglu,
@@ -37,6 +38,7 @@ __all__ = [
     "ClampedSwiglu",
     "Decoder",
     "Gated",
+    "GatedDeltaNet",
     "Norm",
     "Part",
     "Plain",

@@ -27,6 +27,9 @@ class Attention:
     """On q and k before the rotation: on each head, or across all, as the weight is long (Qwen3; OLMo 2)."""
     norm_last: bool = False
     """It stands behind the rotation (Hunyuan)."""
+    gated: bool = False
+    """Each head's query has a gate of as many elements behind it in the projection; what the head gives is multiplied
+    by its sigmoid (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next)."""
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk, own = f"blk.{layer}", h.layers[layer]
@@ -34,6 +37,9 @@ class Attention:
             g.clamp(part, h.clamp_qkv, f"{blk}.clamp_{name}")
             for part, name in zip(self._project(g, own, x, blk), "qkv", strict=True)
         )
+        both, size = q, own.key_dim
+        if self.gated:
+            q = g.split(both, 0, size, f"{blk}.attn_q.query", 2 * size)
         if not self.norm_last:
             q, k = self._normed(g, h, q, k, blk)
         q = self._rotate(g, own, q, own.heads, f"{blk}.rope_q")
@@ -57,6 +63,10 @@ class Attention:
             value_dim=None if own.value_dim == own.key_dim else own.value_dim,
             softcap=h.attention_softcap,
         )
+        if self.gated:
+            gate = g.split(both, size, 2 * size, f"{blk}.attn_q.gate", 2 * size)
+            gate = g.add(Op.SIGMOID, (gate,), label=f"{blk}.attn_gate_sigmoid")
+            mixed = g.add(Op.MUL, (mixed, gate), label=f"{blk}.attn_gated")
         return g.linear(mixed, f"{blk}.attn_output")
 
     def _normed(self, g: GraphBuilder, h: Hparams, q: Ref, k: Ref, blk: str) -> tuple[Ref, Ref]:

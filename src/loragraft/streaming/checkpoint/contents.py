@@ -75,13 +75,14 @@ class Contents:
         rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
         for origin in origins:
             moved = origin.place.tensor
-            if moved.values is not None or moved.columns is not None or moved.transposed:
+            if moved.values is not None or moved.transposed:
                 raise UnsupportedError(
                     self.model.path,
-                    f"tensor {name!r} does not have its checkpoint's values or columns, so it cannot be exported",
+                    f"tensor {name!r} does not have its checkpoint's values or axes, so it cannot be exported",
                     found=tensor.shape,
                 )
             expert = origin.expert or 0
+            columns = origin.place.column_order(tensor.columns)
             matrix = Matrix(
                 origin.name,
                 tensor,
@@ -90,6 +91,7 @@ class Contents:
                 self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
                 self._factor(companion(name, "input_scale"), expert),
                 self._deltas.get(name, ()),
+                None if columns is None else np.argsort(columns),
             )
             is_linear = (
                 name not in _NOT_LINEAR and not name.endswith(_ROUTERS) and tensor.columns % GROUP == 0

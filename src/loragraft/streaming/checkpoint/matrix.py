@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.adapters.delta import Change
+from loragraft.adapters.delta import Change, Delta
+from loragraft.errors import UnsupportedError
 from loragraft.formats.source import Bytes, TensorSource
-from loragraft.formats.views import Computed, Reordered
+from loragraft.formats.views import Computed, Reordered, ReorderedColumns, widened
 from loragraft.quants.nvfp4 import BLOCK, NVFP4
 from loragraft.quants.types import F32, QuantType
 from loragraft.streaming.rows import floats_of
@@ -34,6 +35,8 @@ class Matrix:
     scale: float
     input_scale: float | None
     deltas: Sequence[Change] = ()
+    columns: npt.NDArray[np.intp] | None = None
+    """Column i is the source's column columns[i]; None: as they are."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,14 +49,14 @@ class Matrix:
     @property
     def is_nvfp4(self) -> bool:
         """Whether its codes and scales could be written as they are."""
-        return self.source.type == NVFP4 and not self.deltas
+        return self.source.type == NVFP4 and not self.deltas and self.columns is None
 
     def copied(self) -> Step:
         """Its codes and scales as they are."""
         return Step(self.name, self._rows(), NVFP4)
 
     def as_float(self, kind: QuantType) -> Step:
-        deltas = tuple(delta.rows(self.expert, self.rows_of) for delta in self.deltas)
+        deltas = tuple(self._own(delta) for delta in self.deltas)
         multiplier = None if self.scale == 1.0 else np.array([self.scale], np.float32)
         return Step(self.name, self._rows(), kind, deltas, multiplier=multiplier)
 
@@ -62,12 +65,23 @@ class Matrix:
         step = replace(self.as_float(NVFP4), scales=np.ones(1, np.float32))
         return step if self.source.columns % BLOCK == 0 else replace(_filled(self), scales=step.scales)
 
+    def _own(self, delta: Change) -> Change:
+        delta = delta.rows(self.expert, self.rows_of)
+        if self.columns is None:
+            return delta
+        if not isinstance(delta, Delta):
+            raise UnsupportedError(
+                self.name, "is turned as a whole by an adapter, and GGUF has its columns in another order"
+            )
+        return replace(delta, a=np.ascontiguousarray(delta.a[:, self.columns]))
+
     def _rows(self) -> TensorSource:
         shape = self.source.shape
         rows = shape[-2] if len(shape) > 1 else 1
-        if shape == self.shape and np.array_equal(self.rows_of, np.arange(rows)):
-            return self.source
-        return Reordered(self.source, self.rows_of + self.expert * rows, self.shape)
+        source = self.source
+        if shape != self.shape or not np.array_equal(self.rows_of, np.arange(rows)):
+            source = Reordered(self.source, self.rows_of + self.expert * rows, self.shape)
+        return source if self.columns is None else ReorderedColumns(widened(source), self.columns)
 
 
 def _filled(matrix: Matrix) -> Step:
