@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from contextlib import suppress
@@ -100,7 +101,7 @@ def _read() -> str | None:
     lines: list[str] = []
     while True:
         try:
-            line = input("… " if lines else "> ")
+            line = input(("… " if lines else "> ") if sys.stdin.isatty() else "")
         except EOFError:
             if sys.stdin.isatty():
                 console.result()
@@ -144,7 +145,7 @@ def _obey(talk: Conversation, line: str) -> bool:
         case "system":
             talk.system = rest or None
         case "temp":
-            talk.temperature = _number(rest, "temperature")
+            talk.temperature = _number(rest, "temperature", least=0.0)
         case "lora" if not rest:
             for adapter, strength in talk.strengths.items():
                 console.result(f"{adapter}  {strength:g}")
@@ -158,16 +159,24 @@ def _obey(talk: Conversation, line: str) -> bool:
             talk.load(adapter, Path(path.strip()))
         case "save":
             _save(talk, rest)
-        case _:
+        case "help":
             console.result(_HELP)
+        case _:
+            raise LoragraftError(f"/{name}", "no such command", hint="/help lists them")
     return True
 
 
-def _number(text: str, subject: str) -> float:
+def _number(text: str, subject: str, least: float = -math.inf) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise LoragraftError(subject, "not a number", found=repr(text), expected="such as 0.5") from None
+        number = math.nan
+    if not (math.isfinite(number) and number >= least):
+        kind = "such as 0.5" if least < 0 else f"a number from {least:g} on, such as 0.5"
+        raise LoragraftError(
+            subject, "not a number" if least < 0 else "cannot be so", found=repr(text), expected=kind
+        )
+    return number
 
 
 def _save(talk: Conversation, name: str) -> None:

@@ -23,6 +23,7 @@ class Turn(Iterator[str]):
         self._scheduler = scheduler
         self._request = request
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._messages = messages
         self._message = {"role": "assistant", "content": ""}
         self._over = False
         self.tokens = self.cached = 0
@@ -35,6 +36,8 @@ class Turn(Iterator[str]):
             event = self._events.get()
             if isinstance(event, Failed):
                 self._over = True
+                if not self._message["content"] and self._messages and self._messages[-1] is self._message:
+                    self._messages.pop()
                 raise event.error
             if isinstance(event, Done):
                 self._over = True
@@ -89,12 +92,14 @@ class Conversation:
 
     def load(self, name: str, path: Path, strength: float = 1.0) -> None:
         """Add an adapter. Raises AdapterError or FormatError for one that does not fit."""
-        self._shelf.register(name, path)
+        trial = Shelf.trial_name(name)  # what has the name now keeps it if this one cannot be loaded
+        self._shelf.register(trial, path)
         try:
-            self._shelf.preload(name)
+            self._shelf.preload(trial)
         except LoragraftError:
-            self._shelf.unregister(name)
+            self._shelf.unregister(trial)
             raise
+        self._shelf.rename(trial, name)
         self.strengths[name] = strength
 
     def set_strength(self, name: str, strength: float) -> None:
@@ -105,7 +110,9 @@ class Conversation:
         self.strengths[name] = strength
 
     def say(self, text: str) -> Turn:
-        """Ask for the reply to `text`."""
+        """Ask for the reply to `text`. A message that got none is forgotten."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
         self.messages.append({"role": "user", "content": text})
         try:
             return self._reply()
