@@ -85,7 +85,9 @@ def agreement(base: Path, adapter: Path) -> None:
             options = QuantizeOptions(pure=True, tensor_types=[(".", BY_NAME[kind])])
             lg.quantize(path, Path(folder) / "rough.gguf", "Q4_K_S", options=options)
             tensors = open_gguf(Path(folder) / "rough.gguf").tensors
-            return sensitivities(full, {step.name: tensors[step.name] for step in steps}, text)
+            return sensitivities(
+                full, {step.name: tensors[step.name] for step in steps}, text, lg.Measurement("")
+            )
 
         probes = measured(PROBE.default.name)
         print("| type | measured / expected, median over tensors | middle two thirds |")

@@ -99,7 +99,7 @@ def test_a_sensitivity_against_the_reference_backend(tmp_path: Path) -> None:
     full = lg.load(tmp_path / "full.gguf")
     rough = open_gguf(tmp_path / "rough.gguf").tensors[name]
     text = Text(full.tokenize(TEXT.read_text()[:2000]), 64, full.tokenizer.bos, 2)
-    found = sensitivities(full, {name: rough}, text)[name]
+    found = sensitivities(full, {name: rough}, text, lg.Measurement(""))[name]
     one = QuantizeOptions(tensor_types=[(f"^{re.escape(name)}$", BY_NAME["Q3_K"]), (".", BY_NAME["F16"])])
     lg.quantize(tmp_path / "full.gguf", tmp_path / "one.gguf", "Q4_K_M", options=one)
     exact, changed = (lg.load(tmp_path / f"{which}.gguf", backend="reference") for which in ("full", "one"))

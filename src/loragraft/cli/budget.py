@@ -21,6 +21,7 @@ from loragraft.cli.options import (
     LORA,
     TARGET,
     WORK_DIR,
+    WORKERS,
     Parsed,
     check_html,
     plot_option,
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     "--valid-windows", type=click.IntRange(min=2), default=32, metavar="N", help="Judge on at most N windows."
 )
 @WORK_DIR
+@WORKERS
 @plot_option("where the bits go")
 @HTML
 @JSON
@@ -126,6 +128,7 @@ def budget(
     measured: Measured,
     valid_windows: int,
     work_dir: Path | None,
+    workers: str | None,
     plot: Path | None,
     html: Path | None,
     as_json: bool,
@@ -174,6 +177,7 @@ def budget(
             calibrate_windows=calibrate_windows,
             valid_windows=valid_windows,
             work_dir=work_dir,
+            workers=workers,
             progress=bars,
         )
     if plot is not None:

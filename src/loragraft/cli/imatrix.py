@@ -9,7 +9,7 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import OUTPUT, command, flag, option
 from loragraft.cli.measure_options import Measured, measure_options
-from loragraft.cli.options import JSON, LORA, MODEL
+from loragraft.cli.options import JSON, LORA, MODEL, WORKERS
 from loragraft.cli.progress import progress
 from loragraft.system.files import files_of
 from loragraft.units import plural
@@ -32,6 +32,7 @@ from loragraft.units import plural
 @LORA
 @measure_options(context=512)
 @flag("--process-output", help="Collect for the output layer too.")
+@WORKERS
 @JSON
 def imatrix(
     model: Path,
@@ -39,6 +40,7 @@ def imatrix(
     lora: tuple[tuple[Path, float], ...],
     measured: Measured,
     process_output: bool,
+    workers: str | None,
     as_json: bool,
 ) -> None:
     """Collect an importance matrix on a text, for quantizing with --imatrix.
@@ -63,6 +65,7 @@ def imatrix(
             adapters=lora,
             process_output=process_output,
             dataset=measured.path.name,
+            workers=workers,
             progress=bars,
         )
     result.save_gguf(output, inputs=inputs)

@@ -40,6 +40,11 @@ def kl(reference: Doubles, other: Doubles) -> Doubles:
     return result
 
 
+def same_top(reference: Doubles, other: Doubles) -> int:
+    """How many of the tokens have the same likeliest one, of log-probabilities [n, vocab]."""
+    return int((reference.argmax(axis=-1) == other.argmax(axis=-1)).sum())
+
+
 class DivergenceMeter:
     """Collects window by window."""
 
@@ -49,8 +54,12 @@ class DivergenceMeter:
 
     def add(self, reference: Doubles, other: Doubles) -> None:
         """Log-probabilities [n, vocab] of the same tokens."""
-        self._kl.append(kl(reference, other))
-        self._same += int((reference.argmax(axis=-1) == other.argmax(axis=-1)).sum())
+        self.add_window(kl(reference, other), same_top(reference, other))
+
+    def add_window(self, values: Doubles, same: int) -> None:
+        """KL of the tokens of a window, and for how many of them both think the same the likeliest."""
+        self._kl.append(values)
+        self._same += same
 
     def values(self) -> Doubles:
         """KL of every token so far, in order [n]."""

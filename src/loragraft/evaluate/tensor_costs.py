@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.errors import QuantizeError
+from loragraft.evaluate.reading import Opening
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.formats.gguf.model import open_gguf
-from loragraft.formats.source import TensorSource
 from loragraft.inference.calibration import calibration_windows
-from loragraft.inference.measurement import Text
+from loragraft.inference.measurement import Measurement, Text
 from loragraft.inference.model import Model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.allocation import Choice
@@ -27,6 +28,8 @@ from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
 from loragraft.streaming.rounding import rounding_errors
 from loragraft.streaming.steps import Step
+from loragraft.system.threads import thread_count
+from loragraft.system.workers import Workers
 
 #: As which a tensor is measured (or as what stands in for it): rough enough for its cost to stand out.
 PROBE = file_type("Q3_K_S")
@@ -78,18 +81,28 @@ def tensor_costs(
     *,
     options: QuantizeOptions,
     folder: Path,
-    threads: int,
+    how: Measurement,
+    opening: Opening,
+    workers: Workers | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, TensorCost]:
     """By name, for the tensors of `steps` (of a plan to quantize `full`) as each of their `types`.
 
     A tensor's cost is taken to be proportional to its squared rounding error. A file that has to be made is made in
-    `folder` and removed.
+    `folder` and removed. `workers`, if any, read the windows, with `full` by `opening`.
     """
-    rough = _rough(full, options, folder, threads, progress)
-    probes = sensitivities(
-        full, {step.name: rough[step.name] for step in steps}, text, threads=threads, progress=progress
-    )
+    threads = thread_count(how.threads)
+    with _rough(full, options, folder, threads, progress) as path:
+        rough = open_gguf(path).tensors
+        probes = sensitivities(
+            full,
+            {step.name: rough[step.name] for step in steps},
+            text,
+            how,
+            files=(opening, str(path)),
+            workers=workers,
+            progress=progress,
+        )
     measured = {step.name: {*types[step.name], rough[step.name].type} for step in steps}
     errors = rounding_errors(steps, measured, threads=threads, progress=progress)
     costs = {}
@@ -131,14 +144,16 @@ def calibrated_tensor_costs(
     }
 
 
+@contextmanager
 def _rough(
     full: Model, options: QuantizeOptions, folder: Path, threads: int, progress: Progress
-) -> Mapping[str, TensorSource]:
-    """The tensors of `full` as `PROBE`, mapped from a file that is removed already."""
+) -> Iterator[Path]:
+    """A file of the tensors of `full` as `PROBE`, which is removed afterwards."""
     path, pure = folder / "rough.gguf", replace(options, pure=True)
     plan = plan_quantize(full.source, PROBE, pure)
     label = f"Quantizing to {PROBE}"
     write_model(full.source, plan, path, pure, threads=threads, progress=progress, label=label)
-    tensors = open_gguf(path).tensors
-    path.unlink()
-    return tensors
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ it was not chosen on. docs/bits.md says how well all this holds, and what is gai
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 from loragraft.errors import LoragraftError, QuantizeError, TextError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import check_vocabulary, read_beside
+from loragraft.evaluate.reading import Opening, Reading, check_vocabulary, read_beside, spread_beside
 from loragraft.evaluate.tensor_costs import (
     TensorCost,
     calibrated_tensor_costs,
@@ -48,6 +49,7 @@ from loragraft.streaming.plan import WritePlan, plan_quantize
 from loragraft.streaming.steps import Step
 from loragraft.system.mapped import intact
 from loragraft.system.threads import thread_count
+from loragraft.system.workers import Workers
 from loragraft.verbs.merge import merge
 from loragraft.verbs.quantize import quantize
 
@@ -122,6 +124,7 @@ def budget(
     calibrate_windows: int = 40,
     valid_windows: int = VALID_WINDOWS,
     work_dir: str | PathLike[str] | None = None,
+    workers: Workers | None = None,
     progress: Progress = SILENT,
 ) -> Budget:
     """Choose one of `types` for every tensor of `base` with `adapters` (paths, or pairs of path and strength) merged,
@@ -132,8 +135,8 @@ def budget(
     first `valid_windows` windows of `valid`, or of what is left of `text`. `imatrix`: an importance matrix to quantize
     with. `calibrate`: files of text to round on with error feedback, as `merge` does; then what types cost comes from
     gradients on these, not from measuring tensor by tensor, and the mixes are rounded in the same way. The files that
-    have to be made go to a temporary folder in `work_dir`: one F16 model, and one quantized model at a time. Raises
-    LoragraftError.
+    have to be made go to a temporary folder in `work_dir`: one F16 model, and one quantized model at a time. `workers`
+    read the windows; the result is the same for any. Raises LoragraftError.
     """
     if sum(wanted is not None for wanted in (size, bits_per_weight, keep)) > 1:
         raise LoragraftError("size", "said twice", expected="bytes, or bits per weight, or a share to keep")
@@ -160,7 +163,9 @@ def budget(
         without = load(base, **how.running) if adapters else None
         if without is not None:
             check_vocabulary(without, full)
-        bench = _Bench(full, without, judge, options, Path(place), how, threads, progress)
+        bench = _Bench(
+            full, without, os.fspath(base), judge, options, Path(place), how, threads, progress, workers
+        )
         mixes = bench.mix_sizes()
         if bits_per_weight is not None:
             size = bench.size_of(bits_per_weight)
@@ -264,12 +269,14 @@ class _Bench:
 
     full: Model
     base: Model | None
+    base_path: str
     text: Text
     options: QuantizeOptions
     folder: Path
     how: Measurement
     threads: int
     progress: Progress
+    workers: Workers | None
 
     def plan(self, mix: str) -> WritePlan:
         return plan_quantize(self.full.source, file_type(mix), self.options)
@@ -353,7 +360,9 @@ class _Bench:
             text,
             options=self.options,
             folder=self.folder,
-            threads=self.threads,
+            how=self.how,
+            opening=self._opening(self.folder / "full.gguf"),
+            workers=self.workers,
             progress=self.progress,
         )
 
@@ -369,7 +378,7 @@ class _Bench:
         quantize(self.full.source, path, mix, options=options, threads=self.threads, progress=self.progress)
         model = load(path, **self.how.running)
         self.progress.start(f"Judging {label}", 2 * len(self.text))
-        _, readings = read_beside(self.full, {label: model}, self.text, self.progress)
+        readings = self._read({label: (model, path)}, self.text)
         path.unlink()
         return Deployment.of(label, model.size, readings[label], self._whole), readings[label].kl
 
@@ -381,8 +390,21 @@ class _Bench:
     def _divergences(self, text: Text) -> Doubles:
         assert self.base is not None
         self.progress.start("Judging the base", 2 * len(text))
-        _, readings = read_beside(self.full, {"base": self.base}, text, self.progress)
-        return readings["base"].kl
+        return self._read({"base": (self.base, self.base_path)}, text)["base"].kl
+
+    def _read(
+        self, models: Mapping[str, tuple[Model, str | PathLike[str]]], text: Text
+    ) -> dict[str, Reading]:
+        """How models, each with its path, read the text."""
+        if self.workers is None:
+            own = {name: model for name, (model, _) in models.items()}
+            return read_beside(self.full, own, text, self.progress)[1]
+        full = self._opening(self.folder / "full.gguf")
+        others = {name: self._opening(path) for name, (_, path) in models.items()}
+        return spread_beside(full, others, text, self.how, self.workers, self.progress)[1]
+
+    def _opening(self, path: str | PathLike[str]) -> Opening:
+        return Opening(os.fspath(path), (), self.how.running)
 
 
 def save_picture(result: Budget, path: Path) -> None:

@@ -7,8 +7,9 @@ model at full precision: the fine-tune as trained.
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import check_vocabulary, read_beside
+from loragraft.evaluate.reading import Opening, Reading, check_vocabulary, read_beside, spread_beside
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import (
     NOTHING,
@@ -29,7 +30,7 @@ from loragraft.evaluate.verdict import (
 )
 from loragraft.inference.measurement import Measurement, Text, measurement
 from loragraft.inference.model import Model, load
-from loragraft.inference.perplexity import Doubles
+from loragraft.inference.perplexity import Doubles, Perplexity
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
 from loragraft.progress import SILENT, Progress
@@ -39,7 +40,7 @@ from loragraft.system.mapped import intact
 from loragraft.system.workers import Workers
 from loragraft.verbs.merge import merge
 
-MERGED, RUNTIME, BASE = "merged", "runtime", "base"
+FULL, MERGED, RUNTIME, BASE = "full", "merged", "runtime", "base"
 AS_RUN = {MERGED: "merged, as run", RUNTIME: "runtime, as run"}
 KEEP = 0.99
 """Of the fine-tune. A KL divergence is quadratic in what moves a model, so losing 1 % is as if the adapter had been
@@ -93,7 +94,7 @@ def compare(
     """Measure the deployments of `adapters` (paths, or pairs of path and strength) on `base`, on `text`.
 
     `types`: how to quantize; `imatrix`: an importance matrix for that; `keep`: how much of the fine-tune is wanted, a
-    share between 0 and 1; `workers`: who makes the models, as for `merge`. (They are measured here.)
+    share between 0 and 1; `workers`: who makes the models, as for `merge`, and reads the windows.
 
     Perplexity is computed as llama-perplexity does, in windows of 512 tokens if `text` says nothing else. The files
     that have to be made go to a temporary folder in `work_dir`: one F16 model, and the two quantized ones of one type
@@ -114,12 +115,12 @@ def compare(
     )  # raises early
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as folder:
         bench = _Bench(base, adapters, options, Path(folder), how, progress, workers)
-        full = bench.made("full", adapters, "F16")
+        full = bench.made(FULL, adapters, "F16")
         words = how.read_by(full.tokenizer, None)
         base_model = load(base, **bench.running)
         check_vocabulary(base_model, full)
         progress.start("Comparing the base", 2 * len(words))
-        perplexity, readings = read_beside(full, {BASE: base_model}, words, progress)
+        perplexity, readings = bench.read(full, {BASE: base_model}, words)
         whole = readings[BASE]
         measured = [_of_type(bench, kind, full, words, whole.kl) for kind in kinds]
         return _comparison(
@@ -179,6 +180,23 @@ class _Bench:
         """A model that was made, with the engine's own activations."""
         return load(self.folder / f"{name}.gguf", attached, **self.how.running)
 
+    def read(
+        self, full: Model, models: Mapping[str, Model], text: Text
+    ) -> tuple[Perplexity, dict[str, Reading]]:
+        """How the fine-tune and `models` read `text`, here or by workers."""
+        if self.workers is None:
+            return read_beside(full, models, text, self.progress)
+        openings = {name: self._opening(name) for name in models}
+        return spread_beside(self._opening(FULL), openings, text, self.how, self.workers, self.progress)
+
+    def _opening(self, name: str) -> Opening:
+        """How a worker loads what is called `name` here."""
+        if name == BASE:
+            return Opening(os.fspath(self.base), (), self.running)
+        file = MERGED if name in (MERGED, AS_RUN[MERGED]) else RUNTIME if name != FULL else FULL
+        running = self.how.running if name in AS_RUN.values() else self.running
+        return Opening(str(self.folder / f"{file}.gguf"), self.adapters if file == RUNTIME else (), running)
+
     def remove(self, *names: str) -> None:
         for name in names:
             (self.folder / f"{name}.gguf").unlink()
@@ -197,7 +215,7 @@ def _of_type(bench: _Bench, kind: str, full: Model, text: Text, base: Doubles) -
             AS_RUN[RUNTIME]: bench.as_run(RUNTIME, bench.adapters),
         }
     bench.progress.start(f"Comparing {kind}", (1 + len(models)) * len(text))
-    _, readings = read_beside(full, models, text, bench.progress)
+    _, readings = bench.read(full, models, text)
     bench.remove(MERGED, RUNTIME)
     labels = {MERGED: f"merged, {kind}", RUNTIME: f"{kind} + adapter"}
     merged, runtime = (
