@@ -59,7 +59,8 @@ def test_the_floats_are_those_of_bitsandbytes(tmp_path: Path, case: str) -> None
 @shows("04", "bitsandbytes' NF4, FP4 and int8", "named; read to the bit with `--dequantize`")
 def test_it_becomes_floats_only_on_request(tmp_path: Path) -> None:
     with pytest.raises(
-        lg.LoragraftError, match=r"quantized by bitsandbytes to 4 bits, .*: found .*; add --dequantize"
+        lg.LoragraftError,
+        match=r"quantized by bitsandbytes to 4 bits, .*: found .* loragraft convert .* --dequantize -o",
     ):
         lg.convert(folder(tmp_path / "m", "nf4"), tmp_path / "m.gguf")
     lg.convert(tmp_path / "m", tmp_path / "m.gguf", dequantize=True)

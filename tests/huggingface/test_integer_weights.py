@@ -160,7 +160,10 @@ def folder(path: Path, method: str, **settings: Any) -> tuple[Path, Path]:
        "named; read to the bit with `--dequantize`")  # fmt: skip
 def test_converting_is_converting_the_floats(tmp_path: Path) -> None:
     quantized, plain = folder(tmp_path, "gptq")
-    with pytest.raises(LoragraftError, match=r"quantized by GPTQ to 4 bits, .*; add --dequantize"):
+    with pytest.raises(
+        LoragraftError,
+        match=r"quantized by GPTQ to 4 bits, .*; make a GGUF of it: loragraft convert .* --dequantize -o",
+    ):
         lg.convert(quantized, tmp_path / "o.gguf")
     for type_ in ("F16", "Q4_K_M"):
         report = lg.convert(quantized, tmp_path / "o.gguf", type=type_, dequantize=True)

@@ -26,7 +26,9 @@ def combine_options(name: str, default_text: str) -> Callable[[Callable[..., Non
             type=click.Choice(METHODS),
             metavar="METHOD",
             default_text=default_text,
-            help="Make one adapter of all first, as PEFT's add_weighted_adapter: " + ", ".join(METHODS) + ".",
+            help="How to make one adapter of all, as PEFT's add_weighted_adapter: "
+            + ", ".join(METHODS)
+            + ".",
         ),
         option(
             "--density",

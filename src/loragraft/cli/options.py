@@ -78,7 +78,8 @@ LORA = option(
     multiple=True,
     type=AdapterParam(),
     metavar="ADAPTER[=SCALE]",
-    help="A PEFT folder or GGUF adapter, or its URL, with its strength (1 if left out). May be given several times.",
+    help="A PEFT or mlx-lm folder or a GGUF adapter, or its URL, with its strength (1 if left out). May be given "
+    "several times.",
 )
 PROMPT = option("--prompt", "-p", metavar="TEXT", help="The text to read.")
 PROMPT_FILE = option(

@@ -125,7 +125,7 @@ def _folder(path: Path, role: Role) -> Found:
         best = _best(path, inside)
         raise _error(role)(
             path,
-            f"holds several {_word(inside[0].kind)}s",
+            f"holds several {' and '.join(sorted({_word(each.kind) + 's' for each in inside}))}",
             found=_listed(names) + (f"; trainer_state.json says that {best} was the best" if best else ""),
             expected="one",
             hint=f"name it: {path / (best or names[-1])}",

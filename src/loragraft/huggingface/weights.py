@@ -202,6 +202,12 @@ class _Reader:
             return owner in self._tensors
         return part in ("SCB", "weight_format") and f"{stem}.weight" in self._tensors
 
+    def _as_floats(self) -> str:
+        return (
+            f"make a GGUF of it: loragraft convert {self._path} --dequantize -o model.gguf; to merge an adapter that "
+            "was trained on it (QLoRA), add --base-as-trained to merge; or take the model that was quantized"
+        )
+
     def _bitsandbytes(self, stem: str, codes: CheckpointTensor) -> Weight:
         bits = 4 if f"{codes.name}.absmax" in self._tensors else 8
         if not self._dequantize:
@@ -209,8 +215,7 @@ class _Reader:
                 self._path,
                 f"quantized by bitsandbytes to {bits} bits, which GGUF has no type for",
                 found=f"{codes.name} {codes.dtype} {codes.shape}",
-                hint="add --dequantize (convert, merge) to read the weights as floats, which is what QLoRA trained on, "
-                "or take the model that was quantized",
+                hint=self._as_floats(),
             )
         self.dequantized.setdefault(f"bitsandbytes quantized it to {bits} bits", []).append(codes.name)
         if bits == 8:
@@ -241,8 +246,7 @@ class _Reader:
                 self._path,
                 f"quantized by {who} to {found.bits} bits, which GGUF has no type for",
                 found=f"{codes.name} {codes.dtype} {codes.shape}",
-                hint="add --dequantize (convert, merge) to read the weights as floats, or take the model that was "
-                "quantized",
+                hint=self._as_floats(),
             )
         if found.note and found.note not in self._notes:
             self._notes.append(found.note)
@@ -260,8 +264,7 @@ class _Reader:
                 self._path,
                 f"quantized by MLX (config.json: quantization, {packing.bits} bits), which GGUF has no type for",
                 found=f"{codes.name} {codes.dtype} {codes.shape}",
-                hint="add --dequantize (convert, merge) to read the weights as floats, or take the model that was "
-                "quantized",
+                hint=self._as_floats(),
             )
         scales, biases = self._companion(stem, "scales"), self._companion(stem, "biases")
         self.dequantized.setdefault(f"MLX quantized it to {packing.bits} bits", []).append(codes.name)

@@ -173,7 +173,12 @@ class OutputFile(WholeOutput):
         except FileNotFoundError:
             return None
         if stat.S_ISDIR(target.st_mode):
-            raise OutputError(self.path, "is a folder", expected="the name of a file to write")
+            raise OutputError(
+                self.path,
+                "is a folder",
+                expected="the name of a file to write",
+                hint=f"name one in it: -o {self.path / 'model.gguf'}",
+            )
         if not stat.S_ISREG(target.st_mode):
             raise OutputError(self.path, "is not a regular file and cannot be replaced")
         for source in inputs:

@@ -20,7 +20,7 @@ from loragraft.adapters.gguf_adapter import (
 )
 from loragraft.adapters.lora import OUTPUT, Adapter, Floats
 from loragraft.adapters.parts import refuse_parts
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, OutputError
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.safetensors import SafetensorsSpec, SafetensorsWriter
@@ -51,11 +51,19 @@ class AdapterReport:
 
 
 def kind_of(output: Path, to: str | None) -> str:
-    """What to write: as `to` says, else by the name. Raises LoragraftError for another word."""
+    """What to write: as `to` says, else by the name. Raises LoragraftError for another word, or a folder that is called
+    like a file."""
     if to is None:
         return "gguf" if output.suffix == ".gguf" else "peft"
     if to not in KINDS:
         raise LoragraftError(to, "no such form of an adapter", expected=" or ".join(KINDS))
+    if to != "gguf" and output.suffix == ".gguf":
+        raise OutputError(
+            output,
+            f"is no name for {'a PEFT' if to == 'peft' else 'an mlx-lm'} adapter, which is a folder",
+            expected="a folder's name",
+            hint=f"-o {output.with_suffix('')}, or --to gguf",
+        )
     return to
 
 

@@ -148,7 +148,9 @@ def extract(
             f"does not differ from {source.path.name} in what an adapter changes",
             found=f"{len(report.left_out)} other tensors that differ" + _listed(report.left_out),
             expected="another model",
-            hint="add --embeddings or --norms if these are what was tuned" if report.left_out else None,
+            hint="add --embeddings or --norms if these are what was tuned"
+            if report.left_out
+            else f"are these the same weights? Compare the files: sha256sum {source.path} {target.path}",
         )
     if report.left_out:
         progress.note(

@@ -28,7 +28,9 @@ def check_new(folder: Path, *, resume: bool) -> None:
         folder,
         "is there already",
         expected="a new or empty folder",
-        hint="pass --resume to continue the run that was killed" if killed else None,
+        hint="pass --resume to continue the run that was killed"
+        if killed
+        else f"choose another name, or remove it: rm -r {folder}",
     )
 
 
