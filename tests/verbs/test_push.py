@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ from huggingface_hub import constants
 
 import loragraft as lg
 from loragraft.adapters.receipt import digest_of
+from loragraft.errors import FormatError
 from loragraft.system.remote import stores
 from loragraft.verbs.card import MARK
-from paths import data
+from loragraft.verbs.comparison_file import read_comparison
+from loragraft.verbs.push import push
+from paths import ROOT, data
 from remote_servers import FileServer, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the progress bars of huggingface_hub
@@ -33,6 +37,44 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "ENDPOINT", address)
         yield server
+
+
+def test_the_card_shows_a_comparison(hub: FileServer, tmp_path: Path) -> None:
+    adapter, text = data("llama-kjv.shakespeare"), (ROOT / "examples" / "shakespeare-valid.txt").read_text()
+    how = lg.Measurement(text, context=64, windows=4)
+    found = lg.compare(data("llama-kjv"), [adapter], how)
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(found.as_dict()))
+    report = lg.merge(data("llama-kjv"), [adapter], tmp_path / "tuned.gguf", type="Q4_K_M")
+    push(report, f"hf://{NEW}", comparison=path)
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    merged, kept = found.types[0].merged, found.types[0].merged.kept
+    assert kept is not None
+    assert merged.divergence is not None
+    row = next(line for line in card.splitlines() if line.startswith("| merged, Q4\\_K\\_M |"))
+    assert f"| {merged.perplexity.value:.2f} | {merged.divergence.mean:.5f} |" in row
+    assert f"| {100 * kept.value:.2f} ± {100 * kept.error:.2f} % |" in row
+    assert f"{merged.perplexity.tokens} predictions in the second halves of 4 windows of 64 tokens" in card
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"types": []}, "is not a comparison: types: found 0 of them, expected 1 to 200"),
+        ({"full": 3}, "is not a comparison: full: found int, expected dict"),
+        ({"context": "x"}, "is not a comparison: context: found 'x', expected a number"),
+        ({"context": float("inf")}, "context"),
+    ],
+)
+def test_what_is_no_comparison_is_refused(tmp_path: Path, damage: dict[str, object], said: str) -> None:
+    row = {"label": "x", "size": 1, "perplexity": {"value": 1.0, "error": 0.0, "tokens": 2, "windows": 1}}
+    right = {"context": 4, "types": [{"merged": row, "runtime": row}], "full": row, "base": row}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(right))
+    assert read_comparison(path).rows[0].label == "x"
+    path.write_text(json.dumps(right | damage))
+    with pytest.raises(FormatError, match=said):
+        read_comparison(path)
 
 
 def test_a_merge_is_pushed_with_its_receipt(hub: FileServer, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from loragraft.cli import console
 from loragraft.cli.combine_options import combine_options
 from loragraft.cli.command import FILE, OUTPUT, argument, command, flag, option
 from loragraft.cli.intake_options import intake_options
-from loragraft.cli.options import JSON, LORA, PUSH, TARGET, THREADS, WORKERS, check_push, pushed
+from loragraft.cli.options import COMPARISON, JSON, LORA, PUSH, TARGET, THREADS, WORKERS, check_push, pushed
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 @THREADS
 @WORKERS
 @PUSH
+@COMPARISON
 @JSON
 @intake_options
 @quantize_options
@@ -73,6 +74,7 @@ def merge(
     threads: int | None,
     workers: str | None,
     push: str | None,
+    comparison: Path | None,
     as_json: bool,
     options: QuantizeOptions,
     intake: Intake,
@@ -84,7 +86,7 @@ def merge(
     """
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output")
-    check_push(push, dry_run=dry_run)
+    check_push(push, dry_run=dry_run, comparison=comparison)
     with progress() as bars:
         report = lg.merge(
             base,
@@ -100,7 +102,7 @@ def merge(
             workers=workers,
             progress=bars,
         )
-        pushed(report, push, base, bars)
+        pushed(report, push, base, bars, comparison)
     if as_json:
         console.result(json.dumps(report_as_json(report), indent=1))
     elif dry_run:

@@ -136,6 +136,13 @@ PUSH = option(
     panel="Output",
     help="Upload the result to the hub afterwards, with a model card that says what went into it.",
 )
+COMPARISON = option(
+    "--comparison",
+    type=FILE,
+    metavar="FILE",
+    panel="Output",
+    help="With --push: what `compare --json` printed, to show in the model card.",
+)
 JSON = flag("--json", "as_json", help="Print the result as JSON.")
 
 
@@ -162,20 +169,28 @@ def reported(result: Reportable, html: Path | None) -> None:
     console.info(f"wrote {html}")
 
 
-def pushed(report: WriteReport, push: str | None, base: Path, progress: Progress) -> None:
-    """Does what --push says."""
+def pushed(
+    report: WriteReport, push: str | None, base: Path, progress: Progress, comparison: Path | None = None
+) -> None:
+    """Does what --push and --comparison say."""
     if push is None:
         return
     from loragraft.cli import console
     from loragraft.verbs.push import push as upload
 
-    console.info(f"uploaded: {upload(report, push, base=base, progress=progress)}")
+    console.info(f"uploaded: {upload(report, push, base=base, comparison=comparison, progress=progress)}")
 
 
-def check_push(push: str | None, *, dry_run: bool) -> None:
+def check_push(push: str | None, *, dry_run: bool, comparison: Path | None = None) -> None:
     """Refuses what cannot be, before anything is made."""
     if push is None:
+        if comparison is not None:
+            raise click.UsageError("--comparison is for the model card of --push")
         return
+    if comparison is not None:
+        from loragraft.verbs.comparison_file import read_comparison
+
+        read_comparison(comparison)
     if dry_run:
         raise click.UsageError("a dry run writes nothing to --push")
     from loragraft.verbs.push import check_target

@@ -12,7 +12,17 @@ import loragraft as lg
 from loragraft.cli import console
 from loragraft.cli.command import FILE, argument, command, flag
 from loragraft.cli.files import refuse_inputs
-from loragraft.cli.options import JSON, PUSH, TARGET, THREAD_COUNT, THREADS, WORKERS, check_push, pushed
+from loragraft.cli.options import (
+    COMPARISON,
+    JSON,
+    PUSH,
+    TARGET,
+    THREAD_COUNT,
+    THREADS,
+    WORKERS,
+    check_push,
+    pushed,
+)
 from loragraft.cli.progress import progress
 from loragraft.cli.quantize_options import quantize_options
 from loragraft.cli.quantize_report import report_as_json, show_dry_run, show_result
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
 @THREADS
 @WORKERS
 @PUSH
+@COMPARISON
 @JSON
 @quantize_options
 def quantize(
@@ -50,6 +61,7 @@ def quantize(
     threads: int | None,
     workers: str | None,
     push: str | None,
+    comparison: Path | None,
     as_json: bool,
     options: QuantizeOptions,
 ) -> None:
@@ -66,7 +78,7 @@ def quantize(
         raise click.UsageError(f"unexpected {rest[-1]!r} after the type")
     if rest and threads is None and int(rest[0]):
         threads = THREAD_COUNT(rest[0])
-    check_push(push, dry_run=dry_run)
+    check_push(push, dry_run=dry_run, comparison=comparison)
     context = click.get_current_context()
     if not dry_run:
         refuse_inputs(context.command.params, context.params, [output])
@@ -80,7 +92,7 @@ def quantize(
             workers=workers,
             progress=bars,
         )
-        pushed(report, push, model, bars)
+        pushed(report, push, model, bars, comparison)
     if as_json:
         console.result(json.dumps(report_as_json(report), indent=1))
     elif dry_run:

@@ -12,6 +12,7 @@ from loragraft import __version__
 from loragraft.streaming.report import WriteReport
 from loragraft.system.remote.paths import RemotePath
 from loragraft.units import bytes_text
+from loragraft.verbs.comparison_file import Measured
 from loragraft.verbs.launching import launches
 
 #: By it a card of ours is known, and may be replaced.
@@ -19,9 +20,15 @@ MARK = "<!-- written by loragraft -->"
 
 
 def model_card(
-    report: WriteReport, *, repository: str, base: Path | str | None = None, notes: Sequence[str] = ()
+    report: WriteReport,
+    *,
+    repository: str,
+    base: Path | str | None = None,
+    comparison: Measured | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The card's Markdown, for files that will lie in `repository`. `base`: what it was made of."""
+    """The card's Markdown, for files that will lie in `repository`. `base`: what it was made of; `comparison`: what was
+    measured of it."""
     front = {
         "library_name": "gguf",
         "pipeline_tag": "text-generation",
@@ -61,6 +68,8 @@ def model_card(
             for use in report.adapters
         ]
         lines += ["", "The file's own metadata say the same (`loragraft.adapters.*`)."]
+    if comparison is not None:
+        lines += _measured(comparison)
     if report.errors:
         worst = max(report.errors, key=lambda error: error.relative)
         lines += [
@@ -75,6 +84,29 @@ def model_card(
     for launch in launches(report.paths[0].name, repository=repository):
         lines += [f"{launch.program}:", "", "```", launch.line, "```", ""]
     return "\n".join(lines)
+
+
+def _measured(found: Measured) -> list[str]:
+    lines = [
+        "",
+        "## What was measured",
+        "",
+        "| deployment | perplexity | mean KL | same top-1 | fine-tune kept | size |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in found.rows:
+        kl = "" if row.kl is None else f"{row.kl:.5f}"
+        same = "" if row.same_top is None else f"{100 * row.same_top:.1f} %"
+        kept = "" if row.kept is None else f"{100 * row.kept[0]:.2f} ± {100 * row.kept[1]:.2f} %"
+        lines.append(
+            f"| {_plain(row.label)} | {row.perplexity:.2f} | {kl} | {same} | {kept} | {bytes_text(row.size)} |"
+        )
+    return [
+        *lines,
+        "",
+        f"KL and top-1 are beside the merged model at full precision: {found.tokens:,} predictions in the second "
+        f"halves of {found.windows:,} windows of {found.context:,} tokens (`loragraft compare`).",
+    ]
 
 
 def _on_hub(where: object) -> bool:

@@ -12,19 +12,27 @@ from loragraft.system.files import named_path
 from loragraft.system.remote.paths import RemotePath
 from loragraft.system.remote.stores import brief, needing, store_of
 from loragraft.verbs.card import MARK, model_card
+from loragraft.verbs.comparison_file import read_comparison
 
 #: Of a card that somebody wrote, which ours must not replace.
 _OTHER_CARD = "loragraft.md"
 
 
 def push(
-    report: WriteReport, to: str | Path, *, base: str | Path | None = None, progress: Progress = SILENT
+    report: WriteReport,
+    to: str | Path,
+    *,
+    base: str | Path | None = None,
+    comparison: str | Path | None = None,
+    progress: Progress = SILENT,
 ) -> str:
     """Upload the files of `report` to `to`, `hf://ORG/NAME[@BRANCH]`, with a card; the address of the commit.
 
-    A repository that is not there yet is made, private. `base`: what the model was made of. Raises OutputError.
+    A repository that is not there yet is made, private. `base`: what the model was made of; `comparison`: a
+    file of `compare --json`, whose figures the card then shows. Raises OutputError, FormatError.
     """
     path = check_target(to)
+    measured = None if comparison is None else read_comparison(Path(comparison))
     repository, _, branch = "/".join(path.parts[1:3]).partition("@")
     if any(isinstance(file, RemotePath) for file in report.paths):
         raise OutputError(path, "can be uploaded from files on this machine alone", hint="write to a file")
@@ -39,7 +47,7 @@ def push(
         name = _card_name(path)
         if name == _OTHER_CARD:
             progress.note(f"{path}: has a README.md of its own, which stays: the card is {name}")
-        card = model_card(report, repository=repository, base=source)
+        card = model_card(report, repository=repository, base=source, comparison=measured)
         files = [CommitOperationAdd(file.name, str(file)) for file in report.paths]
         done = api.create_commit(
             repository,
