@@ -38,8 +38,33 @@ EXPERTS = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
 }
+MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_d_head": 8,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
+GRANITE = {
+    **MAMBA,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+    "shared_intermediate_size": 40,
+}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
 TYPES = ["full_attention", "linear_attention", "linear_attention"]
+
+
+def published_layers(config: dict[str, Any]) -> None:
+    """As published files call the kinds of layers, for the converter; transformers takes both."""
+    names = {"linear_attention": "mamba", "full_attention": "attention"}
+    config["layer_types"] = [names[kind] for kind in config["layer_types"]]
+
 
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "lfm2": ("Lfm2", LFM2, None),
@@ -121,5 +146,35 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "vision_end_token_id": 1,
         },
         None,
+    ),
+    "granitehybrid": (
+        "GraniteMoeHybrid",
+        {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+        published_layers,
+    ),
+    "granitehybrid-dense": (
+        "GraniteMoeHybrid",
+        {
+            **GRANITE,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "mamba_n_groups": 1,
+            "mamba_d_conv": 3,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+        published_layers,
+    ),
+    "granitehybrid-rope": (
+        "GraniteMoeHybrid",
+        {
+            **GRANITE,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "mamba_conv_bias": False,
+            "position_embedding_type": "rope",
+        },
+        published_layers,
     ),
 }

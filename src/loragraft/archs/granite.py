@@ -13,13 +13,13 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
 from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, in_layer
 
-_MULTIPLIERS = (
+MULTIPLIERS = (
     Number("attention.scale", "attention_multiplier"),
     Number("embedding_scale", "embedding_multiplier"),
     Number("residual_scale", "residual_multiplier"),
     Number("logit_scale", "logits_scaling"),
 )
-_DEFAULTS = {
+DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "max_position_embeddings": 2048,
@@ -44,16 +44,16 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
 GRANITE = ConfigClass(
     "granite",
     "GraniteForCausalLM",
-    keys=llama_keys(head_dim=HeadDim(), more=_MULTIPLIERS),
-    defaults=_DEFAULTS,
+    keys=llama_keys(head_dim=HeadDim(), more=MULTIPLIERS),
+    defaults=DEFAULTS,
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
     experts=False,
 )
 GRANITE_MOE = ConfigClass(
     "granitemoe",
     "GraniteMoeForCausalLM",
-    keys=llama_keys(experts=True, head_dim=HeadDim(), more=_MULTIPLIERS),
-    defaults={**_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
+    keys=llama_keys(experts=True, head_dim=HeadDim(), more=MULTIPLIERS),
+    defaults={**DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
     biases={"attention_bias": ATTENTION},
     experts=True,
 )
@@ -64,6 +64,12 @@ def _stack(hf: str, gguf: str, part: Part | None = None) -> Tensor:
     return Tensor(name, f"blk.{{i}}.{gguf}.weight", part, exact=True)
 
 
+EXPERT_STACKS = (
+    in_layer("block_sparse_moe.router.layer", "ffn_gate_inp"),
+    _stack("input_linear", "ffn_gate_exps", Part(0)),
+    _stack("input_linear", "ffn_up_exps", Part(1)),
+    _stack("output_linear", "ffn_down_exps"),
+)
 ARCH = Arch(
     name="granite",
     classes=(GRANITE,),
@@ -78,10 +84,7 @@ MOE = Arch(
         *OUTER,
         *NORMS,
         *PERMUTED_ATTENTION,
-        in_layer("block_sparse_moe.router.layer", "ffn_gate_inp"),
-        _stack("input_linear", "ffn_gate_exps", Part(0)),
-        _stack("input_linear", "ffn_up_exps", Part(1)),
-        _stack("output_linear", "ffn_down_exps"),
+        *EXPERT_STACKS,
     ),
     hparams=hyperparameters,
     build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Routed(normalize=True)),

@@ -10,10 +10,10 @@ from loragraft.archs.blocks import Attention, Decoder, Gated, by_mixer, gated_sh
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, Layer, read_decoder
 from loragraft.archs.keys import Computed, Count, GgufModel, KvHeads, usual
-from loragraft.archs.keys.layer_kinds import layer_kinds
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.archs.tensors import Tensor, in_layer
-from loragraft.formats.gguf.values import Metadata, Value, ValueType
+from loragraft.archs.recurrence import KvHeadsByKind
+from loragraft.archs.tensors import SQUEEZED, Tensor, in_layer
+from loragraft.formats.gguf.values import Metadata, Value
 
 CONV, ATTENTION = "conv", "full_attention"
 _FEED_FORWARD = (
@@ -28,27 +28,6 @@ _FEED_FORWARD = (
 def _by_index(config: Config, layer: int) -> str:
     attending = config.get("full_attn_idxs")
     return ATTENTION if attending is None or layer in attending else CONV
-
-
-def _kinds(config: Config) -> list[str]:
-    return layer_kinds(config, (CONV, ATTENTION), _by_index)
-
-
-class _KvHeads(KvHeads):
-    """None in a layer that convolves."""
-
-    @property
-    def config_keys(self) -> frozenset[str]:
-        return super().config_keys | {"layer_types", "full_attn_idxs"}
-
-    def to_gguf(self, config: Config) -> Metadata:
-        counts = [config.n_kv_heads if kind == ATTENTION else 0 for kind in _kinds(config)]
-        return {"attention.head_count_kv": Value.numbers(ValueType.INT32, counts)}
-
-    def to_config(self, model: GgufModel) -> dict[str, Any]:
-        counts = [layer.kv_heads for layer in model.h.layers]
-        kinds = [ATTENTION if count else CONV for count in counts]
-        return {"num_key_value_heads": max(counts) or model.h.layers[0].heads, "layer_types": kinds}
 
 
 def _feed_forward(config: Config) -> Metadata:
@@ -75,7 +54,7 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
 
 
 _KEYS = tuple(
-    _KvHeads() if isinstance(rule, KvHeads) else rule
+    KvHeadsByKind(CONV, ATTENTION, _by_index, ("full_attn_idxs",)) if isinstance(rule, KvHeads) else rule
     for rule in usual.usual_keys(
         norm=usual.rms_norm("norm_eps"),
         more=(Count("vocab_size", ("vocab_size",)), Count("shortconv.l_cache", ("conv_L_cache",))),
@@ -117,7 +96,7 @@ ARCH = Arch(
         in_layer("self_attn.out_proj", "attn_output"),
         in_layer("self_attn.q_layernorm", "attn_q_norm"),
         in_layer("self_attn.k_layernorm", "attn_k_norm"),
-        replace(in_layer("conv.conv", "shortconv.conv"), squeezed=True),
+        replace(in_layer("conv.conv", "shortconv.conv"), shape=SQUEEZED),
         in_layer("conv.in_proj", "shortconv.in_proj"),
         in_layer("conv.out_proj", "shortconv.out_proj"),
         in_layer("feed_forward.w1", "ffn_gate"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, Layer, Recurrence
-from loragraft.archs.keys import GgufModel, Rule
+from loragraft.archs.keys import GgufModel, KvHeads, Rule
 from loragraft.archs.keys.layer_kinds import layer_kinds
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.errors import FormatError
@@ -44,6 +44,32 @@ def with_recurrent_layers(keys: MetadataKeys, h: Hparams, mixer: str) -> Hparams
         return replace(own, mixer=mixer) if recurrent else own
 
     return replace(h.with_layers(layer), recurrence=read_recurrence(keys))
+
+
+@dataclass(frozen=True)
+class KvHeadsByKind(KvHeads):
+    """`layer_types` and the key-value heads as one array: none in recurrent layers."""
+
+    recurrent: str
+    attending: str
+    usual: Callable[[Config, int], str]
+    """The kind of a layer where config.json does not say it."""
+    names: tuple[str, ...] = ()
+    """Keys that `usual` reads."""
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        return super().config_keys | {"layer_types", *self.names}
+
+    def to_gguf(self, config: Config) -> Metadata:
+        kinds = layer_kinds(config, (self.recurrent, self.attending), self.usual)
+        counts = [config.n_kv_heads if kind == self.attending else 0 for kind in kinds]
+        return {"attention.head_count_kv": Value.numbers(ValueType.INT32, counts)}
+
+    def to_config(self, model: GgufModel) -> dict[str, Any]:
+        counts = [layer.kv_heads for layer in model.h.layers]
+        kinds = [self.attending if count else self.recurrent for count in counts]
+        return {"num_key_value_heads": max(counts) or model.h.layers[0].heads, "layer_types": kinds}
 
 
 @dataclass(frozen=True)

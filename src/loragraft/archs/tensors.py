@@ -131,6 +131,33 @@ PLUS_ONE = Values(lambda values: values + np.float32(1), lambda values: values -
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """The same values under another shape: `forward(h, shape)` is GGUF's of the checkpoint's, `inverse(shape)` that of
+    GGUF's."""
+
+    forward: Callable[[Hparams, tuple[int, ...]], tuple[int, ...]]
+    inverse: Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+def _by_group(h: Hparams, shape: tuple[int, ...]) -> tuple[int, ...]:
+    groups = h.recurrence.key_heads if h.recurrence is not None else 1
+    if len(shape) != 1 or shape[0] % groups:
+        raise ValueError(f"a shape of {shape} does not divide into {groups} groups")
+    return groups, shape[0] // groups
+
+
+#: A depthwise convolution: [c, 1, width] in checkpoints, [c, width] in GGUF. Its bias stays.
+SQUEEZED = Shape(
+    lambda h, shape: (shape[0], shape[2]) if len(shape) == 3 and shape[1] == 1 else shape,
+    lambda shape: (shape[0], 1, shape[1]) if len(shape) == 2 else shape,
+)
+#: A number for each head, as Mamba-1 has numbers for each of its channels.
+COLUMN = Shape(lambda h, shape: (*shape, 1), lambda shape: shape[:1])
+#: A norm over groups of elements.
+GROUPED = Shape(_by_group, lambda shape: (shape[0] * shape[1],) if len(shape) == 2 else shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Fused:
     """Part `index` of a GGUF tensor that is several modules of the checkpoint, one's rows below the other's.
     `rows(h, layer)`: how many each of them has."""
@@ -163,8 +190,10 @@ class Tensor:
     """The checkpoint has the weight as [in, out] (GPT-2's Conv1D), or as a stack of such. Adapters do not."""
     fused: Fused | None = None
     """None: it is a tensor of its own."""
-    squeezed: bool = False
-    """The checkpoint has the weight as [c, 1, width] (a depthwise convolution), GGUF as [c, width]."""
+    shape: Shape | None = None
+    """Of GGUF's tensor, if it is not the checkpoint's: for small ones."""
+    when: Callable[[Hparams], bool] = lambda h: True
+    """Whether the model has it; where GGUF calls a module by what else there is."""
     after: str | None = None
     """The tensor of GGUF behind which llama.cpp's converter writes this one; None: where it comes."""
 

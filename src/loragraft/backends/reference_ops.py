@@ -292,7 +292,7 @@ def _gated_delta(s: Pass, node: Node, q: Floats, k: Floats, v: Floats, dt: Float
 
 def _state_space(s: Pass, node: Node, x: Floats, b: Floats, c: Floats, dt: Floats) -> Array:
     y = _scan(s, node, c, b, x, dt, lambda state, key, value, row: value * dt[row][:, None])
-    return y + x * np.repeat(s.weight(node.weights[1]), node.attrs["value_dim"])
+    return y + x * np.repeat(s.weight(node.weights[1]).reshape(-1), node.attrs["value_dim"])
 
 
 def _scan(
@@ -304,7 +304,7 @@ def _scan(
     own = own % at["key_heads"] if at.get("tiled") else own // (heads // at["key_heads"])
     queries, keys = (a.reshape(len(a), at["key_heads"], -1)[:, own] for a in (q, k))
     values = v.reshape(len(v), heads, -1)
-    decay = np.exp(dt * s.weight(node.weights[0]))
+    decay = np.exp(dt * s.weight(node.weights[0]).reshape(-1))
     state = s.recall(node)
     if state is None:
         state = np.zeros((heads, at["key_dim"], at["value_dim"]), np.float32)

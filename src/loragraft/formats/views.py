@@ -80,23 +80,6 @@ class Reordered(TensorSource):
         return int(wanted.min()), int(wanted.max()) + 1
 
 
-class Reshaped(TensorSource):
-    """The same rows under another shape, with axes of length 1 more or fewer."""
-
-    def __init__(self, source: TensorSource, shape: tuple[int, ...]) -> None:
-        self.name, self.shape, self.type = source.name, shape, source.type
-        self._source = source
-
-    def rows(self, start: int, stop: int) -> Bytes:
-        return self._source.rows(start, stop)
-
-    def prefetch(self, start: int, stop: int) -> None:
-        self._source.prefetch(start, stop)
-
-    def release(self, start: int, stop: int) -> None:
-        self._source.release(start, stop)
-
-
 class Stacked(TensorSource):
     """Sources of one shape and type along a new slowest axis: experts of a layer."""
 

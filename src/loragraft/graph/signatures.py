@@ -237,7 +237,7 @@ def _scan(values: Dims, keys: Sequence[Dims], gates: Sequence[Dims], ws: Sequenc
     _need("width of the values", values, (heads * at["value_dim"],))
     for key in keys:
         _need("width of queries and keys", key, (key_heads * at["key_dim"],))
-    for gate in (*gates, *ws):
+    for gate in (*gates, *(weight[:1] if weight[1:] == (1,) else weight for weight in ws)):
         _need("numbers of the heads", gate, (heads,))
     return values
 

@@ -16,11 +16,11 @@ from loragraft.formats.views import (
     Joined,
     Reordered,
     ReorderedColumns,
-    Reshaped,
     Stacked,
     Transposed,
     float_rows,
     in_memory,
+    values_of,
     widened,
 )
 from loragraft.huggingface.tensor_names import Place, TensorNames
@@ -160,8 +160,8 @@ class Placement:
     def _arranged(self, piece: _Piece) -> TensorSource:
         """The tensor of one piece: its rows in GGUF's order, its values GGUF's."""
         source, place = piece.weight.source, piece.place
-        if place.tensor.squeezed and len(source.shape) == 3 and source.shape[1] == 1:
-            source = Reshaped(source, (source.shape[0], source.shape[2]))
+        if place.tensor.shape is not None:
+            source = self._reshaped(piece)
         if len(source.shape) > 1 and place.tensor.transposed:
             source = Transposed(self._floats(piece, source))
         rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]
@@ -188,6 +188,18 @@ class Placement:
         if columns is not None:
             source = ReorderedColumns(self._floats(piece, source), columns)
         return source if place.values is None else _changed(source, place.values)
+
+    def _reshaped(self, piece: _Piece) -> TensorSource:
+        source, shape = piece.weight.source, piece.place.tensor.shape
+        assert shape is not None
+        try:
+            return in_memory(
+                source.name, values_of(source).reshape(shape.forward(piece.place.h, source.shape))
+            )
+        except ValueError as problem:
+            raise CheckpointError(
+                self._path, f"{piece.weight.name} does not fit: {problem}", found=source.shape
+            ) from None
 
     def _floats(self, piece: _Piece, source: TensorSource) -> TensorSource:
         """The source, whose columns are to move: they cannot where they are quantized together."""

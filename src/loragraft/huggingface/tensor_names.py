@@ -41,7 +41,7 @@ class Place:
     def as_it_is(self) -> bool:
         """Whether it is a tensor of its own, with the checkpoint's rows, columns and values."""
         changes = (self.tensor.rows, self.tensor.columns, self.tensor.values, self.tensor.fused)
-        return changes == (None,) * 4 and not (self.tensor.transposed or self.tensor.squeezed)
+        return changes == (None,) * 4 and not (self.tensor.transposed or self.tensor.shape)
 
     @property
     def values(self) -> Values | None:
@@ -102,6 +102,8 @@ class TensorNames:
         self.layers, self.experts = len(h.layers), h.experts
         self._places: dict[str, list[Place]] = {}
         for tensor in tensors:
+            if not tensor.when(h):
+                continue
             for layer in range(self.layers if "{i}" in tensor.hf else 1):
                 number = str(layer)
                 hf, gguf = tensor.hf.replace("{i}", number), tensor.gguf.replace("{i}", number)

@@ -29,7 +29,7 @@ from hf_configs import CONVERTED, kind, weights, write_tokenizer
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
 SKIPPED = (
     *("llama", "mistral", "mixtral", "qwen2-", "qwen2moe", "qwen3-", "qwen3moe", "starcoder"),
-    *("glm-wide", "lfm2-bias", "nemotron-llama3", "qwen3_next-dense"),
+    *("glm-wide", "lfm2-bias", "nemotron-llama3", "qwen3_next-dense", "granitehybrid-rope"),
 )
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
 AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")

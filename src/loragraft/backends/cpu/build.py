@@ -162,12 +162,12 @@ def _time_step(b: _Builder, node: Node, x: Any, y: Any) -> int:
 
 
 def _gated_delta(b: _Builder, node: Node, q: Any, k: Any, v: Any, dt: Any, beta: Any, y: Any) -> int:
-    decay = b.weights.floats(node.weights[0])
+    decay = b.weights.floats(node.weights[0]).reshape(-1)
     return int(b.program.scan(q, k, v, dt, beta, y, _state(b, node), _heads(node), decay, None))
 
 
 def _state_space(b: _Builder, node: Node, x: Any, keys: Any, queries: Any, dt: Any, y: Any) -> int:
-    decay, skip = (b.weights.floats(name) for name in node.weights)
+    decay, skip = (b.weights.floats(name).reshape(-1) for name in node.weights)
     return int(b.program.scan(queries, keys, x, dt, None, y, _state(b, node), _heads(node), decay, skip))
 
 

@@ -66,8 +66,8 @@ class Contents:
             raise UnsupportedError(
                 self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
             )
-        convolution = origins[0].place.tensor.squeezed
-        if convolution or (len(tensor.shape) == 1 and not name.endswith(_ROUTERS)):
+        reshaped = origins[0].place.tensor.shape is not None
+        if reshaped or (len(tensor.shape) == 1 and not name.endswith(_ROUTERS)):
             for origin in origins:
                 self.vectors[origin.name] = self._vector(tensor, origin.place)
             return
@@ -143,8 +143,8 @@ class Contents:
             return tensor
         values = values_of(tensor)
         values = values[place.rows_in_gguf(len(values))]
-        if place.tensor.squeezed and values.ndim == 2:
-            values = values[:, None]
+        if place.tensor.shape is not None:
+            values = values.reshape(place.tensor.shape.inverse(values.shape))
         return in_memory(tensor.name, values if place.values is None else place.values.inverse(values))
 
     def unquantized_modules(self) -> list[str]:
