@@ -20,6 +20,7 @@ from loragraft.formats.jsonfile import load_json
 from loragraft.formats.safetensors import SafetensorsFile, SafetensorsSpec, SafetensorsWriter
 from loragraft.huggingface.card_file import read_card
 from loragraft.huggingface.intake import Intake
+from loragraft.huggingface.integer_weights import byte_weight, gptq_or_awq, packed_weight
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.opening import load_adapter, open_model
@@ -233,3 +234,81 @@ class MethodFolder(Format):
     def read(self, path: Path) -> None:
         with np.errstate(all="ignore"):
             load_adapter(self.adapter, self.base)
+
+
+#: The tensors of weights of 32 x 64 in whole numbers, by how they are packed.
+_PACKINGS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
+    "gptq": {
+        "qweight": ("I32", (8, 32)),
+        "qzeros": ("I32", (2, 4)),
+        "scales": ("F16", (2, 32)),
+        "g_idx": ("I32", (64,)),
+    },
+    "awq": {"qweight": ("I32", (64, 4)), "qzeros": ("I32", (2, 4)), "scales": ("F16", (2, 32))},
+    "packed": {
+        "weight_packed": ("I32", (32, 8)),
+        "weight_scale": ("F16", (32, 2)),
+        "weight_shape": ("I32", (2,)),
+        "weight_zero_point": ("I32", (4, 2)),
+        "weight_g_idx": ("I32", (64,)),
+    },
+    "bytes": {
+        "weight": ("I8", (32, 64)),
+        "weight_scale": ("F32", (32, 1)),
+        "weight_zero_point": ("I8", (32, 1)),
+    },
+}
+_WIDTHS = {"I8": 1, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8}
+
+
+class IntegerWeights(Format):
+    """A weight of GPTQ, AWQ or compressed-tensors, its dtypes, shapes, numbers and settings changed."""
+
+    share = 30
+
+    def mutant(self, rng: random.Random) -> Path:
+        kind = rng.choice(list(_PACKINGS))
+        self.config: Any = {"quant_method": kind, "bits": 4, "group_size": 32, "checkpoint_format": "gptq"}
+        if rng.random() < 0.5:
+            self.config = mutated_json(rng, self.config, 2)
+        specs, contents = [], {}
+        for part, (dtype, shape) in _PACKINGS[kind].items():
+            if rng.random() < 0.05:
+                continue
+            if rng.random() < 0.1:
+                dtype = rng.choice(list(_WIDTHS))
+            if rng.random() < 0.2:
+                shape = tuple(rng.choice(_SIZES) if rng.random() < 0.5 else size for size in shape)
+            if rng.random() < 0.03:
+                shape = (*shape, rng.choice(_SIZES))
+            size = int(np.prod(shape, dtype=np.int64)) * _WIDTHS[dtype]
+            if size > 1 << 20:
+                continue
+            content = rng.randbytes(size)
+            if part.endswith("g_idx") and rng.random() < 0.7:
+                content = (
+                    np.array([rng.randrange(2) for _ in range(size // 4)], "<i4").tobytes().ljust(size, b"\0")
+                )
+            if part == "weight_shape" and rng.random() < 0.7:
+                content = np.array([32, 64], "<i4").tobytes().ljust(size, b"\0")[:size]
+            if part in ("scales", "weight_scale") and rng.random() < 0.7:
+                content = bytes(size)
+            specs.append(SafetensorsSpec(part, dtype, shape))
+            contents[part] = np.frombuffer(content, np.uint8)
+        with SafetensorsWriter(self.path, specs) as writer:
+            for spec in specs:
+                writer.write(spec.name, 0, contents[spec.name])
+        return self.path
+
+    def read(self, path: Path) -> None:
+        find = SafetensorsFile.open(path).tensors.get
+        settings = self.config if isinstance(self.config, dict) else {}
+        with np.errstate(all="ignore"):
+            if packed := find("weight_packed"):
+                read = packed_weight(path, "w", packed, find, 4)
+            elif stored := find("weight"):
+                read = byte_weight(path, "w", stored, find)
+            else:
+                read = gptq_or_awq(path, settings, "w", find)
+            for start in range(0, min(read.source.n_rows, 64), 7):
+                read.source.rows(start, min(start + 7, read.source.n_rows))

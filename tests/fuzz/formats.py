@@ -18,6 +18,7 @@ from fuzz.folder_formats import (
     Card,
     Folder,
     IndexFile,
+    IntegerWeights,
     MethodFolder,
     SlowTokenizer,
     TokenizerFiles,
@@ -44,6 +45,7 @@ FORMATS: dict[str, type[Format]] = {
     "options": Options,
     "journal": JournalFile,
     "methods": MethodFolder,
+    "integer-weights": IntegerWeights,
     "conversations": Conversations,
     "server": ServerBody,
 }

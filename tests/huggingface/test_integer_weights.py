@@ -132,6 +132,24 @@ def test_groups_in_another_order(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, expected.astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 3)])
+def test_packed_weights_under_one_scale(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """For all rows, or for each group of all rows."""
+    tensors = {
+        key.partition(":")[2]: array
+        for key, array in arrays("golden/integer-weights.npz").items()
+        if key.startswith("int4-group:")
+    }
+    del tensors["floats"]
+    tensors["weight_scale"] = np.linspace(0.5, 2, shape[-1]).astype(np.float16).reshape(shape)
+    find = opened(tmp_path, tensors)
+    found = floats(packed_weight(tmp_path, "w", find("weight_packed"), find, 4))
+    codes = tensors["weight_packed"].view(np.uint32)
+    codes = (codes[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).reshape(64, 96).astype(np.float32)
+    scales = np.repeat(tensors["weight_scale"].reshape(-1).astype(np.float32), 96 // shape[-1])
+    np.testing.assert_array_equal(found, ((codes - 8) * scales).astype(np.float16).astype(np.float32))
+
+
 # ---- whole folders ----
 
 

@@ -176,7 +176,7 @@ def packed_weight(path: Path, name: str, packed: CheckpointTensor, find: Find, b
         if zeros.dtype != "I32" or zeros.shape != (-(-rows * bits // 32), count):
             raise _misfit(path, name, "weight_zero_point", zeros, f"I32 [{-(-rows * bits // 32)}, {count}]")
         offsets = _unpacked(_array(zeros), bits, rows)
-    factors = _floats(path, name, scales)
+    factors = np.broadcast_to(_floats(path, name, scales), (rows, count))
     stored = _array(words)
 
     def codes(start: int, stop: int) -> Numbers:
