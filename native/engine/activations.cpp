@@ -21,12 +21,18 @@ inline float magnitude(const float* x, int n) {
     for (int i = 0; i < n; i += LANES) {
         top = max(top, bits(load(x + i)) & 0x7fffffff);
     }
-    int32_t lanes[LANES], most = 0;
-    store(lanes, top);
+    return std::bit_cast<float>(largest(top));
+}
+
+// Integers of eight bits, as bytes.
+inline void store_bytes(int8_t* to, vi v) {
+#if LG_ISA_avx512
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+#else
     for (int i = 0; i < LANES; ++i) {
-        most = std::max(most, lanes[i]);
+        to[i] = int8_t(v[i]);
     }
-    return std::bit_cast<float>(most);
+#endif
 }
 
 void quantize_activations(const float* x, int64_t cols, int8_t* codes, float* d, int32_t* sum16, int32_t* sum32,
@@ -37,23 +43,16 @@ void quantize_activations(const float* x, int64_t cols, int8_t* codes, float* d,
         const float scale = top <= LARGEST ? top / 127.0f : NOT_A_NUMBER;
         // Of a scale that is no normal number the inverse may be infinite; such a block counts as zeros.
         const float inverse = scale >= std::numeric_limits<float>::min() ? 1.0f / scale : 0.0f;
-        int32_t whole[32];
+        const vi keep = splat(top <= LARGEST ? -1 : 0);
+        vi sums[2] = {}; // of the first 16 and the others
         for (int i = 0; i < 32; i += LANES) {
             // Adding 1.5 * 2^23 rounds to nearest even; the sum's low bits are the integer.
             const vf v = load(x + i) * inverse + 12582912.0f;
-            const vi n = (vi)v - 0x4b400000;
-            std::memcpy(whole + i, &n, sizeof n);
+            const vi n = ((vi)v - 0x4b400000) & keep;
+            store_bytes(codes + i, n);
+            sums[i / 16] += n;
         }
-        if (!(top <= LARGEST)) {
-            std::fill_n(whole, 32, 0);
-        }
-        int32_t low = 0, high = 0;
-        for (int i = 0; i < 16; ++i) {
-            codes[i] = int8_t(whole[i]);
-            codes[i + 16] = int8_t(whole[i + 16]);
-            low += whole[i];
-            high += whole[i + 16];
-        }
+        const int32_t low = sum(sums[0]), high = sum(sums[1]);
         d[b] = scale;
         sum16[2 * b] = low;
         sum16[2 * b + 1] = high;

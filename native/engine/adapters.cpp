@@ -101,12 +101,13 @@ const EmbedLora* Adapter::embed_at(int step) const {
 
 namespace {
 
-// The factors of the rows of A of one layer: powers of two come off exactly.
-void set_gamma(SetTerm& term, size_t i) {
+// B of one layer, and the factors of its rows of A: powers of two come off exactly.
+void set_b(SetTerm& term, size_t i, const PackedB& b) {
     const LayerLora& layer = term.lora->layers[i];
+    term.parts[i] = {b.of(0), b.stride(), layer.layer, int(layer.first), int(layer.rank), b.half()};
     const float gamma = float(double(layer.scale) * term.strength);
     for (int64_t r = 0; r < layer.rank; ++r) {
-        const double units = double(term.lora->kept.unit[size_t(layer.first + r)]) * term.b[i]->unit(r);
+        const double units = double(term.lora->kept.unit[size_t(layer.first + r)]) * b.unit(r);
         term.gamma[size_t(layer.first + r)] = float(gamma / units);
     }
 }
@@ -117,12 +118,12 @@ AdapterSet::AdapterSet(const std::vector<std::pair<const Adapter*, double>>& mem
     for (size_t member = 0; member < members.size(); ++member) {
         const auto& [adapter, strength] = members[member];
         for (const auto& [step, lora] : adapter->linears()) {
-            SetTerm term{&lora, member, strength, std::vector<float>(size_t(lora.rank)), {}};
+            SetTerm term{&lora, member, strength, std::vector<float>(size_t(lora.rank)),
+                         std::vector<SetPart>(lora.layers.size())};
             for (size_t i = 0; i < lora.layers.size(); ++i) {
-                term.b.push_back(&lora.layers[i].b);
-                set_gamma(term, i);
+                set_b(term, i, lora.layers[i].b);
             }
-            linears_[step].terms.push_back(std::move(term));
+            linear(step).terms.push_back(std::move(term));
         }
         for (const auto& [step, lora] : adapter->embeds()) {
             embeds_[step].push_back({&lora, float(double(lora.scale) * strength)});
@@ -132,13 +133,12 @@ AdapterSet::AdapterSet(const std::vector<std::pair<const Adapter*, double>>& mem
 
 void AdapterSet::rescale(int step, size_t member, size_t lora_layer, const float* b, int64_t experts, int64_t rows,
                          int64_t rank) {
-    for (SetTerm& term : linears_[step].terms) {
-        if (term.member == member && lora_layer < term.b.size()) {
+    for (SetTerm& term : linear(step).terms) {
+        if (term.member == member && lora_layer < term.parts.size()) {
             const LayerLora& layer = term.lora->layers[lora_layer];
             require(layer.rank == rank && layer.rows == rows && term.lora->experts == experts, "adapter: rescaled B");
             own_.push_back(std::make_unique<PackedB>(b, experts, rows, rank, arena_));
-            term.b[lora_layer] = own_.back().get();
-            set_gamma(term, lora_layer);
+            set_b(term, lora_layer, *own_.back());
             return;
         }
     }
@@ -146,16 +146,25 @@ void AdapterSet::rescale(int step, size_t member, size_t lora_layer, const float
 }
 
 void AdapterSet::dora(int step, size_t layer, std::vector<float> factors) {
-    std::vector<std::vector<float>>& dora = linears_[step].dora;
+    std::vector<std::vector<float>>& dora = linear(step).dora;
     if (dora.size() <= layer) {
         dora.resize(layer + 1);
     }
     dora[layer] = std::move(factors);
 }
 
+SetStep& AdapterSet::linear(int step) {
+    require(step >= 0, "adapter: no such step");
+    if (by_step_.size() <= size_t(step)) {
+        by_step_.resize(size_t(step) + 1);
+    }
+    SetStep& own = linears_[step];
+    by_step_[size_t(step)] = &own;
+    return own;
+}
+
 const SetStep* AdapterSet::linear_at(int step) const {
-    const auto found = linears_.find(step);
-    return found == linears_.end() ? nullptr : &found->second;
+    return step >= 0 && size_t(step) < by_step_.size() ? by_step_[size_t(step)] : nullptr;
 }
 
 const std::vector<SetEmbed>* AdapterSet::embed_at(int step) const {

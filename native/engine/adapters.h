@@ -28,6 +28,7 @@ class PackedB {
   public:
     PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank, Arena& arena); // b [experts][rows][rank]
     const uint8_t* of(int64_t expert) const { return data_ + expert * stride_; }
+    int64_t stride() const { return stride_; } // bytes of an expert
     bool half() const { return kept_.half; }
     float unit(int64_t r) const { return kept_.unit[size_t(r)]; }
 
@@ -84,13 +85,22 @@ class Adapter {
     std::map<int, EmbedLora> embeds_;
 };
 
+// What a pass needs of one layer of an adapter, in one place: it is read anew for every token.
+struct SetPart {
+    const uint8_t* b; // of the first expert
+    int64_t stride;
+    int layer;
+    int first, rank;
+    bool half;
+};
+
 // One adapter of a set, in one step.
 struct SetTerm {
     const StepLora* lora;
     size_t member;            // which of the set
     double strength;
     std::vector<float> gamma; // of each row of the stacked A: scale * strength, without the powers of two of A and B
-    std::vector<const PackedB*> b; // of each of lora->layers
+    std::vector<SetPart> parts; // of each of lora->layers
 };
 
 struct SetStep {
@@ -118,7 +128,10 @@ class AdapterSet {
 
   private:
     Arena arena_{ARENA_BLOCK};
+    SetStep& linear(int step);
+
     std::map<int, SetStep> linears_;
+    std::vector<const SetStep*> by_step_; // the same, or null
     std::map<int, std::vector<SetEmbed>> embeds_;
     std::vector<std::unique_ptr<PackedB>> own_;
 };

@@ -57,6 +57,28 @@ template <class P> int fill_panel(const Linear& l, int64_t group_bytes, int64_t 
     return groups;
 }
 
+// What the next panel is made of, asked for a few lines at a time while this one is swept: a panel reads from some groups,
+// which lie far apart.
+template <class P> class NextPanel {
+  public:
+    // The panel at row `row` and weight k, or none if the row is not below `last`; `turns`: how often `ask` is called.
+    NextPanel(const Linear& l, int64_t group_bytes, int64_t row, int64_t last, int64_t k, int64_t turns)
+        : from_(l.packed + row / GROUP * group_bytes + k / P::UNIT * P::UNIT_BYTES), group_bytes_(group_bytes),
+          lines_((std::min<int64_t>(DEPTH, l.cols - k) / P::UNIT * P::UNIT_BYTES + 63) / 64) {
+        count_ = row < last ? (std::min<int64_t>(ROWS, l.rows - row) + GROUP - 1) / GROUP * lines_ : 0;
+        each_ = (count_ + turns - 1) / turns;
+    }
+    void ask() {
+        for (const int64_t end = std::min(count_, at_ + each_); at_ < end; ++at_) {
+            __builtin_prefetch(from_ + at_ / lines_ * group_bytes_ + at_ % lines_ * 64, 0, 2);
+        }
+    }
+
+  private:
+    const uint8_t* from_;
+    int64_t group_bytes_, lines_, count_, each_, at_ = 0; // lines_: of one group
+};
+
 // R vectors of rows by N columns over a panel's depth, added to acc [N][ROWS]. Not inlined and unrolled, or GCC 12 keeps sums
 // in memory.
 template <class P, int R, int N>
@@ -160,8 +182,11 @@ template <class P> void sweep_panels(const Linear& l, int64_t group_bytes, int64
         for (int64_t k = 0; k < l.cols; k += DEPTH) {
             const int depth = int(std::min<int64_t>(DEPTH, l.cols - k));
             groups = fill_panel<P>(l, group_bytes, row, k, depth, p);
+            const bool end = k + DEPTH >= l.cols;
+            NextPanel<P> next(l, group_bytes, end ? row + ROWS : row, last, end ? 0 : k + DEPTH, l.columns / C);
             int64_t t = 0;
             for (; t + C <= l.columns; t += C) {
+                next.ask();
                 tiles<P, C>(p, groups, depth, columns_at<P, C>(l, start, t, k), acc + t * ROWS);
             }
             for (; t < l.columns; ++t) {

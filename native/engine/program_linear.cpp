@@ -279,11 +279,9 @@ class LinearStep : public Step {
             const float* product = xa;
             for (const SetTerm& t : set.terms) {
                 const StepLora& lora = *t.lora;
-                for (size_t k = 0; k < lora.layers.size(); ++k) {
-                    const LayerLora& layer = lora.layers[k];
-                    if (size_t(layer.layer) == i) {
-                        const PackedB& b = *t.b[k];
-                        *term++ = {b.of(expert), product + p * lora.rank + layer.first, int(layer.rank), b.half()};
+                for (const SetPart& part : t.parts) {
+                    if (size_t(part.layer) == i) {
+                        *term++ = {part.b + expert * part.stride, product + p * lora.rank + part.first, part.rank, part.half};
                         ++end.n_terms;
                     }
                 }

@@ -65,6 +65,30 @@ template <int D = LANES / 2> inline vf sum_each(const vf* v) {
     }
 }
 
+// The same of integers, and the largest of them.
+inline int32_t sum(vi v) {
+#if LG_ISA_avx512
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t all = 0;
+    for (int i = 0; i < LANES; ++i) {
+        all += v[i];
+    }
+    return all;
+#endif
+}
+inline int32_t largest(vi v) {
+#if LG_ISA_avx512
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t most = v[0];
+    for (int i = 1; i < LANES; ++i) {
+        most = v[i] > most ? v[i] : most;
+    }
+    return most;
+#endif
+}
+
 inline float largest(vf v) {
     float a[LANES];
     store(a, v);
