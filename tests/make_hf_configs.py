@@ -89,26 +89,29 @@ LATENT = {
     "first_k_dense_replace": 1,
 }
 LATENT_GROUPS = {**LATENT, **GROUPED, "num_key_value_heads": 4, "routed_scaling_factor": 2.5}
+LLAMA4 = {
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "intermediate_size_mlp": 40,
+    "num_local_experts": 4,
+    "attention_chunk_size": 8,
+    "pad_token_id": None,
+}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 ABSENT = "absent"
 """For a key of BASE that the class does not have."""
-GPT = {
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 128,
-    **dict.fromkeys(
-        (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-        ),
-        ABSENT,
+NO_SIZES = dict.fromkeys(
+    (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
     ),
-}
+    ABSENT,
+)
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, **NO_SIZES}
 FALCON = {"max_position_embeddings": 2048, "num_key_value_heads": ABSENT, "intermediate_size": ABSENT}
 PHI = {"intermediate_size": 128, "num_key_value_heads": 4}
 LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
@@ -590,6 +593,53 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "pad_token_id": None,
         },
         None,
+    ),
+    "llama4": ("Llama4Text", {**LLAMA4, "moe_layers": None}, None),
+    "llama4-dense-between": (
+        "Llama4Text",
+        {
+            **LLAMA4,
+            "interleave_moe_layer_step": 2,
+            "use_qk_norm": False,
+            "attn_temperature_tuning": False,
+            "no_rope_layers": [1, 0, 1, 1],
+            "attention_bias": True,
+        },
+        None,
+    ),
+    "llama4-llama3": (
+        "Llama4Text",
+        {
+            **LLAMA4,
+            **rope("llama3", **{**YARN, "factor": 8.0}, low_freq_factor=1.0, high_freq_factor=4.0),
+            "tie_word_embeddings": True,
+            "floor_scale": 4,
+            "attn_scale": 0.5,
+        },
+        None,
+    ),
+    "bloom": ("Bloom", {**NO_SIZES, "hidden_size": 32, "n_layer": 2, "n_head": 4}, None),
+    "bloom-six": (
+        "Bloom",
+        {**NO_SIZES, "hidden_size": 48, "n_layer": 1, "n_head": 6, "tie_word_embeddings": False},
+        named("seq_length", 96),
+    ),
+    "mpt": (
+        "Mpt",
+        {**NO_SIZES, "d_model": 32, "n_layers": 2, "n_heads": 4},
+        named("architectures", ["MPTForCausalLM"]),
+    ),
+    "mpt-six": (
+        "Mpt",
+        {
+            **NO_SIZES,
+            "d_model": 48,
+            "n_layers": 1,
+            "n_heads": 6,
+            "max_seq_len": 64,
+            "attn_config": {"clip_qkv": 0.5, "softmax_scale": 0.3},
+        },
+        named("architectures", ["MPTForCausalLM"]),
     ),
     "deepseek2": ("DeepseekV2", {**LATENT, "n_group": None, "topk_group": None}, None),
     "deepseek2-lite": (

@@ -74,7 +74,7 @@ Binary binary(const std::string& name) {
 }
 
 int attention(Program& p, Value q, Value k, Value v, Value y, int layer, int heads, float scale, float soft_cap,
-              std::optional<Vector> sinks) {
+              std::optional<Vector> sinks, std::optional<Vector> slopes, int64_t chunk) {
     require(layer >= 0 && size_t(layer) < p.layers().size(), "attention: no such layer");
     const LayerShape& shape = p.layers()[size_t(layer)];
     require(heads > 0 && heads % shape.kv_heads == 0, "attention: heads");
@@ -82,7 +82,7 @@ int attention(Program& p, Value q, Value k, Value v, Value y, int layer, int hea
             "attention: widths of q and k");
     require(v.width == int64_t(shape.kv_heads) * shape.value_dim && y.width == int64_t(heads) * shape.value_dim,
             "attention: widths of v and y");
-    return p.add(attention_step(q, k, v, y, layer, heads, scale, soft_cap, floats(sinks)));
+    return p.add(attention_step(q, k, v, y, layer, heads, scale, soft_cap, floats(sinks), floats(slopes), chunk));
 }
 
 using Heads = std::tuple<int64_t, int64_t, int64_t, int64_t, bool>;
@@ -291,7 +291,8 @@ void bind_program(nb::module_& m) {
             return p.add(rope_step(x, y, &table, heads, adjacent));
         })
         .def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("y"), nb::arg("layer"),
-             nb::arg("heads"), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("sinks").none())
+             nb::arg("heads"), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("sinks").none(),
+             nb::arg("slopes").none() = nb::none(), nb::arg("chunk") = 0)
         .def("time_step", [](Program& p, Value x, Value y, Vector bias, float low, float high) {
             return p.add(time_step(x, y, floats(bias), low, high));
         })

@@ -53,13 +53,23 @@ struct HeadRows {
     int64_t q_stride = 0;      // floats from token to token
     float* y = nullptr;
     int64_t y_stride = 0;
-    const float* sinks = nullptr; // of the group's heads, or null
+    const float* sinks = nullptr;  // of the group's heads, or null
+    const float* slopes = nullptr; // of the group's heads, or null
     int group = 1;
     int64_t position = 0; // of token 0
     int64_t window = 0;   // 0: none
+    int64_t chunk = 0;    // 0: none
     float scale = 1.0f;
     float soft_cap = 0.0f; // 0: none
 };
+
+// The first position that a token sees: of its window, or of its chunk.
+inline int64_t first_seen_at(const HeadRows& rows, int64_t position) {
+    if (rows.chunk) {
+        return position / rows.chunk * rows.chunk;
+    }
+    return rows.window ? position + 1 - (rows.window < position + 1 ? rows.window : position + 1) : 0;
+}
 
 constexpr int64_t ATTEND_ROWS = 32; // rows of one call at most
 

@@ -45,7 +45,7 @@ class Work {
     }
 
     int64_t first_span() const {
-        return a_.window ? std::max<int64_t>(0, position(0) + 1 - a_.window) / SPAN : 0;
+        return first_seen_at(a_, position(0)) / SPAN;
     }
     int64_t end_span() const { return position(n_ - 1) / SPAN + 1; }
 
@@ -54,7 +54,7 @@ class Work {
         const int64_t base = number * SPAN;
         int64_t start = SPAN, end = 0;
         for (int i = 0; i < n_; ++i) {
-            from_[i] = a_.window ? std::clamp<int64_t>(position(i) + 1 - a_.window - base, 0, SPAN) : 0;
+            from_[i] = std::clamp<int64_t>(first_seen_at(a_, position(i)) - base, 0, SPAN);
             to_[i] = std::clamp<int64_t>(position(i) + 1 - base, 0, SPAN);
             if (from_[i] < to_[i]) {
                 start = std::min(start, from_[i]);
@@ -68,6 +68,9 @@ class Work {
             score_page(keys(page), page < last ? keys(page + 1) : values(first), page * PAGE_POSITIONS);
         }
         for (int i = 0; i < n_; ++i) {
+            if (a_.slopes && from_[i] < to_[i]) {
+                slope(scores_ + i * PITCH, i, base);
+            }
             span_largest_[i] = from_[i] < to_[i] ? mask(scores_ + i * PITCH, from_[i], to_[i]) : -INF;
         }
         for (int i = 0; i < n_; ++i) {
@@ -161,6 +164,14 @@ class Work {
                     tiles_.score[n - 1](l_, keys, next, key, queries_of(tile), scores_ + tile * PITCH + at + key);
                 }
             }
+        }
+    }
+
+    // Takes from the scores of row i what its head's slope takes for each position that a key lies back.
+    void slope(float* s, int i, int64_t base) const {
+        const float step = a_.slopes[(first_ + i) % a_.group] * LOG2E;
+        for (int64_t key = from_[i]; key < to_[i]; ++key) {
+            s[key] += step * float(base + key - position(i));
         }
     }
 

@@ -126,18 +126,20 @@ void StatePool::attend(ThreadPool& pool, int number, const AttentionTask& task, 
         r.window = layer.shape.window;
         r.scale = task.scale;
         r.soft_cap = task.soft_cap;
+        r.chunk = task.chunk;
         const int64_t query_rows = run.count * group;
         // The last tokens see the most keys: they are handed out first.
         for (int64_t step = ceil_div(query_rows, ATTEND_ROWS) - 1; step >= 0; --step) {
             const int64_t first = step * ATTEND_ROWS, last = std::min(query_rows, first + ATTEND_ROWS);
             const int64_t low = run.position + first / group, high = run.position + (last - 1) / group;
-            const int64_t first_span = (r.window ? std::max<int64_t>(0, low + 1 - r.window) : 0) / SPAN;
+            const int64_t first_span = first_seen_at(r, low) / SPAN;
             const int64_t spans = high / SPAN + 1 - first_span;
             for (int head = 0; head < layout.kv_heads; ++head) {
                 r.offset = layer.offset + head * layout.head_bytes;
                 r.q = task.q + run.row * r.q_stride + int64_t(head) * group * layout.key_dim;
                 r.y = task.y + run.row * r.y_stride + int64_t(head) * group * layout.value_dim;
                 r.sinks = task.sinks ? task.sinks + head * group : nullptr;
+                r.slopes = task.slopes ? task.slopes + head * group : nullptr;
                 parts.push_back({r, first, last, first_span, spans});
             }
             all_spans += layout.kv_heads * spans;

@@ -178,7 +178,7 @@ std::unique_ptr<Step> position_scale_step(Value x, Value y, double length, doubl
 // program_attention.cpp
 std::unique_ptr<Step> rope_step(Value x, Value y, const RopeTable* table, int heads, bool adjacent);
 std::unique_ptr<Step> attention_step(Value q, Value k, Value v, Value y, int layer, int heads, float scale, float soft_cap,
-                                     std::vector<float> sinks);
+                                     std::vector<float> sinks, std::vector<float> slopes, int64_t chunk);
 
 // program_recurrent.cpp; `state`: which of the pool's recurrent states is the step's
 std::unique_ptr<Step> time_step(Value x, Value y, std::vector<float> bias, float low, float high);

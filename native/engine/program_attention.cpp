@@ -35,18 +35,24 @@ class RopeStep : public Step {
 
 class AttentionStep : public Step {
   public:
-    AttentionStep(Value q, Value k, Value v, Value y, int layer, AttentionTask task, std::vector<float> sinks)
-        : Step(ALL), q_(q), k_(k), v_(v), y_(y), layer_(layer), task_(task), sinks_(std::move(sinks)) {
+    AttentionStep(Value q, Value k, Value v, Value y, int layer, AttentionTask task, std::vector<float> sinks,
+                  std::vector<float> slopes)
+        : Step(ALL), q_(q), k_(k), v_(v), y_(y), layer_(layer), task_(task), sinks_(std::move(sinks)),
+          slopes_(std::move(slopes)) {
         for (const Value* value : {&q, &k, &v, &y}) {
             require(value->space == ALL, "attention: works on all rows");
         }
         require(sinks_.empty() || int(sinks_.size()) == task.heads, "attention: one sink for each head");
+        require(slopes_.empty() || int(slopes_.size()) == task.heads, "attention: one slope for each head");
+        require(slopes_.empty() || task.soft_cap == 0.0f, "attention: slopes and a cap");
+        require(task.chunk >= 0, "attention: chunk");
     }
     void run(Pass& pass) const override {
         AttentionTask task = task_;
         task.q = pass.floats(q_);
         task.y = pass.floats(y_);
         task.sinks = sinks_.empty() ? nullptr : sinks_.data();
+        task.slopes = slopes_.empty() ? nullptr : slopes_.data();
         pass.states.append(pass.threads, layer_, pass.places, pass.floats(k_), pass.floats(v_));
         pass.states.attend(pass.threads, layer_, task, pass.places);
     }
@@ -55,7 +61,7 @@ class AttentionStep : public Step {
     const Value q_, k_, v_, y_;
     const int layer_;
     const AttentionTask task_;
-    const std::vector<float> sinks_;
+    const std::vector<float> sinks_, slopes_;
 };
 
 } // namespace
@@ -65,12 +71,14 @@ std::unique_ptr<Step> rope_step(Value x, Value y, const RopeTable* table, int he
 }
 
 std::unique_ptr<Step> attention_step(Value q, Value k, Value v, Value y, int layer, int heads, float scale,
-                                     float soft_cap, std::vector<float> sinks) {
+                                     float soft_cap, std::vector<float> sinks,
+                                     std::vector<float> slopes, int64_t chunk) {
     AttentionTask task;
     task.heads = heads;
     task.scale = scale;
     task.soft_cap = soft_cap;
-    return std::make_unique<AttentionStep>(q, k, v, y, layer, task, std::move(sinks));
+    task.chunk = chunk;
+    return std::make_unique<AttentionStep>(q, k, v, y, layer, task, std::move(sinks), std::move(slopes));
 }
 
 } // namespace lg

@@ -34,6 +34,8 @@ struct AttentionTask {
     float scale = 1.0f;
     float soft_cap = 0.0f;        // score = cap * tanh(score / cap), after the scale; 0: none
     const float* sinks = nullptr; // [heads], a logit each in the softmax's denominator that has no value; or null
+    const float* slopes = nullptr; // [heads], what a score loses for each position that its key lies back; or null
+    int64_t chunk = 0;             // a token sees what lies in its own chunk of so many positions; 0: all
 };
 
 // The pool may hold no more bytes than it has been allowed.

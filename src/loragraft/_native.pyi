@@ -255,6 +255,8 @@ class engine:
             scale: float,
             soft_cap: float,
             sinks: Floats | None,
+            slopes: Floats | None = None,
+            chunk: int = 0,
         ) -> int: ...
         @property
         def threads(self) -> engine.ThreadPool: ...

@@ -29,7 +29,7 @@ def test_the_gradients_are_those_of_the_model(name: str) -> None:
     gradients_hold(model.graph(), model.arrays, rng, VOCAB)
 
 
-@pytest.mark.parametrize("case", ["deepseek3"])
+@pytest.mark.parametrize("case", ["bloom", "deepseek3"])
 def test_the_gradients_of_a_checkpoint(tmp_path: Path, case: str) -> None:
     """Whose nodes the small models do not have."""
     model = lg.load(write(tmp_path / "m", case), backend="reference")

@@ -135,6 +135,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"value_dim": 6},
     {"softcap": 1.5, "sinks": True, "value_dim": 10, "window": 3},
 ]
+#: Options that have no kernel on a GPU yet.
+MORE_OPTIONS: list[dict[str, Any]] = [
+    {"slopes": (0.5, 0.25, 0.125, 2.0)},
+    {"chunk": 3},
+    {"slopes": (0.5, 0.25, 0.125, 2.0), "sinks": True, "window": 3},
+]
 
 
 def attention_weights(options: dict[str, Any]) -> dict[str, Floats]:
@@ -162,11 +168,14 @@ def attend(weights: dict[str, Floats], options: dict[str, Any]) -> Floats:
     out = np.zeros((TOKENS, HEADS, v.shape[-1]))
     for t in range(TOKENS):
         first = max(0, t + 1 - (options.get("window") or TOKENS))
+        first = max(first, t // options.get("chunk", TOKENS) * options.get("chunk", TOKENS))
         for head in range(HEADS):
             shared = head // (HEADS // KV_HEADS)
             scores = [0.3 * (q[t, head] @ k[s, shared]) for s in range(first, t + 1)]
             if "softcap" in options:
                 scores = [options["softcap"] * np.tanh(score / options["softcap"]) for score in scores]
+            if "slopes" in options:
+                scores = [score - options["slopes"][head] * (t - first - i) for i, score in enumerate(scores)]
             powers = np.exp(scores)
             total = powers.sum() + (np.exp(w["sinks.weight"][head]) if options.get("sinks") else 0.0)
             out[t, head] = sum(
@@ -184,12 +193,18 @@ def test_attention(options: dict[str, Any], backend: Backend, tolerance: float) 
     q, k, v = (g.linear(x, name) for name in "qkv")
     attrs = {"layer": 0, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": KEY_DIM, "scale": 0.3}
     attrs |= {"window": options.get("window"), "value_dim": options.get("value_dim")}
-    attrs |= {"softcap": options.get("softcap")}
+    attrs |= {name: options.get(name) for name in ("softcap", "slopes", "chunk")}
     sinks = ("sinks.weight",) if options.get("sinks") else ()
     graph = g.finish(g.add(Op.ATTENTION, (q, k, v), sinks, "attention", **attrs))
     verify(graph)
     found = all_logits(backend.prepare(graph, weights, EXACT), IDS, [4])
     assert nmse(found, attend(weights, options)) < tolerance
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
+@pytest.mark.parametrize("options", MORE_OPTIONS, ids=lambda options: "+".join(options))
+def test_attention_with_slopes_or_chunks(options: dict[str, Any], backend: Backend, tolerance: float) -> None:
+    test_attention(options, backend, tolerance)
 
 
 CHOICES: list[dict[str, Any]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loragraft.archs import (
     apertus,
     arcee,
+    bloom,
     command_r,
     deepseek2,
     dots1,
@@ -24,6 +25,7 @@ from loragraft.archs import (
     hunyuan,
     lfm2,
     llama,
+    llama4,
     minimax_m2,
     mistral3,
     nemotron,
@@ -50,6 +52,8 @@ ARCHS = Registry(
     [
         apertus.ARCH,
         arcee.ARCH,
+        bloom.ARCH,
+        bloom.MPT_ARCH,
         command_r.ARCH,
         command_r.ARCH2,
         deepseek2.ARCH,
@@ -74,6 +78,7 @@ ARCHS = Registry(
         hunyuan.ARCH,
         lfm2.ARCH,
         llama.ARCH,
+        llama4.ARCH,
         minimax_m2.ARCH,
         mistral3.ARCH,
         nemotron.ARCH,

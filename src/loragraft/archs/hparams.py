@@ -91,6 +91,10 @@ class Layer:
     feed_forward: str = "dense"
     """The same of what follows, for `blocks.by_feed_forward`: dense or experts."""
     sharpening: Sharpening | None = None
+    slopes: tuple[float, ...] = ()
+    """Of each head: what its scores lose for every position that a key lies back; empty: nothing (`alibi_slopes`)."""
+    chunk: int | None = None
+    """Attention within the token's own chunk of so many positions; None: over all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,14 @@ def _kv_heads(keys: MetadataKeys, heads: tuple[int, ...]) -> tuple[int, ...]:
                 found=f"{own} and {shared}",
             )
     return kv_heads
+
+
+def alibi_slopes(heads: int, most: float) -> tuple[float, ...]:
+    """Of ALiBi (Press et al. 2021, arXiv 2108.12409): powers of 2^(-most / n) for the largest power of two n <= heads,
+    then, for the other heads, those between."""
+    known = 1 << (heads.bit_length() - 1)
+    first = [2 ** (-most * (i + 1) / known) for i in range(known)]
+    return (*first, *(2 ** (-most * (2 * i + 1) / (2 * known)) for i in range(heads - known)))
 
 
 def read_windows(

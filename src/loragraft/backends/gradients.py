@@ -173,7 +173,12 @@ def _attend(t: Tape, node: Node, q: Floats, k: Floats, v: Floats) -> tuple[Array
         bent = np.tanh(scores / np.float32(at["softcap"]))
         scores, passed = np.float32(at["softcap"]) * bent, 1 - bent * bent
     row, column = np.indices((t.length, t.length))
+    if at.get("slopes"):
+        slopes = np.asarray(at["slopes"], np.float32)[:, None, None]
+        scores = scores + slopes * (column - row).astype(np.float32)
     seen = column <= row
+    if at.get("chunk") is not None:
+        seen &= column >= row // at["chunk"] * at["chunk"]
     if at["window"] is not None:
         seen &= column > row - at["window"]
     scores[:, :, ~seen] = -np.inf
@@ -382,6 +387,7 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.ROUTE: _from_route,
     Op.EXPERTS_SUM: _from_experts_sum,
     Op.ROPE: _from_rope,
+    Op.POSITION_SCALE: lambda t, node, g, value, kept, x: (OPS[Op.POSITION_SCALE](t, node, g),),
     Op.ATTENTION: _from_attention,
     Op.SPLIT: _from_split,
     Op.CONCAT: _from_concat,

@@ -236,13 +236,19 @@ def _attention(s: Pass, node: Node, q: Floats, k: Floats, v: Floats) -> Array:
         at["layer"], k.reshape(tokens, kv_heads, head_dim), v.reshape(tokens, kv_heads, value_dim)
     )
     mixed = np.empty((tokens, kv_heads, heads // kv_heads, value_dim), np.float32)
+    chunk = at.get("chunk")
+    slopes = np.asarray(at["slopes"], np.float32).reshape(kv_heads, -1, 1) if at.get("slopes") else None
     for row, position in enumerate(s.positions.tolist()):
         seen = slice(0 if window is None else max(0, position + 1 - window), position + 1)
+        if chunk is not None:
+            seen = slice(position // chunk * chunk, position + 1)
         # Query heads in groups that share a key-value head: [kv_heads, group, head_dim].
         grouped = q[row].reshape(kv_heads, -1, head_dim)
         scores = grouped @ keys[seen].transpose(1, 2, 0) * np.float32(at["scale"])
         if softcap is not None:
             scores = _soft_cap(scores, softcap)
+        if slopes is not None:
+            scores = scores + slopes * np.arange(seen.start - position, 1, dtype=np.float32)
         count = scores.shape[-1]
         if node.weights:
             sinks = s.weight(node.weights[0]).reshape(kv_heads, -1, 1)

@@ -87,10 +87,12 @@ class Op(StrEnum):
     (`context`, unless `Options` names one) is longer than `original`. A position from `most` on is a GraphError."""
     ATTENTION = "attention"
     """(q, k, v; sinks [heads] or none; layer, heads, kv_heads, head_dim, scale, window or none, value_dim or none,
-    softcap or none) -> [T, heads * value_dim]; appends k and v of each row to what its sequence holds of `layer`,
-    attends causally over that. `head_dim`: of q and k; `value_dim`: of v, where it is another. Scores s (scaled) become
-    softcap * tanh(s / softcap). A sink is one more score of its head, whose value is 0 (Xiao et al. 2023, arXiv
-    2309.17453, section 3.3)."""
+    softcap, slopes, chunk or none) -> [T, heads * value_dim]; appends k and v of each row to what its sequence holds
+    of `layer`, attends causally over that. `head_dim`: of q and k; `value_dim`: of v, where it is another. Scores s
+    (scaled) become softcap * tanh(s / softcap). `slopes`: a number for each head, which its scores lose for every
+    position that the key lies back (ALiBi, Press et al. 2021, arXiv 2108.12409). `chunk`: a token sees what lies in
+    its own chunk of so many positions. A sink is one more score of its head, whose value is 0 (Xiao et al. 2023,
+    arXiv 2309.17453, section 3.3)."""
 
     SHORT_CONV = "short_conv"
     """(x [T, c]; W [c, width], b [c] or none; layer) -> [T, c]: y[t] = b + sum over j of W[:, j] x[t - width + 1 + j],

@@ -211,6 +211,11 @@ def _attention(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
         _need("shape of the sinks", ws[0], (at["heads"],))
     if at["kv_heads"] < 1 or at["heads"] % at["kv_heads"]:
         raise IllegalNode("heads", at["heads"], f"a multiple of {at['kv_heads']} key-value heads")
+    if at.get("slopes"):
+        _need("slopes", len(at["slopes"]), at["heads"])
+        _need("softcap beside slopes", at.get("softcap"), None)
+    if at.get("chunk") is not None and (at["chunk"] < 1 or at["window"] is not None):
+        raise IllegalNode("chunk", at["chunk"], "at least 1, and no window")
     return (*q[:-1], at["heads"] * value_dim)
 
 
@@ -375,6 +380,8 @@ SIGNATURES: dict[Op, Signature] = {
             ("window", (int, type(None))),
             ("value_dim", (int, type(None))),
             ("softcap", (float, type(None))),
+            ("slopes", (tuple, type(None))),
+            ("chunk", (int, type(None))),
         ),
     ),
     Op.SHORT_CONV: Signature("f", _short_conv, (1, 2), (("layer", _INT),)),

@@ -62,6 +62,8 @@ class Attention:
             window=own.window,
             value_dim=None if own.value_dim == own.key_dim else own.value_dim,
             softcap=h.attention_softcap,
+            slopes=own.slopes or None,
+            chunk=own.chunk,
         )
         if self.gated:
             gate = g.split(both, size, 2 * size, f"{blk}.attn_q.gate", 2 * size)

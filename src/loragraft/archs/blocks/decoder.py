@@ -73,6 +73,8 @@ class Decoder:
         x = g.embed(g.tokens(), arch_scale=scale)
         if g.has("position_embd.weight"):
             x = g.add(Op.ADD, (x, g.embed_positions()), label="position_embd_sum")
+        if g.has("token_embd_norm.weight"):
+            x = self.norm(g, h, x, "token_embd_norm")
         last = len(h.layers) - h.predictors
         for layer in range(last):
             g.cut(x)

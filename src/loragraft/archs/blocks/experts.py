@@ -20,6 +20,8 @@ class Routed:
     normalize: bool
     gating: Literal["softmax", "sigmoid"] = "softmax"
     gate: Gate = swiglu
+    scaled_inputs: bool = False
+    """The expert's weight multiplies what enters it, not what it gives (Llama 4): of one expert for each token."""
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
@@ -34,11 +36,15 @@ class Routed:
             normalize=routing.normalize,
             scale=routing.scale,
         )
-        gate, up = self._gate_up(g, x, ids, blk)
+        entering = g.add(Op.MUL, (x, route), label=f"{blk}.ffn_scaled") if self.scaled_inputs else x
+        gate, up = self._gate_up(g, entering, ids, blk)
         down = g.experts(
             gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act_exps"), ids, f"{blk}.ffn_down_exps"
         )
-        routed = g.add(Op.EXPERTS_SUM, (down, route), label=f"{blk}.ffn_experts_sum")
+        label = f"{blk}.ffn_experts_sum"
+        routed = (
+            g.flat(down, label) if self.scaled_inputs else g.add(Op.EXPERTS_SUM, (down, route), label=label)
+        )
         if not g.has(f"{blk}.ffn_up_shexp.weight"):
             return routed
         return g.add(Op.ADD, (routed, self._shared(g, h, x, blk)), label=f"{blk}.ffn_shared_sum")

@@ -238,7 +238,9 @@ def _attention(b: _Builder, node: Node, q: Any, k: Any, v: Any, y: Any) -> int:
     at = node.attrs
     sinks = b.weights.floats(node.weights[0]) if node.weights else None
     layer, cap = b.layers[at["layer"]], at.get("softcap") or 0.0
-    return int(b.program.attention(q, k, v, y, layer, at["heads"], at["scale"], cap, sinks))
+    slopes = np.asarray(at["slopes"], np.float32) if at.get("slopes") else None
+    chunk = at.get("chunk") or 0
+    return int(b.program.attention(q, k, v, y, layer, at["heads"], at["scale"], cap, sinks, slopes, chunk))
 
 
 def _gelu(b: _Builder, node: Node, x: Any, y: Any) -> int:

@@ -378,6 +378,12 @@ class Builder:
                 expected=f"up to {_MOST_VALUES}",
                 hint="use --device cpu",
             )
+        if at.get("slopes") or at.get("chunk"):
+            raise UnsupportedError(
+                node.label or "attention",
+                "no kernel for attention with slopes or in chunks on WebGPU",
+                hint="use --device cpu",
+            )
         number = len(self.made.layers)
         layer = Layer(at["kv_heads"] * at["head_dim"], at["kv_heads"] * value_dim, self._halves)
         self.made.layers.append(layer)
