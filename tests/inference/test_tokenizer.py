@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.pretokenizers import PRETOKENIZERS, recognise
+from loragraft.inference import bpe
 from loragraft.inference.tokenizer import Tokenizer
 from paths import data
 
@@ -162,3 +163,42 @@ def test_recognised_by_its_expressions() -> None:
     for expressions in PRETOKENIZERS.values():
         for expression in expressions:
             tokenizers.Regex(expression)
+
+
+def test_letters_with_case_are_words_of_deepseek_llm() -> None:
+    """Its third expression takes ASCII's letters for punctuation: a word is cut behind others. Numbers stay whole."""
+    letters = [*bpe.BYTE_OF]
+    pipeline = bpe.byte_level(letters, [], "deepseek-llm")
+    assert pipeline.pre_tokenizer is not None
+    cut = [piece for piece, _ in pipeline.pre_tokenizer.pre_tokenize_str("Hej Øl, 1234 一二\nא  ")]
+    spelled = ["".join(bpe_letter(byte) for byte in text.encode()) for text in ("Hej", " Ø", "l", ",")]
+    assert cut[:4] == spelled
+    assert "1234" in cut
+    assert "".join(bpe_letter(byte) for byte in "一二".encode()) in cut
+
+
+def bpe_letter(byte: int) -> str:
+    return next(letter for letter, value in bpe.BYTE_OF.items() if value == byte)
+
+
+def test_gemma4_merges_by_rank_within_lines() -> None:
+    """Spaces are U+2581, what is no token becomes bytes, and a run of line breaks is a word of its own."""
+    tokens = ["<pad>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    first = len(tokens)
+    tokens += ["a", "b", "▁", "ab", "▁a", "\n", "\n\n"]
+    kinds = [3, 3, 2, *[6] * 256, *[1] * 7]
+    tokenizer = Tokenizer(
+        {
+            "tokenizer.ggml.model": Value.string("gemma4"),
+            "tokenizer.ggml.tokens": Value.strings(tokens),
+            "tokenizer.ggml.token_type": Value.numbers(ValueType.INT32, kinds),
+            "tokenizer.ggml.merges": Value.strings(["▁ a", "a b", "\n \n"]),
+            "tokenizer.ggml.bos_token_id": Value.u32(1),
+        }
+    )
+    a, b, _, ab, space_a, line, lines = range(first, first + 7)
+    assert tokenizer.encode("ab ab\n\nab\né").tolist() == [
+        *(1, ab, space_a, b, lines, ab, line),
+        *(3 + byte for byte in "é".encode()),
+    ]
+    assert tokenizer.decode([ab, space_a, b, lines, a]) == "ab ab\n\na"

@@ -1,8 +1,9 @@
-"""The two kinds of byte-pair encoding in GGUF files, as `tokenizers` pipelines.
+"""The three kinds of byte-pair encoding in GGUF files, as `tokenizers` pipelines.
 
 Byte-level (`gpt2`): text is cut into words by regular expressions, every byte is written as a printable character,
 and pairs merge by rank. SentencePiece (`llama`): spaces are written U+2581, nothing is cut, pairs merge by the score of
-what they make, and what is not a token falls back to byte tokens `<0x0A>`.
+what they make, and what is not a token falls back to byte tokens `<0x0A>`. Gemma 4's (`gemma4`):
+spelled as SentencePiece's, pairs merge by rank, lines and what parts them apart.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ def sentencepiece(
     bpe = _pipeline(models.BPE, tokens, merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
     steps: list[normalizers.Normalizer] = [normalizers.Prepend(SPACE)] if prefix else []
     bpe.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    return bpe
+
+
+def ranked_spelling(
+    tokens: Sequence[str], merges: Sequence[str], unknown: str | None
+) -> tokenizers.Tokenizer:
+    """`merges` as in `byte_level`. Raises ValueError."""
+    bpe = _pipeline(
+        models.BPE, tokens, merge_pairs(merges), byte_fallback=True, fuse_unk=True, unk_token=unknown
+    )
+    bpe.normalizer = normalizers.Replace(" ", SPACE)
+    bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
     return bpe
 
 

@@ -61,12 +61,12 @@ class Tokenizer:
         Raises `UnsupportedError` for a kind of tokenizer, or a pre-tokenizer, that is not known."""
         self._subject = subject
         self.kind = str(self._required(metadata, "tokenizer.ggml.model"))
-        if self.kind not in ("gpt2", "llama"):
+        if self.kind not in ("gpt2", "llama", "gemma4"):
             raise UnsupportedError(
                 subject,
                 "tokenizer kind not supported",
                 found=self.kind,
-                expected="gpt2 (BPE) or llama (SentencePiece)",
+                expected="gpt2 (BPE), llama (SentencePiece) or gemma4",
             )
         self._tokens: list[str] = self._required(metadata, "tokenizer.ggml.tokens")
         self.size = len(self._tokens)
@@ -83,7 +83,7 @@ class Tokenizer:
         self.pre = metadata["tokenizer.ggml.pre"].data if "tokenizer.ggml.pre" in metadata else "default"
         self.bos = self._special(metadata, "bos")
         self.eos = self._special(metadata, "eos")
-        starts = self.kind == "llama" or self.pre in ADD_BOS
+        starts = self.kind in ("llama", "gemma4") or self.pre in ADD_BOS
         self.add_bos = self._flag(metadata, "add_bos_token", default=starts) and self.bos is not None
         self.add_eos = self._flag(metadata, "add_eos_token", default=False) and self.eos is not None
         named = (self._special(metadata, name) for name in ("eos", "eot", "eom"))
@@ -158,7 +158,7 @@ class Tokenizer:
             return text.encode(errors="surrogateescape")
         if kind == TokenType.BYTE and (byte := _byte_token(text)) is not None:
             return byte
-        if self.kind == "llama":
+        if self.kind != "gpt2":
             return text.replace(bpe.SPACE, " ").encode(errors="surrogateescape")
         try:
             return bytes(bpe.BYTE_OF[character] for character in text)
@@ -166,17 +166,18 @@ class Tokenizer:
             return text.encode(errors="surrogateescape")
 
     def _build(self, metadata: Mapping[str, Value]) -> tokenizers.Tokenizer:
+        merges = metadata["tokenizer.ggml.merges"].data if "tokenizer.ggml.merges" in metadata else []
+        unknown = next(
+            (t for t, k in zip(self._tokens, self._types, strict=True) if k == TokenType.UNKNOWN), None
+        )
         try:
             if self.kind == "llama":
                 scores = self._required(metadata, "tokenizer.ggml.scores")
                 mergeable = [kind in (TokenType.NORMAL, TokenType.UNUSED) for kind in self._types]
-                unknown = next(
-                    (t for t, k in zip(self._tokens, self._types, strict=True) if k == TokenType.UNKNOWN),
-                    None,
-                )
                 pipeline = bpe.sentencepiece(self._tokens, scores, mergeable, unknown, self._space_prefix)
+            elif self.kind == "gemma4":
+                pipeline = bpe.ranked_spelling(self._tokens, merges, unknown)
             else:
-                merges = metadata["tokenizer.ggml.merges"].data if "tokenizer.ggml.merges" in metadata else []
                 pipeline = bpe.byte_level(self._tokens, merges, self._known_pre())
             pipeline.add_special_tokens(self._added(TokenType.CONTROL))
             pipeline.add_tokens(self._added(TokenType.USER_DEFINED))
