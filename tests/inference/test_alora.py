@@ -19,6 +19,7 @@ from loragraft.backends.batch import Piece as Rows
 from loragraft.cli import app
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.reader import GGUFFile
+from loragraft.inference.conversation import Conversation
 from loragraft.inference.measurement import BackendName
 from loragraft.inference.model import Model
 from loragraft.inference.sampling import Sampling
@@ -249,6 +250,13 @@ def test_the_command_line(trained: Path, tmp_path: Path) -> None:
     assert key.data.dtype == np.uint32
     with pytest.raises(AdapterError, match="invocation tokens"):
         lg.convert_adapter(trained, data("llama-kjv"), tmp_path / "mlx", to="mlx")
+
+
+def test_a_conversation_says_it(model: Model, path: Path) -> None:
+    with Conversation(model, [("judge", path, 1.0)]) as talk:
+        assert any(
+            "works only from its invocation tokens [400, 401] on (aLoRA)" in note for note in talk.notes
+        )
 
 
 def test_the_last_place_counts() -> None:

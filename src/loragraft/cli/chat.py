@@ -84,6 +84,7 @@ def chat(
     with suppress(ImportError):
         import readline  # noqa: F401 (gives input() its history and keys)
     with Conversation(loaded, lora, system=system, temperature=temp, max_tokens=predict, seed=seed) as talk:
+        _tell(talk)
         console.info("/help lists the commands; Ctrl-D ends.")
         while (line := _read()) is not None:
             try:
@@ -94,6 +95,12 @@ def chat(
                     _show(talk.say(line))
             except LoragraftError as error:
                 console.error(str(error))
+
+
+def _tell(talk: Conversation) -> None:
+    """Print what there is to know of the adapters that were loaded."""
+    while talk.notes:
+        console.info(talk.notes.pop(0))
 
 
 def _read() -> str | None:
@@ -157,6 +164,7 @@ def _obey(talk: Conversation, line: str) -> bool:
         case "load":
             adapter, _, path = rest.partition(" ")
             talk.load(adapter, Path(path.strip()))
+            _tell(talk)
         case "save":
             _save(talk, rest)
         case "help":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from loragraft.adapters.lora import Adapter
 from loragraft.errors import LoragraftError
 from loragraft.inference.model import Model
 from loragraft.inference.sampling import Sampling
@@ -74,9 +75,8 @@ class Conversation:
         self._model = model
         self._max_tokens = max_tokens
         self._seed = seed
-        self._shelf = Shelf(
-            model.program, lambda path: plain_only(load_adapter(path, model.source, invoked=True))
-        )
+        self.notes: list[str] = []
+        self._shelf = Shelf(model.program, self._read)
         self._scheduler = Scheduler(
             model.program, model.tokenizer, self._shelf, context=model.context_length, subject=model.path.name
         )
@@ -90,8 +90,15 @@ class Conversation:
     def __exit__(self, *what: object) -> None:
         self._scheduler.stop(0)
 
+    def _read(self, path: Path) -> Adapter:
+        adapter = plain_only(load_adapter(path, self._model.source, invoked=True))
+        self.notes += adapter.notes
+        return adapter
+
     def load(self, name: str, path: Path, strength: float = 1.0) -> None:
-        """Add an adapter. Raises AdapterError or FormatError for one that does not fit."""
+        """Add an adapter; what there is to know of it goes into `notes`.
+
+        Raises AdapterError or FormatError for one that does not fit."""
         trial = Shelf.trial_name(name)  # what has the name now keeps it if this one cannot be loaded
         self._shelf.register(trial, path)
         try:
