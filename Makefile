@@ -28,7 +28,8 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/$(PIP) $(ALONE) --no-build-isolation -e ".[test]"
 	touch $@
 
-$(VENV)/linted: $(VENV)/installed
+# mypy reads the packages of the tests too.
+$(VENV)/linted: $(VENV)/tested
 	test -n "$(LOCKED)" || $(BIN)/$(PIP) "ruff==0.17.5" "mypy>=1.11"
 	touch $@
 
