@@ -178,6 +178,11 @@ MEMBERS = [
         ("a shard that the index names is missing: found 1 of 2 files", "copy the whole folder"),
         as_model=True,
     ),
+    Member(
+        "download of a browser that did not finish",
+        lambda p: named(p, f"{WEIGHTS}.crdownload", "."),
+        ("holds a download that did not finish", "take it again: hf download"),
+    ),
     # ---- folders of trainers ----
     Member("LLaMA-Factory's or TRL's output, the adapter at its top", llama_factory, scale=1),
     Member("axolotl's output with merged/ in it", lambda p: model(adapter(p) / "merged").parent, scale=1),
@@ -397,6 +402,36 @@ MEMBERS = [
         ("was trained with another vocabulary", "tokenizer.save_pretrained"),
     ),
     # ---- adapter_config.json ----
+    Member(
+        "invocation_string of aLoRAs before PEFT had them",
+        lambda p: adapter(p, invocation_string="<|judge|>"),
+        ("invocation_string is not supported", "loragraft tokenize BASE TEXT"),
+    ),
+    Member(
+        "layers_to_transform that the tensors are not of",
+        lambda p: adapter(p, layers_to_transform=[1]),
+        (
+            "peft would change nothing",
+            "layers_to_transform [1]",
+            "correct target_modules and layers_to_transform in ",
+        ),
+    ),
+    Member(
+        "use_dora without magnitudes",
+        lambda p: adapter(p, use_dora=True),
+        ("use_dora of adapter_config.json disagrees with its tensors", "set use_dora there to false"),
+    ),
+    Member(
+        "target_modules of another kind",
+        lambda p: adapter(p, target_modules={"a": 1}),
+        ("bad target_modules", "write the target_modules of the training into "),
+    ),
+    Member(
+        "exclude_modules that were trained all the same",
+        lambda p: adapter(p, exclude_modules=["nothing"]),
+        ("covers 2 of the 8 modules",),
+        scale=1,
+    ),
     Member(
         "target_modules as an expression",
         lambda p: adapter(p, target_modules=r".*\.(q_proj|down_proj)"),

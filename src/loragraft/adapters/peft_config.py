@@ -245,12 +245,16 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
     if value in (None, False, "none") or (isinstance(value, list | dict | str) and not value):
         return
     reason = _REFUSED.get(key, "loragraft does not know what it does to the weights")
+    hint = merge_with_peft(path)
+    if key == "invocation_string":  # of aLoRA, before PEFT had it
+        reason = "peft has tokens in its place"
+        hint = f"write its tokens into {path} as {_INVOCATION}; they are: loragraft tokenize BASE TEXT"
     raise AdapterError(
         path,
         f"{key} is not supported: {reason}",
         found=repr(value)[:80],
         expected="it not to be set",
-        hint=merge_with_peft(path),
+        hint=hint,
     )
 
 

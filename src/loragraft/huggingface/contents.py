@@ -272,7 +272,7 @@ def _nothing(path: Path, role: Role, deep: bool = True) -> LoragraftError:
             "is no whole Hugging Face model" if role is not Role.ADAPTER else "holds no adapter",
             found=f"{MODEL_CONFIG} without weights"
             if config
-            else f"{weights[0].name} without {MODEL_CONFIG}",
+            else f"{weights[0].name} without {peft.CONFIG if role is Role.ADAPTER else MODEL_CONFIG}",
             expected=f"{MODEL_CONFIG} and model.safetensors" if role is not Role.ADAPTER else _ADAPTER_FILES,
             hint=f"list what is there: ls {path}",
         )

@@ -25,6 +25,11 @@ _SAFETENSORS = "take the repository's safetensors: hf download REPOSITORY --incl
 #: Patterns of files and folders, what wrote them, and what to do.
 _LEFTOVERS = (
     (
+        ("*.crdownload", "*.part", "*.aria2", "*.incomplete"),
+        "a download that did not finish",
+        "take it again: hf download REPOSITORY --local-dir {path}",
+    ),
+    (
         (".cache/huggingface/download/*.incomplete", ".cache/huggingface/download/*/*.incomplete"),
         "a download that did not finish",
         "go on with it: hf download REPOSITORY --local-dir {path}",

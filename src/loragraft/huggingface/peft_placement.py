@@ -36,6 +36,9 @@ from loragraft.huggingface.tokenizer_file import TokenizerFile
 from loragraft.huggingface.wrappers import TextNames, is_other_part, refuse_or_note
 from loragraft.units import names_text
 
+#: Keys that say which modules are adapted.
+_NAMING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+
 
 def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Intake = STRICT) -> Adapter:
     """The PEFT adapter in `folder`, or with `mlx` mlx-lm's, placed on `base`; every tensor of it is used, or it is an
@@ -248,9 +251,9 @@ def _named(
             raise AdapterError(
                 folder,
                 f"holds no tensor that its configuration names: peft would change nothing ({names_text(stray)})",
-                found=f"target_modules {config.get('target_modules')!r}"[:120],
+                found=", ".join(f"{key} {config[key]!r}" for key in _NAMING if config.get(key))[:160],
                 expected="the modules that were trained",
-                hint=f"name them in target_modules of {CONFIG}",
+                hint=f"correct {' and '.join(key for key in _NAMING if config.get(key))} in {folder / CONFIG}",
             )
     there = {names.module(module) for module in tensors.modules}
     wanted = [module for module in names.modules(base.tensors) if targets.name(module)]
@@ -276,6 +279,8 @@ def _check_kind(folder: Path, settings: LoraSettings, delta: ModuleDelta) -> Non
                 f"{key} of {CONFIG} disagrees with its tensors",
                 found=f"{'a' if there else 'no'} {what} for {delta.module}",
                 expected=f"{key} {said}",
+                hint=f"are {CONFIG} and the weights of one training? If they are, set {key} there to "
+                f"{str(there).lower()}",
             )
     if delta.magnitude is not None and (delta.embedding or delta.bias is not None):
         raise AdapterError(

@@ -80,7 +80,11 @@ class Targets:
                 return _always
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
             raise AdapterError(
-                self._path, f"bad {key}", found=repr(value)[:80], expected="a list of names, or an expression"
+                self._path,
+                f"bad {key}",
+                found=repr(value)[:80],
+                expected="a list of names, or an expression",
+                hint=f"write the {key} of the training into {self._path}",
             )
         return _ends(value)
 
