@@ -66,6 +66,28 @@ def published_layers(config: dict[str, Any]) -> None:
     config["layer_types"] = [names[kind] for kind in config["layer_types"]]
 
 
+NEMOTRON = {
+    "num_hidden_layers": "absent",
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"],
+    "head_dim": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "chunk_size": 16,
+}
+
+
+def published_pattern(config: dict[str, Any]) -> None:
+    """As published files have it: letters for layers, and nothing of experts where there are none."""
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+    config["hybrid_override_pattern"] = "".join(letters[kind] for kind in config.pop("layers_block_type"))
+    config["num_hidden_layers"] = len(config["hybrid_override_pattern"])
+    for key in list(config):
+        if "expert" in key or "moe_" in key or "topk" in key or key in ("n_group", "mtp_layers_block_type"):
+            del config[key]
+
+
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "lfm2": ("Lfm2", LFM2, None),
     "lfm2-adjusted": (
@@ -176,5 +198,21 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "position_embedding_type": "rope",
         },
         published_layers,
+    ),
+    "nemotron_h": ("NemotronH", NEMOTRON, published_pattern),
+    "nemotron_h-bias": (
+        "NemotronH",
+        {**NEMOTRON, "mlp_bias": True, "use_bias": True, "use_conv_bias": False, "conv_kernel": 3},
+        published_pattern,
+    ),
+    "nemotron_h-attends-last": (
+        "NemotronH",
+        {
+            **NEMOTRON,
+            "layers_block_type": ["mlp", "linear_attention", "full_attention"],
+            "n_groups": 1,
+            "tie_word_embeddings": True,
+        },
+        published_pattern,
     ),
 }

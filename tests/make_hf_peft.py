@@ -34,6 +34,10 @@ KEPT = (
 )
 #: Modules that PEFT wraps and then cannot run: this one gives two values.
 BROKEN = {"llama4_text": ["router"]}
+#: Of types whose `out_proj` PEFT refuses, as kernels of Mamba do not call it.
+TARGETS = {
+    "nemotron_h": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+}
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
@@ -49,7 +53,7 @@ def run(record: dict[str, Any], ids: torch.Tensor) -> tuple[dict[str, Any], Any]
         settings = peft.LoraConfig(
             r=2,
             lora_alpha=2,
-            target_modules="all-linear",
+            target_modules=TARGETS.get(kind, "all-linear"),
             exclude_modules=BROKEN.get(kind),
             task_type="CAUSAL_LM",
         )

@@ -18,7 +18,7 @@ IDS = [int(id_) for id_ in np.random.default_rng(0).integers(2, 64, 30)]
 
 
 @pytest.mark.parametrize(
-    "case", ["lfm2", "lfm2-adjusted", "lfm2-bias", "qwen3_5", "qwen3_5-types", "qwen3_5_moe"]
+    "case", ["lfm2", "lfm2-adjusted", "lfm2-bias", "qwen3_5", "qwen3_5-types", "qwen3_5_moe", "nemotron_h"]
 )
 def test_an_export_of_a_gguf(ask: Ask, tmp_path: Path, case: str) -> None:
     lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F32")

@@ -13,9 +13,9 @@ from loragraft.archs.blocks import (
     Attention,
     Decoder,
     Gated,
+    Mamba2,
     Routed,
     by_mixer,
-    mamba2,
     routed_if_there,
     swiglu,
 )
@@ -39,7 +39,7 @@ from loragraft.archs.tensors import (
 from loragraft.formats.gguf.values import Metadata, Value
 
 MAMBA, ATTENDS = "mamba", "attention"
-_LONGEST = 2**20
+LONGEST = 2**20
 """What the converter calls the context of models without RoPE."""
 _UNBOUNDED = [0.0, {"__float__": "Infinity"}]
 
@@ -49,7 +49,7 @@ def _turns(config: Config) -> bool:
 
 
 def _context(config: Config) -> Metadata:
-    return {"context_length": Value.u32(config.context if _turns(config) else _LONGEST)}
+    return {"context_length": Value.u32(config.context if _turns(config) else LONGEST)}
 
 
 def _rope(config: Config) -> Metadata:
@@ -142,20 +142,23 @@ GRANITE_HYBRID = ConfigClass(
 )
 
 
-def mamba_tensors(module: str) -> tuple[Tensor, ...]:
+def mamba_tensors(module: str, root: str = "model") -> tuple[Tensor, ...]:
     """Of Mamba-2 in a layer's `module`."""
 
+    def plain(hf: str, gguf: str) -> Tensor:
+        return Tensor(f"{root}.layers.{{i}}.{module}.{hf}", f"blk.{{i}}.{gguf}")
+
     def exact(hf: str, gguf: str) -> Tensor:
-        return Tensor(f"model.layers.{{i}}.{module}.{hf}", f"blk.{{i}}.{gguf}", exact=True)
+        return replace(plain(hf, gguf), exact=True)
 
     return (
         replace(exact("A_log", "ssm_a"), values=LOG_DECAY, shape=COLUMN),
         replace(exact("D", "ssm_d"), shape=COLUMN),
         exact("dt_bias", "ssm_dt.bias"),
-        replace(in_layer(f"{module}.conv1d", "ssm_conv1d"), shape=SQUEEZED),
-        in_layer(f"{module}.in_proj", "ssm_in"),
-        replace(in_layer(f"{module}.norm", "ssm_norm"), shape=GROUPED),
-        in_layer(f"{module}.out_proj", "ssm_out"),
+        replace(plain("conv1d", "ssm_conv1d"), shape=SQUEEZED),
+        plain("in_proj", "ssm_in"),
+        replace(plain("norm", "ssm_norm"), shape=GROUPED),
+        plain("out_proj", "ssm_out"),
     )
 
 
@@ -185,7 +188,7 @@ ARCH = Arch(
     ),
     hparams=hyperparameters,
     build=Decoder(
-        attention=by_mixer(attention=Attention(pairs="adjacent"), mamba=mamba2),
+        attention=by_mixer(attention=Attention(pairs="adjacent"), mamba=Mamba2()),
         feed_forward=routed_if_there(Gated(swiglu), Routed(normalize=True)),
     ),
 )

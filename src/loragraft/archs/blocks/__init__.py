@@ -30,7 +30,7 @@ from loragraft.archs.blocks.feed_forward import (
     swiglu,
 )
 from loragraft.archs.blocks.latent_attention import latent_attention
-from loragraft.archs.blocks.mamba import mamba2
+from loragraft.archs.blocks.mamba import Mamba2
 from loragraft.archs.blocks.short_conv import gated_short_conv, short_conv
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Decoder",
     "Gated",
     "GatedDeltaNet",
+    "Mamba2",
     "Norm",
     "Part",
     "Plain",
@@ -54,7 +55,6 @@ __all__ = [
     "gelu_erf",
     "latent_attention",
     "layer_norm",
-    "mamba2",
     "relu",
     "rms_norm",
     "rms_norm_if_there",

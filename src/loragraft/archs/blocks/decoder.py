@@ -53,11 +53,12 @@ class Decoder:
 
     Norms stand before both parts, as in Llama. `post_norms`: after them, too, under these names (Gemma 3), or instead,
     if `pre_norms` are None (OLMo 2). `parallel`: both parts see the same value (Falcon, Phi); with one norm for both if
-    they have the same name. The output's weight is the embedding's if the file has no other.
+    they have the same name. Without a `feed_forward`, a layer is `attention` alone (Nemotron-H). The output's weight is
+    the embedding's if the file has no other.
     """
 
     attention: Part
-    feed_forward: Part
+    feed_forward: Part | None
     norm: Norm = rms_norm
     pre_norms: tuple[str | None, str | None] = ("attn_norm", "ffn_norm")
     post_norms: tuple[str | None, str | None] = (None, None)
@@ -89,12 +90,12 @@ class Decoder:
         return g.finish(logits, [name for name in tensors if self.unused(h, name) or name.startswith(behind)])
 
     @property
-    def _branches(self) -> tuple[Branch, Branch]:
+    def _branches(self) -> tuple[Branch, ...]:
         (before, then), (after, last) = self.pre_norms, self.post_norms
-        return (
-            Branch(self.attention, "attn", before, after),
-            Branch(self.feed_forward, "ffn", then, last),
-        )
+        mixes = Branch(self.attention, "attn", before, after)
+        if self.feed_forward is None:
+            return (mixes,)
+        return mixes, Branch(self.feed_forward, "ffn", then, last)
 
     def _in_turn(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         for number, branch in enumerate(self._branches):
@@ -102,6 +103,8 @@ class Decoder:
                 x = g.add(Op.LAST, (x,), label="last")
             added = self._value(g, h, branch, self._before(g, h, branch, x, layer), layer)
             x = g.add(Op.ADD, (x, added), label=f"blk.{layer}.{branch.name}_residual")
+        if self.feed_forward is None and layer == len(h.layers) - h.predictors - 1:
+            x = g.add(Op.LAST, (x,), label="last")
         return x
 
     def _parallel(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
