@@ -64,7 +64,7 @@ class Decoder:
     post_norms: tuple[str | None, str | None] = (None, None)
     parallel: bool = False
     output_norm: str = "output_norm"
-    """What the file calls the norm before the output."""
+    """What the file calls the norm before the output: LFM2's has the name of a norm behind the embedding."""
     unused: Callable[[Hparams, str], bool] = lambda h, name: False
     """Whether the architecture knowingly does without the tensor of this name."""
 
@@ -74,7 +74,7 @@ class Decoder:
         x = g.embed(g.tokens(), arch_scale=scale)
         if g.has("position_embd.weight"):
             x = g.add(Op.ADD, (x, g.embed_positions()), label="position_embd_sum")
-        if g.has("token_embd_norm.weight"):
+        if g.has("token_embd_norm.weight") and self.output_norm != "token_embd_norm":
             x = self.norm(g, h, x, "token_embd_norm")
         last = len(h.layers) - h.predictors
         for layer in range(last):
