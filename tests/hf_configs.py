@@ -81,6 +81,19 @@ def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[
     return drawn
 
 
+def as_published(
+    tensors: dict[str, npt.NDArray[np.float32]], model_type: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    """As the files on the hub have them, which llama.cpp's converter reads: Qwen3-VL's experts [experts, in, out]."""
+    if model_type != "qwen3_vl_moe_text":
+        return tensors
+    turned = ("experts.gate_up_proj", "experts.down_proj")
+    return {
+        name: np.ascontiguousarray(values.swapaxes(1, 2)) if name.endswith(turned) else values
+        for name, values in tensors.items()
+    }
+
+
 def write_tokenizer(folder: Path) -> None:
     """tokenizer.json with one token per printable character."""
     vocabulary = {chr(0x21 + id_): id_ for id_ in range(VOCABULARY)}

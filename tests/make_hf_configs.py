@@ -544,6 +544,19 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoe",
+        {
+            "text_config": {**BASE, **EXPERTS, "head_dim": 16, **rope("default", mrope_section=[4, 2, 2])},
+            "vision_config": {
+                **PICTURES,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+            **QWEN_IMAGES,
+        },
+        None,
+    ),
     "gemma3_vl": (
         "Gemma3",
         {

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
-from hf_configs import converted, kind, records, weights, write_tokenizer
+from hf_configs import as_published, converted, kind, records, weights, write_tokenizer
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.huggingface.intake import Intake
 
@@ -57,7 +57,8 @@ def without_ones(shape: list[int]) -> list[int]:
 def test_the_file_is_that_of_the_reference_converter(tmp_path: Path, case: str) -> None:
     record, folder = records()[case], tmp_path / "m"
     folder.mkdir()
-    save_file(weights(record["shapes"], kind(record["config"])), folder / "model.safetensors")
+    model_type = kind(record["config"])
+    save_file(as_published(weights(record["shapes"], model_type), model_type), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(record["config"]))
     write_tokenizer(folder)
     lg.convert(folder, tmp_path / "m.gguf", type="F32", intake=Intake(text_only=True))

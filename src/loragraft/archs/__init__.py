@@ -98,6 +98,7 @@ ARCHS = Registry(
         qwen3moe.ARCH,
         qwen_vl.ARCH,
         qwen_vl.QWEN3,
+        qwen_vl.QWEN3_MOE,
         seed_oss.ARCH,
         smollm3.ARCH,
         stablelm.ARCH,

@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loragraft.archs import qwen2, qwen3
+from loragraft.archs import qwen2, qwen3, qwen3moe
 from loragraft.archs.arch import Arch
 from loragraft.archs.config import Config
-from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import Computed, GgufModel, RopeParameters, usual
+from loragraft.archs.hparams import Hparams, Routing, read_decoder
+from loragraft.archs.keys import Computed, Count, GgufModel, RopeParameters, SparseLayers, usual
 from loragraft.archs.keys.windows import UPPER_LAYERS
 from loragraft.archs.metadata import MetadataKeys
+from loragraft.archs.tensors import Tensor, fused_experts
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 
@@ -81,6 +82,47 @@ _QWEN3_VL = replace(
         "head_dim": 128,
     },
 )
+_QWEN3_VL_MOE = replace(
+    qwen3moe.QWEN3_MOE,
+    model_type="qwen3_vl_moe_text",
+    hf_class="Qwen3VLMoeForConditionalGeneration",
+    keys=usual.usual_keys(
+        norm=usual.rms_norm(),
+        rope=SectionedRope(),
+        experts=True,
+        more=(
+            Count("expert_feed_forward_length", ("moe_intermediate_size",)),
+            SparseLayers(),
+            Computed(frozenset(["deepstack_visual_indexes"]), _deepstack),
+        ),
+    ),
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 128000,
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+    },
+)
+
+
+def _gate_turned(h: Hparams, shape: tuple[int, ...]) -> bool:
+    return shape[-1] != h.width
+
+
+def _down_turned(h: Hparams, shape: tuple[int, ...]) -> bool:
+    return shape[-2] != h.width
+
+
+def _experts() -> tuple[Tensor, ...]:
+    """Stacks [experts, in, out] in published files; transformers 5 writes [experts, out, in]."""
+    return tuple(
+        replace(tensor, transposed_if=_down_turned if "down" in tensor.gguf else _gate_turned)
+        for tensor in fused_experts("mlp")
+    )
+
+
 ARCH = Arch(
     name="qwen2vl",
     classes=(
@@ -97,4 +139,20 @@ QWEN3 = Arch(
     tensors=qwen3.ARCH.tensors,
     hparams=hyperparameters,
     build=qwen3.ARCH.build,
+)
+
+
+def moe_hyperparameters(keys: MetadataKeys) -> Hparams:
+    return replace(hyperparameters(keys), routing=Routing("softmax", normalize=True))
+
+
+QWEN3_MOE = Arch(
+    name="qwen3vlmoe",
+    classes=(_QWEN3_VL_MOE,),
+    tensors=(
+        *_experts(),
+        *(one for one in qwen3moe.ARCH.tensors if ".experts." not in one.hf or not one.exact),
+    ),
+    hparams=moe_hyperparameters,
+    build=qwen3moe.ARCH.build,
 )

@@ -188,6 +188,8 @@ class Tensor:
     """Of the weight alone, as `rows` is; an order of all."""
     transposed: bool = False
     """The checkpoint has the weight as [in, out] (GPT-2's Conv1D), or as a stack of such. Adapters do not."""
+    transposed_if: Callable[[Hparams, tuple[int, ...]], bool] | None = None
+    """Whether a checkpoint has it so: by its shape, where there are checkpoints of both kinds."""
     fused: Fused | None = None
     """None: it is a tensor of its own."""
     shape: Shape | None = None

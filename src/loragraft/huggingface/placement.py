@@ -162,7 +162,8 @@ class Placement:
         source, place = piece.weight.source, piece.place
         if place.tensor.shape is not None:
             source = self._reshaped(piece)
-        if len(source.shape) > 1 and place.tensor.transposed:
+        turns = place.tensor.transposed_if
+        if len(source.shape) > 1 and (place.tensor.transposed or (turns and turns(place.h, source.shape))):
             source = Transposed(self._floats(piece, source))
         rows = source.shape[-2] if len(source.shape) > 1 else source.shape[-1]
         try:

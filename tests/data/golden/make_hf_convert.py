@@ -24,7 +24,7 @@ import conversion.base
 import gguf
 from safetensors.numpy import save_file
 
-from hf_configs import CONVERTED, kind, weights, write_tokenizer
+from hf_configs import CONVERTED, as_published, kind, weights, write_tokenizer
 
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
 SKIPPED = (
@@ -36,7 +36,7 @@ AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")
 
 
 #: Multimodal models whose language model the converter writes as we do. Mistral 3's it calls mistral3.
-ALSO = ("qwen2moe", "qwen2moe-no-bias", "qwen3", "qwen3-bias")
+ALSO = ("qwen3_vl_moe", "qwen2moe", "qwen2moe-no-bias", "qwen3", "qwen3-bias")
 TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vl", "llava")
 
 
@@ -79,7 +79,7 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file(
-            weights(record["shapes"], kind(record["config"])),
+            as_published(weights(record["shapes"], kind(record["config"])), kind(record["config"])),
             folder / "model.safetensors",
             {"format": "pt"},
         )
