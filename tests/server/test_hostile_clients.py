@@ -181,7 +181,8 @@ BODIES: dict[str, tuple[str, object, int, str]] = {
     "many prompts": (PLAIN, {"prompt": ["a"] * 100_000}, 400, "at most 64"),
     "a number beyond 64 bits": (PLAIN, {"max_tokens": 10**30, "temperature": 0, "stop": ["e"]}, 200, ""),
     "the most tokens": (PLAIN, {"max_tokens": 2**63 - 1, "temperature": 0, "stop": ["e"]}, 200, ""),
-    "a seed below 0": (PLAIN, {"seed": -1}, 400, "seed"),
+    "a seed below 0": (PLAIN, {"seed": -1, "max_tokens": 1}, 200, ""),
+    "a seed beyond 64 bits": (PLAIN, {"seed": 2**64}, 400, "seed"),
     "a temperature next to 0": (PLAIN, {"temperature": 1e-310, "max_tokens": 2}, 200, ""),
     "a temperature beyond all": (PLAIN, {"temperature": 1e308, "max_tokens": 2}, 200, ""),
     "no token left": (

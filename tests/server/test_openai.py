@@ -327,6 +327,8 @@ def test_control_tokens_in_variables_of_the_template_are_text(tmp_path: Path) ->
         ({"response_format": {"type": "json_schema"}}, "response_format", 400),
         ({"grammar": "root ::= ("}, "grammar", 400),
         ({"top_logprobs": 2}, "top_logprobs", 400),
+        ({"audio": {"voice": "a"}}, "audio", 400),
+        ({"functions": [{"name": "f"}]}, "functions", 400),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(
@@ -394,3 +396,60 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
             )
             assert answer.status_code == 400
             assert "no chat template; send a prompt to /v1/completions" in answer.text
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_every_chunk_of_a_stream_has_a_choice(client: openai.OpenAI, choices: int) -> None:
+    """As in OpenAI's own examples, which take `chunk.choices[0]` of each; the receipt comes with the last."""
+    chat = list(
+        client.chat.completions.create(model="poet", messages=HELLO, max_tokens=5, n=choices, stream=True)
+    )
+    plain = list(client.completions.create(model="poet", prompt="And", max_tokens=5, n=choices, stream=True))
+    for chunks in (chat, plain):
+        assert all(len(chunk.choices) == 1 for chunk in chunks)  # type: ignore[attr-defined]
+        ends = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason]  # type: ignore[attr-defined]
+        assert ends == ["length"] * choices
+        receipts = [chunk for chunk in chunks if chunk.model_extra and "loragraft" in chunk.model_extra]  # type: ignore[attr-defined]
+        assert receipts == chunks[-1:]
+    asked = client.chat.completions.create(
+        model="poet", messages=HELLO, max_tokens=5, stream=True, stream_options={"include_usage": True}
+    )
+    *_, last, end = asked
+    assert last.choices[0].finish_reason == "length"
+    assert end.choices == []
+    assert end.usage is not None
+    assert end.model_extra is not None
+    assert [each["name"] for each in end.model_extra["loragraft"]["adapters"]] == ["poet"]
+
+
+def test_what_openai_documents_as_null_or_below_zero(served: Served) -> None:
+    empty = [
+        "stream",
+        "audio",
+        "prediction",
+        "functions",
+        "function_call",
+        "web_search_options",
+        "logit_bias",
+    ]
+    body = {"model": "kjv", "messages": HELLO, "max_tokens": 6, "temperature": 1, **dict.fromkeys(empty)}
+    texts = [
+        httpx.post(f"{served.url}/v1/chat/completions", json={**body, "seed": seed}).json()["choices"][0]
+        for seed in (-5, -5, 5)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_prompt_s_logprobs_are_not_left_out_silently(served: Served) -> None:
+    ask = {"model": "kjv", "prompt": "And", "max_tokens": 0, "echo": True, "logprobs": 1}
+    answer = httpx.post(f"{served.url}/v1/completions", json=ask)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "logprobs"
+
+
+def test_as_many_texts_as_langchain_embeds_at_once(client: openai.OpenAI) -> None:
+    texts = [f"{number} kings" for number in range(600)]
+    vectors = client.embeddings.create(model="kjv", input=texts).data
+    assert [item.index for item in vectors] == list(range(600))
+    alone = client.embeddings.create(model="kjv", input=texts[333])
+    assert alone.data[0].embedding == vectors[333].embedding

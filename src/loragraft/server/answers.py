@@ -60,6 +60,15 @@ def named_event(name: str, body: object) -> bytes:
     return b"event: " + name.encode() + b"\n" + event(body)
 
 
+def ending(last: Json, head: Json, done: Done, receipt: Json, with_usage: bool) -> bytes:
+    """The end of a stream: `last`, the last choice's chunk, and the receipt in it. A chunk without choices comes only
+    where usage was asked for, and then holds both: clients take the first choice of any other."""
+    if with_usage:
+        end = {**head, "choices": [], "usage": usage(done), "loragraft": receipt}
+        return event(last) + event(end) + LAST_EVENT
+    return event({**last, "loragraft": receipt}) + LAST_EVENT
+
+
 LAST_EVENT = b"data: [DONE]\n\n"
 
 

@@ -82,11 +82,17 @@ class ChatCompletions:
         }
         with_usage = body.stream_options is not None and body.stream_options.include_usage
 
-        def chunk(number: int, delta: Json, reason: str | None = None, logprobs: Json | None = None) -> bytes:
+        def body_of(
+            number: int, delta: Json, reason: str | None = None, logprobs: Json | None = None
+        ) -> Json:
             choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-            return answers.event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+            return {**head, "choices": [choice], **({"usage": None} if with_usage else {})}
+
+        def chunk(number: int, delta: Json, logprobs: Json | None = None) -> bytes:
+            return answers.event(body_of(number, delta, None, logprobs))
 
         tools = tools_of(body)
+        last: Json | None = None
         try:
             for number in range(running.request.choices):
                 yield chunk(number, {"role": "assistant", "content": ""})
@@ -108,13 +114,26 @@ class ChatCompletions:
                         for index, call in enumerate(calls):
                             yield chunk(event.choice, {"tool_calls": [{"index": index, **call.body()}]})
                         reason = "tool_calls" if calls else reason
-                    yield chunk(event.choice, {}, reason)
+                    if last is not None:
+                        yield answers.event(last)
+                    last = body_of(event.choice, {}, reason)  # kept for what ran, which is known in a moment
             assert running.done is not None
-            last = {**head, "choices": [], "loragraft": receipt(running.adapters, running.done)}
-            usage = {"usage": answers.usage(running.done)} if with_usage else {}
-            yield answers.event({**last, **usage}) + answers.LAST_EVENT
+            assert last is not None
+            yield answers.ending(
+                last, head, running.done, receipt(running.adapters, running.done), with_usage
+            )
         except ApiError as error:
             yield answers.event(error.body)
+
+
+#: Fields that are not honoured, and why.
+_ELSEWHERE = {
+    "audio": "replies are text",
+    "prediction": "tokens are guessed from the prompt",
+    "web_search_options": "this server searches nothing",
+    "functions": "they are called tools now",
+    "function_call": "it is called tool_choice now",
+}
 
 
 def _check_fields(body: ChatRequest) -> None:
@@ -131,5 +150,8 @@ def _check_fields(body: ChatRequest) -> None:
         )
     if body.verbosity not in (None, "medium"):
         raise unhonoured("verbosity", body.verbosity, "the model has no such setting")
+    for name, instead in _ELSEWHERE.items():
+        if getattr(body, name) is not None:
+            raise unhonoured(name, getattr(body, name), instead)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs: needs logprobs", param="top_logprobs")

@@ -122,10 +122,14 @@ class Completions:
             "model": body.model,
         }
 
-        def chunk(index: int, text: str, reason: str | None = None, logprobs: Json | None = None) -> bytes:
+        def body_of(index: int, text: str, reason: str | None = None, logprobs: Json | None = None) -> Json:
             choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-            return answers.event({**head, "choices": [choice]})
+            return {**head, "choices": [choice]}
 
+        def chunk(index: int, text: str, logprobs: Json | None = None) -> bytes:
+            return answers.event(body_of(index, text, None, logprobs))
+
+        last: Json | None = None
         lengths = [0] * running.request.choices
         try:
             if echoed := self._echoed(body, prompt):
@@ -139,25 +143,30 @@ class Completions:
                         lengths[event.choice] += sum(map(len, logprobs["tokens"]))
                     yield chunk(event.choice, event.text, logprobs=logprobs)
                 elif isinstance(event, Finished):
-                    yield chunk(event.choice, "", event.reason)
+                    if last is not None:
+                        yield answers.event(last)
+                    last = body_of(
+                        event.choice, "", event.reason
+                    )  # kept for what ran, which is known in a moment
             assert running.done is not None
-            last = {**head, "choices": [], "loragraft": receipt(running.adapters, running.done)}
-            if body.stream_options is not None and body.stream_options.include_usage:
-                last["usage"] = answers.usage(running.done)
-            yield answers.event(last) + answers.LAST_EVENT
+            assert last is not None
+            with_usage = body.stream_options is not None and body.stream_options.include_usage
+            yield answers.ending(
+                last, head, running.done, receipt(running.adapters, running.done), with_usage
+            )
         except ApiError as error:
             yield answers.event(error.body)
 
 
-def prompts_of(state: State, given: Prompts, param: str) -> list[Ids]:
+def prompts_of(state: State, given: Prompts, param: str, most: int | None = None) -> list[Ids]:
     """The prompts of a request: texts or lists of tokens, one or several."""
     try:
-        return _prompts_of(state, given, param)
+        return _prompts_of(state, given, param, state.limits.prompts if most is None else most)
     except LoragraftError as error:
         raise api_error(error) from None
 
 
-def _prompts_of(state: State, given: Prompts, param: str) -> list[Ids]:
+def _prompts_of(state: State, given: Prompts, param: str, most: int) -> list[Ids]:
     if isinstance(given, str):
         return [text_ids(state.model, given)]
     if not given:
@@ -167,10 +176,8 @@ def _prompts_of(state: State, given: Prompts, param: str) -> list[Ids]:
         if len(tokens) < len(given):
             raise ApiError(f"{param}: found tokens among other prompts", param=param)
         return [given_ids(state.model, tokens, param)]
-    if len(given) > state.limits.prompts:
-        raise ApiError(
-            f"{param}: found {len(given)} prompts, expected at most {state.limits.prompts}", param=param
-        )
+    if len(given) > most:
+        raise ApiError(f"{param}: found {len(given)} prompts, expected at most {most}", param=param)
     return [
         text_ids(state.model, item) if isinstance(item, str) else given_ids(state.model, item, param)
         for item in given
@@ -191,5 +198,7 @@ def _usage(done: Sequence[Done]) -> Json:
 def _check_fields(body: CompletionRequest) -> None:
     if body.best_of not in (None, body.n or 1):
         raise unhonoured("best_of", body.best_of, "every choice that is made is returned: use n")
+    if body.echo and body.logprobs is not None:
+        raise unhonoured("logprobs", body.logprobs, "those of the prompt are not given: leave out echo")
     if body.suffix is not None:
         raise unhonoured("suffix", body.suffix, "the model continues text, it does not fill in")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import numpy as np
 from starlette.requests import Request as HttpRequest
@@ -20,6 +21,9 @@ from loragraft.server.running import Running, receipt, receipt_header, unless_go
 from loragraft.server.schema import EmbeddingRequest
 from loragraft.server.state import State
 
+#: Texts of one request that wait in the queue together: others find room there.
+_AT_ONCE = 64
+
 
 class Embeddings:
     """The endpoint, for one served model."""
@@ -32,6 +36,7 @@ class Embeddings:
         if body.dimensions is not None:
             raise unhonoured("dimensions", body.dimensions, "the model's width is the only size")
         adapters = self._state.adapters_of(body.model, body.lora)
+        read = partial(prompts_of, most=self._state.limits.texts)
         running = [
             Running(
                 self._state,
@@ -44,12 +49,14 @@ class Embeddings:
                     timeout=self._state.limits.seconds,
                 ),
             )
-            for ids in await self._state.aside.run(prompts_of, self._state, body.input, "input")
+            for ids in await self._state.aside.run(read, self._state, body.input, "input")
         ]
-        async with AsyncExitStack() as stack:
-            for each in running:
-                await stack.enter_async_context(each)
-            vectors = await unless_gone(_vectors(running), http)
+        vectors: list[Floats] = []
+        for few in (running[at : at + _AT_ONCE] for at in range(0, len(running), _AT_ONCE)):
+            async with AsyncExitStack() as stack:
+                for each in few:
+                    await stack.enter_async_context(each)
+                vectors += await unless_gone(_vectors(few), http)
         tokens = sum(len(each.request.prompt) for each in running)
         whole = {
             "object": "list",

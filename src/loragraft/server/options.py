@@ -68,10 +68,16 @@ def _sampling(body: Generating) -> Sampling:
             top_k=body.top_k,
             top_p=1.0 if body.top_p is None else body.top_p,
             min_p=body.min_p,
-            seed=body.seed,
+            seed=None if body.seed is None else _seed(body.seed),
         )
     except LoragraftError as error:
         raise api_error(error) from None
+
+
+def _seed(given: int) -> int:
+    """OpenAI's are 64 bits with a sign."""
+    _within("seed", given, -(2**63), 2**64 - 1)
+    return given if given >= 0 else given + 2**64
 
 
 def _penalties(state: State, body: Generating) -> Penalties:

@@ -173,9 +173,9 @@ async def _gone(http: HttpRequest) -> None:
         pass
 
 
-def receipt(adapters: Sequence[Ran], done: Done | None = None) -> dict[str, object]:
+def receipt(adapters: Sequence[Ran], done: Done | None = None) -> dict[str, Any]:
     """What ran, for the `loragraft` field of an answer."""
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "adapters": [
             {
                 "name": ran.name,

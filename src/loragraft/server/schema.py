@@ -31,7 +31,7 @@ class Generating(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What completions and chat completions have in common."""
 
     model: str
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = 1
     seed: int | None = None
@@ -147,6 +147,12 @@ class ChatRequest(Generating, kw_only=True, forbid_unknown_fields=True):
     modalities: list[str] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
+    prompt_cache_retention: str | None = None
+    audio: Json | None = None
+    prediction: Json | None = None
+    web_search_options: Json | None = None
+    functions: list[Json] | None = None
+    function_call: str | Json | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -30,6 +30,8 @@ class Limits:
     """Until the whole body has come."""
     messages: int = 4096
     prompts: int = 64
+    texts: int = 2048
+    """To embed."""
     choices: int = 16
     stops: int = 16
     stop_characters: int = 1000
