@@ -65,8 +65,8 @@ StatePool::StatePool(std::vector<LayerShape> layers, std::vector<int64_t> state_
         state_bytes += (floats + 15) / 16 * 64;
         check(state_bytes <= MOST_BYTES, "bytes of a sequence's states", state_bytes, "up to 2^40");
     }
-    if (state_bytes) {
-        states_ = std::make_unique<PageStore>(state_bytes);
+    if (!state_offsets_.empty()) { // a convolution of one tap keeps nothing
+        states_ = std::make_unique<PageStore>(std::max<int64_t>(64, state_bytes));
     }
 }
 

@@ -498,6 +498,11 @@ def test_states() -> None:
     assert pool.bytes == 0
     with pytest.raises(ValueError, match="recurrent layer: found 2"):
         pool.get_state(pool.open(), 0, 2, np.empty(3, np.float32))
+    nothing = engine.StatePool([], [0], "f16")
+    of_nothing = nothing.open()
+    nothing.reserve([(of_nothing, 1)])
+    nothing.set_state(of_nothing, 0, np.empty(0, np.float32))
+    nothing.advance([(of_nothing, 1)])
     small = engine.StatePool([], [100], "f16", 2 * 448 - 1)  # 7 times 16 floats each
     one, other = small.open(), small.open()
     small.reserve([(one, 5)])
