@@ -143,6 +143,8 @@ def notes_of(folder: Path) -> list[str]:
             ["dynamic RoPE scaling is left out: texts longer than the context of 128 tokens are"],
         ),
         ("llama-gelu", ["hidden_act = 'gelu' is kept, but llama.cpp computes llama with silu"]),
+        ("llama4", ["attention_chunk_size kept, but llama.cpp computes with chunks of 8192"]),
+        ("mpt-six", ["attn_config.softmax_scale is kept, but llama.cpp computes mpt"]),
         ("qwen2-llama3", ["Llama 3's RoPE scaling is kept"]),
         ("qwen3moe-dense", ["1 layers have no experts (the first is 1): they are kept, but llama.cpp"]),
         ("llama-yarn-attention-factor", []),

@@ -90,6 +90,12 @@ def _attention_keys(config: Config) -> Metadata:
     }
 
 
+def _scale_note(config: Config) -> list[str]:
+    if _attention(config).optional_number("softmax_scale") is None:
+        return []
+    return ["attn_config.softmax_scale is kept, but llama.cpp computes mpt with that of the heads' size"]
+
+
 def _attention_back(model: GgufModel) -> dict[str, Any]:
     clip, scale = model.h.clamp_qkv, model.h.attention_scale
     return {
@@ -113,7 +119,7 @@ MPT = ConfigClass(
         Count("attention.head_count", ("n_heads",)),
         Number(EPSILON, "layer_norm_epsilon"),
         FILE_TYPE,
-        Computed(frozenset(["attn_config"]), _attention_keys, _attention_back),
+        Computed(frozenset(["attn_config"]), _attention_keys, _attention_back, _scale_note),
     ),
     defaults={"layer_norm_epsilon": 1e-5, "max_seq_len": 2048, "tie_word_embeddings": True},
     requires={"no_bias": (True,), "expansion_ratio": (4,)},

@@ -25,6 +25,7 @@ _CHUNK, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern
 _SCALE, _LENGTH = "attention.temperature_scale", "attention.temperature_length"
 _QK_NORM = "attention.use_qk_norm"
 """Our own key, where it is not what llama.cpp assumes."""
+_NO_CHUNKS = {_CHUNK: Value.u32(0)}
 _USUAL_CHUNK, _USUAL_SCALE, _USUAL_LENGTH = 8192, 0.1, 8192
 
 
@@ -76,6 +77,24 @@ def _attention(config: Config) -> Metadata:
     return keys
 
 
+def _unusual(config: Config) -> list[str]:
+    """What of it llama.cpp computes otherwise."""
+    said = {
+        _CHUNK: "attention_chunk_size",
+        _PATTERN: "no_rope_layers",
+        _SCALE: "attn_scale",
+        _LENGTH: "floor_scale",
+    }
+    keys = _attention(config)
+    own = [name for key, name in said.items() if key in keys and keys != _NO_CHUNKS]
+    if not own:
+        return []
+    return [
+        f"{', '.join(own)} kept, but llama.cpp computes with chunks of 8192, every fourth layer without RoPE, and a "
+        "temperature of 0.1 from 8192 tokens on"
+    ]
+
+
 def _attention_back(model: GgufModel) -> dict[str, Any]:
     layers, sharp = model.h.layers, [layer.sharpening for layer in model.h.layers if layer.sharpening]
     chunks = [layer.chunk for layer in layers if layer.chunk]
@@ -122,6 +141,7 @@ def _keys() -> tuple[Rule, ...]:
                 ),
                 _attention,
                 _attention_back,
+                _unusual,
             ),
             Computed(frozenset(["use_qk_norm"]), _norm, _norm_back),
         ),

@@ -91,6 +91,8 @@ class Computed(Rule):
     names: frozenset[str]
     write: Callable[[Config], Metadata]
     back: Callable[[GgufModel], Mapping[str, Any]] = lambda model: {}
+    say: Callable[[Config], list[str]] = lambda config: []
+    """Its notes, without the file's name."""
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -101,6 +103,9 @@ class Computed(Rule):
 
     def to_config(self, model: GgufModel) -> dict[str, Any]:
         return dict(self.back(model))
+
+    def notes(self, config: Config, arch: str) -> list[str]:
+        return [f"{config.path.name}: {note}" for note in self.say(config)]
 
 
 class Layers(Rule):
