@@ -207,7 +207,7 @@ def test_a_special_token_that_is_none_is_left_out(tmp_path: Path, id_: int) -> N
     ("config", "error", "message"),
     [
         ({"model_type": "bert"}, UnsupportedError, "unknown architecture: found 'bert', expected one of"),
-        ({"hidden_act": "relu"}, UnsupportedError, "no hidden_act other than 'silu': found 'relu'"),
+        ({"hidden_act": "mish"}, UnsupportedError, "unknown hidden_act: found 'mish', expected silu or"),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
             UnsupportedError,

@@ -177,7 +177,7 @@ class FeedForward(Rule):
         return {"n_inner": model.h.layers[0].ff}
 
 
-#: transformers' other names of the activations in `ACTIVATIONS` (activations.py).
+#: transformers' other names of the activations in `ACTIVATIONS`.
 _SAME = {
     "swish": "silu",
     "gelu_python": "gelu",
