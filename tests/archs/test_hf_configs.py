@@ -27,11 +27,8 @@ from tolerances import GPU_F32, NATIVE_F32, REFERENCE, nmse
 
 #: A multimodal model's language model, whatever is around it; nothing to others.
 TEXT_ONLY = Intake(text_only=True)
-#: Cases with recurrent layers, or with attention that slopes or is in chunks.
+#: Cases with recurrent layers.
 NO_GPU_KERNEL = (
-    "bloom",
-    "llama4",
-    "mpt",
     "lfm2",
     "qwen3_next",
     "qwen3_5",

@@ -29,8 +29,6 @@ BACKENDS = [
     pytest.param(NativeBackend(), NATIVE_F32, id="native"),
     *WITH_GPUS,
 ]
-#: For what has no kernel on a GPU yet.
-ON_CPU = BACKENDS[:2]
 
 #: Op, attributes, its definition.
 POINTWISE: list[tuple[Op, dict[str, Any], Callable[[Floats], Floats]]] = [
@@ -134,9 +132,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"sinks": True},
     {"value_dim": 6},
     {"softcap": 1.5, "sinks": True, "value_dim": 10, "window": 3},
-]
-#: Options that have no kernel on a GPU yet.
-MORE_OPTIONS: list[dict[str, Any]] = [
     {"slopes": (0.5, 0.25, 0.125, 2.0)},
     {"chunk": 3},
     {"slopes": (0.5, 0.25, 0.125, 2.0), "sinks": True, "window": 3},
@@ -201,12 +196,6 @@ def test_attention(options: dict[str, Any], backend: Backend, tolerance: float) 
     assert nmse(found, attend(weights, options)) < tolerance
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
-@pytest.mark.parametrize("options", MORE_OPTIONS, ids=lambda options: "+".join(options))
-def test_attention_with_slopes_or_chunks(options: dict[str, Any], backend: Backend, tolerance: float) -> None:
-    test_attention(options, backend, tolerance)
-
-
 CHOICES: list[dict[str, Any]] = [
     {"k": 3, "gating": "sigmoid"},
     {"k": 3, "gating": "softmax"},
@@ -215,7 +204,7 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 @pytest.mark.parametrize("attrs", CHOICES, ids=str)
 def test_experts_are_chosen_by_corrected_gates_within_groups(
     backend: Backend, tolerance: float, attrs: dict[str, Any]
@@ -258,7 +247,7 @@ def test_experts_are_chosen_by_corrected_gates_within_groups(
         assert round(float(got) / WIDTH) == int(own[best].sum())
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 def test_queries_grow_with_their_position(backend: Backend, tolerance: float) -> None:
     x = np.random.default_rng(6).normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32)
     attrs = {"length": 3.0, "offset": 1.0, "slope": 0.25}
@@ -267,7 +256,7 @@ def test_queries_grow_with_their_position(backend: Backend, tolerance: float) ->
     assert nmse(found, x[IDS].astype(np.float64) * factors[:, None]) < tolerance
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 def test_xielu(backend: Backend, tolerance: float) -> None:
     x = np.random.default_rng(7).normal(0, 3, (VOCABULARY, WIDTH)).astype(np.float32)
     attrs = {"alpha_p": 0.7, "alpha_n": 1.3, "beta": 0.5, "eps": -1e-6}
@@ -276,7 +265,7 @@ def test_xielu(backend: Backend, tolerance: float) -> None:
     assert nmse(found, np.where(wide > 0, 0.7 * wide * wide + 0.5 * wide, below)) < tolerance
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), ON_CPU)
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 def test_a_matrix_for_each_head(backend: Backend, tolerance: float) -> None:
     """Heads taken apart, one part of each multiplied, the other put behind it again."""
     rng = np.random.default_rng(8)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from loragraft.backends.gpu.process import check_process
 from loragraft.errors import LoragraftError, UnsupportedError
 
@@ -103,9 +106,13 @@ class Device:
             free, _ = getattr(self.torch, self.kind).mem_get_info(self.place)
         return int(free)
 
-    def tensor(self, values: Any) -> Any:
+    def tensor(self, values: npt.NDArray[Any]) -> Any:
         """A NumPy array on the device."""
-        return self.torch.from_numpy(values).to(self.place)
+        return self.of(values).to(self.place)
+
+    def of(self, values: npt.NDArray[Any]) -> Any:
+        """A NumPy array as a tensor on the processor: of one that cannot be written, such as a file's, a copy."""
+        return self.torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
     def empty(self, *shape: int, kind: str = "float32") -> Any:
         return self.torch.empty(shape, dtype=getattr(self.torch, kind), device=self.place)

@@ -225,7 +225,16 @@ class Launcher:
         return y
 
     def attention(
-        self, q: Any, keys: Any, values: Any, sinks: Any, tables: Any, lists: Any, positions: Any, at: Any
+        self,
+        q: Any,
+        keys: Any,
+        values: Any,
+        sinks: Any,
+        slopes: Any,
+        tables: Any,
+        lists: Any,
+        positions: Any,
+        at: Any,
     ) -> Any:
         """`at`: the attributes of the node."""
         value_dim = at.get("value_dim") or at["head_dim"]
@@ -238,6 +247,7 @@ class Launcher:
             values,
             y,
             self._none if sinks is None else sinks,
+            self._none if slopes is None else slopes,
             tables,
             lists,
             positions,
@@ -246,10 +256,12 @@ class Launcher:
             at["head_dim"],
             value_dim,
             at["window"] or 0,
+            at.get("chunk") or 0,
             at["scale"],
             at.get("softcap") or 1.0,
             SINKS=sinks is not None,
             CAPPED=at.get("softcap") is not None,
+            SLOPED=slopes is not None,
             PAGE=PAGE,
             BLOCK=64,
             GROUP=max(16, _power(group)),

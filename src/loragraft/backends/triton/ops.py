@@ -31,6 +31,9 @@ class Pass(Protocol):
     def position_factors(self, node: Node) -> Any:
         """Of a POSITION_SCALE node, float32 [rows]."""
 
+    def slopes(self, node: Node) -> Any:
+        """Of an ATTENTION node that has some, float32 [heads]."""
+
     def extend(self, node: Node, keys: Any, values: Any) -> tuple[Any, Any, Any, Any, Any]:
         """Keep keys and values [rows, ...]; the layer's, and the tables, lists and positions to find them by."""
 
@@ -61,7 +64,8 @@ def _rope(p: Pass, node: Node, x: Any) -> Any:
 def _attention(p: Pass, node: Node, q: Any, k: Any, v: Any) -> Any:
     keys, values, tables, lists, positions = p.extend(node, k, v)
     sinks = p.small(node.weights[0]) if node.weights else None
-    return p.launch.attention(q, keys, values, sinks, tables, lists, positions, node.attrs)
+    slopes = p.slopes(node) if node.attrs.get("slopes") else None
+    return p.launch.attention(q, keys, values, sinks, slopes, tables, lists, positions, node.attrs)
 
 
 def _gates(p: Pass, logits: Any, gating: str) -> Any:

@@ -261,6 +261,9 @@ class _Pass:
     def position_factors(self, node: Node) -> Any:
         return self._program.device.tensor(position_factors(node, self._batch.positions))
 
+    def slopes(self, node: Node) -> Any:
+        return self._program.device.tensor(np.array(node.attrs["slopes"], np.float32))
+
     def extend(self, node: Node, keys: Any, values: Any) -> tuple[Any, Any, Any, Any, Any]:
         found = self._found
         held = self._program.pool.extend(node.attrs["layer"], keys, values, found.slots)

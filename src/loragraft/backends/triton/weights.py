@@ -58,7 +58,7 @@ class DeviceWeights(StoredWeights):
         for start in range(0, total, step):
             part = np.ascontiguousarray(self.rows(name, start, min(start + step, total)))
             stored = part.view(np.uint8).reshape(len(part), row_bytes)
-            rows[start : start + step].copy_(self._device.torch.from_numpy(stored))
+            rows[start : start + step].copy_(self._device.of(stored))
         return Matrix(kind.name, rows, shape[-1], row_bytes)
 
 
@@ -72,7 +72,7 @@ class FloatMemory(Memory):
 
     def _write(self, offset: int, values: Floats) -> None:
         with self._device.refusing():
-            self.tensor[offset : offset + len(values)].copy_(self._device.torch.from_numpy(values))
+            self.tensor[offset : offset + len(values)].copy_(self._device.of(values))
 
     def _grow(self, count: int) -> int:
         old = self.tensor

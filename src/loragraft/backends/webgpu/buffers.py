@@ -101,11 +101,15 @@ class Constants:
 
     def offset(self, name: str) -> int:
         if name not in self._offsets:
-            values = self._weights.floats(name).reshape(-1)
-            self._offsets[name] = self._size
-            self._parts.append(values)
-            self._size += len(values)
+            self._offsets[name] = self.add(self._weights.floats(name).reshape(-1))
         return self._offsets[name]
+
+    def add(self, values: Floats) -> int:
+        """Where these numbers begin."""
+        start = self._size
+        self._parts.append(values)
+        self._size += len(values)
+        return start
 
     def upload(self, device: Device) -> Any:
         buffer = device.buffer(self._size * 4, "the norms, biases and scales of the model")

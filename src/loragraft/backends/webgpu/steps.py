@@ -378,12 +378,7 @@ class Builder:
                 expected=f"up to {_MOST_VALUES}",
                 hint="use --device cpu",
             )
-        if at.get("slopes") or at.get("chunk"):
-            raise UnsupportedError(
-                node.label or "attention",
-                "no kernel for attention with slopes or in chunks on WebGPU",
-                hint="use --device cpu",
-            )
+        slopes = at.get("slopes")
         number = len(self.made.layers)
         layer = Layer(at["kv_heads"] * at["head_dim"], at["kv_heads"] * value_dim, self._halves)
         self.made.layers.append(layer)
@@ -420,6 +415,8 @@ class Builder:
                 "head_dim": at["head_dim"],
                 "value_dim": value_dim,
                 "window": at["window"] or 0,
+                "chunk": at.get("chunk") or 0,
+                "slopes": self._constants.add(np.array(slopes, np.float32)) if slopes else NONE,
                 "sinks": self._offset(node.weights[0] if node.weights else None),
                 "scale": at["scale"],
                 "softcap": at.get("softcap") or 0.0,

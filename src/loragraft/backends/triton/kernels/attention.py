@@ -17,6 +17,7 @@ def attention(
     values,  # [slots, kv_heads * value_dim]
     y,  # float32 [rows, kv_heads * group * value_dim]
     sinks,  # float32 [kv_heads * group]
+    slopes,  # float32 [kv_heads * group]
     tables,  # int32: pages of sequences, one list after the other
     lists,  # int32 [rows]: where the list of a row's sequence begins
     positions,  # int32 [rows]
@@ -25,10 +26,12 @@ def attention(
     head_dim,
     value_dim,
     window,  # 0: none
+    chunk,  # 0: none
     scale,
     cap,
     SINKS: tl.constexpr,
     CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -54,6 +57,9 @@ def attention(
     mixed = tl.zeros((GROUP, VALUE), tl.float32)
     position, pages = tl.load(positions + row), tables + tl.load(lists + row)
     first = tl.where(window > 0, tl.maximum(position + 1 - window, 0), 0)
+    first = tl.where(chunk > 0, position // tl.maximum(chunk, 1) * chunk, first)
+    if SLOPED:
+        slope = tl.load(slopes + heads, mask=real, other=0.0)
     for start in range(first // BLOCK * BLOCK, position + 1, BLOCK):
         t = start + tl.arange(0, BLOCK)
         seen = (t >= first) & (t <= position)
@@ -66,6 +72,8 @@ def attention(
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         if CAPPED:
             scores = cap * _tanh(scores / cap)
+        if SLOPED:
+            scores = scores - slope[:, None] * (position - t).to(tl.float32)[None, :]
         scores = tl.where(seen[None, :], scores, float("-inf"))
         above = tl.maximum(largest, tl.max(scores, axis=1))
         powers = tl.exp(scores - above[:, None])

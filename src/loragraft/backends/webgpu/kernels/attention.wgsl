@@ -12,6 +12,8 @@ struct Params {
   value_words: u32,
   halves: u32,
   window: u32,     // 0: none
+  chunk: u32,      // 0: none
+  slopes: u32,     // of each head, in `constants`, or NONE
   sinks: u32,      // in `constants`, or NONE
   scale: f32,
   softcap: f32,    // 0: none
@@ -50,6 +52,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (p.window != 0u && end > p.window) {
       first = end - p.window;
     }
+    if (p.chunk != 0u) {
+      first = (end - 1u) / p.chunk * p.chunk;
+    }
   }
   let q = place(p.q) + (row * p.heads + head) * p.head_dim;
   var largest = LOWEST;
@@ -76,6 +81,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let small = exp(-2.0 * abs(score / p.softcap));
         let bent = p.softcap * (1.0 - small) / (1.0 + small);
         score = select(bent, -bent, score < 0.0);
+      }
+      if (p.slopes != NONE) {
+        score -= constants[p.slopes + head] * f32(end - 1u - start - lane);
       }
     }
     scores[lane] = score;
