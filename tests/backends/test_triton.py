@@ -63,23 +63,6 @@ def test_names_of_gpus() -> None:
         backend_named("native", "cuda:99")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            Options(activations="q8"),
-            "activations: no such kind on cuda: found q8, expected one of auto, f32",
-        ),
-        (Options(keys_values="q8_0"), "keys_values: no such kind on cuda: found q8_0"),
-        (Options(unchecked=True), "fuses every epilogue in its legal order"),
-    ],
-)
-def test_settings_that_it_lacks(options: Options, message: str) -> None:
-    small = small_model("llama", np.random.default_rng(2))
-    with pytest.raises(UnsupportedError, match=message):
-        TritonBackend().prepare(small.graph(), small.arrays, options)
-
-
 @needs_triton
 def test_weights_that_do_not_fit_are_refused_before_one_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "free_bytes", lambda self: 20_000)

@@ -41,23 +41,6 @@ def test_without_the_package() -> None:
     assert said == "webgpu: needs the package wgpu; pip install 'loragraft[gpu]'\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            Options(activations="q8"),
-            "activations: no such kind on webgpu: found q8, expected one of auto, f32",
-        ),
-        (Options(keys_values="q8_0"), "keys_values: no such kind on webgpu: found q8_0"),
-        (Options(unchecked=True), "fuses every epilogue in its legal order"),
-    ],
-)
-def test_settings_that_it_lacks(options: Options, message: str) -> None:
-    small = small_model("llama", np.random.default_rng(2))
-    with pytest.raises(UnsupportedError, match=message):
-        WebGPUBackend().prepare(small.graph(), small.arrays, options)
-
-
 @needs_gpu
 def test_names_of_gpus() -> None:
     assert backend_named("native", "webgpu").name == backend_named("native", "webgpu:0").name == "webgpu"

@@ -13,7 +13,7 @@ from loragraft.errors import PoolError
 from loragraft.units import bytes_text
 
 PAGE = 16
-"""Tokens of a page; also in kernels/pages.wgsl."""
+"""Tokens of a page; also in webgpu/kernels/pages.wgsl."""
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,6 +48,18 @@ def halves(options: Options) -> bool:
     """Whether keys and values are kept as F16; F32 if not."""
     kept = options.keys_values
     return kept == "f16" or (kept == "auto" and options.activations != "f32")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a batch that go through together. `tables`: of each sequence its pages, as they are once `copies` (from,
+    to) of pages are made; `hidden`: what enters a slice of a model."""
+
+    batch: Batch
+    tables: Mapping[int, list[int]]
+    terms: Terms
+    copies: Sequence[tuple[int, int]]
+    hidden: Floats | None
 
 
 class PagedProgram(Program):
@@ -128,11 +141,11 @@ class PagedProgram(Program):
             self._make_room()
             parts: list[Floats] = []
             copies, first = growth.copies, 0
-            for part in chunks(batch, self._rows_at_once(terms)):
-                tables = {run.sequence: growth.tables[run.sequence] for run in part.runs()}
-                rows = None if hidden is None else hidden[first : first + len(part)]
-                parts.append(self._part(part, tables, terms, copies, rows))
-                copies, first = [], first + len(part)
+            for rows in chunks(batch, self._rows_at_once(terms)):
+                tables = {run.sequence: growth.tables[run.sequence] for run in rows.runs()}
+                own = None if hidden is None else hidden[first : first + len(rows)]
+                parts.append(self._run_part(Part(rows, tables, terms, copies, own)))
+                copies, first = [], first + len(rows)
         except BaseException:
             self._pages.abandon(growth)
             raise
@@ -165,12 +178,5 @@ class PagedProgram(Program):
         """The most rows of a part of a batch."""
 
     @abstractmethod
-    def _part(
-        self,
-        batch: Batch,
-        tables: Mapping[int, list[int]],
-        terms: Terms,
-        copies: Sequence[tuple[int, int]],
-        hidden: Floats | None,
-    ) -> Floats:
-        """Run rows of a batch, `copies` of pages made before; the output. `tables`: of each sequence its pages."""
+    def _run_part(self, part: Part) -> Floats:
+        """The output."""

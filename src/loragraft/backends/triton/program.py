@@ -6,14 +6,14 @@ Weights stay on the device as they are stored. Products are of bfloat16 numbers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from loragraft.backends.batch import Batch, Floats
 from loragraft.backends.gpu.adapters import numbered
-from loragraft.backends.gpu.program import PagedProgram, check_options, halves
+from loragraft.backends.gpu.program import PagedProgram, Part, check_options, halves
 from loragraft.backends.gpu.tables import NONE, RopeTable, Terms
 from loragraft.backends.gpu.weights import matrices_of
 from loragraft.backends.plan import EmbedStep, GatedStep, LinearStep, NodeStep, Plan, Step, plan
@@ -88,18 +88,12 @@ class TritonProgram(PagedProgram):
     def _rows_at_once(self, terms: Terms) -> int:
         return max(1, min(_MOST_ROWS, _MOST_BYTES // (4 * (self._plan.floats + self.width))))
 
-    def _part(
-        self,
-        batch: Batch,
-        tables: Mapping[int, list[int]],
-        terms: Terms,
-        copies: Sequence[tuple[int, int]],
-        hidden: Floats | None,
-    ) -> Floats:
+    def _run_part(self, part: Part) -> Floats:
         with self.device.refusing():
-            self.pool.copy(copies)
-            adapters = self._adapters_of(batch, terms)
-            values = _Pass(self, batch, find(self.device, batch, tables), adapters).run(hidden)
+            self.pool.copy(part.copies)
+            adapters = self._adapters_of(part.batch, part.terms)
+            found_at = find(self.device, part.batch, part.tables)
+            values = _Pass(self, part.batch, found_at, adapters).run(part.hidden)
             found: Floats = values.to("cpu").numpy()
         return found
 

@@ -234,7 +234,7 @@ class Device:
                 raise self._gone(said) from problem
             raise LoragraftError(self.name, "the GPU failed", found=said) from problem
         except RuntimeError as problem:
-            if isinstance(problem, NotImplementedError | RecursionError):
+            if isinstance(problem, NotImplementedError | RecursionError):  # bugs: no news of the GPU
                 raise
             raise self._gone(_first_line(problem)) from problem
 

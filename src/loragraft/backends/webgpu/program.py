@@ -6,14 +6,13 @@ computes, only its result comes back. docs/gpu.md has the design.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from loragraft.backends.batch import Batch, Floats
+from loragraft.backends.batch import Floats
 from loragraft.backends.gpu.pages import PAGE
-from loragraft.backends.gpu.program import PagedProgram, check_options
+from loragraft.backends.gpu.program import PagedProgram, Part, check_options
 from loragraft.backends.gpu.tables import Terms
 from loragraft.backends.gpu.weights import matrices_of
 from loragraft.backends.plan import plan
@@ -126,21 +125,14 @@ class WebGPUProgram(PagedProgram):
         self._pool, self._pool_pages = pool, pages
         self._pool_groups = [device.bound(device.data["write"], buffer) for buffer in pool]
 
-    def _part(
-        self,
-        batch: Batch,
-        tables: Mapping[int, list[int]],
-        terms: Terms,
-        copies: Sequence[tuple[int, int]],
-        hidden: Floats | None,
-    ) -> Floats:
-        made = self._steps
+    def _run_part(self, part: Part) -> Floats:
+        made, hidden = self._steps, part.hidden
         one = Pass(
-            batch,
-            tables,
-            terms,
+            part.batch,
+            part.tables,
+            part.terms,
             made.ropes,
-            copies,
+            part.copies,
             self._plan.floats,
             self.width,
             self._selects,

@@ -151,3 +151,8 @@ class Job:
     @property
     def deadline(self) -> float:
         return float("inf") if self.request.timeout is None else self.submitted + self.request.timeout
+
+
+def wanted_rows(rows: Rows) -> int:
+    """How many rows of logits are wanted of it."""
+    return {"none": 0, "last": 1}.get(str(rows.wants), len(rows.tokens))

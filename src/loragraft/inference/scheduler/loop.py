@@ -25,7 +25,7 @@ from loragraft.backends.program import Program
 from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
-from loragraft.inference.scheduler.job import Choice, Job
+from loragraft.inference.scheduler.job import Choice, Job, wanted_rows
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
 from loragraft.inference.scheduler.outbox import Outbox
 from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache, common_prefix
@@ -381,7 +381,7 @@ class Scheduler:
         self.telemetry.passed(rows, len(plan), seconds)
         at = 0
         for job, choice, piece in plan:
-            mine = slice(at, at + self._wanted(piece))
+            mine = slice(at, at + wanted_rows(piece))
             at = mine.stop
             if job.request.number not in self._jobs:
                 continue  # failed by an earlier row of this pass
@@ -397,10 +397,6 @@ class Scheduler:
                 self._fail(job, error)
             except Exception as bug:  # of this request: the others go on
                 self._fail(job, _bug(bug))
-
-    @staticmethod
-    def _wanted(rows: Rows) -> int:
-        return {"none": 0, "last": 1}.get(str(rows.wants), len(rows.tokens))
 
     def _compose(self) -> Iterator[tuple[Job, Choice | None, Rows]]:
         """The rows of the next pass: every reply's next token with guesses behind it, then pieces of prompts."""
