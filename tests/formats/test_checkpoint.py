@@ -123,6 +123,12 @@ def test_a_shard_outside_of_the_folder_is_refused(sharded: Path, name: str) -> N
         Checkpoint.open(sharded)
 
 
+def test_a_name_too_long_behind_a_missing_shard_is_refused(sharded: Path) -> None:
+    edit_index(sharded, a="missing.safetensors", b="x" * 5000 + ".safetensors")
+    with pytest.raises(CheckpointError, match="File name too long"):
+        Checkpoint.open(sharded)
+
+
 def test_an_index_that_lies_is_refused(sharded: Path) -> None:
     edit_index(sharded, a="model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match="tensor 'a' is not in it"):

@@ -119,20 +119,22 @@ def _indexed(index: Path, read: Callable[[Path], SafetensorsFile]) -> list[Safet
     where = load_json(index, CheckpointError).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(index, "weight_map is not a map of tensor names to file names")
-    files = {}
-    for name in sorted(set(where.values())):
+    names = sorted(set(where.values()))
+    for name in names:
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise CheckpointError(index, "a shard lies outside the folder", found=repr(name))
-        if not named_path(folder / name, CheckpointError).exists():
-            raise CheckpointError(
-                folder / name,
-                "a shard that the index names is missing",
-                found=f"{len([1 for other in set(where.values()) if (folder / other).exists()])} of "
-                f"{len(set(where.values()))} files",
-                expected=f"it in {folder}",
-                hint=_WHOLE_FOLDER,
-            )
-        files[name] = read(folder / name)
+    # Each name is checked before one of them is asked for: a name can be longer than a file's may be.
+    paths = {name: named_path(folder / name, CheckpointError) for name in names}
+    missing = [name for name in names if not paths[name].exists()]
+    if missing:
+        raise CheckpointError(
+            paths[missing[0]],
+            "a shard that the index names is missing",
+            found=f"{len(names) - len(missing)} of {len(names)} files",
+            expected=f"it in {folder}",
+            hint=_WHOLE_FOLDER,
+        )
+    files = {name: read(path) for name, path in paths.items()}
     for tensor, name in where.items():
         if tensor not in files[name].tensors:
             raise CheckpointError(
