@@ -1,9 +1,9 @@
 """The gradients that reach the outputs of a slice's linear layers: NumPy, for windows of one length, each read from its
 start.
 
-The way forth is that of `backends.reference_ops`, but for products and attention, which take all rows at once. Each op
-has a rule for the way back: what a gradient of its value is to its inputs. A graph with another op has no gradients
-(`missing`); adapters have none, since what is differentiated is merged.
+The way forth is that of `backends.reference_ops`, but for products, attention and recurrent layers, which take all rows
+at once. Each op has a rule for the way back: what a gradient of its value is to its inputs. A graph with another op has
+no gradients (`missing`); adapters have none, since what is differentiated is merged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
+from loragraft.backends.recurrent_gradients import Scan, convolved, from_convolved
 from loragraft.backends.reference_ops import OPS
 from loragraft.graph.ops import Graph, Node, Op
 
@@ -144,9 +145,38 @@ def _last(t: Tape, node: Node, x: Floats) -> Array:
     return x
 
 
+def _short_conv(t: Tape, node: Node, x: Floats) -> Array:
+    bias = t.weight(node.weights[1]) if len(node.weights) > 1 else None
+    return convolved(x, t.weight(node.weights[0]), bias, t.windows)
+
+
+def _decay(t: Tape, node: Node) -> Floats:
+    return t.weight(node.weights[0]).reshape(-1)
+
+
+def _delta_scan(t: Tape, node: Node, q: Floats, k: Floats, v: Floats, dt: Floats, beta: Floats) -> Scan:
+    return Scan(node, t.windows, q, k, v, beta, dt * _decay(t, node), delta=True)
+
+
+def _space_scan(t: Tape, node: Node, x: Floats, b: Floats, c: Floats, dt: Floats) -> Scan:
+    return Scan(node, t.windows, c, b, x, dt, dt * _decay(t, node), delta=False)
+
+
+def _skip(t: Tape, node: Node) -> Floats:
+    """D for each number of the values."""
+    return np.repeat(t.weight(node.weights[1]).reshape(-1), node.attrs["value_dim"])
+
+
+def _state_space(t: Tape, node: Node, x: Floats, *inputs: Floats) -> Array:
+    return np.asarray(_space_scan(t, node, x, *inputs).forward() + x * _skip(t, node))
+
+
 _FORTH: Mapping[Op, Callable[..., Array]] = {
     Op.MATMUL: _matmul,
     Op.EXPERTS_MATMUL: _experts_matmul,
+    Op.SHORT_CONV: _short_conv,
+    Op.GATED_DELTA: lambda t, node, *inputs: _delta_scan(t, node, *inputs).forward(),
+    Op.STATE_SPACE: _state_space,
     Op.LAST: _last,
 }
 
@@ -229,7 +259,7 @@ def _from_attention(
 
 def _from_rms_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
     w = t.weight(node.weights[0]) if node.weights else np.ones(node.attrs["group"], np.float32)
-    groups = x.reshape(*x.shape[:-1], -1, len(w))
+    groups = x.reshape(*x.shape[:-1], -1, w.shape[-1])
     mean = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
     inverse = 1 / np.sqrt(mean + np.float32(node.attrs["eps"]))
     normed, through = groups * inverse, g.reshape(groups.shape) * w
@@ -312,8 +342,12 @@ def _from_scale(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, y: Flo
 
 
 def _from_split(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
-    back = np.zeros_like(x)
-    back[..., node.attrs["start"] : node.attrs["stop"]] = g
+    back, span = np.zeros_like(x), slice(node.attrs["start"], node.attrs["stop"])
+    if group := node.attrs.get("group"):
+        parts = back.reshape(*x.shape[:-1], -1, group)
+        parts[..., span] = g.reshape(*parts.shape[:-1], -1)
+    else:
+        back[..., span] = g
     return (back,)
 
 
@@ -354,6 +388,37 @@ def _from_gelu(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floa
     return (g * (share + x * density),)
 
 
+def _from_xielu(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    alpha_p, alpha_n, beta, eps = (
+        np.float32(node.attrs[name]) for name in ("alpha_p", "alpha_n", "beta", "eps")
+    )
+    below = alpha_n * (np.where(x < eps, np.exp(np.minimum(x, eps)), np.float32(0)) - 1)
+    return (g * (np.where(x > 0, 2 * alpha_p * x, below) + beta),)
+
+
+def _from_short_conv(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    return (from_convolved(g, t.weight(node.weights[0]), t.windows),)
+
+
+def _from_time_step(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    x = x + t.weight(node.weights[0])
+    dt = np.logaddexp(x, np.float32(0))
+    free = (dt >= np.float32(node.attrs["low"])) & (dt <= np.float32(node.attrs["high"]))
+    return (np.where(free, g * _sigmoid(x), np.float32(0)),)
+
+
+def _from_gated_delta(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, *inputs: Floats) -> Back:
+    q, k, v, beta, decay = _delta_scan(t, node, *inputs).backward(g)
+    return q, k, v, decay * _decay(t, node), beta
+
+
+def _from_state_space(
+    t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats, *inputs: Floats
+) -> Back:
+    c, b, v, rate, decay = _space_scan(t, node, x, *inputs).backward(g)
+    return v + g * _skip(t, node), b, c, rate + decay * _decay(t, node)
+
+
 def _from_clamp(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
     return (np.where(value == x, g, np.float32(0)),)
 
@@ -389,6 +454,10 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.ROPE: _from_rope,
     Op.POSITION_SCALE: lambda t, node, g, value, kept, x: (OPS[Op.POSITION_SCALE](t, node, g),),
     Op.ATTENTION: _from_attention,
+    Op.SHORT_CONV: _from_short_conv,
+    Op.TIME_STEP: _from_time_step,
+    Op.GATED_DELTA: _from_gated_delta,
+    Op.STATE_SPACE: _from_state_space,
     Op.SPLIT: _from_split,
     Op.CONCAT: _from_concat,
     Op.RESHAPE: lambda t, node, g, value, kept, x: (g.reshape(x.shape),),
@@ -400,6 +469,7 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.RELU: lambda t, node, g, value, kept, x: (np.where(x > 0, g, np.float32(0)),),
     Op.TANH: lambda t, node, g, value, kept, x: (g * (1 - value * value),),
     Op.SOFTPLUS: lambda t, node, g, value, kept, x: (g * _sigmoid(x),),
+    Op.XIELU: _from_xielu,
     Op.SOFT_CAP: lambda t, node, g, value, kept, x: (
         g * (1 - np.square(value / np.float32(node.attrs["cap"]))),
     ),
