@@ -57,7 +57,7 @@ def main() -> None:
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     same: dict[str, int] = defaultdict(int)
     for case, record in records().items():
-        arch = ARCHS.by_model_type(kind(record["config"]))[0].name
+        arch = ARCHS.by_model_type(kind(record["config"]), values=record["config"])[0].name
         errors[arch].append(measured(case, golden[case], golden["ids"]))
         same[arch] += case in recorded
     page = ROOT / "docs" / "architectures.md"

@@ -24,6 +24,14 @@ LFM2 = {
     "block_auto_adjust_ff_dim": False,
     "pad_token_id": None,
 }
+LFM2_MOE = {
+    **LFM2,
+    "block_auto_adjust_ff_dim": "absent",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "num_dense_layers": 1,
+}
 DELTA = {
     "num_hidden_layers": 4,
     "head_dim": 16,
@@ -78,6 +86,17 @@ NEMOTRON = {
 }
 
 
+NEMOTRON_3 = {
+    **NEMOTRON,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "moe"],
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 40,
+    "routed_scaling_factor": 2.5,
+}
+
+
 def published_pattern(config: dict[str, Any]) -> None:
     """As published files have it: letters for layers, and nothing of experts where there are none."""
     letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
@@ -86,6 +105,14 @@ def published_pattern(config: dict[str, Any]) -> None:
     for key in list(config):
         if "expert" in key or "moe_" in key or "topk" in key or key in ("n_group", "mtp_layers_block_type"):
             del config[key]
+
+
+def published_experts(config: dict[str, Any]) -> None:
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
+    config["hybrid_override_pattern"] = "".join(letters[kind] for kind in config.pop("layers_block_type"))
+    config["num_hidden_layers"] = len(config["hybrid_override_pattern"])
+    if config["moe_latent_size"] is None:
+        del config["moe_latent_size"]
 
 
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
@@ -103,6 +130,21 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         None,
     ),
     "lfm2-bias": ("Lfm2", {**LFM2, "conv_bias": True}, None),
+    "lfm2_moe": ("Lfm2Moe", LFM2_MOE, None),
+    "lfm2_moe-plain": (
+        "Lfm2Moe",
+        {
+            **LFM2_MOE,
+            "num_dense_layers": 0,
+            "conv_L_cache": 4,
+            "conv_bias": True,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.5,
+            "tie_word_embeddings": False,
+        },
+        None,
+    ),
     "qwen3_next": ("Qwen3Next", {**DELTA, **EXPERTS}, None),
     "qwen3_next-types": (
         "Qwen3Next",
@@ -214,5 +256,24 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "tie_word_embeddings": True,
         },
         published_pattern,
+    ),
+    "nemotron_h_moe": ("NemotronH", NEMOTRON_3, published_experts),
+    "nemotron_h_moe-latent": (
+        "NemotronH",
+        {
+            **NEMOTRON_3,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "moe_latent_size": 16,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+        },
+        published_experts,
+    ),
+    "nemotron_h_moe-dense-between": (
+        "NemotronH",
+        {**NEMOTRON_3, "layers_block_type": [*TYPES[:2], "mlp", "moe"], "mlp_bias": True},
+        None,
     ),
 }

@@ -259,7 +259,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_published_configurations_are_quiet(name: str) -> None:
     values, expected = CASES[name]
-    arch, model_type = ARCHS.by_model_type(values["model_type"])
+    arch, model_type = ARCHS.by_model_type(values["model_type"], values=values)
     config = Config(Path("config.json"), values, model_type.defaults)
     assert check_expressible(arch, model_type, config) == expected
     keys = hyperparameters(arch, model_type, config, 1)

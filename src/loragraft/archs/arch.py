@@ -54,6 +54,8 @@ class ConfigClass:
     what transformers computes: a note says so."""
     experts: bool | None = None
     """Whether its models have experts; None: they may."""
+    when: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    """Whether a config.json of this model_type is of this architecture, where one model_type is several."""
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -83,21 +85,21 @@ class Arch:
 
 
 class Registry:
-    """Architectures by GGUF name and by model_type; a second claim to either is an error at definition."""
+    """Architectures by GGUF name and by model_type; a second claim to a name is an error at definition. Of several
+    architectures of one model_type, it is the first whose `when` holds."""
 
     def __init__(self, archs: Iterable[Arch]) -> None:
         self._by_name: dict[str, Arch] = {}
-        self._by_model_type: dict[str, tuple[Arch, ConfigClass]] = {}
+        self._by_model_type: dict[str, list[tuple[Arch, ConfigClass]]] = {}
         for arch in archs:
-            self._claim(self._by_name, arch.name, arch)
+            if arch.name in self._by_name:
+                raise ValueError(f"two architectures claim {arch.name!r}")
+            self._by_name[arch.name] = arch
             for config_class in arch.classes:
-                self._claim(self._by_model_type, config_class.model_type, (arch, config_class))
-
-    @staticmethod
-    def _claim(table: dict[str, T], key: str, what: T) -> None:
-        if key in table:
-            raise ValueError(f"two architectures claim {key!r}")
-        table[key] = what
+                own = self._by_model_type.setdefault(config_class.model_type, [])
+                if any(other is arch for other, _ in own):
+                    raise ValueError(f"{arch.name!r} claims {config_class.model_type!r} twice")
+                own.append((arch, config_class))
 
     def __iter__(self) -> Iterator[Arch]:
         return iter(self._by_name.values())
@@ -116,13 +118,17 @@ class Registry:
     def has_model_type(self, name: str) -> bool:
         return name in self._by_model_type
 
-    def by_model_type(self, name: str, subject: str = "config.json") -> tuple[Arch, ConfigClass]:
-        """What config.json calls `name`, and the architecture that it is; `subject` names the file in the error."""
+    def by_model_type(
+        self, name: str, subject: str = "config.json", values: Mapping[str, Any] | None = None
+    ) -> tuple[Arch, ConfigClass]:
+        """What config.json calls `name`, and the architecture that it is, for one with `values` where that depends on
+        them; `subject` names the file in the error."""
         hint = (
             "make GGUFs of model and adapter with llama.cpp's convert_hf_to_gguf.py and convert_lora_to_gguf.py; "
             "then: loragraft merge base.gguf --lora adapter.gguf"
         )
-        return self._find(self._by_model_type, name, subject, hint)
+        found = self._find(self._by_model_type, name, subject, hint)
+        return next((one for one in found if values is not None and one[1].when(values)), found[-1])
 
     @staticmethod
     def _find(table: Mapping[str, T], key: str, subject: str, hint: str) -> T:

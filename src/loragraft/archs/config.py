@@ -105,7 +105,11 @@ class Config:
 
     @property
     def n_layers(self) -> int:
-        layers = self.integer(*LAYERS)
+        kinds = self.get("layers_block_type")
+        named = (
+            self.get(*LAYERS) is None and isinstance(kinds, list) and kinds
+        )  # Nemotron-H's count is the list's
+        layers = len(kinds) if named else self.integer(*LAYERS)
         if layers > MAX_LAYERS:
             raise CheckpointError(
                 self.path, "more layers than any model has", found=layers, expected=f"<= {MAX_LAYERS}"

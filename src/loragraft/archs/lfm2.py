@@ -81,6 +81,14 @@ LFM2 = ConfigClass(
     ignores=frozenset(["tie_embedding"]),
     experts=False,
 )
+DECODER = Decoder(
+    attention=by_mixer(
+        attention=Attention(pairs="halves", head_norm=rms_norm),
+        conv=gated_short_conv,
+    ),
+    feed_forward=Gated(swiglu),
+    output_norm="token_embd_norm",
+)
 ARCH = Arch(
     name="lfm2",
     classes=(LFM2,),
@@ -104,12 +112,5 @@ ARCH = Arch(
         in_layer("feed_forward.w2", "ffn_down"),
     ),
     hparams=hyperparameters,
-    build=Decoder(
-        attention=by_mixer(
-            attention=Attention(pairs="halves", head_norm=rms_norm),
-            conv=gated_short_conv,
-        ),
-        feed_forward=Gated(swiglu),
-        output_norm="token_embd_norm",
-    ),
+    build=DECODER,
 )

@@ -44,7 +44,8 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
     """
     checkpoint = text_model(Checkpoint.open(folder, allow_pickle=intake.allow_pickle), intake)
     path = checkpoint.path / "config.json"
-    arch, config_class = ARCHS.by_model_type(str(checkpoint.config.get("model_type")), str(path))
+    kind = str(checkpoint.config.get("model_type"))
+    arch, config_class = ARCHS.by_model_type(kind, str(path), checkpoint.config)
     config = Config(path, checkpoint.config, config_class.defaults)
     notes = [*checkpoint.notes, *check_expressible(arch, config_class, config)]
     reasons: list[str] = []

@@ -29,7 +29,15 @@ from hf_configs import CONVERTED, as_published, kind, weights, write_tokenizer
 #: Cases of the families whose files are recorded elsewhere, or that the converter refuses.
 SKIPPED = (
     *("llama", "mistral", "mixtral", "qwen2-", "qwen2moe", "qwen3-", "qwen3moe", "starcoder"),
-    *("glm-wide", "lfm2-bias", "nemotron-llama3", "qwen3_next-dense", "granitehybrid-rope"),
+    *(
+        "glm-wide",
+        "lfm2-bias",
+        "lfm2_moe-plain",
+        "nemotron-llama3",
+        "qwen3_next-dense",
+        "granitehybrid-rope",
+        "nemotron_h_moe-dense",
+    ),
 )
 #: Whose published config.json has keys that the converter reads and that this transformers drops on the way to it.
 AS_PUBLISHED = ("gpt_neox", "falcon", "minimax_m2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loragraft.archs.blocks.feed_forward import Gate, gate_of, swiglu
+from loragraft.archs.blocks.feed_forward import Activation, Gate, gate_of, swiglu
 from loragraft.archs.hparams import Hparams, Routing
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
@@ -15,13 +15,16 @@ from loragraft.graph.ops import Op
 class Routed:
     """The best experts of each token, each a gated feed-forward network. `gating` of all experts, then the best k,
     their weights made to sum to 1 if `normalize`; what the file says of it (`Hparams.routing`) goes before. A shared
-    expert, where the file has one, is added for every token, through a sigmoid gate if it has that too (Qwen2-MoE)."""
+    expert, where the file has one, is added for every token, through a sigmoid gate if it has that too (Qwen2-MoE).
+    Where the file has `ffn_latent_down` and `ffn_latent_up`, the experts are between these (Nemotron 3)."""
 
     normalize: bool
     gating: Literal["softmax", "sigmoid"] = "softmax"
     gate: Gate = swiglu
     scaled_inputs: bool = False
     """The expert's weight multiplies what enters it, not what it gives (Llama 4): of one expert for each token."""
+    plain: Activation | None = None
+    """Of networks without a gate: down(plain(up(x))), the shared one too."""
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
@@ -37,14 +40,15 @@ class Routed:
             scale=routing.scale,
         )
         entering = g.add(Op.MUL, (x, route), label=f"{blk}.ffn_scaled") if self.scaled_inputs else x
-        gate, up = self._gate_up(g, entering, ids, blk)
-        down = g.experts(
-            gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act_exps"), ids, f"{blk}.ffn_down_exps"
-        )
+        if g.has(f"{blk}.ffn_latent_down.weight"):
+            entering = g.linear(entering, f"{blk}.ffn_latent_down")
+        down = g.experts(self._active(g, h, entering, ids, blk), ids, f"{blk}.ffn_down_exps")
         label = f"{blk}.ffn_experts_sum"
         routed = (
             g.flat(down, label) if self.scaled_inputs else g.add(Op.EXPERTS_SUM, (down, route), label=label)
         )
+        if g.has(f"{blk}.ffn_latent_up.weight"):
+            routed = g.linear(routed, f"{blk}.ffn_latent_up")
         if not g.has(f"{blk}.ffn_up_shexp.weight"):
             return routed
         return g.add(Op.ADD, (routed, self._shared(g, h, x, blk)), label=f"{blk}.ffn_shared_sum")
@@ -60,6 +64,13 @@ class Routed:
         gating = {"gating": routing.gating} if biases or groups else {}
         return g.add(Op.TOP_K, (logits,), biases, f"{blk}.ffn_top_k", k=h.experts_used, **gating, **groups)
 
+    def _active(self, g: GraphBuilder, h: Hparams, x: Ref, ids: Ref, blk: str) -> Ref:
+        label = f"{blk}.ffn_act_exps"
+        if self.plain is not None:
+            return self.plain(g, g.experts(x, ids, f"{blk}.ffn_up_exps"), label)
+        gate, up = self._gate_up(g, x, ids, blk)
+        return gate_of(h, self.gate)(g, gate, up, label)
+
     def _gate_up(self, g: GraphBuilder, x: Ref, ids: Ref, blk: str) -> tuple[Ref, Ref]:
         if not g.has(f"{blk}.ffn_gate_up_exps.weight"):
             return g.experts(x, ids, f"{blk}.ffn_gate_exps"), g.experts(x, ids, f"{blk}.ffn_up_exps")
@@ -71,8 +82,13 @@ class Routed:
         )
 
     def _shared(self, g: GraphBuilder, h: Hparams, x: Ref, blk: str) -> Ref:
-        gate, up = g.linear(x, f"{blk}.ffn_gate_shexp"), g.linear(x, f"{blk}.ffn_up_shexp")
-        shared = g.linear(gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act_shexp"), f"{blk}.ffn_down_shexp")
+        label = f"{blk}.ffn_act_shexp"
+        if self.plain is not None:
+            active = self.plain(g, g.linear(x, f"{blk}.ffn_up_shexp"), label)
+        else:
+            gate, up = g.linear(x, f"{blk}.ffn_gate_shexp"), g.linear(x, f"{blk}.ffn_up_shexp")
+            active = gate_of(h, self.gate)(g, gate, up, label)
+        shared = g.linear(active, f"{blk}.ffn_down_shexp")
         if not g.has(f"{blk}.ffn_gate_inp_shexp.weight"):
             return shared
         strength = g.linear(x, f"{blk}.ffn_gate_inp_shexp")
