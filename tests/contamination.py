@@ -176,11 +176,17 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--part", type=int, default=500, help="requests on one scheduler, with one seed")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--model", type=Path, default=data("llama-kjv"), help="that, or a GGUF made of it")
+    parser.add_argument("--threads", type=int, default=1, help="of the scheduler's program")
     a = parser.parse_args()
-    model, cold = (lg.load(data("llama-kjv"), threads=1) for _ in range(2))
+    model, cold = lg.load(a.model, threads=a.threads), lg.load(a.model, threads=1)
     total: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: scaled_adapter(Path(folder) / name, 1.0, seed) for seed, name in enumerate("abcde")}
+        paths = {name: Path(folder) / name for name in "abcde"}
+        for seed, (name, path) in enumerate(paths.items()):
+            place = path if name < "d" else path / "default"  # some lie one level down
+            place.parent.mkdir(exist_ok=True)
+            scaled_adapter(place, 1.0, seed)
         adapters = {name: load_adapter(path, model.source) for name, path in paths.items()}
         shelf = Shelf(model.program, lambda path: plain_only(load_adapter(path, model.source)))
         for name, path in paths.items():

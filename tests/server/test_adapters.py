@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
+import loragraft as lg
 from paths import data
 from served import Served, chat_model, refuses_to_start, scaled_adapter, serving
 
@@ -45,6 +49,21 @@ def wait_for(served: Served, wanted: list[str]) -> None:
     assert names(served) == wanted
 
 
+def text_of(served: Served, model: str) -> str:
+    return str(complete(served, model).json()["choices"][0]["text"])
+
+
+def wait_until(served: Served, model: str, wanted: Callable[[str], bool]) -> None:
+    """For a reply of `model` that is as wanted."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        answer = complete(served, model)
+        if answer.status_code == 200 and wanted(answer.json()["choices"][0]["text"]):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{model} has not changed")
+
+
 def test_a_watched_folder(served: Served, folder: Path) -> None:
     assert names(served) == ["kjv", "one"]
     first = complete(served, "one").json()
@@ -63,6 +82,39 @@ def test_a_watched_folder(served: Served, folder: Path) -> None:
     assert second["choices"][0]["text"] != first["choices"][0]["text"]
     shutil.rmtree(folder / "adapters" / "two")
     wait_for(served, ["kjv", "one"])
+
+
+def test_every_change_in_the_watched_folder_is_seen(served: Served, folder: Path) -> None:
+    """One of the settings alone; other weights of the same size with the same time, as archives unpack them."""
+    mine = scaled_adapter(folder / "adapters" / "mine", 1.0, 5)
+    wait_until(served, "mine", lambda text: True)
+    first = text_of(served, "mine")
+    config = mine / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": -16'))
+    wait_until(served, "mine", lambda text: text != first)
+    second = text_of(served, "mine")
+    weights, other = (
+        path / "adapter_model.safetensors" for path in (mine, scaled_adapter(folder / "o", 2.0, 6))
+    )
+    os.utime(other, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
+    other.replace(weights)
+    wait_until(served, "mine", lambda text: text != second)
+    shutil.rmtree(mine)
+
+
+def test_names_of_the_watched_folder(tmp_path: Path) -> None:
+    """Letters are composed in one way; a name that something else has is not taken from it; an adapter of mlx-lm is
+    one, a folder of that suffix may be."""
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    peft = scaled_adapter(tmp_path / "peft", 1.0, 1)
+    for name in ("poe\u0300te", "kjv", "given", " blank", "twice", "twice.gguf", "folder.gguf"):
+        shutil.copytree(peft, adapters / name)
+    lg.convert_adapter(peft, data("llama-kjv"), adapters / "mlx", to="mlx")
+    with serving(chat_model(tmp_path), "--adapters-dir", adapters, "--lora", f"given={peft}") as served:
+        assert sorted(names(served)) == ["folder", "given", "kjv", "mlx", "po\u00e8te", "twice"]
+        assert complete(served, "po\u00e8te").status_code == 200
+        assert complete(served, "mlx").json()["choices"] == complete(served, "given").json()["choices"]
 
 
 def test_memory_for_adapters_is_bounded(served: Served, folder: Path) -> None:
@@ -94,6 +146,39 @@ def test_loading_and_unloading(served: Served, folder: Path) -> None:
     assert post("unload_lora_adapter", lora_name="mine").status_code == 200
     assert complete(served, "mine").status_code == 404
     assert post("unload_lora_adapter", lora_name="mine").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["kjv", " one", "one ", "   ", "poe\u0300te", "\u200bone", "one\n"])
+def test_names_that_look_like_others(served: Served, name: str) -> None:
+    answer = httpx.post(
+        f"{served.url}/v1/load_lora_adapter", json={"lora_name": name, "lora_path": "one"}, timeout=60
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "lora_name"
+
+
+def test_one_name_loaded_by_many_at_once(served: Served, folder: Path) -> None:
+    """One of them gets it, and what it loaded is what has the name; the others are told."""
+    for number in range(4):
+        scaled_adapter(folder / f"r{number}", 0.5 + number, number)
+        shutil.move(folder / f"r{number}", folder / "adapters" / f".r{number}")
+
+    def load(number: int) -> httpx.Response:
+        body = {"lora_name": "race", "lora_path": f".r{number % 4}"}
+        return httpx.post(f"{served.url}/v1/load_lora_adapter", json=body, timeout=60)
+
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(load, range(8)))
+        assert sorted(answer.status_code for answer in answers) == [200] + [400] * 7
+        assert {a.json()["error"]["code"] for a in answers if a.status_code == 400} == {"adapter_exists"}
+        won = next(number for number, answer in enumerate(answers) if answer.status_code == 200)
+        ran = complete(served, "race").json()["loragraft"]["adapters"][0]
+        weights = folder / "adapters" / f".r{won % 4}" / "adapter_model.safetensors"
+        assert ran["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        gone = httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "race"}, timeout=60)
+        assert gone.status_code == 200
+    assert "race" not in names(served)
 
 
 @pytest.mark.parametrize("path", ["..", "../adapters", "/etc", ".", "nothing", "one/../../kjv", "a\0b"])

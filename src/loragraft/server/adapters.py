@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from math import isfinite
 from pathlib import Path
 
@@ -32,13 +33,14 @@ class Adapters:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._loads = count()
 
     async def listing(self, http: HttpRequest) -> Response:
         """GET /lora-adapters. `scale` is what a request to the base model gets that names no adapter."""
         return answers.answer(
             [
                 {
-                    "id": number,
+                    "id": one.number,
                     "name": one.name,
                     "path": printable(one.path.name),
                     "scale": self._state.always.get(one.name, 0.0),
@@ -46,7 +48,7 @@ class Adapters:
                     "loaded": one.loaded,
                     "bytes": one.size,
                 }
-                for number, one in enumerate(self._state.shelf.listed())
+                for one in self._state.shelf.listed()
             ]
         )
 
@@ -66,32 +68,40 @@ class Adapters:
     async def load(self, http: HttpRequest) -> Response:
         """POST /v1/load_lora_adapter."""
         body = await read_body(http, LoadAdapter, self._state.limits)
-        if not is_name(body.lora_name):
+        self._check_free(body)
+        path = self._inside(body.lora_path)
+        shelf, trial = self._state.shelf, Shelf.trial_name(f"{next(self._loads)}/{body.lora_name}")
+        shelf.register(trial, path)
+        try:
+            await asyncio.get_running_loop().run_in_executor(_LOADS, partial(shelf.preload, trial))
+            self._check_free(body)  # another client may have loaded one meanwhile
+            shelf.rename(trial, body.lora_name)
+        except LoragraftError as error:
+            raise api_error(error) from None
+        finally:
+            if shelf.knows(trial):
+                shelf.unregister(trial)
+        return answers.answer({"message": f"Success: LoRA adapter '{body.lora_name}' added successfully."})
+
+    def _check_free(self, body: LoadAdapter) -> None:
+        """Raises ApiError where no adapter can be loaded under this name."""
+        name, shelf = body.lora_name, self._state.shelf
+        if not is_name(name) or name == self._state.name:
             raise ApiError(
-                f"lora_name: expected up to {MOST_NAME} printable characters without / and :",
+                f"lora_name: expected up to {MOST_NAME} printable characters without / and :, no space at either end, "
+                "and not the name of the base",
                 param="lora_name",
             )
-        if len(self._state.shelf.listed()) >= MOST_KNOWN and not self._state.shelf.knows(body.lora_name):
+        if shelf.knows(name) and not body.load_inplace:
             raise ApiError(
-                f"lora_name: there are {MOST_KNOWN} adapters; unload some first", param="lora_name"
-            )
-        if self._state.shelf.knows(body.lora_name) and not body.load_inplace:
-            raise ApiError(
-                f"lora_name: {body.lora_name!r} is loaded; unload it first, or send load_inplace",
+                f"lora_name: {name!r} is loaded; unload it first, or send load_inplace",
                 param="lora_name",
                 code="adapter_exists",
             )
-        path = self._inside(body.lora_path)
-        trial = Shelf.trial_name(body.lora_name)
-        self._state.shelf.register(trial, path)
-        try:
-            loading = partial(self._state.shelf.preload, trial)
-            await asyncio.get_running_loop().run_in_executor(_LOADS, loading)
-        except LoragraftError as error:
-            self._state.shelf.unregister(trial)
-            raise api_error(error) from None
-        self._state.shelf.rename(trial, body.lora_name)
-        return answers.answer({"message": f"Success: LoRA adapter '{body.lora_name}' added successfully."})
+        if len(shelf.listed()) >= MOST_KNOWN and not shelf.knows(name):
+            raise ApiError(
+                f"lora_name: there are {MOST_KNOWN} adapters; unload some first", param="lora_name"
+            )
 
     async def unload(self, http: HttpRequest) -> Response:
         """POST /v1/unload_lora_adapter. Requests that run with it are finished."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from loragraft.inference.scheduler.telemetry import Telemetry
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_MOST_ADAPTERS = 1000  # adapters with a time series of their own
+_MOST_ADAPTERS = 1000  # with a time series of their own: those that made tokens last
 
 
 class Metrics(Telemetry):
@@ -48,7 +48,7 @@ class Metrics(Telemetry):
         )
         self._guessed = Counter("loragraft_tokens_guessed", "Guessed ahead", registry=self.registry)
         self._right = Counter("loragraft_tokens_guessed_right", "Of these, right", registry=self.registry)
-        self._labels: set[str] = set()
+        self._labels: dict[str, None] = {}
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
         """A gauge whose value is asked for when the metrics are read."""
@@ -62,12 +62,16 @@ class Metrics(Telemetry):
         self._sequences.observe(sequences)
         self._seconds.inc(seconds)
 
-    def made(self, adapter: str, tokens: int) -> None:
-        if adapter not in self._labels:
-            if len(self._labels) >= _MOST_ADAPTERS:
-                adapter = "(others)"
-            self._labels.add(adapter)
-        self._made.labels(adapter).inc(tokens)
+    def made(self, adapters: tuple[str, ...], tokens: int) -> None:
+        """Tokens that several adapters made together count for each of them: their combinations have no bound."""
+        for name in adapters or ("",):
+            if name not in self._labels and len(self._labels) >= _MOST_ADAPTERS:
+                oldest = next(iter(self._labels))
+                del self._labels[oldest]
+                self._made.remove(oldest)
+            self._labels.pop(name, None)
+            self._labels[name] = None  # the last one now
+            self._made.labels(name).inc(tokens)
 
     def read(self, tokens: int, cached: int) -> None:
         self._read.inc(tokens)

@@ -78,7 +78,10 @@ def make_state(model: Model, adapters: Sequence[Named], options: ServeOptions) -
     for name, path, strength in adapters:
         if not is_name(name):
             raise LoragraftError(
-                "--lora", "bad name", found=name[:80], expected="printable characters, without / and :"
+                "--lora",
+                "bad name",
+                found=name[:80],
+                expected="printable characters, without / and :, no space at the ends",
             )
         shelf.register(name, path, strength)
     scheduler = Scheduler(
@@ -131,7 +134,8 @@ def serve(
     state = make_state(model, adapters, options)
     for name, _, _ in adapters:  # what is wrong with them shows now, not at the first request
         state.shelf.preload(name)
-    watcher = None if options.adapters_dir is None else Watcher(options.adapters_dir, state.shelf)
+    taken = (state.name, *(name for name, _, _ in adapters))
+    watcher = None if options.adapters_dir is None else Watcher(options.adapters_dir, state.shelf, taken)
     if watcher is not None:
         watcher.start()
     app = create_app(state)

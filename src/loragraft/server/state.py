@@ -94,12 +94,14 @@ class State:
         return tuple((name, scale) for name, scale in self.always.items() if scale and self.shelf.knows(name))
 
     def adapter_by_id(self, number: int, param: str) -> Listed:
+        """The adapter that GET /lora-adapters lists under `number`."""
         listed = self.shelf.listed()
-        if not 0 <= number < len(listed):
-            raise ApiError(
-                f"{param}: no adapter with id {number}; GET /lora-adapters lists {len(listed)}", param=param
-            )
-        return listed[number]
+        for one in listed:
+            if one.number == number:
+                return one
+        raise ApiError(
+            f"{param}: no adapter with id {number}; GET /lora-adapters lists {len(listed)}", param=param
+        )
 
     def _chosen(self, lora: Sequence[LoraChoice]) -> tuple[tuple[str, float], ...]:
         if len(lora) > MOST_ADAPTERS:

@@ -78,12 +78,10 @@ class Job:
     """Before this place of the prompt an aLoRA of the request does not work; 0 where all work from the start."""
     ran: tuple[Ran, ...] = ()
     adapters: tuple[str, ...] = ()
-    label: str = ""
-    """The adapters' names, for the telemetry."""
+    """Their names."""
 
     def __post_init__(self) -> None:
         self.adapters = tuple(name for name, _ in self.request.adapters)
-        self.label = "+".join(self.adapters)
 
     def invoke(self) -> tuple[Ran, ...]:
         """Find where an aLoRA of the request begins to work. Raises AdapterError if its tokens are not in the prompt:

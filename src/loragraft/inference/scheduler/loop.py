@@ -514,7 +514,7 @@ class Scheduler:
         choice.made.append(token)
         if choice.lookup is not None:
             choice.lookup.push(token)
-        self.outbox.made(job.label)
+        self.outbox.made(job.adapters)
         choice.unsent.append(Scored.of(token, logits, request.logprobs))
         text = choice.stops.push(choice.decoder.push(token))
         full = len(request.prompt) + len(choice.made) >= self.context

@@ -22,7 +22,7 @@ class Outbox:
         self._telemetry = telemetry
         self._pause = pause
         self._events: list[tuple[Request, Event]] = []
-        self._made: Counter[str] = Counter()
+        self._made: Counter[tuple[str, ...]] = Counter()
         self._urgent = False
         self._handed_out = 0.0
         self.delivered: Callable[[], None] = lambda: None
@@ -32,9 +32,9 @@ class Outbox:
         self._events.append((request, event))
         self._urgent |= urgent
 
-    def made(self, label: str) -> None:
+    def made(self, adapters: tuple[str, ...]) -> None:
         """A token of a reply under these adapters, for the telemetry."""
-        self._made[label] += 1
+        self._made[adapters] += 1
 
     def can_wait(self, seconds: float) -> bool:
         """Whether all that is here may be handed out in `seconds` only."""
@@ -42,8 +42,8 @@ class Outbox:
 
     def hand_out(self) -> None:
         self._handed_out, self._urgent = time.perf_counter(), False
-        for label, tokens in self._made.items():
-            self._telemetry.made(label, tokens)
+        for adapters, tokens in self._made.items():
+            self._telemetry.made(adapters, tokens)
         self._made.clear()
         events, self._events = self._events, []
         for request, event in events:

@@ -6,24 +6,27 @@ that cannot be loaded is the error of the requests that ask for it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from loragraft.adapters.effect import idle_targets
 from loragraft.adapters.lora import Adapter
+from loragraft.adapters.receipt import digest_of
 from loragraft.backends.batch import AdapterSet
 from loragraft.backends.program import Program
 from loragraft.errors import AdapterError, LoragraftError
+from loragraft.inference.scheduler.identity import contents_of, stamp_of
 from loragraft.inference.scheduler.prefixes import AdapterKey
 from loragraft.inference.scheduler.request import Ran
 
 log = logging.getLogger("loragraft.scheduler")
 Reader = Callable[[Path], Adapter]
+_TRIES = 3  # to read files that are being replaced
 
 
 @dataclass(slots=True)
@@ -34,6 +37,9 @@ class Loaded:
     size: int
     """Bytes that it takes in memory."""
     sha256: str
+    """Of the file that holds its tensors."""
+    contents: str
+    """What it is told apart by (`identity.contents_of`)."""
     scale: float | None
     tensors: int
     changing: int
@@ -47,6 +53,7 @@ class Loaded:
 class _Known:
     path: Path
     strength: float
+    number: int
     loaded: Loaded | None = None
     loading: Future[Loaded] | None = None
     users: int = 0
@@ -60,6 +67,8 @@ class Listed:
     """What can be told of a known adapter."""
 
     name: str
+    number: int
+    """Its own as long as it is known."""
     path: Path
     strength: float
     loaded: bool
@@ -78,12 +87,12 @@ class Lease:
         loaded = [(name, entry.loaded, strength) for name, entry, strength in self.known if entry.loaded]
         always = [each for each in loaded if not each[1].invocation]
         self.slots: AdapterSet = tuple((one.slot, strength) for _, one, strength in loaded)
-        self.key: AdapterKey = tuple((one.sha256, strength) for _, one, strength in loaded)
+        self.key: AdapterKey = tuple((one.contents, strength) for _, one, strength in loaded)
         self.ran = tuple(one.ran(name, strength) for name, one, strength in loaded)
         self.invocations = {name: one.invocation for name, one, _ in loaded if one.invocation}
         self.early_slots: AdapterSet = tuple((one.slot, strength) for _, one, strength in always)
         """Those that work before invocation tokens, too."""
-        self.early_key: AdapterKey = tuple((one.sha256, strength) for _, one, strength in always)
+        self.early_key: AdapterKey = tuple((one.contents, strength) for _, one, strength in always)
 
 
 class Shelf:
@@ -101,6 +110,7 @@ class Shelf:
         self._lock = threading.RLock()
         self._threads = ThreadPoolExecutor(1, "adapters")
         self._clock = 0
+        self._numbers = count()
         self.changed: Callable[[], None] = lambda: None
         """Called, from any thread, when a load has ended."""
 
@@ -109,8 +119,8 @@ class Shelf:
     def register(self, name: str, path: Path, strength: float = 1.0) -> None:
         """Let `name` mean the adapter at `path`; its files are read when a request asks for it, or by `preload`."""
         with self._lock:
-            self._leave(name)
-            self._known[name] = _Known(path, strength)
+            known = self._leave(name)
+            self._known[name] = _Known(path, strength, next(self._numbers) if known is None else known.number)
 
     def unregister(self, name: str) -> None:
         """Forget `name`. Requests that run with it go on. Raises AdapterError for a name that is not known."""
@@ -127,7 +137,8 @@ class Shelf:
         """Let `new` mean what `old` meant. What `new` meant before is unregistered."""
         with self._lock:
             entry = self._find(old)
-            self._leave(new)
+            if (known := self._leave(new)) is not None:
+                entry.number = known.number
             self._known[new] = self._known.pop(old)
             assert self._known[new] is entry
 
@@ -149,6 +160,7 @@ class Shelf:
             return [
                 Listed(
                     name,
+                    entry.number,
                     entry.path,
                     entry.strength,
                     entry.loaded is not None,
@@ -245,16 +257,26 @@ class Shelf:
         raise problem
 
     def _loaded(self, entry: _Known) -> Loaded:
-        adapter = self._reader(entry.path)
-        size = self._program.adapter_bytes(adapter)
-        digest = sha256_of(entry.path)
-        with self._lock:
-            self._make_room(size, entry.path)
-        slot = self._program.add_adapter(adapter)
+        for _ in range(_TRIES):
+            before = stamp_of(entry.path)
+            adapter = self._reader(entry.path)
+            size = self._program.adapter_bytes(adapter)
+            digest, contents = digest_of(adapter.files), contents_of(adapter)
+            with self._lock:
+                self._make_room(size, entry.path)
+            slot = self._program.add_adapter(adapter)
+            if stamp_of(entry.path) == before:
+                break
+            self._program.drop_adapter(slot)  # the parts may be of two files, and the digests of a third
+        else:
+            raise AdapterError(
+                entry.path, "changed while it was read", found=f"{_TRIES} times", hint="ask again in a moment"
+            )
         loaded = Loaded(
             slot,
             size,
             digest,
+            contents,
             _common_scale(adapter),
             adapter.n_tensors,
             len(adapter.targets) - len(idle_targets(adapter)),
@@ -285,38 +307,21 @@ class Shelf:
                 return  # all in use: over the bound until one of them ends
             self._drop(min(idle, key=lambda e: e.used))
 
-    def _leave(self, name: str) -> None:
+    def _leave(self, name: str) -> _Known | None:
         entry = self._known.pop(name, None)
         if entry is None:
-            return
+            return None
         entry.stale = True
         if entry.users:
             self._leaving.append(entry)
         else:
             self._drop(entry)
+        return entry
 
     def _drop(self, entry: _Known) -> None:
         if entry.loaded is not None:
             slot, entry.loaded = entry.loaded.slot, None
             self._program.drop_adapter(slot)
-
-
-def sha256_of(path: Path) -> str:
-    """The digest of an adapter: of the file, or of the weights and config in its folder."""
-    digest = hashlib.sha256()
-    files = [path]
-    if path.is_dir():
-        files = sorted(
-            file
-            for file in path.iterdir()
-            if file.is_file()
-            and (file.suffix in (".safetensors", ".gguf") or file.name == "adapter_config.json")
-        )
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _common_scale(adapter: Adapter) -> float | None:

@@ -9,8 +9,8 @@ class Telemetry:
     def passed(self, rows: int, sequences: int, seconds: float) -> None:
         """One pass through the model."""
 
-    def made(self, adapter: str, tokens: int) -> None:
-        """Tokens of a reply under the named adapters ("" for the base alone)."""
+    def made(self, adapters: tuple[str, ...], tokens: int) -> None:
+        """Tokens of a reply under the named adapters (none for the base alone)."""
 
     def read(self, tokens: int, cached: int) -> None:
         """A prompt was admitted, of which `cached` tokens were taken from earlier ones."""
