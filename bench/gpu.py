@@ -1,14 +1,18 @@
 """A GPU's speed beside the bandwidth of its memory: products of one type, and a whole model of random weights.
 
     python bench/gpu.py [--device webgpu:0 or cuda:0] [--type Q4_K] [--width 4096] [--layers 32] [--rows 1 4 16 512]
-    python bench/gpu.py --model [--type NVFP4] [--layers 32] [--sequences 1 8 64] [--lora 16]
+                         [--lora 16 [--adapters 32]]
+    python bench/gpu.py --model [--type NVFP4] [--width 4096] [--layers 32] [--sequences 1 8 64] [--lora 16]
 
 The first form chains square products, so that little but products is timed: bytes of weights a second, beside what a
 copy on the device moves (read and written), and products a second; with --device cuda also those of torch's bfloat16
-product of the same shape. The second form makes a Llama of 8 B weights' shape
-(fewer layers with --layers), and lets every sequence make a token at a time, with an adapter of its own with --lora:
-tokens a second, beside the limit that reading the weights once a step sets. Weights are one chunk repeated: sizes alone
-matter.
+product of the same shape. With --lora all rows run under an adapter, or in turn under several.
+
+The second form makes a Llama of 8 B weights' shape (narrower with --width, fewer layers with --layers), and lets every
+sequence make a token at a time, with an adapter of its own with --lora: tokens a second, beside the limit that reading
+the weights once a step sets. Weights are one chunk repeated: sizes alone matter.
+
+Without a GPU, to see that it runs: TRITON_INTERPRET=1 with --device cuda --width 512 --layers 1 --times 1.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +43,7 @@ from loragraft.graph.ops import Graph, Op, TensorFact
 from loragraft.quants import native
 from loragraft.quants.types import QuantType, by_name
 
-WIDTH, HEADS, KV_HEADS, FF, VOCABULARY = 4096, 32, 8, 14336, 128256
-HEAD_DIM = WIDTH // HEADS
+WIDTH, HEAD_DIM, VOCABULARY = 4096, 128, 128256
 
 
 class Repeated(TensorSource):
@@ -69,10 +73,13 @@ def program_of(device: Device, graph: Graph, weights: dict[str, TensorSource]) -
     return WebGPUProgram(device, graph, weights, Options())
 
 
-def best_of(call: Callable[[], object], times: int = 5) -> float:
+TIMES = 5
+
+
+def best_of(call: Callable[[], object]) -> float:
     call()
     taken = []
-    for _ in range(times):
+    for _ in range(TIMES):
         start = time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
@@ -128,11 +135,16 @@ def bf16_flops(device: TorchDevice, width: int, layers: int, rows: int) -> float
         return 2 * layers * width * width * rows / best_of(run)
 
 
-def products(device: Device, kind: QuantType, width: int, layers: int, rows: list[int]) -> None:
+def products(
+    device: Device, kind: QuantType, width: int, layers: int, rows: list[int], rank: int, adapters: int
+) -> None:
     program = program_of(device, *chain(width, layers, kind))
+    one = adapter({f"w{i}.weight": (width, width) for i in range(layers)}, rank)
+    sets = [((program.add_adapter(one), 1.0),) for _ in range(adapters)] if rank else [()]
     copied, held = copy_bandwidth(device), layers * width * kind.row_bytes(width)
     print(
         f"{device.name}: copies move {copied / 1e9:.1f} GB/s; {layers} products of {width} x {width} in {kind}"
+        + (f", {adapters} adapters of rank {rank}" if rank else "")
     )
     beside = "   torch bf16" if isinstance(device, TorchDevice) else ""
     print(f"rows   GB/s of weights   of the copies' rate   GFLOP/s{beside}")
@@ -140,10 +152,16 @@ def products(device: Device, kind: QuantType, width: int, layers: int, rows: lis
         x = np.random.default_rng(1).normal(0, 1, (count, width)).astype(np.float32)
         ids = np.zeros(count, np.int32)
 
-        def run(x: npt.NDArray[np.float32] = x, ids: npt.NDArray[np.int32] = ids) -> None:
-            sequence = program.open_sequence()
-            program.run([Piece(sequence, ids, wants="last")], x)
-            program.close_sequence(sequence)
+        parts = [part for part in np.array_split(ids, len(sets)) if len(part)]
+
+        def run(x: npt.NDArray[np.float32] = x, parts: list[npt.NDArray[np.int32]] = parts) -> None:
+            pieces = [
+                Piece(program.open_sequence(), part, chosen, wants="last")
+                for part, chosen in zip(parts, sets, strict=False)
+            ]
+            program.run(pieces, x)
+            for piece in pieces:
+                program.close_sequence(piece.sequence)
 
         taken = best_of(run)
         flops = 2 * layers * width * width * count / taken
@@ -153,61 +171,87 @@ def products(device: Device, kind: QuantType, width: int, layers: int, rows: lis
         print(row)
 
 
-def llama(layers: int, kind: QuantType) -> tuple[Graph, dict[str, TensorSource]]:
+@dataclass(frozen=True)
+class Shape:
+    """Llama 3's of 8 B weights, or as wide as `width`."""
+
+    width: int
+
+    @property
+    def heads(self) -> int:
+        return self.width // HEAD_DIM
+
+    @property
+    def kv_heads(self) -> int:
+        return max(1, self.heads // 4)
+
+    @property
+    def ff(self) -> int:
+        return self.width * 7 // 2
+
+    @property
+    def vocabulary(self) -> int:
+        return VOCABULARY * self.width // WIDTH
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        width, kv, ff = self.width, self.kv_heads * HEAD_DIM, self.ff
+        attention = {
+            "attn_q": (width, width),
+            "attn_k": (kv, width),
+            "attn_v": (kv, width),
+            "attn_output": (width, width),
+        }
+        return attention | {"ffn_gate": (ff, width), "ffn_up": (ff, width), "ffn_down": (width, ff)}
+
+
+def llama(shape: Shape, layers: int, kind: QuantType) -> tuple[Graph, dict[str, TensorSource]]:
     keys = {
         "block_count": Value.u32(layers),
         "context_length": Value.u32(8192),
-        "embedding_length": Value.u32(WIDTH),
-        "feed_forward_length": Value.u32(FF),
-        "attention.head_count": Value.u32(HEADS),
-        "attention.head_count_kv": Value.u32(KV_HEADS),
+        "embedding_length": Value.u32(shape.width),
+        "feed_forward_length": Value.u32(shape.ff),
+        "attention.head_count": Value.u32(shape.heads),
+        "attention.head_count_kv": Value.u32(shape.kv_heads),
         "attention.layer_norm_rms_epsilon": Value.f32(1e-5),
         "rope.freq_base": Value.f32(500000.0),
     }
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (VOCABULARY, WIDTH), "output_norm": (WIDTH,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (shape.vocabulary, shape.width),
+        "output_norm": (shape.width,),
+    }
     for i in range(layers):
-        shapes |= {f"blk.{i}.{name}": shape for name, shape in linears().items()}
-        shapes |= {f"blk.{i}.attn_norm": (WIDTH,), f"blk.{i}.ffn_norm": (WIDTH,)}
+        shapes |= {f"blk.{i}.{name}": own for name, own in shape.linears().items()}
+        shapes |= {f"blk.{i}.attn_norm": (shape.width,), f"blk.{i}.ffn_norm": (shape.width,)}
     weights: dict[str, TensorSource] = {
-        f"{name}.weight": Repeated(f"{name}.weight", shape, kind if len(shape) > 1 else by_name("F32"))
-        for name, shape in shapes.items()
+        f"{name}.weight": Repeated(f"{name}.weight", own, kind if len(own) > 1 else by_name("F32"))
+        for name, own in shapes.items()
     }
     metadata = {"general.architecture": Value.string("llama")} | {f"llama.{k}": v for k, v in keys.items()}
     return build_graph(metadata, {n: TensorFact(w.shape, w.type.name) for n, w in weights.items()}), weights
 
 
-def linears() -> dict[str, tuple[int, int]]:
-    kv = KV_HEADS * HEAD_DIM
-    attention = {
-        "attn_q": (WIDTH, WIDTH),
-        "attn_k": (kv, WIDTH),
-        "attn_v": (kv, WIDTH),
-        "attn_output": (WIDTH, WIDTH),
-    }
-    return attention | {"ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF)}
-
-
-def adapter(layers: int, rank: int) -> Adapter:
+def adapter(shapes: dict[str, tuple[int, int]], rank: int) -> Adapter:
     rng = np.random.default_rng(2)
     pairs = {}
-    for i in range(layers):
-        for name, (out, columns) in linears().items():
-            target = f"blk.{i}.{name}.weight"
-            a = rng.normal(0, 0.01, (rank, columns)).astype(np.float32)
-            b = rng.normal(0, 0.01, (out, rank)).astype(np.float32)
-            pairs[target] = LoraPair(target, a, b, 1.0, None)
+    for target, (out, columns) in shapes.items():
+        a = rng.normal(0, 0.01, (rank, columns)).astype(np.float32)
+        b = rng.normal(0, 0.01, (out, rank)).astype(np.float32)
+        pairs[target] = LoraPair(target, a, b, 1.0, None)
     return Adapter(Path("random"), pairs, n_tensors=2 * len(pairs))
 
 
-def tokens(device: Device, kind: QuantType, layers: int, sequences: list[int], rank: int) -> None:
-    graph, weights = llama(layers, kind)
+def tokens(
+    device: Device, kind: QuantType, shape: Shape, layers: int, sequences: list[int], rank: int
+) -> None:
+    graph, weights = llama(shape, layers, kind)
     program = program_of(device, graph, weights)
     read = sum(w.n_rows * w.row_bytes for w in weights.values())
     copied = copy_bandwidth(device)
-    print(f"{device.name}: {layers} layers of a Llama of 8 B weights in {kind}, {read / 1e9:.2f} GB")
+    adapted = {f"blk.{i}.{name}.weight": own for i in range(layers) for name, own in shape.linears().items()}
+    print(f"{device.name}: {layers} layers of a Llama {shape.width} wide in {kind}, {read / 1e9:.2f} GB")
     print("sequences   tokens/s   limit by bandwidth")
     for count in sequences:
-        slots = [program.add_adapter(adapter(layers, rank)) for _ in range(count)] if rank else []
+        slots = [program.add_adapter(adapter(adapted, rank)) for _ in range(count)] if rank else []
         open_ = [program.open_sequence() for _ in range(count)]
         sets = [((slots[i], 1.0),) if rank else () for i in range(count)]
         token = np.ones(1, np.int32)
@@ -237,12 +281,19 @@ def main() -> None:
     parser.add_argument("--model", action="store_true")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--lora", type=int, default=0, metavar="RANK")
+    parser.add_argument("--adapters", type=int, default=1, help="that rows run under, in turn")
+    parser.add_argument("--times", type=int, default=TIMES, help="that everything is timed; the best counts")
     given = parser.parse_args()
+    globals()["TIMES"] = given.times
     device = opened(given.device)
     if given.model:
-        tokens(device, by_name(given.type), given.layers, given.sequences, given.lora)
+        if given.width % 512:
+            parser.error("--width must be a multiple of 512 with --model")
+        shape = Shape(given.width)
+        tokens(device, by_name(given.type), shape, given.layers, given.sequences, given.lora)
     else:
-        products(device, by_name(given.type), given.width, given.layers, given.rows)
+        kind = by_name(given.type)
+        products(device, kind, given.width, given.layers, given.rows, given.lora, given.adapters)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ which runs the kernels in NumPy (TRITON_INTERPRET=1)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -55,6 +56,8 @@ class ExactTriton(TritonBackend):
 
 @cache
 def _first_of_torch() -> object:
+    # On the processor torch's vectors have another exp than what it computes the last elements of a tensor with.
+    os.environ.setdefault("ATEN_CPU_CAPABILITY", "default")
     device = triton.open_device("cuda")
     if device.interpreted:
         sum_each_row_alone()

@@ -27,17 +27,6 @@ from tolerances import GPU_F32, NATIVE_F32, REFERENCE, nmse
 
 #: A multimodal model's language model, whatever is around it; nothing to others.
 TEXT_ONLY = Intake(text_only=True)
-#: Cases with recurrent layers.
-NO_GPU_KERNEL = (
-    "lfm2",
-    "qwen3_next",
-    "qwen3_5",
-    "falcon_h1",
-    "nemotron_h",
-    "granitehybrid",
-    "mamba2",
-    "bamba",
-)
 BACKENDS: list[tuple[Literal["reference", "native"], float]] = [
     ("reference", REFERENCE),
     ("native", NATIVE_F32),
@@ -91,16 +80,8 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("case", first_of_each())
 def test_logits_of_a_gpu(tmp_path: Path, case: str, device: str) -> None:
     golden, folder = golden_logits(), write(tmp_path / "m", case)
-
-    def loaded() -> lg.Model:
-        context = len(golden["ids"])
-        return lg.load(folder, device=device, activations="f32", context=context, intake=TEXT_ONLY)
-
-    if case.startswith(NO_GPU_KERNEL):
-        with pytest.raises(UnsupportedError, match=r"no kernel for .* on (WebGPU|cuda)"):
-            loaded()
-        return
-    model = loaded()
+    context = len(golden["ids"])
+    model = lg.load(folder, device=device, activations="f32", context=context, intake=TEXT_ONLY)
     assert nmse(model.logits(golden["ids"])[::STEP], golden[case]) < GPU_F32
 
 

@@ -76,6 +76,7 @@ class Pages:
                 "no room",
                 found=bytes_text(used * page_bytes),
                 expected=f"up to {bytes_text(limit * page_bytes)}",
+                hint="close a sequence or raise the bound",
             )
         growth = Growth({})
         for run, (start, stop) in runs.items():

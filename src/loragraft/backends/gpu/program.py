@@ -13,6 +13,7 @@ from loragraft.backends.batch import AdapterSet, Batch, Floats
 from loragraft.backends.gpu.adapters import CompiledSet, DeviceAdapters, compiled, numbered
 from loragraft.backends.gpu.memory import Memory
 from loragraft.backends.gpu.pages import Pages
+from loragraft.backends.gpu.states import Move, States
 from loragraft.backends.gpu.tables import Terms, chunks, terms_of
 from loragraft.backends.gpu.weights import StoredWeights
 from loragraft.backends.plan import Plan
@@ -53,10 +54,11 @@ def halves(options: Options) -> bool:
 @dataclass(frozen=True, slots=True)
 class Part:
     """Rows of a batch that go through together. `tables`: of each sequence its pages, as they are once `copies` (from,
-    to) of pages are made; `hidden`: what enters a slice of a model."""
+    to) of pages are made; `moves`: of each its states; `hidden`: what enters a slice of a model."""
 
     batch: Batch
     tables: Mapping[int, list[int]]
+    moves: Mapping[int, Move]
     terms: Terms
     copies: Sequence[tuple[int, int]]
     hidden: Floats | None
@@ -86,6 +88,9 @@ class PagedProgram(Program):
         self._pages = Pages()
         self._page_bytes = 0
         self._page_limit: int | None = None
+        """What buffers allow; the pool's bytes may allow less."""
+        self._states = States()
+        self._state_limit: int | None = None
 
     # ---- adapters ----
 
@@ -112,13 +117,17 @@ class PagedProgram(Program):
         return self._pages.open()
 
     def _fork(self, sequence: int, length: int) -> int:
-        return self._pages.fork(sequence, length)
+        fork = self._pages.fork(sequence, length)
+        self._states.fork(sequence, fork, length)
+        return fork
 
     def _truncate(self, sequence: int, length: int) -> None:
         self._pages.truncate(sequence, length)
+        self._states.truncate(sequence, length)
 
     def _close(self, sequence: int) -> None:
         self._pages.close(sequence)
+        self._states.close(sequence)
 
     # ---- running ----
 
@@ -136,20 +145,31 @@ class PagedProgram(Program):
             run: (int(batch.positions[run.first]), int(batch.positions[run.stop - 1]) + 1)
             for run in batch.runs()
         }
-        growth = self._pages.grow(runs, self._page_limit, self._page_bytes)
+        moves = self._states.begin(
+            (run.sequence for run in runs), self._most(self._states.nbytes, self._state_limit)
+        )
+        try:
+            growth = self._pages.grow(runs, self._most_pages(), self._page_bytes)
+        except BaseException:
+            self._states.abandon(moves)
+            raise
         try:
             self._make_room()
             parts: list[Floats] = []
-            copies, first = growth.copies, 0
+            copies, first, coming = growth.copies, 0, dict(moves)
             for rows in chunks(batch, self._rows_at_once(terms)):
                 tables = {run.sequence: growth.tables[run.sequence] for run in rows.runs()}
                 own = None if hidden is None else hidden[first : first + len(rows)]
-                parts.append(self._run_part(Part(rows, tables, terms, copies, own)))
+                own_moves = {run.sequence: coming[run.sequence] for run in rows.runs()} if moves else {}
+                parts.append(self._run_part(Part(rows, tables, own_moves, terms, copies, own)))
                 copies, first = [], first + len(rows)
+                coming |= {sequence: (new, new) for sequence, (_, new) in own_moves.items()}
         except BaseException:
             self._pages.abandon(growth)
+            self._states.abandon(moves)
             raise
         self._pages.commit(growth)
+        self._states.commit(moves)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _terms_of(self, sets: list[CompiledSet]) -> Terms:
@@ -160,10 +180,28 @@ class PagedProgram(Program):
             self._terms = sets, terms
         return terms
 
+    def _most(self, each: int, limit: int | None) -> int | None:
+        """Of what takes `each` bytes, as many as `limit` and the pool's bytes allow."""
+        if not each or self.options.pool_bytes is None:
+            return limit
+        fit = self.options.pool_bytes // each
+        return fit if limit is None else min(fit, limit)
+
+    def _most_pages(self) -> int | None:
+        """States and pages share the pool's bytes."""
+        most = self._most(self._page_bytes, self._page_limit)
+        if most is None or not self._page_bytes or self.options.pool_bytes is None:
+            return most
+        left = self.options.pool_bytes - self._states.used * self._states.nbytes
+        return min(most, left // self._page_bytes)
+
     def _grown(self, held: int) -> int:
         """Pages for a pool that has `held`: at least twice as many, if the limit allows."""
-        pages = max(self._pages.pages, 2 * held, 8)
-        return pages if self._page_limit is None else max(self._pages.pages, min(pages, self._page_limit))
+        return _doubled(held, self._pages.pages, self._most_pages(), 8)
+
+    def _grown_states(self, held: int) -> int:
+        """Slots, likewise."""
+        return _doubled(held, self._states.slots, self._most(self._states.nbytes, self._state_limit), 2)
 
     @abstractmethod
     def _enter(self) -> None:
@@ -171,7 +209,8 @@ class PagedProgram(Program):
 
     @abstractmethod
     def _make_room(self) -> None:
-        """Let the pool have `self._pages.pages` pages, with what it holds. Raises PoolError if there is no memory."""
+        """Let the pool have `self._pages.pages` pages and `self._states.slots` slots, with what they hold. Raises
+        PoolError if there is no memory."""
 
     @abstractmethod
     def _rows_at_once(self, terms: Terms) -> int:
@@ -180,3 +219,8 @@ class PagedProgram(Program):
     @abstractmethod
     def _run_part(self, part: Part) -> Floats:
         """The output."""
+
+
+def _doubled(held: int, needed: int, limit: int | None, least: int) -> int:
+    many = max(needed, 2 * held, least)
+    return many if limit is None else max(needed, min(many, limit))

@@ -56,11 +56,11 @@ class Launcher:
     """Launches kernels on one device."""
 
     def __init__(self, device: Device, *, exact: bool) -> None:
-        from loragraft.backends.triton.kernels import attention, blocks, linear, rows
+        from loragraft.backends.triton.kernels import attention, blocks, linear, recurrent, rows
 
         self.device, self._tiles = device, tiles_of(device, exact=exact)
         self._numbers = "f32" if exact else "rounded" if device.interpreted else "bf16"
-        self._attention, self._linear, self._rows = attention, linear, rows
+        self._attention, self._linear, self._rows, self._recurrent = attention, linear, rows, recurrent
         self._planes = blocks.PLANES
         self._table = device.tensor(blocks.TABLE)
         self._none = device.empty(1, kind="int32")
@@ -269,6 +269,74 @@ class Launcher:
             VALUE=max(16, _power(value_dim)),
         )
         return y
+
+    def convolve(self, x: Any, weight: Any, bias: Any, states: Any, runs: Any, run_of: Any) -> Any:
+        """Each channel [rows, channels] with its taps, and then the last rows into `states`."""
+        x = x.contiguous()
+        channels, kept = x.shape[-1], weight.shape[-1] - 1
+        y = self.device.torch.empty_like(x)
+        blocks = -(-channels // _CHANNELS)
+        self._recurrent.convolve[(len(x), blocks)](
+            x,
+            weight,
+            self._none if bias is None else bias,
+            y,
+            states,
+            runs,
+            run_of,
+            channels,
+            KEPT=kept,
+            BIASED=bias is not None,
+            BLOCK=_CHANNELS,
+        )
+        last = self.device.empty(len(runs), kept, channels)
+        self._recurrent.keep[(len(runs), blocks)](x, states, last, runs, channels, KEPT=kept, BLOCK=_CHANNELS)
+        states[runs[:, 3].long()] = last
+        return y
+
+    def scan(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        dt: Any,
+        beta: Any,
+        decay: Any,
+        skip: Any,
+        states: Any,
+        runs: Any,
+        at: Any,
+    ) -> Any:
+        """`at`: the attributes of the node; with `beta` the gated delta rule, with `skip` Mamba-2's."""
+        q, k, v, dt = (part.contiguous() for part in (q, k, v, dt))
+        y = self.device.torch.empty_like(v)
+        columns = _INTERPRETED_COLUMNS if self.device.interpreted else _COLUMNS
+        self._recurrent.scan[(len(runs), at["heads"], -(-at["value_dim"] // columns))](
+            q,
+            k,
+            v,
+            dt,
+            self._none if beta is None else beta.contiguous(),
+            y,
+            states,
+            decay,
+            self._none if skip is None else skip,
+            runs,
+            at["heads"],
+            at["key_heads"],
+            at["key_dim"],
+            at["value_dim"],
+            TILED=bool(at.get("tiled")),
+            DELTA=beta is not None,
+            KEY=max(16, _power(at["key_dim"])),
+            VALUE=columns,
+        )
+        return y
+
+
+_CHANNELS = 128
+_COLUMNS, _INTERPRETED_COLUMNS = 16, 128
+"""Of a state that one program holds."""
 
 
 def _power(size: int) -> int:

@@ -37,6 +37,9 @@ class Pass(Protocol):
     def extend(self, node: Node, keys: Any, values: Any) -> tuple[Any, Any, Any, Any, Any]:
         """Keep keys and values [rows, ...]; the layer's, and the tables, lists and positions to find them by."""
 
+    def states(self, node: Node) -> tuple[Any, Any, Any]:
+        """Of a recurrent node: the states of all slots, the runs (kernels/recurrent.py), and the run of each row."""
+
 
 def _norm(p: Pass, node: Node, x: Any) -> Any:
     weights = [p.small(name) for name in node.weights]
@@ -66,6 +69,32 @@ def _attention(p: Pass, node: Node, q: Any, k: Any, v: Any) -> Any:
     sinks = p.small(node.weights[0]) if node.weights else None
     slopes = p.slopes(node) if node.attrs.get("slopes") else None
     return p.launch.attention(q, keys, values, sinks, slopes, tables, lists, positions, node.attrs)
+
+
+def _softplus(p: Pass, x: Any) -> Any:
+    return p.torch.logaddexp(x, p.torch.zeros_like(x))
+
+
+def _short_conv(p: Pass, node: Node, x: Any) -> Any:
+    weight, *bias = (p.small(name) for name in node.weights)
+    return p.launch.convolve(x, weight, bias[0] if bias else None, *p.states(node))
+
+
+def _time_step(p: Pass, node: Node, x: Any) -> Any:
+    dt = _softplus(p, x + p.small(node.weights[0]).reshape(-1))
+    return dt.clamp(node.attrs["low"], node.attrs["high"])
+
+
+def _gated_delta(p: Pass, node: Node, q: Any, k: Any, v: Any, dt: Any, beta: Any) -> Any:
+    states, runs, _ = p.states(node)
+    decay = p.small(node.weights[0])
+    return p.launch.scan(q, k, v, dt, beta, decay, None, states, runs, node.attrs)
+
+
+def _state_space(p: Pass, node: Node, x: Any, keys: Any, queries: Any, dt: Any) -> Any:
+    states, runs, _ = p.states(node)
+    decay, skip = (p.small(name) for name in node.weights)
+    return p.launch.scan(queries, keys, x, dt, None, decay, skip, states, runs, node.attrs)
 
 
 def _gates(p: Pass, logits: Any, gating: str) -> Any:
@@ -165,6 +194,10 @@ OPS: Mapping[Op, Run] = {
     Op.POSITION_SCALE: _position_scale,
     Op.ROPE: _rope,
     Op.ATTENTION: _attention,
+    Op.SHORT_CONV: _short_conv,
+    Op.TIME_STEP: _time_step,
+    Op.GATED_DELTA: _gated_delta,
+    Op.STATE_SPACE: _state_space,
     Op.SPLIT: _split,
     Op.CONCAT: lambda p, node, a, b: p.torch.cat([a, b], dim=-1),
     Op.RESHAPE: _reshape,
@@ -176,7 +209,7 @@ OPS: Mapping[Op, Run] = {
     Op.GELU: _gelu,
     Op.RELU: lambda p, node, x: p.torch.relu(x),
     Op.TANH: lambda p, node, x: p.torch.tanh(x),
-    Op.SOFTPLUS: lambda p, node, x: p.torch.logaddexp(x, p.torch.zeros_like(x)),
+    Op.SOFTPLUS: lambda p, node, x: _softplus(p, x),
     Op.XIELU: _xielu,
     Op.SOFT_CAP: lambda p, node, x: node.attrs["cap"] * p.torch.tanh(x / node.attrs["cap"]),
     Op.CLAMP: lambda p, node, x: x.clamp(node.attrs["low"], node.attrs["high"]),

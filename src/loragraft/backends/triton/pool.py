@@ -1,15 +1,17 @@
-"""Keys and values of every attention layer, in pages."""
+"""Keys and values of every attention layer, in pages; states of every recurrent one, in slots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from loragraft.backends.batch import Batch
 from loragraft.backends.gpu.pages import PAGE
+from loragraft.backends.gpu.states import Move, state_shapes
 from loragraft.backends.triton.device import Device
 from loragraft.errors import PoolError
 from loragraft.graph.ops import Graph, Op
@@ -18,11 +20,14 @@ from loragraft.graph.ops import Graph, Op
 @dataclass(frozen=True, slots=True)
 class Found:
     """Where rows find their sequence: `tables` int32, the pages of one sequence after the other; `lists` int32 [rows],
-    where that of a row's begins; `slots` int64 [rows], of the row itself."""
+    where that of a row's begins; `slots` int64 [rows], of the row itself. Of recurrent layers `runs` as in
+    kernels/recurrent.py; `run_of` int32 [rows]."""
 
     tables: Any
     lists: Any
     slots: Any
+    runs: Any
+    run_of: Any
 
 
 class Pool:
@@ -70,10 +75,30 @@ class Pool:
         return held
 
 
-def find(device: Device, batch: Batch, tables: Mapping[int, list[int]]) -> Found:
+class StatePool:
+    """float32 [slots, ...] for the states of each recurrent node, by its number."""
+
+    def __init__(self, device: Device, graph: Graph) -> None:
+        self._device, self._shapes = device, state_shapes(graph)
+        self.held: dict[int, Any] = {}
+        self.slots = 0
+        self.slot_bytes = 4 * sum(prod(shape) for shape in self._shapes.values())
+
+    def grow(self, slots: int) -> None:
+        """As `Pool.grow`."""
+        with self._device.refusing(PoolError):
+            grown = {node: self._device.empty(slots, *shape) for node, shape in self._shapes.items()}
+            for node, old in self.held.items():
+                grown[node][: len(old)].copy_(old)
+        self.held, self.slots = grown, slots
+
+
+def find(device: Device, batch: Batch, tables: Mapping[int, list[int]], moves: Mapping[int, Move]) -> Found:
     """Where the rows of `batch` are."""
     lists, slots = np.empty(len(batch), np.int32), np.empty(len(batch), np.int64)
+    run_of = np.empty(len(batch), np.int32)
     pages: list[int] = []
+    runs: list[tuple[int, int, int, int]] = []
     for run in batch.runs():
         table = np.array(tables[run.sequence], np.int64)
         rows = slice(run.first, run.stop)
@@ -81,4 +106,14 @@ def find(device: Device, batch: Batch, tables: Mapping[int, list[int]]) -> Found
         lists[rows] = len(pages)
         slots[rows] = table[positions // PAGE] * PAGE + positions % PAGE
         pages += tables[run.sequence]
-    return Found(device.tensor(np.array(pages, np.int32)), device.tensor(lists), device.tensor(slots))
+        run_of[rows] = len(runs)
+        old, new = moves.get(run.sequence, (None, -1))
+        runs.append((run.first, run.stop, -1 if old is None else old, new))
+    tensor = device.tensor
+    return Found(
+        tensor(np.array(pages, np.int32)),
+        tensor(lists),
+        tensor(slots),
+        tensor(np.array(runs, np.int32)),
+        tensor(run_of),
+    )

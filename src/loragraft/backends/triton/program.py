@@ -22,7 +22,7 @@ from loragraft.backends.reference_ops import position_factors
 from loragraft.backends.triton.device import Device, open_device
 from loragraft.backends.triton.launch import Adapters, Launcher, Routing
 from loragraft.backends.triton.ops import OPS
-from loragraft.backends.triton.pool import Found, Pool, find
+from loragraft.backends.triton.pool import Found, Pool, StatePool, find
 from loragraft.backends.triton.weights import DeviceWeights, FloatMemory
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph, Node, Op
@@ -65,13 +65,13 @@ class TritonProgram(PagedProgram):
             for name in matrices:
                 held.matrix(name)
             self.pool = Pool(device, graph, halves=halves(options))
+            self.states = StatePool(device, graph)
             self.ropes = _ropes(graph, options.context, held)
         self.notes += held.notes()
         self.shapes = value_shapes(graph)
         self.first_numbers = _first_numbers(steps)
         self._page_bytes = self.pool.page_bytes
-        if options.pool_bytes is not None and self._page_bytes:
-            self._page_limit = options.pool_bytes // self._page_bytes
+        self._states.nbytes = self.states.slot_bytes
         self._last: tuple[Terms | None, Any, frozenset[int]] = (None, None, frozenset())
 
     @property
@@ -84,6 +84,8 @@ class TritonProgram(PagedProgram):
     def _make_room(self) -> None:
         if self._pages.pages > self.pool.pages:
             self.pool.grow(self._grown(self.pool.pages))
+        if self._states.slots > self.states.slots:
+            self.states.grow(self._grown_states(self.states.slots))
 
     def _rows_at_once(self, terms: Terms) -> int:
         return max(1, min(_MOST_ROWS, _MOST_BYTES // (4 * (self._plan.floats + self.width))))
@@ -92,7 +94,7 @@ class TritonProgram(PagedProgram):
         with self.device.refusing():
             self.pool.copy(part.copies)
             adapters = self._adapters_of(part.batch, part.terms)
-            found_at = find(self.device, part.batch, part.tables)
+            found_at = find(self.device, part.batch, part.tables, part.moves)
             values = _Pass(self, part.batch, found_at, adapters).run(part.hidden)
             found: Floats = values.to("cpu").numpy()
         return found
@@ -262,3 +264,6 @@ class _Pass:
         found = self._found
         held = self._program.pool.extend(node.attrs["layer"], keys, values, found.slots)
         return *held, found.tables, found.lists, self._positions
+
+    def states(self, node: Node) -> tuple[Any, Any, Any]:
+        return self._program.states.held[self._node], self._found.runs, self._found.run_of

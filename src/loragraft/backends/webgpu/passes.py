@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from loragraft.backends.batch import Batch
 from loragraft.backends.gpu.pages import PAGE
+from loragraft.backends.gpu.states import Move
 from loragraft.backends.gpu.tables import NONE, RopeTable, Terms, Words
 
 HEAD = 64
@@ -24,6 +25,7 @@ class Pass:
 
     batch: Batch
     tables: Mapping[int, list[int]]
+    moves: Mapping[int, Move]
     terms: Terms
     ropes: Sequence[RopeTable]
     copies: Sequence[tuple[int, int]]
@@ -39,6 +41,10 @@ class Pass:
     @property
     def wanted(self) -> int:
         return int(self.batch.wants.sum())
+
+    @property
+    def runs(self) -> int:
+        return len(self.batch.runs())
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -73,15 +79,23 @@ class Pass:
             start, at = at, at + len(words)
             return start
 
-        pages, slots = self._pages(at + 5 * self.rows)
-        columns = [batch.tokens, batch.positions, batch.adapters, pages, slots]
+        runs = batch.runs()
+        pages, slots = self._pages(at + 6 * self.rows)
+        run_of = np.repeat(np.arange(len(runs)), [run.stop - run.first for run in runs])
+        columns = [batch.tokens, batch.positions, batch.adapters, pages, slots, run_of]
         head[5] = append(
             np.concatenate([np.asarray(c).astype(np.int64) & NONE for c in columns]).astype(np.uint32)
         )
-        for run in batch.runs():
+        for run in runs:
             append(np.array(self.tables[run.sequence], np.uint32))
         head[6] = append(np.flatnonzero(batch.wants).astype(np.uint32))
         head[9] = append(np.array(self.copies, np.uint32).reshape(-1))
+        moves = [self.moves.get(run.sequence, (None, 0)) for run in runs]
+        facts = [
+            (run.first, run.stop, NONE if old is None else old, new)
+            for run, (old, new) in zip(runs, moves, strict=True)
+        ]
+        head[10] = append(np.array(facts, np.uint32).reshape(-1))
         for number, rope in enumerate(self.ropes):
             head[_ROPES + number] = append(rope.turns(batch.positions).reshape(-1).view(np.uint32))
         head[:5] = self.rows, self.wanted, self.output_at, self.scratch_at, self.terms.stride

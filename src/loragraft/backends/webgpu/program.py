@@ -73,6 +73,9 @@ class WebGPUProgram(PagedProgram):
         self._pool: list[Any] = []
         self._pool_groups: list[Any] = []
         self._pool_pages = 0
+        self._held: list[Any] = []
+        self._state_groups: list[Any] = []
+        self._held_slots = 0
         self._arena = device.buffer(1 << 16, "the values")
         self._batch = device.buffer(1 << 12, "the batch")
         self._landing: Any = None
@@ -80,17 +83,12 @@ class WebGPUProgram(PagedProgram):
         self._values: Any = None
         self._hidden_at = next((i for i, node in enumerate(graph.nodes) if node.op is Op.HIDDEN), None)
         self._page_bytes = PAGE * 4 * sum(layer.words for layer in made.layers)
-        self._page_limit = self._most_pages()
-
-    def _most_pages(self) -> int | None:
-        """What the pool's bytes and the device's buffers allow."""
-        if not self._steps.layers:
-            return None
-        widest = max(layer.words for layer in self._steps.layers)
-        most = self._device.binding_bytes // (PAGE * 4 * widest)
-        if self.options.pool_bytes is not None:
-            most = min(most, self.options.pool_bytes // self._page_bytes)
-        return most
+        self._states.nbytes = 4 * sum(made.states)
+        if made.layers:
+            widest = max(layer.words for layer in made.layers)
+            self._page_limit = device.binding_bytes // (PAGE * 4 * widest)
+        if made.states:
+            self._state_limit = device.binding_bytes // (4 * max(1, *made.states))
 
     def _enter(self) -> None:
         self._device.check_process()
@@ -108,28 +106,40 @@ class WebGPUProgram(PagedProgram):
         return min(most, _MOST_ROWS, self._device.groups // self._steps.experts_used)
 
     def _make_room(self) -> None:
-        if self._pages.pages <= self._pool_pages:
-            return
+        if self._pages.pages > self._pool_pages:
+            pages = self._grown(self._pool_pages)
+            sizes = [pages * PAGE * 4 * layer.words for layer in self._steps.layers]
+            self._pool = self._larger(self._pool, sizes, "keys and values of a layer")
+            self._pool_pages = pages
+            self._pool_groups = self._writable(self._pool)
+        if self._states.slots > self._held_slots:
+            slots = self._grown_states(self._held_slots)
+            sizes = [slots * 4 * floats for floats in self._steps.states]
+            self._held = self._larger(self._held, sizes, "states of a layer")
+            self._held_slots = slots
+            self._state_groups = self._writable(self._held)
+
+    def _larger(self, old: list[Any], sizes: list[int], what: str) -> list[Any]:
+        """Buffers of these sizes, with what the old ones hold."""
         device = self._device
-        pages = self._grown(self._pool_pages)
-        pool = [
-            device.buffer(pages * PAGE * 4 * layer.words, "keys and values of a layer", full=PoolError)
-            for layer in self._steps.layers
-        ]
-        if self._pool:
+        new = [device.buffer(size, what, full=PoolError) for size in sizes]
+        if old:
             with device.refusing():
                 encoder = device.gpu.create_command_encoder()
-                for old, new in zip(self._pool, pool, strict=True):
-                    encoder.copy_buffer_to_buffer(old, 0, new, 0, old.size)
+                for before, after in zip(old, new, strict=True):
+                    encoder.copy_buffer_to_buffer(before, 0, after, 0, before.size)
                 device.queue.submit([encoder.finish()])
-        self._pool, self._pool_pages = pool, pages
-        self._pool_groups = [device.bound(device.data["write"], buffer) for buffer in pool]
+        return new
+
+    def _writable(self, buffers: list[Any]) -> list[Any]:
+        return [self._device.bound(self._device.data["write"], buffer) for buffer in buffers]
 
     def _run_part(self, part: Part) -> Floats:
         made, hidden = self._steps, part.hidden
         one = Pass(
             part.batch,
             part.tables,
+            part.moves,
             part.terms,
             made.ropes,
             part.copies,
@@ -194,6 +204,8 @@ class WebGPUProgram(PagedProgram):
             work.set_bind_group(2, dispatch.data)
         elif dispatch.layer is not None:
             work.set_bind_group(2, self._pool_groups[dispatch.layer])
+        elif dispatch.state is not None:
+            work.set_bind_group(2, self._state_groups[dispatch.state])
         work.dispatch_workgroups(x, y, z)
 
     def _land(self, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -14,13 +15,17 @@ _PARTS = {
     "store": ("common", "pages"),
     "copy": ("common", "pages"),
     "attention": ("common", "pages"),
+    "scan": ("common", "states"),
+    "convolve": ("common", "states", "taps"),
+    "keep": ("common", "states", "taps"),
 }
+_DATA = {"blocks": "read", "pages": "write", "states": "write"}
 _FIELD = re.compile(r"^\s*(\w+): (u32|f32),", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Shader:
-    """One kernel. `data`: how it binds what it works on besides values: weights "read", keys and values "write", or
+    """One kernel. `data`: how it binds what it works on besides values: weights "read", what sequences keep "write", or
     None. `fields`: the names of its parameters and whether they are floats, in order."""
 
     name: str
@@ -28,7 +33,7 @@ class Shader:
     data: str | None
     fields: tuple[tuple[str, bool], ...]
 
-    def parameters(self, values: dict[str, int | float]) -> bytes:
+    def parameters(self, values: Mapping[str, int | float]) -> bytes:
         """The parameters as the kernel reads them. Every one of them must be given, and no other."""
         if values.keys() != {name for name, _ in self.fields}:
             raise KeyError(f"{self.name}: {sorted(values.keys() ^ {name for name, _ in self.fields})}")
@@ -46,12 +51,10 @@ def shader(name: str, kind: str | None = None, rows: int | None = None) -> Shade
         parts.append(octets()[kind])
     if rows is not None:
         parts.append(f"const ROWS = {rows}u;\n")
-    own = unrolled(_text(name), rows or 1)
-    fields = _FIELD.findall(own[own.index("struct Params") : own.index("@group(1)")])
-    data = {"blocks": "read", "pages": "write"}.get(_PARTS.get(name, ("common",))[-1])
-    return Shader(
-        name, "\n".join([*parts, own]), data, tuple((field, type_ == "f32") for field, type_ in fields)
-    )
+    source = "\n".join([*parts, unrolled(_text(name), rows or 1)])
+    fields = _FIELD.findall(source[source.index("struct Params") : source.index("@group(1)")])
+    data = next((_DATA[part] for part in _PARTS.get(name, ()) if part in _DATA), None)
+    return Shader(name, source, data, tuple((field, type_ == "f32") for field, type_ in fields))
 
 
 def unrolled(source: str, rows: int) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from loragraft.backends.gpu.program import halves
+from loragraft.backends.gpu.states import state_shapes
 from loragraft.backends.gpu.tables import NONE, RopeTable
 from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.program import Options
 from loragraft.backends.webgpu.buffers import Constants, DeviceWeights
 from loragraft.backends.webgpu.device import PARAMETERS, Device
 from loragraft.backends.webgpu.passes import Pass
+from loragraft.backends.webgpu.recurrent import scan, short_conv
 from loragraft.backends.webgpu.shaders import Shader, shader
 from loragraft.errors import UnsupportedError
-from loragraft.graph.ops import Graph, Node, Op
+from loragraft.graph.ops import RECURRENT, Graph, Node, Op
 from loragraft.graph.spec import value_shapes
 
 Grid = tuple[int, int, int]
@@ -33,7 +35,8 @@ _MOST_VALUES = 512
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """One run of a kernel. `grid`: of a pass, how many workgroups; none of them where a number is 0. `data`: the bind
-    group of weights; `layer`: the attention whose keys and values it works on. `few`: takes the place of `pipeline`,
+    group of weights; `layer`: the attention whose keys and values it works on; `state`: the recurrent node whose states
+    it does. `few`: takes the place of `pipeline`,
     which has ROWS rows along z, in passes of one or two rows."""
 
     pipeline: Any
@@ -41,6 +44,7 @@ class Dispatch:
     grid: Callable[[Pass], Grid]
     data: Any = None
     layer: int | None = None
+    state: int | None = None
     few: Any = None
 
 
@@ -82,6 +86,8 @@ class Steps:
     observed: dict[int, Observed]
     copies: list[Dispatch]
     layers: list[Layer]
+    states: list[int]
+    """The floats of a sequence's state, of each recurrent node."""
     ropes: list[RopeTable]
     parameters: bytes
     numbers: int
@@ -111,7 +117,8 @@ class Builder:
         self._layers: dict[int, int] = {}
         self._ropes: dict[Any, int] = {}
         self._graph = graph
-        self.made = Steps([], {}, [], [], [], b"", 0, 1, self.shapes)
+        self._states = state_shapes(graph)
+        self.made = Steps([], {}, [], [], [], [], b"", 0, 1, self.shapes)
 
     def build(self) -> Steps:
         for number, step in enumerate(self._plan.steps):
@@ -146,7 +153,7 @@ class Builder:
         self,
         kernel: Shader,
         grid: Callable[[Pass], Grid],
-        values: dict[str, int | float],
+        values: Mapping[str, int | float],
         **more: Any,
     ) -> Dispatch:
         offset = len(self._parameters) * PARAMETERS
@@ -156,13 +163,25 @@ class Builder:
     def _rows(self, node: int) -> Callable[[Pass], int]:
         return (lambda p: p.wanted) if self._plan.places[node].wanted else (lambda p: p.rows)
 
-    def _threads(self, node: int, each: int) -> Callable[[Pass], Grid]:
+    def threads(self, node: int, each: int) -> Callable[[Pass], Grid]:
         """A thread for each of `each` things of a row of the value of `node`."""
         rows = self._rows(node)
         return lambda p: folded(-(-rows(p) * each // 64))
 
+    def offset(self, name: str) -> int:
+        """Where a small tensor lies in `constants`."""
+        return self._constants.offset(name)
+
     def _offset(self, name: str | None) -> int:
-        return NONE if name is None else self._constants.offset(name)
+        return NONE if name is None else self.offset(name)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return self._graph.tensors[name].shape
+
+    def state(self, node: int) -> int:
+        """The number of the states of a recurrent node."""
+        self.made.states.append(int(np.prod(self._states[node], dtype=np.int64)))
+        return len(self.made.states) - 1
 
     # ---- steps ----
 
@@ -171,7 +190,7 @@ class Builder:
         for part in matrix.parts:
             yield self.dispatch(
                 shader("embed", matrix.kind.name),
-                self._threads(step.result, -(-matrix.columns // 8)),
+                self.threads(step.result, -(-matrix.columns // 8)),
                 {
                     "y": self.place(step.result),
                     "columns": matrix.columns,
@@ -251,7 +270,7 @@ class Builder:
             "c": 0.0,
             "d": 0.0,
         }
-        return self.dispatch(shader("pointwise"), self._threads(result, width), {**given, **values})
+        return self.dispatch(shader("pointwise"), self.threads(result, width), {**given, **values})
 
     def _node(self, step: NodeStep) -> Iterator[Dispatch]:
         node, y, at = step.node, step.result, step.node.attrs
@@ -265,6 +284,19 @@ class Builder:
                 yield self._rope(node, inputs[0], y)
             case Op.ATTENTION:
                 yield from self._attention(node, y)
+            case Op.SHORT_CONV:
+                yield from short_conv(self, node, y)
+            case Op.GATED_DELTA | Op.STATE_SPACE:
+                yield from scan(self, node, y)
+            case Op.TIME_STEP:
+                yield self._pointwise(
+                    "TIME_STEP",
+                    y,
+                    inputs[0],
+                    start=self.offset(node.weights[0]),
+                    a=at["low"],
+                    b=min(at["high"], _MAX),
+                )
             case Op.TOP_K | Op.ROUTE | Op.EXPERTS_SUM:
                 yield self._experts(node, y)
             case Op.ADD:
@@ -354,7 +386,7 @@ class Builder:
             self.made.ropes.append(RopeTable.of(node, self._context, self._weights.floats))
         return self.dispatch(
             shader("rope"),
-            self._threads(y, self.width(y)),
+            self.threads(y, self.width(y)),
             {
                 "x": self.place(x),
                 "y": self.place(y),
@@ -393,7 +425,7 @@ class Builder:
         )
         yield self.dispatch(
             shader("store"),
-            self._threads(y, layer.words),
+            self.threads(y, layer.words),
             {
                 **held,
                 "k": self.place(k),
@@ -439,7 +471,7 @@ class Builder:
         summed = node.op is Op.EXPERTS_SUM
         return self.dispatch(
             shader("experts"),
-            self._threads(y, self.width(y) if summed else 1),
+            self.threads(y, self.width(y) if summed else 1),
             {
                 "op": ops.index(node.op),
                 "x": self.place(x),
@@ -482,6 +514,7 @@ POINTWISE = (
     "COUNT",
     "XIELU",
     "POSITION_SCALE",
+    "TIME_STEP",
 )
 
 
@@ -499,7 +532,7 @@ _KNOWN = {
     ),
     *(Op.ADD, Op.MUL, Op.SPLIT, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP, Op.ARCH_SCALE, Op.SHIFT),
     *(Op.SILU, Op.SIGMOID, Op.RELU, Op.SOFTPLUS, Op.XIELU, Op.CONCAT, Op.RESHAPE, Op.ALL_EXPERTS),
-    Op.POSITION_SCALE,
+    *(Op.POSITION_SCALE, Op.TIME_STEP, *RECURRENT),
 }
 
 

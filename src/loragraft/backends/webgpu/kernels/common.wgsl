@@ -16,6 +16,7 @@ const WANTED_LIST = 6u;
 const TERM_TABLE = 7u;
 const SETS = 8u;
 const COPIES = 9u;
+const RUNS = 10u;
 const ROPES = 16u;
 
 // The columns of the table of rows, each as long as the pass.
@@ -24,6 +25,7 @@ const POSITION = 1u;
 const SET = 2u;
 const PAGES = 3u;
 const SLOT = 4u;
+const RUN = 5u;
 
 const NONE = 0xffffffffu;
 

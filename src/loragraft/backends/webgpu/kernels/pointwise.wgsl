@@ -8,7 +8,7 @@ struct Params {
   wanted: u32,
   part: u32,     // of `broadcast`, `split` and `concat`: elements of y that belong together
   stride: u32,   // of `split`: from one part of x to the next
-  start: u32,    // of `split`: the first of a part of x; of `concat`: elements of a part that x has
+  start: u32,    // of `split`: the first of a part of x; of `concat`: elements of a part that x has; of `time_step`: b
   a: f32,
   b: f32,
   c: f32,
@@ -35,6 +35,7 @@ const CONCAT = 15u;
 const COUNT = 16u;
 const XIELU = 17u;
 const POSITION_SCALE = 18u;
+const TIME_STEP = 19u;
 
 fn sigmoid(x: f32) -> f32 {
   let small = exp(-abs(x));
@@ -69,6 +70,16 @@ fn position_factor(row: u32) -> f32 {
   return 1.0 + p.c * log(1.0 + steps);
 }
 
+// log(1 + e) for e from 0 to 1; near 0 the sum would lose what e is.
+fn log1p_of(e: f32) -> f32 {
+  let series = e * (1.0 - e * (0.5 - e * (0.33333333 - e * (0.25 - e * 0.2))));
+  return select(log(1.0 + e), series, e < 0.05);
+}
+
+fn softplus(x: f32) -> f32 {
+  return max(x, 0.0) + log1p_of(exp(-abs(x)));
+}
+
 fn unary(x: f32) -> f32 {
   switch p.op {
     case SILU: { return x * sigmoid(x); }
@@ -77,7 +88,7 @@ fn unary(x: f32) -> f32 {
     case GELU_ERF: { return 0.5 * x * (1.0 + erf_of(x * 0.7071067811865476)); }
     case RELU: { return select(x, 0.0, x < 0.0); }
     case SOFT_CAP: { return p.a * tanh_of(x / p.a); }
-    case SOFTPLUS: { return select(x, 0.0, x < 0.0) + log(1.0 + exp(-abs(x))); }
+    case SOFTPLUS: { return softplus(x); }
     case CLAMP: { return select(select(x, p.b, x > p.b), p.a, x < p.a); }
     case AFFINE: { return x * p.a + p.b; }
     case XIELU: {  // alpha_p, alpha_n, beta, eps
@@ -116,6 +127,9 @@ fn main(
       } else {
         value = arena[other + index / p.part * (p.part - p.start) + at - p.start];
       }
+    }
+    case TIME_STEP: {  // low, high
+      value = clamp(softplus(arena[x + index] + constants[p.start + index % p.width]), p.a, p.b);
     }
     case COUNT: { value = f32(index % p.width); }
     case POSITION_SCALE: { value = arena[x + index] * position_factor(index / p.width); }
