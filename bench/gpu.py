@@ -270,6 +270,7 @@ def tokens(
 
 
 def main() -> None:
+    global TIMES
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=1, help="that rows run under, in turn")
     parser.add_argument("--times", type=int, default=TIMES, help="that everything is timed; the best counts")
     given = parser.parse_args()
-    globals()["TIMES"] = given.times
+    TIMES = given.times
     device = opened(given.device)
     if given.model:
         if given.width % 512:
