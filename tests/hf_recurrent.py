@@ -64,6 +64,14 @@ GRANITE = {
     "logits_scaling": 4.0,
     "shared_intermediate_size": 40,
 }
+#: Granite 4 without Mamba layers.
+ATTENDING = {
+    **GRANITE,
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention", "full_attention"],
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
 TYPES = ["full_attention", "linear_attention", "linear_attention"]
 
@@ -240,6 +248,33 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "position_embedding_type": "rope",
         },
         published_layers,
+    ),
+    "granite4": (
+        "GraniteMoeHybrid",
+        {**ATTENDING, "position_embedding_type": "rope", "tie_word_embeddings": True},
+        published_layers,
+    ),
+    "granite4-no-rope": ("GraniteMoeHybrid", {**ATTENDING, "attention_bias": True}, published_layers),
+    "granite4-experts": (
+        "GraniteMoeHybrid",
+        {
+            **ATTENDING,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "position_embedding_type": "rope",
+        },
+        published_layers,
+    ),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        {
+            "num_hidden_layers": 2,
+            "shared_intermediate_size": 40,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            **{key: GRANITE[key] for key in GRANITE if key.endswith(("multiplier", "scaling"))},
+        },
+        None,
     ),
     "nemotron_h": ("NemotronH", NEMOTRON, published_pattern),
     "nemotron_h-bias": (

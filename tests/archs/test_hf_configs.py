@@ -323,6 +323,9 @@ ONE_WAY = {
     "phi3-long",
     "hunyuan-alpha",
     "apertus",
+    # these become Granite 3, which says nothing of Mamba and of experts that there are none of
+    "granite4",
+    "granite4-experts",
 } | {case for case, record in records().items() if "text_config" in record["config"]}
 
 

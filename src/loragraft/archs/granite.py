@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
+from loragraft.archs.arch import ATTENTION, FEED_FORWARD, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, swiglu
 from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import HeadDim, Number
+from loragraft.archs.keys import Computed, Count, GgufModel, HeadDim, Number
 from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys
 from loragraft.archs.metadata import MetadataKeys
-from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
 from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, in_layer
+from loragraft.errors import UnsupportedError
 
 MULTIPLIERS = (
     Number("attention.scale", "attention_multiplier"),
@@ -41,10 +42,26 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
     )
 
 
+#: Of the network beside experts, which every token goes through.
+SHARED_WIDTH = Count("expert_shared_feed_forward_length", ("shared_intermediate_size",))
+
+
+def _granite_3(model: GgufModel) -> dict[str, Any]:
+    """Nothing to say; raises UnsupportedError for what only Granite 4's class has."""
+    if not model.keys.flag("rope.scaling.finetuned", True):
+        raise UnsupportedError(f"{model.h.arch}.rope.scaling.finetuned", "Granite 3 has RoPE", found=False)
+    if model.h.experts and model.keys.has(SHARED_WIDTH.gguf):
+        raise UnsupportedError(f"{model.h.arch}.{SHARED_WIDTH.gguf}", "GraniteMoe has no shared expert")
+    return {}
+
+
+_OLDER = Computed(frozenset(), lambda config: {}, _granite_3)
+
+
 GRANITE = ConfigClass(
     "granite",
     "GraniteForCausalLM",
-    keys=llama_keys(head_dim=HeadDim(), more=MULTIPLIERS),
+    keys=llama_keys(head_dim=HeadDim(), more=(*MULTIPLIERS, _OLDER)),
     defaults=DEFAULTS,
     biases={"attention_bias": ATTENTION, "mlp_bias": FEED_FORWARD},
     experts=False,
@@ -52,8 +69,25 @@ GRANITE = ConfigClass(
 GRANITE_MOE = ConfigClass(
     "granitemoe",
     "GraniteMoeForCausalLM",
-    keys=llama_keys(experts=True, head_dim=HeadDim(), more=MULTIPLIERS),
+    keys=llama_keys(
+        experts=True,
+        head_dim=HeadDim(),
+        more=(*MULTIPLIERS, _OLDER),
+    ),
     defaults={**DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
+    biases={"attention_bias": ATTENTION},
+    experts=True,
+)
+GRANITE_MOE_SHARED = ConfigClass(
+    "granitemoeshared",
+    "GraniteMoeSharedForCausalLM",
+    keys=llama_keys(experts=True, head_dim=HeadDim(), more=(*MULTIPLIERS, SHARED_WIDTH)),
+    defaults={
+        **DEFAULTS,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 1024,
+    },
     biases={"attention_bias": ATTENTION},
     experts=True,
 )
@@ -70,22 +104,6 @@ EXPERT_STACKS = (
     _stack("input_linear", "ffn_up_exps", Part(1)),
     _stack("output_linear", "ffn_down_exps"),
 )
-ARCH = Arch(
-    name="granite",
-    classes=(GRANITE,),
-    tensors=(*OUTER, *NORMS, *PERMUTED_ATTENTION, *FEED_FORWARD_TENSORS),
-    hparams=hyperparameters,
-    build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Gated(swiglu)),
-)
-MOE = Arch(
-    name="granitemoe",
-    classes=(GRANITE_MOE,),
-    tensors=(
-        *OUTER,
-        *NORMS,
-        *PERMUTED_ATTENTION,
-        *EXPERT_STACKS,
-    ),
-    hparams=hyperparameters,
-    build=Decoder(attention=Attention(pairs="adjacent"), feed_forward=Routed(normalize=True)),
-)
+DECODER = Decoder(attention=Attention(pairs="adjacent"), feed_forward=Gated(swiglu))
+MOE_DECODER = replace(DECODER, feed_forward=Routed(normalize=True))
+TENSORS = (*OUTER, *NORMS, *PERMUTED_ATTENTION)

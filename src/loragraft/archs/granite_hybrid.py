@@ -4,6 +4,7 @@ beside a shared one, or the shared one alone."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,10 +68,15 @@ def _inner(config: Config) -> Metadata:
 
 
 def _inner_back(model: GgufModel) -> dict[str, Any]:
-    sizes = model.h.recurrence
-    assert sizes is not None
-    expand = sizes.heads * sizes.value_dim // model.h.width
-    return {"mamba_n_heads": sizes.heads, "mamba_d_head": sizes.value_dim, "mamba_expand": expand}
+    """Written of models without Mamba layers too: transformers checks that the sizes divide."""
+    if not model.keys.has("ssm.time_step_rank"):
+        return {}
+    heads, inner = model.keys.count("ssm.time_step_rank"), model.keys.count("ssm.inner_size")
+    return {
+        "mamba_n_heads": heads,
+        "mamba_d_head": inner // heads,
+        "mamba_expand": inner // model.h.width,
+    }
 
 
 _OTHERS: dict[str, Rule] = {
@@ -98,6 +104,12 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
         return own if turns else replace(own, rope=None)
 
     return replace(h.with_layers(layer), recurrence=read_recurrence(keys))
+
+
+def attends_only(values: Mapping[str, Any]) -> bool:
+    """Whether no layer is Mamba's: llama.cpp has the architecture of an older Granite for these."""
+    kinds = values.get("layer_types") or values.get("layers_block_type")
+    return isinstance(kinds, list) and bool(kinds) and {*map(str, kinds)} <= {ATTENDS, "full_attention"}
 
 
 GRANITE_HYBRID = ConfigClass(
@@ -139,6 +151,7 @@ GRANITE_HYBRID = ConfigClass(
         "mamba_proj_bias": frozenset(["ssm_in", "ssm_out"]),
     },
     ignores=frozenset(["mamba_conv_bias", "mamba_chunk_size", "layers_block_type"]),
+    when=lambda values: not attends_only(values),
 )
 
 
@@ -162,7 +175,8 @@ def mamba_tensors(module: str, root: str = "model") -> tuple[Tensor, ...]:
     )
 
 
-def _shared(suffix: str, experts: bool) -> tuple[Tensor, ...]:
+def shared(suffix: str, experts: bool) -> tuple[Tensor, ...]:
+    """The network that every token goes through: beside experts, or alone."""
     rows = (
         ("input_linear", "ffn_gate", Part(0)),
         ("input_linear", "ffn_up", Part(1)),
@@ -183,8 +197,8 @@ ARCH = Arch(
         *PERMUTED_ATTENTION,
         *granite.EXPERT_STACKS,
         *mamba_tensors("mamba"),
-        *_shared("_shexp", experts=True),
-        *_shared("", experts=False),
+        *shared("_shexp", experts=True),
+        *shared("", experts=False),
     ),
     hparams=hyperparameters,
     build=Decoder(

@@ -36,6 +36,7 @@ SKIPPED = (
         "nemotron-llama3",
         "qwen3_next-dense",
         "granitehybrid-rope",
+        "granite4-no-rope",
         "nemotron_h_moe-dense",
     ),
 )
