@@ -11,6 +11,7 @@
 #include "engine/engine.h"
 #include "engine/kv_pages.h"
 #include "quant/feedback.h"
+#include "quant/product.h"
 #include "types.h"
 
 namespace lg {
@@ -42,6 +43,7 @@ struct KernelTable {
     void (*nvfp4)(const float* x, uint8_t* y, int64_t rows, int64_t cols, float scale, const float* importance) = nullptr;
     DeltaKernels delta;
     FeedbackKernels feedback;
+    void (*product)(const ProductJob& job) = nullptr;
     EngineKernels engine;
     PageKernels pages;
 };

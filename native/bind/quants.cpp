@@ -113,6 +113,25 @@ void dequantize(ByteRows y, FloatRowsOut x, int type, const std::string& isa) {
     kernel.dequantize(y.data(), x.data(), int64_t(x.shape(0) * x.shape(1)));
 }
 
+using Strided = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
+using StridedOut = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+
+void product(Strided a, Strided b, StridedOut out, bool add, bool upper, const std::string& isa) {
+    const bool fits = a.shape(0) == out.shape(0) && a.shape(1) == b.shape(0) && b.shape(1) == out.shape(1)
+        && (out.stride(1) == 1 || out.shape(1) == 1 || !out.size());
+    if (!fits) {
+        throw std::invalid_argument("the arrays' shapes do not fit together");
+    }
+    lg::ProductJob job;
+    job.rows = int64_t(out.shape(0)), job.columns = int64_t(out.shape(1)), job.depth = int64_t(a.shape(1));
+    job.a = a.data(), job.a_row = a.stride(0), job.a_column = a.stride(1);
+    job.b = b.data(), job.b_row = b.stride(0), job.b_column = b.stride(1);
+    job.out = out.data(), job.out_row = out.stride(0), job.add = add, job.upper = upper;
+    const lg::KernelTable& kernels = isa.empty() ? lg::kernels() : lg::kernels(isa.c_str());
+    nb::gil_scoped_release release;
+    kernels.product(job);
+}
+
 } // namespace
 
 void bind_quants(nb::module_& m) {
@@ -132,5 +151,7 @@ void bind_quants(nb::module_& m) {
           nb::arg("scale_range"), nb::arg("offset_table").none(), nb::arg("offset_range"), nb::arg("factor"), nb::arg("pivots"),
           nb::arg("h"), nb::arg("block_factor"), nb::arg("block_pivots"), nb::arg("block_inverse"), nb::arg("forward"),
           nb::arg("step"), nb::arg("sweeps"), nb::arg("damping"), nb::arg("losses"), nb::arg("first"), nb::arg("last"), nb::arg("isa"));
+    m.def("product", product, nb::arg("a"), nb::arg("b"), nb::arg("out"), nb::arg("add"), nb::arg("upper"), nb::arg("isa"),
+          "out = a b, or out += a b; a and b in any layout. With `upper`, what lies below the diagonal is undefined.");
     m.def("dequantize", dequantize, nb::arg("data"), nb::arg("out"), nb::arg("kind"), nb::arg("isa"));
 }

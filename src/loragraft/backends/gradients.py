@@ -18,6 +18,7 @@ from loragraft.backends.batch import Floats, Ids
 from loragraft.backends.recurrent_gradients import Scan, convolved, from_convolved
 from loragraft.backends.reference_ops import OPS
 from loragraft.graph.ops import Graph, Node, Op
+from loragraft.quants import native
 
 Array = npt.NDArray[Any]
 See = Callable[[str, Floats, Floats, "Ids | None"], None]
@@ -129,7 +130,7 @@ def _looked_at(graph: Graph) -> set[int]:
 
 
 def _matmul(t: Tape, node: Node, x: Floats) -> Array:
-    return x @ np.atleast_2d(t.weight(node.weights[0])).T
+    return native.product(x, np.atleast_2d(t.weight(node.weights[0])).T)
 
 
 def _experts_matmul(t: Tape, node: Node, x: Floats, ids: Ids) -> Array:
@@ -137,8 +138,13 @@ def _experts_matmul(t: Tape, node: Node, x: Floats, ids: Ids) -> Array:
     y = np.empty((*ids.shape, weight.shape[1]), np.float32)
     for expert in np.unique(ids):
         token, place = np.nonzero(ids == expert)
-        y[token, place] = (x[token, place] if x.ndim == 3 else x[token]) @ weight[expert].T
+        y[token, place] = native.product(x[token, place] if x.ndim == 3 else x[token], weight[expert].T)
     return y
+
+
+def _silu(t: Tape, node: Node, x: Floats) -> Array:
+    gate = _silu_gate(x)
+    return np.divide(x, gate, out=gate)
 
 
 def _last(t: Tape, node: Node, x: Floats) -> Array:
@@ -178,6 +184,7 @@ _FORTH: Mapping[Op, Callable[..., Array]] = {
     Op.GATED_DELTA: lambda t, node, *inputs: _delta_scan(t, node, *inputs).forward(),
     Op.STATE_SPACE: _state_space,
     Op.LAST: _last,
+    Op.SILU: _silu,
 }
 
 
@@ -197,7 +204,7 @@ def _attend(t: Tape, node: Node, q: Floats, k: Floats, v: Floats) -> tuple[Array
     at = node.attrs
     group = at["heads"] // at["kv_heads"]
     keys, values = _repeated(t, k, v, at["kv_heads"], group)
-    scores = _heads(t, q, at["heads"]) @ keys.transpose(0, 1, 3, 2) * np.float32(at["scale"])
+    scores = (_heads(t, q, at["heads"]) * np.float32(at["scale"])) @ keys.transpose(0, 1, 3, 2)
     passed = None
     if at.get("softcap") is not None:
         bent = np.tanh(scores / np.float32(at["softcap"]))
@@ -211,7 +218,7 @@ def _attend(t: Tape, node: Node, q: Floats, k: Floats, v: Floats) -> tuple[Array
         seen &= column >= row // at["chunk"] * at["chunk"]
     if at["window"] is not None:
         seen &= column > row - at["window"]
-    scores[:, :, ~seen] = -np.inf
+    np.copyto(scores, -np.inf, where=~seen)
     most = scores.max(axis=-1, keepdims=True)
     sinks = t.weight(node.weights[0]).reshape(1, -1, 1, 1) if node.weights else None
     if sinks is not None:
@@ -243,18 +250,18 @@ def _from_attention(
     keys, values = _repeated(t, k, v, kv_heads, group)
     wanted = _heads(t, g, heads)
     inner = wanted @ values.transpose(0, 1, 3, 2)
-    inner -= (inner * weights).sum(axis=-1, keepdims=True)
+    inner -= np.einsum("...i,...i->...", inner, weights)[..., None]
     inner *= weights
     if passed is not None:
         inner *= passed
-    inner *= np.float32(at["scale"])
+    scale = np.float32(at["scale"])
 
     def of_group(x: Array) -> Array:
         return _rows(x.reshape(t.windows, kv_heads, group, *x.shape[2:]).sum(axis=2))
 
-    to_keys = inner.transpose(0, 1, 3, 2) @ _heads(t, q, heads)
+    to_keys = inner.transpose(0, 1, 3, 2) @ (_heads(t, q, heads) * scale)
     to_values = weights.transpose(0, 1, 3, 2) @ wanted
-    return _rows(inner @ keys), of_group(to_keys), of_group(to_values)
+    return _rows(inner @ (keys * scale)), of_group(to_keys), of_group(to_values)
 
 
 def _from_rms_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
@@ -277,7 +284,7 @@ def _from_layer_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x
 
 
 def _from_matmul(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
-    return (g @ np.atleast_2d(t.weight(node.weights[0])),)
+    return (native.product(g, np.atleast_2d(t.weight(node.weights[0]))),)
 
 
 def _from_experts_matmul(
@@ -286,7 +293,7 @@ def _from_experts_matmul(
     weight, back = t.weight(node.weights[0]), np.zeros_like(x)
     for expert in np.unique(ids):
         token, place = np.nonzero(ids == expert)
-        part = g[token, place] @ weight[expert]
+        part = native.product(g[token, place], weight[expert])
         if x.ndim == 3:
             back[token, place] = part
         else:
@@ -372,9 +379,22 @@ def _sigmoid(x: Floats) -> Array:
     return np.asarray(np.where(x >= 0, np.float32(1), small) / (1 + small))
 
 
+def _silu_gate(x: Floats) -> Floats:
+    """1 + exp(-x), in one array; infinite where the sigmoid is 0."""
+    with np.errstate(over="ignore"):
+        gate = np.exp(np.negative(x))
+    gate += np.float32(1)
+    return np.asarray(gate)
+
+
 def _from_silu(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
-    s = _sigmoid(x)
-    return (g * (s + value * (1 - s)),)
+    s = _silu_gate(x)
+    np.reciprocal(s, out=s)
+    back = np.subtract(np.float32(1), s)  # s + value (1 - s)
+    back *= value
+    back += s
+    back *= g
+    return (back,)
 
 
 def _from_gelu(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:

@@ -32,9 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.errors import QuantizeError
+from loragraft.quants import native
 from loragraft.quants.arith import F
 from loragraft.quants.codec import Floats, Ints
 from loragraft.quants.grids import Grid, Levels, Parts
+from loragraft.system.threads import in_threads
 
 Doubles = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
@@ -42,6 +44,7 @@ Order = npt.NDArray[np.int64]
 DAMPING = 0.01
 """Added to the diagonal of H, in units of its mean: what calibration did not show is taken to come a little."""
 _MAGIC = F(12582912.0)
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -91,23 +94,22 @@ class ArrangedMoments:
     order: Order
     h: Floats
 
-    def factored(self) -> Moments:
+    def factored(self, threads: int = 1) -> Moments:
         """As `prepare`."""
         cols, sub = len(self.order), self.sub
         subs = range(cols // sub)
         own = np.stack([self.h[b, b * sub : (b + 1) * sub] for b in subs]).astype(np.float64)
         block_factor, block_pivots = _factor(own)
-        whole = np.empty((cols, cols), np.float32)
-        for b in subs:
-            whole[:, b * sub : (b + 1) * sub] = self.h[b]
-        roots = _factor_in_place(whole)
         factor = np.empty((cols * (len(subs) + 1) // 2, sub), np.float32)
-        start = 0
+        panels, start = [], 0
         for b in subs:
-            stop, columns = (b + 1) * sub, slice(b * sub, (b + 1) * sub)
-            np.divide(whole[:stop, columns], roots[columns], out=factor[start : start + stop])
-            start += stop
-            factor[start - sub : start][np.diag_indices(sub)] = 0
+            panels.append(factor[start : start + (b + 1) * sub])
+            panels[b][:] = self.h[b, : (b + 1) * sub]
+            start += (b + 1) * sub
+        roots = _factor_panels(panels, threads)
+        for b, panel in enumerate(panels):
+            panel /= roots[b * sub : (b + 1) * sub]
+            panel[-sub:][np.diag_indices(sub)] = 0
         return Moments(
             sub,
             self.damping,
@@ -141,19 +143,49 @@ def arranged(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Arrange
     return ArrangedMoments(sub, damping, mean, order, panels)
 
 
-def _factor_in_place(a: Floats, block: int = 128) -> Floats:
-    """Make of `a` float32 [n, n], symmetric, U upper triangular with U U^T = a. Returns its diagonal [n].
+def _factor_panels(panels: Sequence[Floats], threads: int, block: int = 128) -> Floats:
+    """Make of the upper half of a symmetric matrix U, upper triangular, with U U^T = it. `panels`: of `sub` columns
+    each, float32 [(b + 1) sub, sub]. Returns U's diagonal.
 
-    Block by block of columns, the last first, each after what the blocks right of it take away: no second matrix of
-    that size is made.
+    Block by block of columns, the last first, each after what the panels right of it take away: no second matrix is
+    made.
     """
+    sub = panels[0].shape[1]
+    at_once = max(1, block // sub)
+    diagonals = []
+    for last in range(len(panels), 0, -at_once):
+        here = panels[max(0, last - at_once) : last]
+        first, stop = (last - len(here)) * sub, last * sub
+        columns = np.zeros((stop, stop - first), np.float32)
+        for number, panel in enumerate(here):
+            columns[: len(panel), number * sub : (number + 1) * sub] = panel
+
+        def take_away(top: int, columns: Floats = columns, first: int = first, last: int = last) -> None:
+            rows = columns[top : top + _ROWS_AT_ONCE]
+            for panel in panels[last:]:
+                left = panel[top : top + len(rows)]
+                native.product(left, -panel[first : first + columns.shape[1]].T, rows, add=True)
+
+        in_threads(take_away, range(0, stop, _ROWS_AT_ONCE), threads)
+        own = _cholesky(columns[first:].astype(np.float64))
+        columns[first:] = own
+        columns[:first] = native.product(columns[:first], np.linalg.inv(own).T.astype(np.float32))
+        for number, panel in enumerate(here):
+            panel[:] = columns[: len(panel), number * sub : (number + 1) * sub]
+        diagonals.append(np.diagonal(own))
+    return np.concatenate(diagonals[::-1]).astype(np.float32)
+
+
+def _factor_in_place(a: Floats, block: int = 128) -> Floats:
+    """Make of `a` float32 [n, n], symmetric, U upper triangular with U U^T = a. Returns its diagonal [n]. In the same
+    order as `_factor_panels`."""
     for stop in range(len(a), 0, -block):
         first = max(0, stop - block)
         if stop < len(a):
-            a[:stop, first:stop] -= a[:stop, stop:] @ a[first:stop, stop:].T
+            a[:stop, first:stop] -= native.product(a[:stop, stop:], a[first:stop, stop:].T)
         own = _cholesky(a[first:stop, first:stop].astype(np.float64))
         a[first:stop, first:stop] = own
-        a[:first, first:stop] = a[:first, first:stop] @ np.linalg.inv(own).T.astype(np.float32)
+        a[:first, first:stop] = native.product(a[:first, first:stop], np.linalg.inv(own).T.astype(np.float32))
         a[stop:, first:stop] = 0
     return np.diagonal(a).copy()
 
@@ -217,17 +249,19 @@ def prepare_outputs(g: Floats | Doubles, damping: float = OUTPUT_DAMPING) -> Out
     factor /= _factor_in_place(factor)
     for first, stop in pairwise(starts.tolist()):
         own = np.linalg.inv(factor[first:stop, first:stop])
-        factor[:first, first:stop] = factor[:first, first:stop] @ own
+        factor[:first, first:stop] = native.product(factor[:first, first:stop], own)
         factor[first:stop, first:stop] = 0
     return OutputFactor(order, starts.tolist(), factor, damped)
 
 
 def joint_cost(error: Floats, moments: Moments, outputs: OutputFactor) -> float:
     """tr(G E H E^T) for E = W - Q float32 [rows, cols], both moments damped, in units of their means."""
-    cols = len(moments.order)
-    h = moments.h.transpose(1, 0, 2).reshape(cols, cols)
-    ordered = error[:, moments.order]
-    return float(np.vdot(outputs.g @ ordered, ordered @ h))
+    ordered = np.ascontiguousarray(error[:, moments.order])
+    weighed, sub = native.product(outputs.g, ordered), moments.sub
+    return sum(
+        float(np.vdot(weighed[:, b * sub : (b + 1) * sub], native.product(ordered, panel)))
+        for b, panel in enumerate(moments.h)
+    )
 
 
 def round_in_turn(w: Floats, outputs: OutputFactor, round_rows: Callable[[Floats, Order], Floats]) -> Floats:
@@ -236,8 +270,8 @@ def round_in_turn(w: Floats, outputs: OutputFactor, round_rows: Callable[[Floats
     errors, result = np.zeros_like(w), np.empty_like(w)
     for first, stop in pairwise(outputs.starts):
         rows = outputs.order[first:stop]
-        target = w[rows] + outputs.factor[:first, first:stop].T @ errors[:first]
-        result[rows] = round_rows(np.ascontiguousarray(target, np.float32), rows)
+        target = native.product(outputs.factor[:first, first:stop].T, errors[:first], w[rows], add=True)
+        result[rows] = round_rows(target, rows)
         errors[first:stop] = w[rows] - result[rows]
     return result
 

@@ -52,6 +52,20 @@ def quantize_nvfp4(x: Floats, scale: float, importance: Floats | None = None, *,
     return out
 
 
+def product(
+    a: Floats, b: Floats, out: Floats | None = None, *, add: bool = False, upper: bool = False, isa: str = ""
+) -> Floats:
+    """a [rows, depth] times b [depth, columns], float32 in any layout; into `out` (whose columns lie together), or
+    added to it. One thread; releases the GIL. An element's sum has one order, whatever part of a product is asked for.
+
+    `upper`: only what lies on or above the diagonal is wanted, the rest of `out` is undefined.
+    """
+    if out is None:
+        out, add = np.empty((a.shape[0], b.shape[1]), np.float32), False
+    _native.product(a, b, out, add, upper, isa)
+    return out
+
+
 def _require(kind: QuantType) -> None:
     if not supports(kind):
         raise UnsupportedError(kind.name, "the native core has no kernel for it")

@@ -292,7 +292,7 @@ class _Rounding:
 
         def factored(found: tuple[str, feedback.ArrangedMoments]) -> feedback.Moments:
             with naming(found[0]):
-                return found[1].factored()
+                return found[1].factored(self.threads if len(wanted) == 1 else 1)
 
         all_arranged = in_threads(arranged, wanted, self.threads)
         moments.forget_sums()

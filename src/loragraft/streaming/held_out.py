@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from loragraft.backends.batch import Floats, Ids
 from loragraft.graph.ops import Graph
+from loragraft.quants import native
 from loragraft.quants.feedback import OutputFactor
 from loragraft.streaming.layers import Layers
 from loragraft.streaming.walk import Walk
@@ -140,8 +141,8 @@ def evenly(parts: Sequence[Floats], most: int) -> Floats:
 
 def output_error(error: Floats, x: Floats, outputs: OutputFactor | None) -> float:
     """What weights that are off by `error` [out, in] do to the outputs of x [rows, in]: the squares, by G if given."""
-    y = x @ error.T
-    return float(np.vdot(y, y if outputs is None else y @ outputs.g))
+    y = native.product(x, error.T)
+    return float(np.vdot(y, y if outputs is None else native.product(y, outputs.g)))
 
 
 def divergence(logits: Floats, others: Floats) -> Divergences:

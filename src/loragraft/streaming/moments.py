@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from loragraft.backends.batch import Floats
 from loragraft.errors import LoragraftError
+from loragraft.quants import native
 from loragraft.streaming.walk import Product
 from loragraft.system.threads import in_threads
 
-#: Columns of a sum that a thread works on.
+#: Rows of a sum that a thread works on.
 BLOCK = 192
 
 
@@ -75,19 +76,23 @@ def _rows(product: Product, counts: Floats | None, expert: int | None) -> Rows:
 
 
 def _sum(total: Floats, rows: Rows, threads: int) -> None:
-    """Half of the matrix is computed: blocks of columns, each thread all rows, so that sums do not depend on the
-    threads."""
+    """Add to `total`, symmetric: half of it is computed, blocks of rows side by side."""
 
     def block(first: int) -> None:
         stop = min(first + BLOCK, len(total))
-        part = np.zeros((stop - first, stop), np.float32)
         with np.errstate(all="ignore"):  # whether sums are finite is looked at afterwards
             for x, counts in rows:
                 left = x[:, first:stop] if counts is None else x[:, first:stop] * counts[:, None]
-                part += left.T @ x[:, :stop]
-        own = part[:, first:]
-        part[:, first:] = (own + own.T) / 2
-        total[first:stop, :stop] = part
-        total[:first, first:stop] = part[:, :first].T
+                native.product(left.T, x[:, first:], total[first:stop, first:], add=True, upper=True)
 
-    in_threads(block, range(0, len(total), BLOCK)[::-1], threads)
+    in_threads(block, range(0, len(total), BLOCK), threads)
+    mirror(total)
+
+
+def mirror(total: Floats) -> None:
+    """Make the lower half of a square matrix that of the upper."""
+    for first in range(0, len(total), BLOCK):
+        stop = first + BLOCK
+        total[stop:, first:stop] = total[first:stop, stop:].T
+        own = total[first:stop, first:stop]
+        own[:] = np.triu(own) + np.triu(own, 1).T

@@ -22,7 +22,9 @@ from loragraft.backends.batch import Floats, Ids
 from loragraft.backends.gradients import Tape
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
+from loragraft.quants import native
 from loragraft.streaming.layers import Layers, multiplied
+from loragraft.streaming.moments import BLOCK, mirror
 from loragraft.system.threads import in_threads
 
 #: Tokens that go through a layer at once, forth and back.
@@ -149,8 +151,8 @@ class Gradients:
             chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
             chances /= chances.sum(axis=-1, keepdims=True)
             chances[np.arange(length), draw(chances, first // length)] -= 1
-            sums = _Sums(moments=False)
-            return _Passed(first, tape.backward(chances, sums.see), sums)
+            seen = _Seen(moments=False)
+            return _Passed(first, tape.backward(chances, seen.see), seen)
 
         return self._gone_through(back, range(0, len(hidden), length), hidden)
 
@@ -164,8 +166,8 @@ class Gradients:
             rows = slice(first, first + here.size)
             tape = Tape(part, weights, len(here), length)
             tape.prepare(here, None if entered is None else entered[rows])
-            sums = _Sums()
-            return _Passed(first, tape.backward(gradient[rows], sums.see), sums, tape.embedding)
+            seen = _Seen()
+            return _Passed(first, tape.backward(gradient[rows], seen.see), seen, tape.embedding)
 
         return self._gone_through(back, range(0, count * length, at_once * length), gradient)
 
@@ -174,10 +176,11 @@ class Gradients:
     ) -> Floats:
         """The gradient that comes out of a slice, batches being gone through side by side and summed in their order,
         so that sums do not depend on the threads."""
-        result, whole = np.empty_like(gradient), _Whole(len(gradient))
+        result, whole = np.empty_like(gradient), _Whole(len(gradient), self._threads)
         for some in range(0, len(starts), self._threads):
-            for passed in in_threads(back, starts[some : some + self._threads], self._threads):
-                whole.add(passed)
+            batches = in_threads(back, starts[some : some + self._threads], self._threads)
+            whole.add(batches)
+            for passed in batches:
                 if passed.gradient is not None:
                     result[passed.first : passed.first + len(passed.gradient)] = passed.gradient
                 elif passed.embedding is not None:
@@ -185,6 +188,7 @@ class Gradients:
                         self.embedding = np.zeros(len(gradient), np.float32)
                     squares = np.square(passed.embedding).sum(axis=-1)
                     self.embedding[passed.first : passed.first + len(squares)] = squares
+        whole.finish()
         self._keep(whole)
         return result
 
@@ -203,18 +207,18 @@ def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
     return np.asarray(np.minimum((reached <= limit).sum(axis=-1), chances.shape[-1] - 1))
 
 
-class _Sums:
-    """What the gradients of one batch add up to."""
+class _Seen:
+    """The gradients of one batch: `squares` by token; `outputs` [rows, out], where their second moments are wanted."""
 
     def __init__(self, *, moments: bool = True) -> None:
         self._wanted = moments
         self.squares: dict[str, Floats] = {}
-        self.moments: dict[str, list[Floats]] = {}
+        self.outputs: dict[str, Floats] = {}
 
     def see(self, name: str, x: Floats, g: Floats, ids: Ids | None) -> None:
         self.squares[name] = np.einsum("...i,...i->...", g, g)
-        spans = groups(g.shape[-1]) if ids is None and self._wanted else []
-        self.moments[name] = [g[:, span].T @ g[:, span] for span in spans]
+        if ids is None and self._wanted:
+            self.outputs[name] = g
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,26 +227,51 @@ class _Passed:
 
     first: int
     gradient: Floats | None
-    sums: _Sums
+    seen: _Seen
     embedding: Floats | None = None
 
 
 class _Whole:
     """What batches add up to."""
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: int, threads: int) -> None:
+        self._tokens, self._threads = tokens, threads
         self.squares: dict[str, Floats] = {}
         self.moments: dict[str, list[Floats]] = {}
 
-    def add(self, passed: _Passed) -> None:
-        for name, squares in passed.sums.squares.items():
-            if name not in self.squares:
-                self.squares[name] = np.zeros((self._tokens, *squares.shape[1:]), np.float32)
-                self.moments[name] = [np.zeros_like(group) for group in passed.sums.moments[name]]
-            self.squares[name][passed.first : passed.first + len(squares)] = squares
-            for whole, group in zip(self.moments[name], passed.sums.moments[name], strict=True):
-                whole += group
+    def add(self, batches: Sequence[_Passed]) -> None:
+        for passed in batches:
+            for name, squares in passed.seen.squares.items():
+                if name not in self.squares:
+                    self.squares[name] = np.zeros((self._tokens, *squares.shape[1:]), np.float32)
+                self.squares[name][passed.first : passed.first + len(squares)] = squares
+        jobs = []
+        for name, g in batches[0].seen.outputs.items():
+            spans = groups(g.shape[-1])
+            if name not in self.moments:
+                sizes = [span.stop - span.start for span in spans]
+                self.moments[name] = [np.zeros((size, size), np.float32) for size in sizes]
+            jobs += [
+                (name, span, total, first)
+                for span, total in zip(spans, self.moments[name], strict=True)
+                for first in range(0, len(total), BLOCK)
+            ]
+
+        def add(job: tuple[str, slice, Floats, int]) -> None:
+            name, span, total, first = job
+            stop = min(first + BLOCK, len(total))
+            for passed in batches:
+                g = passed.seen.outputs[name][:, span]
+                native.product(
+                    g[:, first:stop].T, g[:, first:], total[first:stop, first:], add=True, upper=True
+                )
+
+        in_threads(add, jobs, self._threads)
+
+    def finish(self) -> None:
+        for totals in self.moments.values():
+            for total in totals:
+                mirror(total)
 
 
 def groups(outputs: int) -> list[slice]:
