@@ -92,6 +92,9 @@ def test_what_sentencepiece_files_are_refused(tmp_path: Path) -> None:
         (b"\xff" * 20, CheckpointError, "broken protocol buffer"),
         (field(7, 1), CheckpointError, "is no SentencePiece model"),
         (field(1, field(1, 3) + field(2, 4.0)), CheckpointError, "piece 0 is malformed"),
+        (field(1, field(1, b"a") + field(3, b"2")), CheckpointError, "bytes in field 3"),
+        (model() + field(2, field(3, b"2")), CheckpointError, "bytes in field 3"),
+        (model() + field(3, field(3, b"1")), CheckpointError, "bytes in field 3"),
     ):
         path.write_bytes(content)
         with pytest.raises(error, match=says):

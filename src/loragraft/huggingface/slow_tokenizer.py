@@ -151,11 +151,11 @@ def read_sentencepiece(path: Path) -> SentencePieces:
                 raise CheckpointError(path, f"piece {len(texts)} is malformed")
             texts.append(text.decode("utf-8", "replace"))
             scores.append(struct.unpack("<f", score)[0])
-            types.append(int(_KINDS.get(int(piece.get(3, 1)), TokenType.NORMAL)))
+            types.append(int(_KINDS.get(_number(path, piece), TokenType.NORMAL)))
         elif field == 2 and isinstance(value, bytes):
-            algorithm = int(dict(_fields(path, value)).get(3, 1))
+            algorithm = _number(path, dict(_fields(path, value)))
         elif field == 3 and isinstance(value, bytes):
-            adds_space = bool(dict(_fields(path, value)).get(3, 1))
+            adds_space = bool(_number(path, dict(_fields(path, value))))
     if not texts:
         raise CheckpointError(path, "is no SentencePiece model", expected="pieces")
     if algorithm != _BPE:
@@ -167,6 +167,16 @@ def read_sentencepiece(path: Path) -> SentencePieces:
             hint="llama.cpp's converter writes some of them; quantize and merge its GGUF",
         )
     return SentencePieces(texts, scores, types, adds_space)
+
+
+def _number(path: Path, message: Mapping[int, int | bytes]) -> int:
+    """Field 3: a piece's type, the trainer's algorithm, the normalizer's dummy prefix. It is 1 where it is left out."""
+    value = message.get(3, 1)
+    if not isinstance(value, int):
+        raise CheckpointError(
+            path, "is no SentencePiece model", found="bytes in field 3", expected="a whole number"
+        )
+    return value
 
 
 def _fields(path: Path, data: bytes) -> Iterator[tuple[int, int | bytes]]:
