@@ -210,9 +210,9 @@ def _with_parity(bits: Ints) -> Ints:
     return bits | (odd & 1) << 7
 
 
-_TERNARY_VALUES = np.array([8, 25, 43], np.float32)
-_IQ3_XXS_VALUES = np.array([4, 12, 20, 28, 36, 44, 52, 62], np.float32)
-_IQ3_S_VALUES = np.arange(1, 17, 2, dtype=np.float32)
+TERNARY_VALUES = np.array([8, 25, 43], np.float32)
+IQ3_XXS_VALUES = np.array([4, 12, 20, 28, 36, 44, 52, 62], np.float32)
+IQ3_S_VALUES = np.arange(1, 17, 2, dtype=np.float32)
 
 
 def _read(
@@ -224,15 +224,15 @@ def _read(
     return np.where(_flags(signs), -magnitude, magnitude).reshape(rows, -1)
 
 
-def _read_nibbles(data: Bytes) -> Ints:
+def read_nibbles(data: Bytes) -> Ints:
     return np.stack([data & 15, data >> 4], axis=2).reshape(len(data), -1).astype(np.int32)
 
 
-def _d(blocks: Bytes) -> Floats:
+def block_scale(blocks: Bytes) -> Floats:
     return bytes_half(blocks[:, :2])[:, None]
 
 
-def _half_steps(d: Floats, steps: Ints, factor: float) -> Floats:
+def half_steps(d: Floats, steps: Ints, factor: float) -> Floats:
     return np.asarray(d * (F(0.5) + steps.astype(np.float32)) * F(factor), np.float32)
 
 
@@ -255,9 +255,9 @@ def _iq2_xxs_dequantize(data: Bytes) -> Floats:
     body = blocks[:, 2:].reshape(-1, 8, 8)
     words: npt.NDArray[np.uint32] = np.ascontiguousarray(body[..., 4:]).view("<u4")[..., 0]
     signs = _with_parity((words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127).astype(np.int32))
-    scales = _half_steps(_d(blocks), (words >> 28).astype(np.int32), 0.25)
+    scales = half_steps(block_scale(blocks), (words >> 28).astype(np.int32), 0.25)
     points = body[..., :4].reshape(-1, 32)
-    return _read("IQ2_XXS", _TERNARY_VALUES, points, signs.reshape(-1, 32), scales, len(data))
+    return _read("IQ2_XXS", TERNARY_VALUES, points, signs.reshape(-1, 32), scales, len(data))
 
 
 # ---- IQ2_XS: per 8 weights a point (9 bits) and signs (7 bits); then the scales
@@ -276,8 +276,8 @@ def _iq2_xs_quantize(x: Floats, importance: Floats | None) -> Bytes:
 def _iq2_xs_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 74)
     words = np.ascontiguousarray(blocks[:, 2:66]).view("<u2").astype(np.int32)
-    scales = _half_steps(_d(blocks), _read_nibbles(blocks[:, 66:]), 0.25)
-    return _read("IQ2_XS", _TERNARY_VALUES, words & 511, _with_parity(words >> 9), scales, len(data))
+    scales = half_steps(block_scale(blocks), read_nibbles(blocks[:, 66:]), 0.25)
+    return _read("IQ2_XS", TERNARY_VALUES, words & 511, _with_parity(words >> 9), scales, len(data))
 
 
 # ---- IQ2_S: points' low bytes, signs, points' high bits (2 each), scales
@@ -299,8 +299,8 @@ def _iq2_s_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 82)
     high = (blocks[:, 66:74, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3).reshape(-1, 32)
     points = blocks[:, 2:34] | high.astype(np.int32) << 8
-    scales = _half_steps(_d(blocks), _read_nibbles(blocks[:, 74:]), 0.25)
-    return _read("IQ2_S", _TERNARY_VALUES, points, blocks[:, 34:66], scales, len(data))
+    scales = half_steps(block_scale(blocks), read_nibbles(blocks[:, 74:]), 0.25)
+    return _read("IQ2_S", TERNARY_VALUES, points, blocks[:, 34:66], scales, len(data))
 
 
 # ---- IQ3_XXS: points, then signs and scales
@@ -321,8 +321,8 @@ def _iq3_xxs_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 98)
     words = np.ascontiguousarray(blocks[:, 66:]).view("<u4")
     signs = _with_parity((words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127).astype(np.int32))
-    scales = _half_steps(_d(blocks), (words >> 28).astype(np.int32), 0.5)
-    return _read("IQ3_XXS", _IQ3_XXS_VALUES, blocks[:, 2:66], signs.reshape(-1, 32), scales, len(data))
+    scales = half_steps(block_scale(blocks), (words >> 28).astype(np.int32), 0.5)
+    return _read("IQ3_XXS", IQ3_XXS_VALUES, blocks[:, 2:66], signs.reshape(-1, 32), scales, len(data))
 
 
 # ---- IQ3_S: points' low bytes, their ninth bits, signs, scales
@@ -355,8 +355,8 @@ def _iq3_s_dequantize(data: Bytes) -> Floats:
     blocks = data.reshape(-1, 110)
     ninth = (blocks[:, 66:74, None] >> np.arange(8, dtype=np.uint8) & 1).reshape(-1, 64)
     points = blocks[:, 2:66] | ninth.astype(np.int32) << 8
-    scales = _d(blocks) * (1 + 2 * _read_nibbles(blocks[:, 106:])).astype(np.float32)
-    return _read("IQ3_S", _IQ3_S_VALUES, points, blocks[:, 74:106], scales, len(data))
+    scales = block_scale(blocks) * (1 + 2 * read_nibbles(blocks[:, 106:])).astype(np.float32)
+    return _read("IQ3_S", IQ3_S_VALUES, points, blocks[:, 74:106], scales, len(data))
 
 
 CODECS = {

@@ -1,4 +1,5 @@
-"""A matrix rounded with error feedback by the native core: the bytes of an ordinary file, of any type with a grid.
+"""A matrix rounded with error feedback: the bytes of an ordinary file. Types with a grid go through the native core,
+lattices through `quants.lattices`.
 
 The scales begin as those that llama-quantize would choose with the moments' diagonal as its importance matrix. Rows
 that come out no better than they were are left as llama-quantize has them.
@@ -12,7 +13,7 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.errors import QuantizeError
-from loragraft.quants import native
+from loragraft.quants import lattices, native
 from loragraft.quants.codec import Bytes, Floats
 from loragraft.quants.feedback import (
     Moments,
@@ -25,6 +26,7 @@ from loragraft.quants.feedback import (
     schedule,
 )
 from loragraft.quants.grids import GRIDS, HALVES, Grid, Parts
+from loragraft.quants.lattices import GROUP, LATTICES
 from loragraft.quants.nvfp4 import NVFP4
 from loragraft.quants.types import QuantType
 from loragraft.system.threads import in_threads
@@ -42,8 +44,13 @@ class Rounded:
 
 
 def supports(kind: QuantType) -> bool:
-    """Whether `kind` has a grid to round on."""
-    return kind.name in GRIDS
+    """Whether `kind` has a grid, or a lattice, to round on."""
+    return kind.name in GRIDS or kind.name in LATTICES
+
+
+def sub_of(kind: QuantType) -> int:
+    """The columns that go together, as the moments for `kind` have them."""
+    return GROUP if kind.name in LATTICES else GRIDS[kind.name].sub
 
 
 def round_matrix(
@@ -63,7 +70,7 @@ def round_matrix(
 
     Raises QuantizeError for arrays that do not fit together.
     """
-    unit, grid = _unit(kind, scale), GRIDS[kind.name]
+    unit = _unit(kind, scale)
     factor = moments.mean * float(unit) ** 2
     if outputs is not None:
         data = round_for_outputs(
@@ -78,11 +85,17 @@ def round_matrix(
         if cost < usual:
             return Rounded(data, factor * usual, factor * cost, 0)
     data = nearest(w, kind, importance, scale)
-    parts, x = grid.split(data), w / unit
-    _, before = feedback(x, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
-    found, after = feedback(x, grid, parts, moments, plan, threads=threads)
+    if kind.name in LATTICES:
+        values = native.dequantize(data, kind)
+        found, after, before = lattices.rounded(w, kind.name, data, values, moments, threads=threads)
+    else:
+        grid, x = GRIDS[kind.name], w / unit
+        parts = grid.split(data)
+        _, before = feedback(x, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
+        rounded, after = feedback(x, grid, parts, moments, plan, threads=threads)
+        found = grid.join(rounded)
     better = after < before
-    data[better] = grid.join(found)[better]
+    data[better] = found[better]
     costs = np.where(better, after, before)
     return Rounded(data, factor * _sum(before), factor * _sum(costs), int((~better).sum()))
 
@@ -99,13 +112,18 @@ def round_for_outputs(
     threads: int = 1,
 ) -> Bytes:
     """The rows of `round_matrix` with `outputs`, whatever they cost."""
-    unit, grid = _unit(kind, scale), GRIDS[kind.name]
+    unit = _unit(kind, scale)
     data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
 
     def in_turn(target: Floats, rows: Order) -> Floats:
-        parts = grid.split(nearest(target, kind, importance, scale))
-        found, _ = feedback(target / unit, grid, parts, moments, plan, threads=threads)
-        data[rows] = grid.join(found)
+        data[rows] = nearest(target, kind, importance, scale)
+        if kind.name in LATTICES:
+            values = native.dequantize(data[rows], kind)
+            data[rows] = lattices.rounded(target, kind.name, data[rows], values, moments, threads=threads)[0]
+        else:
+            grid = GRIDS[kind.name]
+            found, _ = feedback(target / unit, grid, grid.split(data[rows]), moments, plan, threads=threads)
+            data[rows] = grid.join(found)
         return native.dequantize(data[rows], kind) * unit
 
     round_in_turn(w, outputs, in_turn)

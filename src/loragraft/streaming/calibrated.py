@@ -22,7 +22,6 @@ from loragraft.formats.source import Bytes
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
-from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import QuantType
 from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
 from loragraft.streaming.layers import Layers, multiplied
@@ -279,7 +278,7 @@ class _Rounding:
     ) -> dict[tuple[int, int], feedback.Moments]:
         """The moments of the inputs of `jobs`, made ready for their types' grids; their sums are given up for them."""
         wanted = {
-            (GRIDS[self.steps[name].type.name].sub, m): name
+            (rounding.sub_of(self.steps[name].type), m): name
             for name, m in jobs
             if self._reason(self.steps[name], moments, m) is None
         }
@@ -342,7 +341,7 @@ class _Rounding:
                 group = _Group(
                     w[span],
                     step.type,
-                    prepared[GRIDS[step.type.name].sub, matrix],
+                    prepared[rounding.sub_of(step.type), matrix],
                     importance,
                     None if g is None else feedback.prepare_outputs(g, self.calibration.output_damping),
                     scale,

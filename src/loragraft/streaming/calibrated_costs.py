@@ -20,7 +20,6 @@ from loragraft.backends.program import Backend
 from loragraft.errors import UnsupportedError, naming
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
-from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import QuantType
 from loragraft.streaming.calibrated import Calibration
 from loragraft.streaming.layers import Layers, multiplied
@@ -103,7 +102,7 @@ def _of_input(
         for matrix in range(len(moments.sums))
         if moments.counts[matrix]
     ]
-    grids = {(GRIDS[kind.name].sub, matrix) for _, kind, matrix in jobs if rounding.supports(kind)}
+    grids = {(rounding.sub_of(kind), matrix) for _, kind, matrix in jobs if rounding.supports(kind)}
     prepared = {key: feedback.prepare(moments.sums[key[1]], key[0], damping) for key in sorted(grids)}
 
     def cost(job: tuple[str, QuantType, int]) -> float:
@@ -114,7 +113,7 @@ def _of_input(
             error = w - native.dequantize(native.quantize(w, kind, importance), kind)
             return float(np.vdot(error @ moments.sums[matrix], error))
         with naming(name):
-            own = prepared[GRIDS[kind.name].sub, matrix]
+            own = prepared[rounding.sub_of(kind), matrix]
             return rounding.round_matrix(w, kind, own, importance).cost
 
     found = in_threads(cost, jobs, threads)
