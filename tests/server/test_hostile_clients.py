@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import loragraft as lg
 from paths import data
 from served import Served, chat_model, serving
 
+LONG = {"model": "kjv", "prompt": "And", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}
 SAID = [{"role": "user", "content": "hi"}]
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
@@ -287,6 +289,92 @@ def test_heads_without_end(served: Served) -> None:
         assert said == b"" or said.startswith(b"HTTP/1.1 400")
 
 
+def replies(served: Served, sent: bytes, count: int) -> list[bytes]:
+    """The statuses of `count` answers on one connection, and then of no more."""
+    with closing(connection(served)) as client:
+        client.sendall(sent)
+        said = b""
+        while said.count(b"HTTP/1.1 ") < count and (part := client.recv(10_000)):
+            said += part
+        client.settimeout(0.2)
+        with suppress(TimeoutError):
+            said += client.recv(10_000)
+    return re.findall(rb"HTTP/1.1 (\d+)", said)
+
+
+ASKED = json.dumps({"model": "kjv", "prompt": "And", "max_tokens": 2}).encode()
+UNLOAD = b'{"lora_name":"one"}'
+SMUGGLED = head("/v1/unload_lora_adapter", len(UNLOAD)) + UNLOAD
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(ASKED), ASKED)
+
+#: The headers that say where the body ends, and what follows: all are refused, and nothing behind them is read.
+ENDS = {
+    "length and chunks": (b"Content-Length: 5\r\nTransfer-Encoding: chunked", CHUNKED),
+    "chunks and length": (b"Transfer-Encoding: chunked\r\nContent-Length: 5", b"0\r\n\r\n"),
+    "two lengths": (b"Content-Length: %d\r\nContent-Length: 0" % len(ASKED), ASKED),
+    "a list of lengths": (b"Content-Length: %d, 0" % len(ASKED), ASKED),
+    "a length with a sign": (b"Content-Length: +%d" % len(ASKED), ASKED),
+    "a length in hexadecimal": (b"Content-Length: 0x%x" % len(ASKED), ASKED),
+    "a space before the colon": (b"Content-Length : %d" % len(ASKED), ASKED),
+    "another coding": (b"Transfer-Encoding: xchunked", CHUNKED),
+    "chunks that are not last": (b"Transfer-Encoding: chunked, identity", CHUNKED),
+    "codings twice": (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", CHUNKED),
+    "a coding behind a control": (b"Transfer-Encoding: \x0bchunked", CHUNKED),
+    "a folded header": (b"Transfer-Encoding:\r\n chunked", CHUNKED),
+    "a chunk beyond 64 bits": (b"Transfer-Encoding: chunked", b"10000000000000002\r\n{}\r\n0\r\n\r\n"),
+    "a chunk below 0": (b"Transfer-Encoding: chunked", b"-2\r\n{}\r\n0\r\n\r\n"),
+    "line feeds alone": (b"Transfer-Encoding: chunked", CHUNKED.replace(b"\r\n", b"\n")),
+    "a chunk without its end": (b"Transfer-Encoding: chunked", CHUNKED.replace(b"}\r\n", b"}XX")),
+    "two hosts": (b"Host: evil.example\r\nContent-Length: %d\r\nConnection: close" % len(ASKED), ASKED),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_bodies_whose_end_others_may_see_elsewhere(served: Served, case: str) -> None:
+    headers, body = ENDS[case]
+    sent = b"POST " + PLAIN.encode() + b" HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\n" + body + SMUGGLED
+    assert replies(served, sent, 1) == [b"400"]
+
+
+def test_requests_one_behind_the_other(served: Served) -> None:
+    """All are answered, in turn, and those of a client that leaves are forgotten."""
+    one = head(PLAIN, len(ASKED)) + ASKED
+    assert replies(served, one * 20, 20) == [b"200"] * 20
+    body = json.dumps(LONG).encode()
+    with closing(connection(served)) as client:
+        client.sendall((head(PLAIN, len(body)) + body) * 50)
+        while not running(served):
+            time.sleep(0.01)
+        assert running(served) == 1
+    assert idle(served)
+
+
+OFFERS = [
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",  # Java's
+    b"Upgrade: websocket\r\nConnection: keep-alive, upgrade\r\n",
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_another_protocol_is_not_taken(served: Served, offer: bytes, at_once: bool) -> None:
+    """The request is answered as it is: its body was lost, and what came next on the connection refused."""
+    head_, _, _ = head(PLAIN, len(ASKED)).partition(b"\r\n\r\n")
+    one = head_ + b"\r\n" + offer + b"\r\n" + ASKED
+    look = b"GET /health HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n"
+    if at_once:
+        assert replies(served, one + look + one * 100, 102) == [b"200"] * 102
+        return
+    with closing(connection(served)) as client:
+        for part in (one, look, one[:90], one[90:-10], one[-10:], look + one[:100], one[100:]):
+            client.sendall(part)
+            time.sleep(0.05)
+        said = b""
+        while said.count(b"HTTP/1.1 200") < 5 and (part := client.recv(10_000)):
+            said += part
+        assert b"HTTP/1.1 400" not in said
+
+
 def test_a_body_without_end(served: Served) -> None:
     with closing(connection(served)) as client:
         client.sendall(head(PLAIN, "chunked"))
@@ -341,9 +429,6 @@ def test_names_that_lead_to_a_server_with_a_key(tmp_path: Path) -> None:
         for headers, status in (({}, 401), (key, 200)):
             answer = httpx.get(f"{served.url}/v1/models", headers={"host": "models.example", **headers})
             assert answer.status_code == status
-
-
-LONG = {"model": "kjv", "prompt": "And", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}
 
 
 @pytest.mark.parametrize("stream", [False, True])

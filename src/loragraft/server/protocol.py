@@ -9,6 +9,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from loragraft.server.offers import Parser
+
 #: Seconds in which the line and the headers of a request must have come, and what still comes of one that was answered.
 HEAD_SECONDS = 20.0
 #: Bytes of them, beside what came with their first. So much, too, may come of a body without being part of it: what
@@ -41,6 +43,11 @@ class PunctualProtocol(HttpToolsProtocol):
     _in_body = False
     _beside = 0
 
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._parsing = Parser(self, lambda: (self.url, self.headers))
+        self.parser: Any = self._parsing
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._expect()
@@ -65,6 +72,8 @@ class PunctualProtocol(HttpToolsProtocol):
         self._expect()
 
     def on_headers_complete(self) -> None:
+        if self._parsing.is_offer:
+            return
         self._in_head, self._in_body, self._beside = False, True, 0
         self._unexpect()
         super().on_headers_complete()
@@ -80,6 +89,8 @@ class PunctualProtocol(HttpToolsProtocol):
             self._expect()
 
     def on_message_complete(self) -> None:
+        if self._parsing.is_offer:
+            return
         self._in_body = False
         super().on_message_complete()
         self._unexpect()

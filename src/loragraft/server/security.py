@@ -34,6 +34,8 @@ class Guard:
 
     def _refused(self, scope: Scope) -> ApiError | None:
         headers = dict(scope["headers"])
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            return ApiError("the request has several Host headers")
         origin = headers.get(b"origin")
         if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
             return ApiError("requests from other sites' pages are refused", status=403, code="cross_origin")
