@@ -73,14 +73,25 @@ class Crew(ABC):
 
 
 class Spread(Generic[_Part]):
-    """Hands `parts` out to `crew` until all are done; `done(part, result)` is called here, for each once."""
+    """Hands `parts` out to `crew` until all are done; `done(part, result)` is called here, for each once.
+
+    `ahead`: so many parts wait at a worker, beside the one that it does, as long as there are enough for all. It then
+    loses no time between parts, however far away it is; when parts are large, the last ones end together with 0.
+    """
 
     def __init__(
-        self, crew: Crew, make: Make, parts: Sequence[_Part], done: Callable[[_Part, Any], None]
+        self,
+        crew: Crew,
+        make: Make,
+        parts: Sequence[_Part],
+        done: Callable[[_Part, Any], None],
+        *,
+        ahead: int = 0,
     ) -> None:
-        self._crew, self._make, self._done = crew, make, done
+        self._crew, self._make, self._done, self._ahead = crew, make, done, ahead
         self._waiting = deque(parts)
-        self._doing: dict[Hashable, _Part | None] = {}
+        self._given: dict[Hashable, deque[_Part]] = {}
+        """By worker, in the order that it does them."""
         self._losses: dict[int, int] = {}
         self.lost = 0
         """Workers that died."""
@@ -88,36 +99,41 @@ class Spread(Generic[_Part]):
     def run(self) -> None:
         """Raises what doing a part raised; LoragraftError if workers keep dying."""
         for _ in range(min(self._crew.size, len(self._waiting))):
-            self._doing[self._crew.hire(self._make)] = None
+            self._hire()
         self._hand_out()
-        while any(part is not None for part in self._doing.values()):
+        while any(self._given.values()):
             for news in self._crew.wait():
-                part = self._doing.get(news.worker)
+                given = self._given.get(news.worker)
+                if given is None:
+                    continue  # of a worker that is known to be gone
                 if isinstance(news, Lost):
-                    self._replace(news, part)
+                    self._replace(news, given)
                 elif isinstance(news, Failed):
                     raise news.problem
-                elif part is not None:
-                    self._doing[news.worker] = None
-                    self._done(part, news.result)
+                else:
+                    self._done(given.popleft(), news.result)
             self._hand_out()
 
-    def _hand_out(self) -> None:
-        for worker, part in self._doing.items():
-            if part is None and self._waiting:
-                self._doing[worker] = self._waiting.popleft()
-                self._crew.give(worker, self._doing[worker])
+    def _hire(self) -> None:
+        self._given[self._crew.hire(self._make)] = deque()
 
-    def _replace(self, news: Lost, part: _Part | None) -> None:
-        if self._doing.pop(news.worker, self) is self:
-            return  # one that is known to be gone
+    def _hand_out(self) -> None:
+        for depth in range(1 + self._ahead):
+            for worker, given in self._given.items():
+                enough = self._waiting and (depth == 0 or len(self._waiting) > len(self._given))
+                if len(given) == depth and enough:
+                    given.append(self._waiting.popleft())
+                    self._crew.give(worker, given[-1])
+
+    def _replace(self, news: Lost, given: deque[_Part]) -> None:
+        del self._given[news.worker]
         self.lost += 1
-        if part is not None:
-            self._losses[id(part)] = self._losses.get(id(part), 0) + 1
-            if self._losses[id(part)] >= MAX_LOSSES:
+        if given:  # the first is what it died of; the others were not begun
+            self._losses[id(given[0])] = self._losses.get(id(given[0]), 0) + 1
+            if self._losses[id(given[0])] >= MAX_LOSSES:
                 raise LoragraftError(
                     "workers", f"{MAX_LOSSES} died of the same part of the work", found=news.why
                 )
-            self._waiting.appendleft(part)
+            self._waiting.extendleft(reversed(given))
         if self._waiting:
-            self._doing[self._crew.hire(self._make)] = None
+            self._hire()

@@ -41,6 +41,7 @@ class ProcessCrew(Crew):
                 words,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,  # an answer in a buffer of ours would not wake the selector
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         except OSError as problem:
@@ -63,8 +64,10 @@ class ProcessCrew(Crew):
         return [self._news(key.data) for key, _ in self._selector.select()]
 
     def close(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()  # all at once: each takes a while to give its memory back
         for worker in list(self._workers.values()):
-            self._forget(worker, kill=True)
+            self._forget(worker, kill=False)
         self._selector.close()
 
     def _send(self, worker: subprocess.Popen[bytes], message: Any) -> None:
@@ -97,20 +100,27 @@ class ProcessCrew(Crew):
 
 def _write(stream: IO[bytes], message: Any) -> None:
     data = pickle.dumps(message, protocol=5)
-    stream.write(_LENGTH.pack(len(data)) + data)
+    rest = memoryview(_LENGTH.pack(len(data)) + data)
+    while rest:
+        rest = rest[stream.write(rest) :]
     stream.flush()
 
 
 def _read(stream: IO[bytes]) -> Any:
     """Raises EOFError if the other side is no more."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    data = stream.read(length)
-    if len(data) < length:
-        raise EOFError
-    return pickle.loads(data)
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    return pickle.loads(_exactly(stream, length))
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
+    pieces = []
+    while count:
+        piece = stream.read(count)
+        if not piece:
+            raise EOFError
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
 
 
 def answered(work: Any, part: Any) -> Any:
