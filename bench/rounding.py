@@ -255,7 +255,7 @@ class Bench:
 
         def make(path: Path) -> None:
             types = possible_types(steps, [BY_NAME[name] for name in budget.TYPES])
-            found = calibrated_tensor_costs(full, steps, types, options=options, threads=2)
+            found = calibrated_tensor_costs(full.source, steps, types, options=options, threads=2)
             rows = {
                 name: [(choice.type.name, choice.size, choice.cost) for choice in cost.choices]
                 for name, cost in found.items()

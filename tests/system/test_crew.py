@@ -12,7 +12,7 @@ from loragraft.system.workers.crew import Crew, Done, Failed, Lost, Make, Spread
 
 
 class Here(Crew):
-    """Workers in this process, who do one part each time that one waits; some die of the parts that they are told to."""
+    """Workers in this process; each does one part in a `wait`, or dies of it as often as `deadly` says."""
 
     def __init__(self, size: int, deadly: dict[int, int] | None = None) -> None:
         self.size, self.deadly, self.hired = size, deadly or {}, 0

@@ -10,6 +10,7 @@ import pytest
 
 import loragraft as lg
 from loragraft.errors import LoragraftError
+from loragraft.evaluate import reading
 from loragraft.inference import spreading
 from loragraft.system.workers.processes import ProcessCrew
 from paths import ROOT, data
@@ -51,16 +52,18 @@ def test_importance_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert crew.killed == 1
 
 
-def test_comparisons() -> None:
+def test_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lg.compare(BASE, [ADAPTER], HOW)
+    monkeypatch.setattr(reading, "load", None)  # this process loads no model
     assert lg.compare(BASE, [ADAPTER], HOW, workers=2) == expected
 
 
-def test_budgets() -> None:
+def test_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one layer's types: the text is read for every tensor."""
     given: dict[str, Any] = {"like": "Q4_K_M", "types": ["Q4_K", "Q6_K"], "valid_windows": 2}
     how = lg.Measurement(TEXT, context=32, windows=2, threads=1)
     expected = lg.budget(BASE, [ADAPTER], how, **given)
+    monkeypatch.setattr(reading, "load", None)  # this process loads no model
     assert lg.budget(BASE, [ADAPTER], how, **given, workers=2) == expected
 
 

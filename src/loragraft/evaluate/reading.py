@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import Divergence, DivergenceMeter, kl, same_top
+from loragraft.formats.source import ModelSource
 from loragraft.inference.measurement import Measurement, Scorer, Text, Window
 from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles, Meter, Perplexity, log_softmax, losses
 from loragraft.inference.spreading import each_window
-from loragraft.opening import AdapterArguments
+from loragraft.inference.tokenizer import Tokenizer
+from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.system.workers import Workers
 
@@ -26,6 +28,24 @@ class Reading:
     perplexity: Perplexity
     divergence: Divergence
     kl: Doubles
+
+
+def read_by(
+    full: Reader,
+    others: Mapping[str, Reader],
+    text: Text,
+    how: Measurement,
+    workers: Workers | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Perplexity, dict[str, Reading]]:
+    """The perplexity of `full`, and how each of `others` reads the same windows; here, or by `workers`, with the same
+    result. Raises as `read_beside`."""
+    if workers is None:
+        return read_beside(
+            full.model, {name: reader.model for name, reader in others.items()}, text, progress
+        )
+    openings = {name: reader.opening for name, reader in others.items()}
+    return spread_beside(full.opening, openings, text, how, workers, progress)
 
 
 def read_beside(
@@ -75,6 +95,40 @@ class Opening:
         return load(self.path, self.adapters, **{**self.running, **own})
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A model that is to read a text. It is loaded when this process first needs it; where workers read, never."""
+
+    opening: Opening
+
+    @cached_property
+    def model(self) -> Model:
+        return self.opening.load()
+
+    @property
+    def source(self) -> ModelSource:
+        """Its metadata and tensors, with what its adapters change as a whole."""
+        return self._opened[0]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.source.metadata, self.source.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights, and of the adapters as float32."""
+        return self._opened[1]
+
+    @cached_property
+    def _opened(self) -> tuple[ModelSource, int]:
+        if "model" in self.__dict__:
+            return self.model.source, self.model.size
+        base = open_model(self.opening.path)
+        source, adapters = load_adapters(self.opening.adapters, base, invoked=True)
+        weights = sum(tensor.n_rows * tensor.row_bytes for tensor in source.tensors.values())
+        return source, weights + sum(adapter.nbytes for adapter, _ in adapters)
+
+
 @dataclass(frozen=True, slots=True)
 class _Window:
     """Of one window: the losses of the fine-tune; and by model its losses, its divergences, and on how many tokens it
@@ -122,14 +176,14 @@ class _Meters:
         return self._own.result(), readings
 
 
-def check_vocabulary(base: Model, tuned: Model) -> None:
+def check_vocabulary(base: Reader, tuned: Reader) -> None:
     """Raises LoragraftError if the adapters of `tuned` gave it another vocabulary than `base` has."""
-    sizes = [model.source.tensors["token_embd.weight"].shape[0] for model in (base, tuned)]
+    sizes = [reader.source.tensors["token_embd.weight"].shape[0] for reader in (base, tuned)]
     if sizes[0] != sizes[1]:
         raise LoragraftError(
             "adapters",
             "change the vocabulary, so the base model cannot read the same text",
             found=f"{sizes[1]} tokens",
-            expected=f"the {sizes[0]} of {base.path.name}",
+            expected=f"the {sizes[0]} of {base.source.path.name}",
             hint="merge, and measure the merged files with `loragraft perplexity`",
         )

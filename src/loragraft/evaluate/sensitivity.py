@@ -25,7 +25,7 @@ from loragraft.system.workers import Workers
 
 
 def sensitivities(
-    full: Model,
+    full: Model | None,
     rough: Mapping[str, TensorSource],
     text: Text,
     how: Measurement,
@@ -39,7 +39,7 @@ def sensitivities(
 
     All read one window before the next is read, so that only one window's logits are kept. Activations are not rounded:
     that is the cost of running quantized weights, the same for all types, and would hide what a tensor itself costs.
-    `workers`, if any, open `files`: those of `full`, and of `rough`.
+    `workers`, if any, open `files`: those of the model, and of `rough`; `full` is not needed then.
     """
     values: dict[str, list[Doubles]] = {name: [] for name in rough}
     progress.start("Measuring tensors", len(text) * (len(rough) + 1))
@@ -50,7 +50,10 @@ def sensitivities(
         if workers is not None:
             progress.advance(len(rough) + 1)
 
-    here = partial(_reader, full, rough, how.threads, progress)
+    def here() -> Callable[[Window], dict[str, Doubles]]:
+        assert full is not None
+        return _reader(full, rough, how.threads, progress)
+
     there = partial(_opened, files, tuple(rough))
     each_window(text, here, there, take, how, workers=workers, progress=progress)
     return {name: mean(np.stack(own)) for name, own in values.items()}

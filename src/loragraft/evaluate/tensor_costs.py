@@ -9,13 +9,13 @@ from pathlib import Path
 
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.errors import QuantizeError
-from loragraft.evaluate.reading import Opening
+from loragraft.evaluate.reading import Reader
 from loragraft.evaluate.sensitivity import sensitivities
 from loragraft.evaluate.uncertainty import Estimate
 from loragraft.formats.gguf.model import open_gguf
+from loragraft.formats.source import ModelSource
 from loragraft.inference.calibration import calibration_windows
 from loragraft.inference.measurement import Measurement, Text
-from loragraft.inference.model import Model
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.allocation import Choice
 from loragraft.quants.filetypes import file_type
@@ -74,7 +74,7 @@ def size_as(step: Step, kind: QuantType) -> int:
 
 
 def tensor_costs(
-    full: Model,
+    full: Reader,
     steps: Sequence[Step],
     types: Mapping[str, Sequence[QuantType]],
     text: Text,
@@ -82,24 +82,23 @@ def tensor_costs(
     options: QuantizeOptions,
     folder: Path,
     how: Measurement,
-    opening: Opening,
     workers: Workers | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, TensorCost]:
     """By name, for the tensors of `steps` (of a plan to quantize `full`) as each of their `types`.
 
     A tensor's cost is taken to be proportional to its squared rounding error. A file that has to be made is made in
-    `folder` and removed. `workers`, if any, read the windows, with `full` by `opening`.
+    `folder` and removed. `workers`, if any, read the windows.
     """
     threads = thread_count(how.threads)
-    with _rough(full, options, folder, threads, progress) as path:
+    with _rough(full.source, options, folder, threads, progress) as path:
         rough = open_gguf(path).tensors
         probes = sensitivities(
-            full,
+            full.model if workers is None else None,
             {step.name: rough[step.name] for step in steps},
             text,
             how,
-            files=(opening, str(path)),
+            files=(full.opening, str(path)),
             workers=workers,
             progress=progress,
         )
@@ -116,7 +115,7 @@ def tensor_costs(
 
 
 def calibrated_tensor_costs(
-    full: Model,
+    full: ModelSource,
     steps: Sequence[Step],
     types: Mapping[str, Sequence[QuantType]],
     *,
@@ -126,8 +125,8 @@ def calibrated_tensor_costs(
 ) -> dict[str, TensorCost]:
     """The same for tensors that are rounded with error feedback, from gradients on the text that `options` calibrate
     on (`streaming.calibrated_costs`). What is told of a tensor's sensitivity is its cost as the first of its types."""
-    windows, _ = calibration_windows(full.source, options.calibrate, options.calibrate_windows)
-    plan = plan_quantize(full.source, file_type("Q4_K_M"), options)
+    windows, _ = calibration_windows(full, options.calibrate, options.calibrate_windows)
+    plan = plan_quantize(full, file_type("Q4_K_M"), options)
     costs = calibrated_costs(
         plan, types, Calibration(windows), NativeBackend(), threads=threads, progress=progress
     )
@@ -146,13 +145,13 @@ def calibrated_tensor_costs(
 
 @contextmanager
 def _rough(
-    full: Model, options: QuantizeOptions, folder: Path, threads: int, progress: Progress
+    full: ModelSource, options: QuantizeOptions, folder: Path, threads: int, progress: Progress
 ) -> Iterator[Path]:
     """A file of the tensors of `full` as `PROBE`, which is removed afterwards."""
     path, pure = folder / "rough.gguf", replace(options, pure=True)
-    plan = plan_quantize(full.source, PROBE, pure)
+    plan = plan_quantize(full, PROBE, pure)
     label = f"Quantizing to {PROBE}"
-    write_model(full.source, plan, path, pure, threads=threads, progress=progress, label=label)
+    write_model(full, plan, path, pure, threads=threads, progress=progress, label=label)
     try:
         yield path
     finally:

@@ -24,7 +24,7 @@ import numpy as np
 from loragraft.errors import LoragraftError, QuantizeError, TextError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import Opening, Reading, check_vocabulary, read_beside, spread_beside
+from loragraft.evaluate.reading import Opening, Reader, Reading, check_vocabulary, read_by
 from loragraft.evaluate.tensor_costs import (
     TensorCost,
     calibrated_tensor_costs,
@@ -35,7 +35,6 @@ from loragraft.evaluate.tensor_costs import (
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate
 from loragraft.evaluate.verdict import budget_verdict, percent_text
 from loragraft.inference.measurement import Measurement, Text, measurement
-from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
@@ -157,15 +156,22 @@ def budget(
     with tempfile.TemporaryDirectory(prefix="loragraft-", dir=work_dir) as place:
         path = Path(place) / "full.gguf"
         plain = replace(options, calibrate=())
-        merge(base, adapters, path, type="F16", options=plain, threads=threads, progress=progress)
-        full = load(path, **how.running)
+        merge(
+            base,
+            adapters,
+            path,
+            type="F16",
+            options=plain,
+            threads=how.threads,
+            workers=workers,
+            progress=progress,
+        )
+        full = _reader(path, how, workers)
         learn, judge = _texts(full, how, valid, valid_windows)
-        without = load(base, **how.running) if adapters else None
+        without = _reader(base, how, workers) if adapters else None
         if without is not None:
             check_vocabulary(without, full)
-        bench = _Bench(
-            full, without, os.fspath(base), judge, options, Path(place), how, threads, progress, workers
-        )
+        bench = _Bench(full, without, judge, options, Path(place), how, threads, progress, workers)
         mixes = bench.mix_sizes()
         if bits_per_weight is not None:
             size = bench.size_of(bits_per_weight)
@@ -204,7 +210,14 @@ def _candidate(name: str) -> QuantType:
     return kind
 
 
-def _texts(full: Model, how: Measurement, valid: str | None, valid_windows: int) -> tuple[Text, Text]:
+def _reader(path: str | PathLike[str], how: Measurement, workers: Workers | None) -> Reader:
+    reader = Reader(Opening(os.fspath(path), (), how.running))
+    if workers is None:
+        _ = reader.model  # so that what cannot be run is told of before much else is done
+    return reader
+
+
+def _texts(full: Reader, how: Measurement, valid: str | None, valid_windows: int) -> tuple[Text, Text]:
     """What to measure the tensors on, and what to judge the result on."""
     learn = how.read_by(full.tokenizer, None)
     if valid is not None:
@@ -267,9 +280,8 @@ class _Found:
 class _Bench:
     """The fine-tune at full precision, the base without it, and the text to judge on what is made of them."""
 
-    full: Model
-    base: Model | None
-    base_path: str
+    full: Reader
+    base: Reader | None
     text: Text
     options: QuantizeOptions
     folder: Path
@@ -351,7 +363,12 @@ class _Bench:
     ) -> dict[str, TensorCost]:
         if self.options.calibrate:
             return calibrated_tensor_costs(
-                self.full, steps, types, options=self.options, threads=self.threads, progress=self.progress
+                self.full.source,
+                steps,
+                types,
+                options=self.options,
+                threads=self.threads,
+                progress=self.progress,
             )
         return tensor_costs(
             self.full,
@@ -361,7 +378,6 @@ class _Bench:
             options=self.options,
             folder=self.folder,
             how=self.how,
-            opening=self._opening(self.folder / "full.gguf"),
             workers=self.workers,
             progress=self.progress,
         )
@@ -375,12 +391,20 @@ class _Bench:
         patterns = tuple((_pattern(name), choice.type) for name, choice in types.items())
         path = self.folder / "judged.gguf"
         options = replace(self.options, tensor_types=patterns)
-        quantize(self.full.source, path, mix, options=options, threads=self.threads, progress=self.progress)
-        model = load(path, **self.how.running)
+        quantize(
+            self.full.opening.path,
+            path,
+            mix,
+            options=options,
+            threads=self.how.threads,
+            workers=self.workers,
+            progress=self.progress,
+        )
+        reader = _reader(path, self.how, self.workers)
         self.progress.start(f"Judging {label}", 2 * len(self.text))
-        readings = self._read({label: (model, path)}, self.text)
+        reading, size = self._read(reader, self.text), reader.size
         path.unlink()
-        return Deployment.of(label, model.size, readings[label], self._whole), readings[label].kl
+        return Deployment.of(label, size, reading, self._whole), reading.kl
 
     @cached_property
     def _whole(self) -> Doubles | None:
@@ -390,21 +414,10 @@ class _Bench:
     def _divergences(self, text: Text) -> Doubles:
         assert self.base is not None
         self.progress.start("Judging the base", 2 * len(text))
-        return self._read({"base": (self.base, self.base_path)}, text)["base"].kl
+        return self._read(self.base, text).kl
 
-    def _read(
-        self, models: Mapping[str, tuple[Model, str | PathLike[str]]], text: Text
-    ) -> dict[str, Reading]:
-        """How models, each with its path, read the text."""
-        if self.workers is None:
-            own = {name: model for name, (model, _) in models.items()}
-            return read_beside(self.full, own, text, self.progress)[1]
-        full = self._opening(self.folder / "full.gguf")
-        others = {name: self._opening(path) for name, (_, path) in models.items()}
-        return spread_beside(full, others, text, self.how, self.workers, self.progress)[1]
-
-    def _opening(self, path: str | PathLike[str]) -> Opening:
-        return Opening(os.fspath(path), (), self.how.running)
+    def _read(self, reader: Reader, text: Text) -> Reading:
+        return read_by(self.full, {"": reader}, text, self.how, self.workers, self.progress)[1][""]
 
 
 def save_picture(result: Budget, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
-from loragraft.evaluate.reading import Opening, Reading, check_vocabulary, read_beside, spread_beside
+from loragraft.evaluate.reading import Opening, Reader, Reading, check_vocabulary, read_by
 from loragraft.evaluate.uncertainty import SIGNIFICANT
 from loragraft.evaluate.verdict import (
     NOTHING,
@@ -29,7 +29,6 @@ from loragraft.evaluate.verdict import (
     verdict,
 )
 from loragraft.inference.measurement import Measurement, Text, measurement
-from loragraft.inference.model import Model, load
 from loragraft.inference.perplexity import Doubles, Perplexity
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
@@ -117,16 +116,16 @@ def compare(
         bench = _Bench(base, adapters, options, Path(folder), how, progress, workers)
         full = bench.made(FULL, adapters, "F16")
         words = how.read_by(full.tokenizer, None)
-        base_model = load(base, **bench.running)
-        check_vocabulary(base_model, full)
+        alone = bench.reader(BASE)
+        check_vocabulary(alone, full)
         progress.start("Comparing the base", 2 * len(words))
-        perplexity, readings = bench.read(full, {BASE: base_model}, words)
+        perplexity, readings = bench.read(full, {BASE: alone}, words)
         whole = readings[BASE]
         measured = [_of_type(bench, kind, full, words, whole.kl) for kind in kinds]
         return _comparison(
             measured,
             Deployment("merged, F16", full.size, perplexity),
-            Deployment.of("base alone", base_model.size, whole),
+            Deployment.of("base alone", alone.size, whole),
             keep,
             words.context,
         )
@@ -144,14 +143,8 @@ class _Bench:
     progress: Progress
     workers: Workers | None = None
 
-    def made(
-        self,
-        name: str,
-        merged: AdapterArguments,
-        kind: str,
-        attached: AdapterArguments = (),
-    ) -> Model:
-        """The base with `merged` in its weights, as `kind`, and `attached` at run time."""
+    def made(self, name: str, merged: AdapterArguments, kind: str) -> Reader:
+        """The base with `merged` in its weights, as `kind`, in the file of this name."""
         path = self.folder / f"{name}.gguf"
         merge(
             self.base,
@@ -163,7 +156,7 @@ class _Bench:
             workers=self.workers,
             progress=self.progress,
         )
-        return load(path, attached, **self.running)
+        return self.reader(name)
 
     @property
     def running(self) -> dict[str, Any]:
@@ -176,50 +169,47 @@ class _Bench:
         rounds = self.how.backend != "reference" and self.how.device in (None, "cpu")
         return rounds and self.how.activations is None
 
-    def as_run(self, name: str, attached: AdapterArguments = ()) -> Model:
-        """A model that was made, with the engine's own activations."""
-        return load(self.folder / f"{name}.gguf", attached, **self.how.running)
+    def reader(self, name: str) -> Reader:
+        """What is called `name` here: a model, made before."""
+        if name == BASE:
+            opening = Opening(os.fspath(self.base), (), self.running)
+        else:
+            file = MERGED if name == AS_RUN[MERGED] else RUNTIME if name == AS_RUN[RUNTIME] else name
+            running = self.running if file == name else self.how.running
+            attached = self.adapters if file == RUNTIME else ()
+            opening = Opening(str(self.folder / f"{file}.gguf"), attached, running)
+        reader = Reader(opening)
+        if self.workers is None:
+            _ = reader.model  # so that what cannot be run is told of before much else is done
+        return reader
 
     def read(
-        self, full: Model, models: Mapping[str, Model], text: Text
+        self, full: Reader, others: Mapping[str, Reader], text: Text
     ) -> tuple[Perplexity, dict[str, Reading]]:
-        """How the fine-tune and `models` read `text`, here or by workers."""
-        if self.workers is None:
-            return read_beside(full, models, text, self.progress)
-        openings = {name: self._opening(name) for name in models}
-        return spread_beside(self._opening(FULL), openings, text, self.how, self.workers, self.progress)
-
-    def _opening(self, name: str) -> Opening:
-        """How a worker loads what is called `name` here."""
-        if name == BASE:
-            return Opening(os.fspath(self.base), (), self.running)
-        file = MERGED if name in (MERGED, AS_RUN[MERGED]) else RUNTIME if name != FULL else FULL
-        running = self.how.running if name in AS_RUN.values() else self.running
-        return Opening(str(self.folder / f"{file}.gguf"), self.adapters if file == RUNTIME else (), running)
+        """How the fine-tune and `others` read `text`, here or by workers."""
+        return read_by(full, others, text, self.how, self.workers, self.progress)
 
     def remove(self, *names: str) -> None:
         for name in names:
             (self.folder / f"{name}.gguf").unlink()
 
 
-def _of_type(bench: _Bench, kind: str, full: Model, text: Text, base: Doubles) -> TypeComparison:
+def _of_type(bench: _Bench, kind: str, full: Reader, text: Text, base: Doubles) -> TypeComparison:
     """Make, read and remove the two deployments of a type. (Their space on disk is free when the models, which are
     mapped, are gone: at the return.)"""
     models = {
         MERGED: bench.made(MERGED, bench.adapters, kind),
-        RUNTIME: bench.made(RUNTIME, (), kind, bench.adapters),
+        RUNTIME: bench.made(RUNTIME, (), kind),
     }
     if bench.tells_apart:
-        models |= {
-            AS_RUN[MERGED]: bench.as_run(MERGED),
-            AS_RUN[RUNTIME]: bench.as_run(RUNTIME, bench.adapters),
-        }
+        models |= {name: bench.reader(name) for name in AS_RUN.values()}
     bench.progress.start(f"Comparing {kind}", (1 + len(models)) * len(text))
     _, readings = bench.read(full, models, text)
+    sizes = {name: models[name].size for name in (MERGED, RUNTIME)}
     bench.remove(MERGED, RUNTIME)
     labels = {MERGED: f"merged, {kind}", RUNTIME: f"{kind} + adapter"}
     merged, runtime = (
-        Deployment.of(labels[name], models[name].size, readings[name], base, readings.get(AS_RUN[name]))
+        Deployment.of(labels[name], sizes[name], readings[name], base, readings.get(AS_RUN[name]))
         for name in (MERGED, RUNTIME)
     )
     return TypeComparison(kind, merged, runtime, verdict(readings[MERGED].kl, readings[RUNTIME].kl, base))
