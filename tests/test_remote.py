@@ -120,6 +120,24 @@ def test_a_passing_failure_is_tried_again(hub: FileServer, monkeypatch: pytest.M
     assert hub.failures == 0
 
 
+def test_a_connection_that_is_cut_is_made_again(
+    hub: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loragraft.system.remote import http
+
+    monkeypatch.setattr(http, "_PAUSE", 0.0)
+    lg.convert(data("llama-kjv"), tmp_path / "local.gguf")
+    hub.cuts = 3
+    lg.convert(f"hf://{BASE}", tmp_path / "remote.gguf")
+    assert hub.cuts == 0
+    assert (tmp_path / "remote.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
+    hub.cuts = 10**6
+    monkeypatch.setattr(blocks.BLOCKS, "_there", type(blocks.BLOCKS._there)())
+    with pytest.raises(lg.errors.LoragraftError, match="cut, and again 3 times") as raised:
+        lg.convert(f"hf://{BASE}", tmp_path / "remote.gguf")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

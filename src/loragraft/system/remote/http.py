@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ from loragraft.system.remote.paths import RemotePath
 from loragraft.system.remote.stores import Facts, Store, brief
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-#: Seconds without a byte; how often a passing failure is tried again, each time after twice as long.
-_TIMEOUT, _RETRIES = 60.0, 3
+#: Seconds without a byte; how often a passing failure is tried again, each time after twice as many seconds.
+_TIMEOUT, _RETRIES, _PAUSE = 60.0, 3, 0.5
 
 
 class HttpStore(Store):
@@ -60,22 +61,45 @@ def read_range(
 def _get(
     path: RemotePath, url: str, headers: Mapping[str, str], start: int, stop: int
 ) -> tuple[int, Mapping[str, Any], bytearray]:
+    """Status, headers and bytes. What refuses to answer is asked again by huggingface_hub's client; an answer that is
+    cut in its middle, by us."""
     asked = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    data = bytearray()
-    try:
-        with http_stream_backoff(
-            "GET", url, headers=asked, follow_redirects=True, timeout=_TIMEOUT, max_retries=_RETRIES
-        ) as response:
-            if response.status_code == 206:
-                for piece in response.iter_raw():
-                    data += piece
-                    if len(data) > stop - start:
-                        raise FormatError(path, "the server sends more than it was asked for")
-            return response.status_code, response.headers, data
-    except LoragraftError:
-        raise
-    except Exception as problem:  # of the client's many, all of which end it
-        raise LoragraftError(path, f"cannot be reached: {brief(problem)}") from None
+    cut: Exception | None = None
+    for attempt in range(1 + _RETRIES):
+        if attempt:
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        data, cut = bytearray(), None
+        try:
+            with http_stream_backoff(
+                "GET", url, headers=asked, follow_redirects=True, timeout=_TIMEOUT, max_retries=_RETRIES
+            ) as response:
+                if response.status_code == 206:
+                    cut = _read_into(data, response, path, stop - start)
+                if cut is None:
+                    return response.status_code, response.headers, data
+        except LoragraftError:
+            raise
+        except Exception as problem:  # of the client's many, all of which end it
+            raise LoragraftError(path, f"cannot be reached: {brief(problem)}") from None
+    raise LoragraftError(
+        path, f"the connection was cut, and again {_RETRIES} times: {brief(cut or OSError())}"
+    )
+
+
+def _read_into(data: bytearray, response: Any, path: RemotePath, count: int) -> Exception | None:
+    """What ended the answer, if it is not whole. (It must not leave the client's `with`, which would take it for its
+    own failure.)"""
+    pieces = response.iter_raw()
+    while True:
+        try:
+            piece = next(pieces, None)
+        except Exception as problem:
+            return problem
+        if piece is None:
+            return None
+        data += piece
+        if len(data) > count:
+            raise FormatError(path, "the server sends more than it was asked for")
 
 
 def _check_status(path: RemotePath, status: int) -> None:
