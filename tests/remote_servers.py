@@ -31,6 +31,8 @@ class FileServer:
         self.tokens: list[str] = []
         self.misbehave = ""
         """whole, more, less, other: how a range is answered; changed: another entity tag each time."""
+        self.refused = ""
+        """What a token is called that is refused."""
         self.failures = 0
         """So many of the next ranges are answered with 503."""
         self.cuts = 0
@@ -56,7 +58,9 @@ def handler_of(server: FileServer) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             with server.lock:
                 server.tokens.append(self.headers.get("Authorization", ""))
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            if server.refused and self.headers.get("Authorization") == f"Bearer {server.refused}":
+                self.answer(401, b'{"error": "Invalid credentials in Authorization header"}')
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
                 self.model(match[1], match[2] or "main")
             elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 repository, commit, name = match.groups()

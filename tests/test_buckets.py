@@ -110,6 +110,31 @@ def test_what_is_not_there_is_one_line(s3: Counting, url: str) -> None:
     assert url in str(raised.value)
 
 
+def test_without_keys_one_line_says_which(
+    s3: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(data("llama-kjv"), "base")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(lg.errors.LoragraftError, match="credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID"):
+        lg.inspect("s3://models/base")
+
+
+def test_an_object_that_vanishes_is_not_merged(s3: Counting, tmp_path: Path) -> None:
+    from loragraft.formats.gguf.model import open_gguf
+    from loragraft.system.files import named_path
+
+    lg.convert(data("llama-kjv"), tmp_path / "model.gguf")
+    client().put_object(Bucket="models", Key="m.gguf", Body=(tmp_path / "model.gguf").read_bytes())
+    model = open_gguf(named_path("s3://models/m.gguf"))
+    client().delete_object(Bucket="models", Key="m.gguf")
+    with pytest.raises(lg.errors.FormatError, match=r"s3://models/m.gguf: vanished while it was in use"):
+        lg.quantize(model, tmp_path / "out.gguf", "Q8_0")
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_an_object_that_changes_is_not_merged(s3: Counting, tmp_path: Path) -> None:
     from loragraft.formats.gguf.model import open_gguf
     from loragraft.system.files import named_path
@@ -235,9 +260,11 @@ def test_what_comes_early_waits_for_its_turn(
         ("s3://models", "names no object"),
         ("https://host/out.gguf", "cannot be written piece by piece"),
         ("hf://acme/out/out.gguf", "--push hf://acme/out"),
+        ("s3://models/there", "is a folder: .* -o s3://models/there/model.gguf"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(s3: Counting, output: str, says: str) -> None:
+    client().put_object(Bucket="models", Key="there/config.json", Body=b"{}")
     with pytest.raises(lg.errors.OutputError, match=says) as raised:
         lg.convert(data("llama-kjv"), output)
     assert "\n" not in str(raised.value)

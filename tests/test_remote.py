@@ -191,6 +191,7 @@ def test_a_file_that_changes_meanwhile_is_not_merged(hub: FileServer, tmp_path: 
         (f"hf://{BASE}@no-such-branch", "no such file or folder"),
         (f"hf://{BASE}/nothing.gguf", "no such file"),
         ("hf://datasets/acme", "is no model's repository"),
+        ("hf://acme", "names no repository: expected hf://ORG/NAME"),
         ("ftp://host/model.gguf", "URLs of this kind are not read"),
         ("http://127.0.0.1:9/model.gguf", "cannot be reached"),
     ],
@@ -206,16 +207,31 @@ def test_what_is_not_there_is_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_without_the_package_one_line_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [
+        ("s3://bucket/model.gguf", "s3fs", "hub"),
+        ("gs://bucket/model.gguf", "gcsfs", "gs"),
+        ("https://host/model.gguf", "huggingface_hub", "hub"),
+    ],
+)
+def test_without_the_package_one_line_says_what_to_install(url: str, package: str, extra: str) -> None:
     code = (
-        "import sys; sys.modules['s3fs'] = None\n"
+        f"import sys; sys.modules[{package!r}] = None\n"
         "from loragraft.cli import app\n"
-        "app(['inspect', 's3://bucket/model.gguf'], prog_name='loragraft')"
+        f"app(['inspect', {url!r}], prog_name='loragraft')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "pip install 'loragraft[hub]'" in done.stderr
+    assert f"needs the package {package}; pip install 'loragraft[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_token_that_the_hub_refuses_is_one_line(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.refused = "hf_of_yesterday"
+    monkeypatch.setenv("HF_TOKEN", hub.refused)
+    with pytest.raises(lg.errors.LoragraftError, match="refuses the token; get another: hf auth login"):
+        lg.inspect(f"hf://{BASE}")
 
 
 def test_the_command_line_takes_urls(hub: FileServer, tmp_path: Path) -> None:

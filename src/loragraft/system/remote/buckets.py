@@ -69,4 +69,12 @@ class BucketStore(Store):
 
 def _unreachable(path: RemotePath, problem: BaseException) -> LoragraftError:
     what = "may not be read" if isinstance(problem, PermissionError) else "cannot be reached"
-    return LoragraftError(path, f"{what}: {brief(problem)}")
+    return LoragraftError(path, f"{what}: {brief(problem)}", hint=credentials_hint(path, problem))
+
+
+def credentials_hint(path: RemotePath, problem: BaseException) -> str | None:
+    """What to do about `problem`, if it is that there are no keys, or that they do not suffice."""
+    lacking = "credentials" in str(problem).lower()
+    if path.scheme != "s3" or not (lacking or isinstance(problem, PermissionError)):
+        return None
+    return "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to one that may"

@@ -39,6 +39,8 @@ def parts_of(path: RemotePath) -> tuple[str, str | None, str]:
     words = path.parts[1:]
     if words and words[0] in ("datasets", "spaces"):
         raise LoragraftError(path, "is no model's repository", expected="hf://ORG/NAME")
+    if len(words) < 2:
+        raise LoragraftError(path, "names no repository", expected="hf://ORG/NAME")
     repository, _, revision = "/".join(words[:2]).partition("@")
     return repository, unquote(revision) or None, "/".join(words[2:])
 
@@ -100,6 +102,10 @@ def _snapshot(root: RemotePath) -> Snapshot | None:
             ) from None
         if kind == "OfflineModeIsEnabled":
             raise LoragraftError(root, "cannot be reached: HF_HUB_OFFLINE is set") from None
+        if "401" in said:
+            raise LoragraftError(
+                root, "the hub refuses the token", hint="get another: hf auth login; or unset HF_TOKEN"
+            ) from None
         raise LoragraftError(root, f"cannot be reached: {said}") from None
     names = info.siblings or []
     if len(names) > MAX_NAMES:

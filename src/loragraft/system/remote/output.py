@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from loragraft.errors import OutputError
+from loragraft.errors import LoragraftError, OutputError
 from loragraft.system.remote.paths import RemotePath
 from loragraft.system.remote.stores import brief, store_of
 from loragraft.system.whole import WholeOutput
@@ -42,6 +42,16 @@ def check_writable(path: RemotePath, inputs: Iterable[Path | str] = ()) -> None:
         raise OutputError(path, "names no object", expected=f"{path.scheme}://BUCKET/KEY")
     if str(path) in {str(source) for source in inputs if isinstance(source, RemotePath)}:
         raise OutputError(path, "the output is also an input", hint="choose another name")
+    is_folder = False
+    with contextlib.suppress(LoragraftError):  # who may write need not be allowed to look
+        is_folder = path.is_dir()
+    if is_folder:
+        raise OutputError(
+            path,
+            "is a folder",
+            expected="the name of an object to write",
+            hint=f"name one in it: -o {path / 'model.gguf'}",
+        )
 
 
 class RemoteOutput(WholeOutput):
@@ -168,7 +178,10 @@ class RemoteOutput(WholeOutput):
     def _unwritable(self, problem: BaseException) -> OutputError:
         if isinstance(problem, OutputError):
             return problem
-        return OutputError(self.path, f"cannot be written: {brief(problem)}")
+        from loragraft.system.remote.buckets import credentials_hint
+
+        hint = credentials_hint(self.path, problem)
+        return OutputError(self.path, f"cannot be written: {brief(problem)}", hint=hint)
 
     # ---- in the thread ----
 

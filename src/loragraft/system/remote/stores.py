@@ -109,10 +109,12 @@ def needing(path: RemotePath | str) -> Iterator[None]:
     try:
         yield
     except ImportError as problem:
-        extra = "gs" if str(path).startswith("gs:") else "hub"
+        scheme = str(path).partition(":")[0]
+        extra = "gs" if scheme == "gs" else "hub"
+        package = (problem.name or {"gs": "gcsfs", "s3": "s3fs"}.get(scheme, "fsspec")).partition(".")[0]
         raise LoragraftError(
             path,
-            f"reading and writing URLs needs the package {problem.name or problem}",
+            f"reading and writing URLs needs the package {package}",
             hint=f"pip install 'loragraft[{extra}]'",
         ) from None
 
