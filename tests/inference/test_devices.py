@@ -10,7 +10,8 @@ import pytest
 import loragraft as lg
 from golden_logits import FLOAT_CASES, NVFP4_CASES
 from gpu import WITH_DEVICES
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, UnsupportedError
+from loragraft.inference.devices import accelerator_named
 from paths import arrays, data
 from tolerances import GPU_F32, KEYS_VALUES_F16, nmse
 
@@ -55,3 +56,15 @@ def test_measurements_name_the_device() -> None:
     assert how.running == {"device": "webgpu"}
     with pytest.raises(LoragraftError, match="device: is not for imatrix: found webgpu, expected cpu"):
         how.only_on("native", "imatrix")
+
+
+def test_where_a_calibration_rounds() -> None:
+    assert accelerator_named("cpu") is None
+    with pytest.raises(
+        UnsupportedError, match=r"webgpu: runs models, but does not round: expected cpu, cuda or xpu"
+    ):
+        accelerator_named("webgpu")
+    with pytest.raises(LoragraftError, match="device: no such device: found gpu"):
+        accelerator_named("gpu")
+    with pytest.raises(LoragraftError, match="calibrate_device: is where a calibration rounds; give --calib"):
+        lg.QuantizeOptions(calibrate_device="cuda")

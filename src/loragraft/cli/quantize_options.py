@@ -57,6 +57,12 @@ _OPTIONS = (
         help="Calibrate on this many windows of 256 tokens.",
     ),
     _what(
+        "--calibrate-device",
+        default="cpu",
+        metavar="NAME",
+        help="Where --calibrate rounds: cpu, or a GPU by torch, cuda or xpu.",
+    ),
+    _what(
         "--general",
         multiple=True,
         type=FILE,

@@ -15,8 +15,10 @@ from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.source import ModelSource
 from loragraft.formats.textfile import MAX_TEXT, decoded, read_file
 from loragraft.inference.chat import Message, conversation_text, with_bos
+from loragraft.inference.devices import accelerator_named
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.progress import Noted
+from loragraft.quants.accelerator import using
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.units import count_text, plural
 
@@ -86,12 +88,14 @@ def calibrated(
         general, _ = calibration_windows(model, options.general, HELD_OUT, held_out=0)
         held_out[" and ".join(path.name for path in options.general)] = general
 
+    accelerator = accelerator_named(options.calibrate_device)
+
     def first(tensors: WholeTensors) -> None:
         from loragraft.backends.cpu.program import NativeBackend
         from loragraft.streaming.calibrated import Calibration, round_layers
 
         how = Calibration(windows, held_out=held_out)
-        with naming(model.path):
+        with naming(model.path), using(accelerator):
             report = round_layers(plan, how, NativeBackend(), tensors, threads=threads, progress=progress)
         for note in report.notes():
             progress.note(note)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from loragraft.backends.program import Backend
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, UnsupportedError
 from loragraft.inference.measurement import BackendName
+from loragraft.quants.accelerator import Accelerator
 
 GPU_KINDS = ("webgpu", "cuda", "xpu")
 
@@ -30,6 +31,21 @@ def backend_named(name: BackendName, device: str = "cpu") -> Backend:
     from loragraft.backends.reference import ReferenceBackend
 
     return ReferenceBackend()
+
+
+def accelerator_named(device: str) -> Accelerator | None:
+    """What rounds with error feedback on `device`, named as above; None: the processor. Raises as `backend_named`, and
+    UnsupportedError for WebGPU."""
+    kind, colon, number = device.partition(":")
+    if kind == "webgpu":
+        raise UnsupportedError(device, "runs models, but does not round", expected="cpu, cuda or xpu")
+    backend_named("native", device)
+    if kind == "cpu":
+        return None
+    from loragraft.backends.triton.device import open_device
+    from loragraft.backends.triton.rounding import TritonRounding
+
+    return TritonRounding(open_device(kind, int(number) if colon else None))
 
 
 def _on_gpu(kind: str, number: int | None) -> Backend:

@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from loragraft.errors import QuantizeError
 from loragraft.quants import native
+from loragraft.quants.accelerator import at_hand
 from loragraft.quants.arith import F
 from loragraft.quants.codec import Floats, Ints
 from loragraft.quants.grids import Grid, Levels, Parts
@@ -150,6 +151,8 @@ def _factor_panels(panels: Sequence[Floats], threads: int, block: int = 128) -> 
     Block by block of columns, the last first, each after what the panels right of it take away: no second matrix is
     made.
     """
+    if (accelerator := at_hand()) is not None:
+        return accelerator.factor(panels)
     sub = panels[0].shape[1]
     at_once = max(1, block // sub)
     diagonals = []

@@ -14,6 +14,7 @@ import numpy as np
 from loragraft import _native
 from loragraft.errors import QuantizeError
 from loragraft.quants import lattices, native
+from loragraft.quants.accelerator import at_hand
 from loragraft.quants.codec import Bytes, Floats
 from loragraft.quants.feedback import (
     Moments,
@@ -155,8 +156,8 @@ def feedback(
     threads: int = 1,
     isa: str = "",
 ) -> tuple[Parts, Floats]:
-    """See `quants.feedback.feedback`, whose numbers these are, for any number of threads. `isa` names another
-    instruction set's kernels than the machine's best."""
+    """See `quants.feedback.feedback`, whose numbers these are, for any number of threads, unless an accelerator is at
+    hand. `isa` names another instruction set's kernels than the machine's best."""
     rows = arrange(w, grid, parts, moments)
     plan = plan or schedule(grid)
     scales, offsets = grid.scales, grid.offsets or HALVES
@@ -167,6 +168,10 @@ def feedback(
             and not (allowed.low <= numbers.min() and numbers.max() <= allowed.high)
         ):
             raise QuantizeError("scales", "are outside of the type's range", found=int(numbers.max()))
+    accelerator = at_hand()
+    if accelerator is not None:
+        accelerator.feedback(rows, grid, moments, plan)
+        return rows.restored(moments, parts), rows.losses
     at_once = _native.feedback_rows(isa)
 
     def run(first: int) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from loragraft.backends.batch import Floats
 from loragraft.errors import LoragraftError
 from loragraft.quants import native
+from loragraft.quants.accelerator import at_hand
 from loragraft.streaming.walk import Product
 from loragraft.system.threads import in_threads
 
@@ -77,6 +78,9 @@ def _rows(product: Product, counts: Floats | None, expert: int | None) -> Rows:
 
 def _sum(total: Floats, rows: Rows, threads: int) -> None:
     """Add to `total`, symmetric: half of it is computed, blocks of rows side by side."""
+    if (accelerator := at_hand()) is not None:
+        accelerator.second_moments(total, rows)
+        return
 
     def block(first: int) -> None:
         stop = min(first + BLOCK, len(total))

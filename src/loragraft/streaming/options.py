@@ -139,9 +139,11 @@ class QuantizeOptions:
     calibrate: Given[Iterable[str | PathLike[str]], tuple[Path, ...]] = Given(_paths, ())
     """Files of text to round on, with error feedback (`streaming.calibrated`)."""
     calibrate_windows: int = 64
+    """How many windows of the text."""
+    calibrate_device: str = "cpu"
+    """Where to round: "cpu", or a GPU by torch and Triton, as "cuda" or "cuda:1" (`inference.devices`)."""
     general: Given[Iterable[str | PathLike[str]], tuple[Path, ...]] = Given(_paths, ())
     """Files of other text: what rounding does to it is told beside."""
-    """How many windows of the text."""
     output_tensor_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
     token_embedding_type: Given[GivenType | None, QuantType | None] = Given(_type, None)
     tensor_types: Given[Iterable[str | tuple[str, GivenType]], tuple[tuple[str, QuantType], ...]] = Given(
@@ -172,6 +174,10 @@ class QuantizeOptions:
         if self.general and not self.calibrate:
             raise LoragraftError(
                 "general", "is judged beside a calibration", hint="give --calibrate FILE too"
+            )
+        if self.calibrate_device != "cpu" and not self.calibrate:
+            raise LoragraftError(
+                "calibrate_device", "is where a calibration rounds", hint="give --calibrate FILE too"
             )
         if self.calibrate and self.imatrix is not None:
             raise LoragraftError(
