@@ -19,7 +19,9 @@ from loragraft.backends.program import Backend, Options, Program
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import AdapterError, GraphError, LoragraftError, PoolError
 from loragraft.formats.gguf.values import Value
+from loragraft.graph.build import GraphBuilder
 from loragraft.graph.lora import attach
+from loragraft.graph.ops import Op, TensorFact
 from loragraft.graph.slices import slice_graph
 from running import EXACT, all_logits, logits_of
 from small_models import WIDTH, linears, random_adapter, small_model
@@ -59,6 +61,33 @@ def test_logits_of_the_wanted_rows(backend: Backend, wants: object, rows: list[i
     assert logits.dtype == np.float32
     assert np.allclose(logits, all_logits(program, IDS)[list(rows)], rtol=1e-5, atol=1e-6)
     assert program.length(sequence) == 8
+
+
+@pytest.mark.parametrize("case", ["any", "equal", "nan"])
+def test_the_likeliest_tokens(backend: Backend, case: str) -> None:
+    """Of equals the first; NaN before any number, as NumPy has it."""
+    count, rng = 700, np.random.default_rng(6)
+    names = ("token_embd.weight", "output.weight")
+    weights = {name: rng.normal(0, 1, (count, WIDTH)).astype(np.float32) for name in names}
+    if case == "equal":
+        weights["output.weight"][300:] = weights["output.weight"][299]
+        weights["output.weight"][:299] = 0
+    if case == "nan":
+        weights["output.weight"][[650, 655]] = np.nan
+    g = GraphBuilder("test", {name: TensorFact((count, WIDTH), "F32") for name in names})
+    graph = g.finish(g.linear(g.add(Op.LAST, (g.embed(g.tokens()),), label="last"), "output"))
+    program = backend.prepare(graph, weights, EXACT)
+    one, other = program.open_sequence(), program.open_sequence()
+    pieces = [Piece(one, IDS), Piece(other, IDS[:5] + 30, wants="all")]
+    logits = program.run(pieces)
+    tokens, peaks = program.likeliest(pieces)
+    assert tokens.tolist() == logits.argmax(axis=-1).tolist()
+    np.testing.assert_array_equal(peaks, logits[np.arange(6), tokens])
+    assert program.length(one) == 2 * len(IDS)
+    if case == "equal":
+        assert set(tokens.tolist()) == {0, 299}
+    if case == "nan":
+        assert set(tokens.tolist()) == {650}
 
 
 def test_sequences_share_a_batch(backend: Backend) -> None:

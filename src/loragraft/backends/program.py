@@ -194,6 +194,17 @@ class Program(ABC):
         with self._mine():
             return self._run(Batch.of(pieces, self.length), hidden)
 
+    def likeliest(self, pieces: Sequence[Piece]) -> tuple[Ids, Floats]:
+        """`run`, but of each wanted row's logits only the largest comes back: its token, int32 (of equals the first),
+        and itself, float32; NaN counts as the largest."""
+        with self._mine():
+            return self._largest(Batch.of(pieces, self.length))
+
+    def _largest(self, batch: Batch) -> tuple[Ids, Floats]:
+        logits = self._run(batch, None)
+        tokens = logits.argmax(axis=-1)
+        return tokens.astype(np.int32), logits[np.arange(len(logits)), tokens]
+
     def _run(self, batch: Batch, hidden: Floats | None) -> Floats:
         runs = batch.runs()
         self._check(batch, runs, hidden)

@@ -44,29 +44,46 @@ def generate_ids(
     try:
         logits = read(program, sequence, prompt, parts)
         _, adapters = parts[-1]
+        if not max_tokens:
+            return
+        token = sampler.pick(finite(logits, subject))
         for count in range(max_tokens):
-            token = sampler.pick(finite(logits, subject))
             if token in end_ids:
                 return
             yield token
             if count + 1 < max_tokens:
-                logits = program.run([Piece(sequence, np.array([token], np.int32), adapters)])[0]
+                token = _next(
+                    program, Piece(sequence, np.array([token], np.int32), adapters), sampler, subject
+                )
     finally:
         program.close_sequence(sequence)
+
+
+def _next(program: Program, piece: Piece, sampler: Sampler, subject: str | PathLike[str]) -> int:
+    """The token behind `piece`. Where the likeliest is taken, logits stay on the device."""
+    if not sampler.greedy:
+        return sampler.pick(finite(program.run([piece])[0], subject))
+    tokens, peaks = program.likeliest([piece])
+    _check_finite(peaks[0], subject)
+    return int(tokens[0])
 
 
 def finite(logits: Floats, subject: str | PathLike[str]) -> Floats:
     """`logits`, if they are numbers of which a token can be chosen. Raises LoragraftError for NaN, infinity, and if a
     file of the model became shorter meanwhile."""
+    _check_finite(logits.max(), subject)
+    return logits
+
+
+def _check_finite(peak: np.float32, subject: str | PathLike[str]) -> None:
     check_intact(Path(subject))
-    if not np.isfinite(peak := logits.max()):
+    if not np.isfinite(peak):
         raise LoragraftError(
             subject,
             "the model's predictions are not finite",
             found=peak,
             hint="a weight holds NaN or infinity, or an adapter's scale is too large",
         )
-    return logits
 
 
 def read(program: Program, sequence: int, prompt: Ids, parts: Parts) -> Floats:

@@ -61,10 +61,15 @@ class Sampler:
         self.seed = secrets.randbits(32) if self.options.seed is None else self.options.seed
         self._random = np.random.default_rng([self.seed, stream] if stream else self.seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the likeliest token, always."""
+        return self.options.temperature < _COLDEST
+
     def pick(self, logits: Floats) -> int:
         """The next token, for logits float32 [vocab]."""
         options = self.options
-        if options.temperature < _COLDEST:
+        if self.greedy:
             return int(logits.argmax())
         if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
             return _drawn(logits, options.temperature, self._random.random())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet, Batch, Floats
+from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
 from loragraft.backends.gpu.adapters import CompiledSet, DeviceAdapters, compiled, numbered
 from loragraft.backends.gpu.memory import Memory
 from loragraft.backends.gpu.pages import Pages
@@ -85,6 +85,8 @@ class PagedProgram(Program):
         self._slots_of = Slots(graph, weights)
         self._adapters = DeviceAdapters(memory, self._slots_of)
         self._terms: tuple[list[CompiledSet], Terms] = ([], terms_of([], self._numbers, begin))
+        self._reduced = False
+        """Whether parts give of each row of the output the place of its largest element, and that, [rows, 2]."""
         self._pages = Pages()
         self._page_bytes = 0
         self._page_limit: int | None = None
@@ -130,6 +132,14 @@ class PagedProgram(Program):
         self._states.close(sequence)
 
     # ---- running ----
+
+    def _largest(self, batch: Batch) -> tuple[Ids, Floats]:
+        self._reduced = True
+        try:
+            found = self._run(batch, None)
+        finally:
+            self._reduced = False
+        return found[:, 0].astype(np.int32), found[:, 1]
 
     def _forward(self, batch: Batch, hidden: Floats | None) -> Floats:
         self._enter()
@@ -218,7 +228,7 @@ class PagedProgram(Program):
 
     @abstractmethod
     def _run_part(self, part: Part) -> Floats:
-        """The output."""
+        """The output, or what `_reduced` says of it."""
 
 
 def _doubled(held: int, needed: int, limit: int | None, least: int) -> int:

@@ -96,6 +96,8 @@ class TritonProgram(PagedProgram):
             adapters = self._adapters_of(part.batch, part.terms)
             found_at = find(self.device, part.batch, part.tables, part.moves)
             values = _Pass(self, part.batch, found_at, adapters).run(part.hidden)
+            if self._reduced:
+                values = self.device.torch.stack(_largest(values), dim=-1)
             found: Floats = values.to("cpu").numpy()
         return found
 
@@ -113,6 +115,12 @@ class TritonProgram(PagedProgram):
             self.device.tensor(batch.adapters[batch.wants]),
             linears,
         )
+
+
+def _largest(values: Any) -> tuple[Any, Any]:
+    """Of each row the place of its largest element, the first of equals, and that."""
+    peaks, places = values.max(dim=-1)
+    return places.to(values.dtype), peaks
 
 
 def _changed(terms: Terms, numbers: int) -> frozenset[int]:

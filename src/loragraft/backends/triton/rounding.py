@@ -118,6 +118,8 @@ class TritonRounding:
                 AFFINE=rows.offsets is not None,
                 HALF=numbers.table is None,
                 HALF_OFFSETS=shifts.table is None,
+                UNITS=rows.units is not None,
+                OFFSET_UNITS=rows.offset_units is not None,
                 UNIFORM=grid.uniform,
                 LEVELS=len(grid.levels),
                 SUB=grid.sub,

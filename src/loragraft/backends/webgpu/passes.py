@@ -63,9 +63,13 @@ class Pass:
         return self.output_at + self.output * self.output_rows
 
     @property
+    def largest_at(self) -> int:
+        return self.scratch_at + self.terms.stride * self.rows * self.slots
+
+    @property
     def arena(self) -> int:
         """Floats that the arena must have."""
-        return self.scratch_at + self.terms.stride * self.rows * self.slots
+        return self.largest_at + 2 * self.output_rows
 
     def words(self) -> Words:
         """The buffer."""
@@ -100,6 +104,7 @@ class Pass:
             head[_ROPES + number] = append(rope.turns(batch.positions).reshape(-1).view(np.uint32))
         head[:5] = self.rows, self.wanted, self.output_at, self.scratch_at, self.terms.stride
         head[7], head[8] = HEAD, self.terms.sets
+        head[11:13] = self.largest_at, self.output_rows
         return np.concatenate(parts)
 
     def _pages(self, first: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

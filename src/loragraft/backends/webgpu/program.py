@@ -168,12 +168,15 @@ class WebGPUProgram(PagedProgram):
                 queue = []
                 self._show(one, number)
             queue += step
-        return self._execute(one, queue, result=True)
+        if not self._reduced:
+            return self._execute(one, queue, one.output_at, one.output)
+        return self._execute(one, [*queue, *self._steps.largest], one.largest_at, 2)
 
-    def _execute(self, one: Pass, queue: list[Dispatch], *, result: bool = False) -> Floats:
-        """Submits the dispatches, and reads the output if it is the `result`."""
+    def _execute(self, one: Pass, queue: list[Dispatch], first: int = 0, width: int = 0) -> Floats:
+        """Submits the dispatches, and reads what is `width` wide at float `first` of the arena, for each row of the
+        output."""
         device = self._device
-        size = 4 * one.output * one.output_rows if result else 0
+        size = 4 * width * one.output_rows
         with device.refusing():
             encoder = device.gpu.create_command_encoder()
             work = encoder.begin_compute_pass()
@@ -183,11 +186,11 @@ class WebGPUProgram(PagedProgram):
             work.end()
             if size:
                 self._land(size)
-                encoder.copy_buffer_to_buffer(self._arena, one.output_at * 4, self._landing, 0, size)
+                encoder.copy_buffer_to_buffer(self._arena, first * 4, self._landing, 0, size)
             device.queue.submit([encoder.finish()])
         if not size:
-            return np.empty((0, one.output), np.float32)
-        return self._landed(size).reshape(one.output_rows, one.output)
+            return np.empty((0, width), np.float32)
+        return self._landed(size).reshape(one.output_rows, width)
 
     def _encode(self, work: Any, one: Pass, dispatch: Dispatch) -> None:
         pipeline, (x, y, z) = dispatch.pipeline, dispatch.grid(one)

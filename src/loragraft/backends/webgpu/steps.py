@@ -96,6 +96,8 @@ class Steps:
     """The most that a row uses in any layer, at least 1."""
     shapes: list[tuple[int, ...]]
     """Of every node's value, without its rows."""
+    largest: list[Dispatch]
+    """What makes of the output the place of each row's largest element, and that."""
 
 
 class Builder:
@@ -118,7 +120,7 @@ class Builder:
         self._ropes: dict[Any, int] = {}
         self._graph = graph
         self._states = state_shapes(graph)
-        self.made = Steps([], {}, [], [], [], [], b"", 0, 1, self.shapes)
+        self.made = Steps([], {}, [], [], [], [], b"", 0, 1, self.shapes, [])
 
     def build(self) -> Steps:
         for number, step in enumerate(self._plan.steps):
@@ -134,6 +136,8 @@ class Builder:
                 case NodeStep():
                     made = list(self._node(step))
             self.made.steps.append(made)
+        width = {"width": self.width(self._plan.output)}
+        self.made.largest.append(self.dispatch(shader("largest"), lambda p: folded(p.output_rows), width))
         self.made.parameters = b"".join(self._parameters)
         return self.made
 

@@ -14,8 +14,8 @@ def loop(
     levels,  # int8 [rows, cols]
     scales,  # int32 [rows, subs]
     offsets,  # int32 [rows, subs]; AFFINE
-    units,  # float32 [rows, subs]; not HALF
-    offset_units,
+    units,  # float32 [rows, subs]; UNITS
+    offset_units,  # OFFSET_UNITS
     level_table,  # float32 [LEVELS], ascending
     scale_table,
     offset_table,
@@ -36,6 +36,8 @@ def loop(
     AFFINE: tl.constexpr,
     HALF: tl.constexpr,  # scales are half floats, not numbers in a table
     HALF_OFFSETS: tl.constexpr,
+    UNITS: tl.constexpr,
+    OFFSET_UNITS: tl.constexpr,
     UNIFORM: tl.constexpr,
     LEVELS: tl.constexpr,
     SUB: tl.constexpr,
@@ -68,9 +70,9 @@ def loop(
             offset0 = tl.load(offsets + number, mask=real, other=0)
         unit = tl.full((ROWS,), 1.0, tl.float32)
         offset_unit = tl.full((ROWS,), 1.0, tl.float32)
-        if not HALF:
+        if UNITS:
             unit = tl.load(units + number, mask=real, other=0.0)
-        if AFFINE and not HALF_OFFSETS:
+        if OFFSET_UNITS:
             offset_unit = tl.load(offset_units + number, mask=real, other=0.0)
         if FORWARD:
             target = own + sums

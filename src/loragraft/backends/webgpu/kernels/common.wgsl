@@ -17,6 +17,8 @@ const TERM_TABLE = 7u;
 const SETS = 8u;
 const COPIES = 9u;
 const RUNS = 10u;
+const LARGEST_AT = 11u;
+const OUTPUT_ROWS = 12u;
 const ROPES = 16u;
 
 // The columns of the table of rows, each as long as the pass.
