@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loragraft.backends.batch import Batch
 from loragraft.backends.gpu.pages import PAGE
@@ -15,19 +15,6 @@ from loragraft.backends.gpu.states import Move, state_shapes
 from loragraft.backends.triton.device import Device
 from loragraft.errors import PoolError
 from loragraft.graph.ops import Graph, Op
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Where rows find their sequence: `tables` int32, the pages of one sequence after the other; `lists` int32 [rows],
-    where that of a row's begins; `slots` int64 [rows], of the row itself. Of recurrent layers `runs` as in
-    kernels/recurrent.py; `run_of` int32 [rows]."""
-
-    tables: Any
-    lists: Any
-    slots: Any
-    runs: Any
-    run_of: Any
 
 
 class Pool:
@@ -93,8 +80,12 @@ class StatePool:
         self.held, self.slots = grown, slots
 
 
-def find(device: Device, batch: Batch, tables: Mapping[int, list[int]], moves: Mapping[int, Move]) -> Found:
-    """Where the rows of `batch` are."""
+def find(
+    batch: Batch, tables: Mapping[int, list[int]], moves: Mapping[int, Move]
+) -> dict[str, npt.NDArray[Any]]:
+    """Where the rows of `batch` find their sequence: `tables` int32, the pages of one sequence after the other; `lists`
+    int32 [rows], where that of a row's begins; `slots` int64 [rows], of the row itself. Of recurrent layers `runs` as
+    in kernels/recurrent.py; `run_of` int32 [rows]."""
     lists, slots = np.empty(len(batch), np.int32), np.empty(len(batch), np.int64)
     run_of = np.empty(len(batch), np.int32)
     pages: list[int] = []
@@ -109,11 +100,10 @@ def find(device: Device, batch: Batch, tables: Mapping[int, list[int]], moves: M
         run_of[rows] = len(runs)
         old, new = moves.get(run.sequence, (None, -1))
         runs.append((run.first, run.stop, -1 if old is None else old, new))
-    tensor = device.tensor
-    return Found(
-        tensor(np.array(pages, np.int32)),
-        tensor(lists),
-        tensor(slots),
-        tensor(np.array(runs, np.int32)),
-        tensor(run_of),
-    )
+    return {
+        "tables": np.array(pages, np.int32),
+        "lists": lists,
+        "slots": slots,
+        "runs": np.array(runs, np.int32),
+        "run_of": run_of,
+    }

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from loragraft.backends.batch import Batch, Floats
+from loragraft.backends.batch import Floats
 from loragraft.backends.gpu.adapters import numbered
 from loragraft.backends.gpu.program import PagedProgram, Part, check_options, halves
 from loragraft.backends.gpu.tables import NONE, RopeTable, Terms
@@ -22,7 +23,8 @@ from loragraft.backends.reference_ops import position_factors
 from loragraft.backends.triton.device import Device, open_device
 from loragraft.backends.triton.launch import Adapters, Launcher, Routing
 from loragraft.backends.triton.ops import OPS
-from loragraft.backends.triton.pool import Found, Pool, StatePool, find
+from loragraft.backends.triton.pool import Pool, StatePool, find
+from loragraft.backends.triton.replay import MOST_ROWS, Inputs, Replays, padded, recorder_of
 from loragraft.backends.triton.weights import DeviceWeights, FloatMemory
 from loragraft.errors import UnsupportedError
 from loragraft.graph.ops import Graph, Node, Op
@@ -66,7 +68,14 @@ class TritonProgram(PagedProgram):
                 held.matrix(name)
             self.pool = Pool(device, graph, halves=halves(options))
             self.states = StatePool(device, graph)
-            self.ropes = _ropes(graph, options.context, held)
+            self.ropes, self.turning = _ropes(graph, options.context, held)
+            self.slopes = {
+                index: device.tensor(np.array(node.attrs["slopes"], np.float32))
+                for index, node in enumerate(graph.nodes)
+                if node.op is Op.ATTENTION and node.attrs.get("slopes")
+            }
+            recorder = recorder_of(device)
+        self.replays = None if recorder is None else Replays(device, recorder)
         self.notes += held.notes()
         self.shapes = value_shapes(graph)
         self.first_numbers = _first_numbers(steps)
@@ -93,28 +102,67 @@ class TritonProgram(PagedProgram):
     def _run_part(self, part: Part) -> Floats:
         with self.device.refusing():
             self.pool.copy(part.copies)
-            adapters = self._adapters_of(part.batch, part.terms)
-            found_at = find(self.device, part.batch, part.tables, part.moves)
-            values = _Pass(self, part.batch, found_at, adapters).run(part.hidden)
-            if self._reduced:
-                values = self.device.torch.stack(_largest(values), dim=-1)
+            arrays = self._arrays(part)
+            known, table, linears = self._last
+            if known is not part.terms:
+                terms = part.terms
+                table, linears = (
+                    self.device.tensor(terms.words.view(np.int32)),
+                    _changed(terms, self._numbers),
+                )
+                self._last = terms, table, linears
+
+            def run(inputs: Inputs) -> Any:
+                own = Adapters(
+                    table,
+                    self._floats.tensor,
+                    part.terms.ranks,
+                    part.terms.sets,
+                    inputs["sets"],
+                    inputs["wanted_sets"],
+                    linears,
+                )
+                values = _Pass(self, inputs, own).run()
+                return self.device.torch.stack(_largest(values), dim=-1) if self._reduced else values
+
+            if self.replays is not None and self._repeats(part):
+                arrays["tables"] = padded(arrays["tables"])
+                places = self.pool.pages, self.states.slots, self._reduced
+                values = self.replays.run(places, (table, self._floats.tensor), arrays, run)
+            else:
+                values = run({name: self.device.tensor(array) for name, array in arrays.items()})
             found: Floats = values.to("cpu").numpy()
         return found
 
-    def _adapters_of(self, batch: Batch, terms: Terms) -> Adapters:
-        known, table, linears = self._last
-        if known is not terms:
-            table, linears = self.device.tensor(terms.words.view(np.int32)), _changed(terms, self._numbers)
-            self._last = terms, table, linears
-        return Adapters(
-            table,
-            self._floats.tensor,
-            terms.ranks,
-            terms.sets,
-            self.device.tensor(batch.adapters),
-            self.device.tensor(batch.adapters[batch.wants]),
-            linears,
+    def _repeats(self, part: Part) -> bool:
+        """Whether it is a pass of replies, of which there will be more."""
+        rows = len(part.batch)
+        return (
+            rows <= MOST_ROWS
+            and len(part.batch.runs()) == rows
+            and self.observer is None
+            and part.hidden is None
         )
+
+    def _arrays(self, part: Part) -> dict[str, npt.NDArray[Any]]:
+        """All that a pass takes from the processor."""
+        batch = part.batch
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "tokens": batch.tokens,
+            "positions": batch.positions,
+            "wanted": np.flatnonzero(batch.wants),
+            "sets": batch.adapters,
+            "wanted_sets": batch.adapters[batch.wants],
+            **find(batch, part.tables, part.moves),
+        }
+        for number, table in enumerate(self.turning):
+            arrays[f"turns {number}"] = table.turns(batch.positions)
+        for index, node in enumerate(self.graph.nodes):
+            if node.op is Op.POSITION_SCALE:
+                arrays[f"factors {index}"] = position_factors(node, batch.positions)
+        if part.hidden is not None:
+            arrays["hidden"] = np.ascontiguousarray(part.hidden, np.float32)
+        return arrays
 
 
 def _largest(values: Any) -> tuple[Any, Any]:
@@ -140,17 +188,19 @@ def _first_numbers(steps: Plan) -> dict[int, int]:
     }
 
 
-def _ropes(graph: Graph, context: int | None, held: DeviceWeights) -> dict[int, RopeTable]:
-    """The tables of ROPE nodes, by the number of the node; equal ones are one."""
-    known: dict[Any, RopeTable] = {}
-    tables = {}
+def _ropes(graph: Graph, context: int | None, held: DeviceWeights) -> tuple[dict[int, int], list[RopeTable]]:
+    """The tables of ROPE nodes, equal ones being one; and which each has, by the number of the node."""
+    known: dict[Any, int] = {}
+    numbers: dict[int, int] = {}
+    tables: list[RopeTable] = []
     for index, node in enumerate(graph.nodes):
         if node.op is Op.ROPE:
             key = node.attrs["frequencies"], node.weights, node.attrs["magnitude"], node.attrs["rotary"]
             if key not in known:
-                known[key] = RopeTable.of(node, context, held.floats)
-            tables[index] = known[key]
-    return tables
+                known[key] = len(tables)
+                tables.append(RopeTable.of(node, context, held.floats))
+            numbers[index] = known[key]
+    return numbers, tables
 
 
 def _check_steps(steps: Plan, device: Device) -> None:
@@ -164,19 +214,16 @@ def _check_steps(steps: Plan, device: Device) -> None:
 
 
 class _Pass:
-    """Rows that go through together (`ops.Pass`)."""
+    """Rows that go through together (`ops.Pass`). All that differs from pass to pass is in `inputs`."""
 
-    def __init__(self, program: TritonProgram, batch: Batch, found: Found, adapters: Adapters) -> None:
-        self._program, self._batch, self._found, self._adapters = program, batch, found, adapters
+    def __init__(self, program: TritonProgram, inputs: Inputs, adapters: Adapters) -> None:
+        self._program, self._inputs, self._adapters = program, inputs, adapters
         self.launch = program.launch
         self.torch = program.device.torch
-        tensor = program.device.tensor
-        self.wanted = tensor(np.flatnonzero(batch.wants))
-        self._positions = tensor(batch.positions)
-        self._turns: dict[int, tuple[Any, Any]] = {}
+        self.wanted = inputs["wanted"]
         self._routings: dict[int, Routing] = {}
 
-    def run(self, hidden: Floats | None) -> Any:
+    def run(self) -> Any:
         """The value of the output."""
         program, steps = self._program, self._program.plan.steps
         last = {source: number for number, step in enumerate(steps) for source in step.inputs}
@@ -187,8 +234,7 @@ class _Pass:
                     values[result] = program.device.empty(0, *program.shapes[result])
                 continue
             if isinstance(step, NodeStep) and step.node.op is Op.HIDDEN:
-                given = np.ascontiguousarray(hidden, np.float32)
-                values[step.result] = program.device.tensor(given)
+                values[step.result] = self._inputs["hidden"]
                 continue
             values.update(zip(step.results, self._step(number, step, values), strict=True))
             for source in step.inputs:
@@ -238,9 +284,8 @@ class _Pass:
 
     def _embed(self, number: int, step: EmbedStep) -> Any:
         program = self._program
-        ids = self._positions if step.by_position else program.device.tensor(self._batch.tokens)
         return self.launch.embed(
-            ids,
+            self._inputs["positions" if step.by_position else "tokens"],
             program.held.matrix(step.weight),
             program.first_numbers[number],
             self._adapters,
@@ -254,24 +299,21 @@ class _Pass:
         return self._program.held.small(name)
 
     def turns(self, node: Node) -> tuple[Any, Any]:
-        table = self._program.ropes[self._node]
-        key = id(table)
-        if key not in self._turns:
-            both = self._program.device.tensor(table.turns(self._batch.positions))
-            half = table.rotary // 2
-            self._turns[key] = both[:, :half], both[:, half : 2 * half]
-        return self._turns[key]
+        both = self._inputs[f"turns {self._program.ropes[self._node]}"]
+        half = node.attrs["rotary"] // 2
+        return both[:, :half], both[:, half : 2 * half]
 
     def position_factors(self, node: Node) -> Any:
-        return self._program.device.tensor(position_factors(node, self._batch.positions))
+        return self._inputs[f"factors {self._node}"]
 
     def slopes(self, node: Node) -> Any:
-        return self._program.device.tensor(np.array(node.attrs["slopes"], np.float32))
+        return self._program.slopes[self._node]
 
     def extend(self, node: Node, keys: Any, values: Any) -> tuple[Any, Any, Any, Any, Any]:
-        found = self._found
-        held = self._program.pool.extend(node.attrs["layer"], keys, values, found.slots)
-        return *held, found.tables, found.lists, self._positions
+        found = self._inputs
+        held = self._program.pool.extend(node.attrs["layer"], keys, values, found["slots"])
+        return *held, found["tables"], found["lists"], found["positions"]
 
     def states(self, node: Node) -> tuple[Any, Any, Any]:
-        return self._program.states.held[self._node], self._found.runs, self._found.run_of
+        held = self._program.states.held[self._node]
+        return held, self._inputs["runs"], self._inputs["run_of"]
