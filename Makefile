@@ -163,11 +163,13 @@ lint: $(VENV)/linted
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# docs/cli.md, from what --help prints; docs/adapters.md and docs/intake.md, from the cases of the tests.
+# docs/cli.md, from what --help prints; docs/adapters.md and docs/intake.md, from the cases of the tests; the tables of
+# docs/architectures.md, from what the tests have recorded.
 docs: $(VENV)/tested
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_adapters.py
 	$(BIN)/python docs/make_intake.py
+	$(BIN)/python docs/make_architectures.py
 
 # LLAMA_QUANTIZE=path/to/llama-quantize puts its times beside ours.
 bench-quantize: $(VENV)/installed

@@ -7,9 +7,10 @@ every `STEP`th row. `tests/make_hf_configs.py` made both, and those of `SETS`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,48 @@ def converted() -> dict[str, dict[str, Any]]:
     for name in CONVERTED.values():
         found |= json.loads(data(f"golden/{name}.json").read_text())
     return found
+
+
+def first_of_each() -> list[str]:
+    """One case of each type."""
+    found: dict[str, str] = {}
+    for case, record in records().items():
+        found.setdefault(record["config"]["model_type"], case)
+    return list(found.values())
+
+
+def digest(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
+    """Of all that a model's logits depend on in a GGUF: its architecture's keys and its tensors."""
+    found = hashlib.sha256()
+    arch = metadata["general.architecture"].data
+    for key, value in metadata.items():
+        if key.startswith(f"{arch}."):
+            found.update(f"{key} {np.asarray(value.data).tolist()}\n".encode())
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.type.name} {tensor.shape}\n".encode())
+        found.update(bytes(tensor.rows(0, tensor.n_rows)))
+    return found.hexdigest()[:16]
+
+
+def exported(folder: Path, out: Path) -> dict[str, str]:
+    """Exports the model at `folder` to `out / "out"` by way of a GGUF, or from the folder where that is refused: `from`
+    which, and the `digest` of config.json and the weights."""
+    import loragraft as lg
+    from loragraft.errors import LoragraftError
+    from loragraft.huggingface.intake import Intake
+
+    lg.convert(folder, out / "m.gguf", type="F32", intake=Intake(text_only=True))
+    source = "GGUF"
+    try:
+        lg.export(out / "m.gguf", out / "out", format="compressed-tensors")
+    except LoragraftError:
+        source = "folder"
+        lg.export(folder, out / "out", format="compressed-tensors")
+    files = [out / "out" / name for name in ("config.json", "model.safetensors")]
+    return {
+        "from": source,
+        "digest": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16],
+    }
 
 
 def kind(config: dict[str, Any]) -> str:

@@ -303,6 +303,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     ),
     "olmo3-yarn": ("Olmo3", {"sliding_window": 8, "num_hidden_layers": 4, **rope("yarn", **YARN)}, None),
     "olmoe": ("Olmoe", EXPERTS, None),
+    "olmoe-all-heads": ("Olmoe", {**EXPERTS, "num_key_value_heads": 4}, None),
     "seed_oss": ("SeedOss", {"head_dim": 16}, None),
     "seed_oss-biases": (
         "SeedOss",
@@ -337,6 +338,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "exaone4": (
         "Exaone4",
         {"num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 4},
+        None,
+    ),
+    "exaone4-full": (
+        "Exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2},
         None,
     ),
     "gemma": ("Gemma", {"head_dim": 16, "pad_token_id": 0}, None),
@@ -438,7 +444,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "gpt_oss-plain": (
+        "GptOss",
+        {**MIXTRAL, "head_dim": 16, "sliding_window": 8, "pad_token_id": None, **rope("default")},
+        None,
+    ),
     "dots1": ("Dots1", ROUTED, None),
+    "dots1-all-heads": ("Dots1", {**ROUTED, "num_key_value_heads": 4}, None),
     "dots1-groups": (
         "Dots1",
         {
@@ -473,6 +485,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         named("rotary_dim", 8),
     ),
     "ernie-experts": ("Ernie4_5_Moe", ERNIE, None),
+    "ernie-experts-wide": ("Ernie4_5_Moe", {**ERNIE, "intermediate_size": 96}, None),
     "ernie-experts-bias": (
         "Ernie4_5_Moe",
         {
@@ -544,10 +557,23 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "qwen3_vl-sections": (
+        "Qwen3VL",
+        {
+            "text_config": {**BASE, "head_dim": 16, **rope("default", mrope_section=[3, 3, 2])},
+            "vision_config": {
+                **PICTURES,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+            **QWEN_IMAGES,
+        },
+        None,
+    ),
     "qwen3_vl_moe": (
         "Qwen3VLMoe",
         {
-            "text_config": {**BASE, **EXPERTS, "head_dim": 16, **rope("default", mrope_section=[4, 2, 2])},
+            "text_config": {**BASE, **EXPERTS, "head_dim": 16, **rope("default", mrope_section=[3, 3, 2])},
             "vision_config": {
                 **PICTURES,
                 "num_position_embeddings": 16,
@@ -608,6 +634,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         None,
     ),
     "llama4": ("Llama4Text", {**LLAMA4, "moe_layers": None}, None),
+    "llama4-usual": ("Llama4Text", {**LLAMA4, "moe_layers": None, "attention_chunk_size": 8192}, None),
     "llama4-dense-between": (
         "Llama4Text",
         {

@@ -86,6 +86,18 @@ SMALL = {
     "starcoder2": {"use_bias": True, "tie_word_embeddings": True},
 }
 
+#: Companions of weights, which have no place in a plain checkpoint.
+SCALES = (
+    "weight_scale",
+    "weight_global_scale",
+    "weight_shape",
+    "weight_zero_point",
+    "input_scale",
+    "input_global_scale",
+    "k_scale",
+    "v_scale",
+)
+
 
 def decompress(folder: str, out: str) -> None:
     """Every weight of a compressed-tensors checkpoint as the library computes it, in float32, as a plain checkpoint."""
@@ -107,7 +119,7 @@ def decompress(folder: str, out: str) -> None:
         elif part == "weight" and tensor.dtype == torch.float8_e4m3fn:
             scale, args = tensors[f"{stem}.weight_scale"].float(), scheme_of(stem, quantization).weights
             weights[name] = dequantize(tensor.float(), scale, args=args, dtype=torch.float32)
-        elif part in ("weight", "bias", "A_log", "D", "dt_bias"):
+        elif part not in SCALES:
             weights[name] = tensor.float()
     target.mkdir()
     save_file(weights, target / "model.safetensors", {"format": "pt"})

@@ -5,33 +5,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import exp, log1p
-from typing import Any
 
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, rms_norm
 from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import Computed, GgufModel, HeadDim
+from loragraft.archs.keys import HeadDim
 from loragraft.archs.llama import llama_keys
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import HEAD_NORMS, OUTER, in_layer
-from loragraft.errors import UnsupportedError
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
 
 _PARAMETERS = ("alpha_n", "alpha_p", "beta", "eps")
 
 
-def _no_way_back(model: GgufModel) -> dict[str, Any]:
-    raise UnsupportedError("xielu.alpha_p", "cannot be exported", hint="export from the Hugging Face folder")
-
-
 APERTUS = ConfigClass(
     "apertus",
     "ApertusForCausalLM",
-    keys=llama_keys(
-        activation=None, head_dim=HeadDim(), more=(Computed(frozenset(), lambda config: {}, _no_way_back),)
-    ),
+    keys=llama_keys(activation=None, head_dim=HeadDim()),
     defaults={"rms_norm_eps": 1e-5, "rope_theta": 12000000.0, "max_position_embeddings": 65536},
     requires={"hidden_act": ("xielu",)},
     biases={"attention_bias": ATTENTION},
@@ -75,7 +67,10 @@ ARCH = Arch(
         in_layer("mlp.up_proj", "ffn_up"),
         in_layer("mlp.down_proj", "ffn_down"),
     ),
-    scalars={f"mlp.act_fn.{name}": f"xielu.{name}" for name in _PARAMETERS},
+    scalars={
+        f"mlp.act_fn.{name}": (f"xielu.{name}", (1,) if name.startswith("alpha") else ())
+        for name in _PARAMETERS
+    },
     hparams=hyperparameters,
     build=Decoder(attention=Attention(pairs="halves", head_norm=rms_norm), feed_forward=feed_forward),
 )

@@ -76,8 +76,9 @@ class Arch:
     hparams: Callable[[MetadataKeys], Hparams] = read_decoder
     extra_tensors: Callable[[Config], Mapping[str, npt.NDArray[np.float32]]] = lambda config: {}
     """Tensors that config.json implies, such as `rope_freqs.weight`."""
-    scalars: Mapping[str, str] = field(default_factory=dict)
-    """Tensors of one number, by Hugging Face's names in a layer, and the keys of GGUF that are arrays of them."""
+    scalars: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Tensors of one number, by Hugging Face's names in a layer: the keys of GGUF that are arrays of them, and their
+    shape in checkpoints."""
     llama_cpp: PublishedArch = field(default_factory=PublishedArch)
     """What llama.cpp's file for it knows of linears."""
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, by_feed_forward, rms_norm, swiglu
 from loragraft.archs.hparams import Hparams, dense_below, read_decoder, read_routing
-from loragraft.archs.keys import Count, Flag, Number, usual
+from loragraft.archs.keys import Computed, Count, Flag, Number, usual
 from loragraft.archs.keys.windows import FROM_LAYER_ON
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
@@ -21,6 +21,7 @@ from loragraft.archs.tensors import (
     SHARED_EXPERTS,
     router_bias,
 )
+from loragraft.formats.gguf.values import Value
 
 DOTS1 = ConfigClass(
     "dots1",
@@ -36,6 +37,8 @@ DOTS1 = ConfigClass(
             Count("expert_shared_count", ("n_shared_experts",), optional=True),
             Number("expert_weights_scale", "routed_scaling_factor"),
             Flag("expert_weights_norm", "norm_topk_prob"),
+            # llama.cpp ends with an assertion where the file says nothing
+            Computed(frozenset(), lambda config: {"expert_gating_func": Value.u32(2)}),
         ),
     ),
     defaults={

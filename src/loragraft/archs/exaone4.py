@@ -8,7 +8,7 @@ from loragraft.archs.arch import Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, rms_norm, swiglu
 from loragraft.archs.config import Config
 from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows
-from loragraft.archs.keys import Count, RopeParameters, usual
+from loragraft.archs.keys import Computed, Count, RopeParameters, usual
 from loragraft.archs.keys.windows import Windows
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
@@ -20,6 +20,20 @@ def _slides_by_pattern(config: Config, layer: int) -> bool:
     if isinstance(pattern, str) and pattern:
         return pattern[layer % len(pattern)] == "L"
     return (layer + 1) % (config.optional_integer("sliding_window_pattern") or 4) != 0
+
+
+_WINDOWS = Windows(layers=_slides_by_pattern, names=("sliding_window_pattern",), usual=lambda layer: False)
+#: How many layers a model has that llama.cpp takes the windows of.
+_WITH_WINDOWS = 64
+
+
+def _window_note(config: Config) -> list[str]:
+    if config.n_layers == _WITH_WINDOWS or not any(_WINDOWS.read(config)):
+        return []
+    return [
+        f"sliding_window = {config.get('sliding_window')} is kept, but llama.cpp attends to everything in exaone4 of "
+        f"other than {_WITH_WINDOWS} layers: longer texts differ there"
+    ]
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
@@ -43,7 +57,8 @@ EXAONE4 = ConfigClass(
         rope=RopeParameters(llama3=True),
         more=(
             Count("vocab_size", ("vocab_size",)),
-            Windows(layers=_slides_by_pattern, names=("sliding_window_pattern",), usual=lambda layer: False),
+            _WINDOWS,
+            Computed(frozenset(), lambda config: {}, say=_window_note),
         ),
     ),
     defaults={

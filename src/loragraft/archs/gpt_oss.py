@@ -27,6 +27,14 @@ def _experts_width(config: Config) -> Metadata:
     return {"expert_feed_forward_length": Value.u32(config.integer("intermediate_size"))}
 
 
+def _ramp_note(config: Config) -> list[str]:
+    if config.rope["rope_type"] != "yarn":
+        return []
+    return [
+        "YaRN's ramp is not cut to whole pairs, as in transformers; llama.cpp cuts it: logits differ a little there"
+    ]
+
+
 GPT_OSS = ConfigClass(
     "gpt_oss",
     "GptOssForCausalLM",
@@ -37,7 +45,7 @@ GPT_OSS = ConfigClass(
         experts=True,
         more=(
             Windows(layers=lambda config, layer: _slides(layer), names=(), usual=_slides),
-            Computed(frozenset(), _experts_width),
+            Computed(frozenset(), _experts_width, say=_ramp_note),
         ),
     ),
     defaults={

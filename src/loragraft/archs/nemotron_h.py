@@ -158,6 +158,11 @@ def keys(*more: Rule, before: tuple[Rule, ...] = ()) -> tuple[Rule, ...]:
         Count("ssm.group_count", ("n_groups",)),
         Computed(frozenset(["mamba_num_heads", "mamba_head_dim"]), _inner, _inner_back),
         Computed(frozenset(), lambda config: {"rope.scaling.finetuned": Value.boolean(False)}),
+        Computed(
+            frozenset(["use_conv_bias"]),
+            lambda config: {},
+            lambda model: {"use_conv_bias": any(name.endswith("conv1d.bias") for name in model.shapes)},
+        ),
         HeadDim(always=True),
         *more,
     )
@@ -190,7 +195,7 @@ IGNORES = frozenset(
     """
     attention_bias chunk_size expand hidden_dropout mamba_proj_bias mamba_ssm_cache_dtype mtp_hybrid_override_pattern
     mtp_layers_block_type num_logits_to_keep num_nextn_predict_layers rescale_prenorm_residual residual_in_fp32
-    sliding_window time_step_floor time_step_limit time_step_max use_conv_bias use_mamba_kernels
+    sliding_window time_step_floor time_step_limit time_step_max use_mamba_kernels
     """.split()  # noqa: SIM905
 )
 NEMOTRON_H = ConfigClass(

@@ -50,6 +50,15 @@ def _window(config: Config) -> Metadata:
     return {"attention.sliding_window": Value.u32(0 if given is None else config.integer("sliding_window"))}
 
 
+def _window_note(config: Config) -> list[str]:
+    window = config.given("sliding_window")
+    if window is None or config.integer("sliding_window") >= config.context:
+        return []
+    return [
+        f"sliding_window = {window} is kept, but llama.cpp attends to everything in phi3: longer texts differ there"
+    ]
+
+
 def _window_back(model: GgufModel) -> dict[str, Any]:
     return {"sliding_window": model.h.layers[0].window}
 
@@ -71,7 +80,7 @@ PHI3 = ConfigClass(
         RopeParameters(partial=True, long=True),
         FILE_TYPE,
         HiddenAct(),
-        Computed(frozenset(["sliding_window"]), _window, _window_back),
+        Computed(frozenset(["sliding_window"]), _window, _window_back, _window_note),
     ),
     defaults={
         "rms_norm_eps": 1e-5,

@@ -153,6 +153,11 @@ SQUEEZED = Shape(
 )
 #: A number for each head, as Mamba-1 has numbers for each of its channels.
 COLUMN = Shape(lambda h, shape: (*shape, 1), lambda shape: shape[:1])
+#: Numbers under an axis of one.
+UNDER_ONE = Shape(
+    lambda h, shape: shape[1:] if len(shape) == 2 and shape[0] == 1 else shape,
+    lambda shape: (1, *shape),
+)
 #: A norm over groups of elements.
 GROUPED = Shape(_by_group, lambda shape: (shape[0] * shape[1],) if len(shape) == 2 else shape)
 
@@ -196,6 +201,8 @@ class Tensor:
     """Of GGUF's tensor, if it is not the checkpoint's: for small ones."""
     when: Callable[[Hparams], bool] = lambda h: True
     """Whether the model has it; where GGUF calls a module by what else there is."""
+    beside: str | None = None
+    """Exports write this name only if the model has this other tensor of GGUF: where a module's name depends on it."""
     after: str | None = None
     """The tensor of GGUF behind which llama.cpp's converter writes this one; None: where it comes."""
 
@@ -233,9 +240,9 @@ def fused_experts(block: str) -> tuple[Tensor, ...]:
     )
 
 
-def router_bias(hf: str) -> Tensor:
+def router_bias(hf: str, shape: Shape | None = None) -> Tensor:
     """What corrects the experts' gates where they are chosen."""
-    return Tensor(f"model.layers.{{i}}.{hf}", "blk.{i}.exp_probs_b.bias", exact=True)
+    return Tensor(f"model.layers.{{i}}.{hf}", "blk.{i}.exp_probs_b.bias", exact=True, shape=shape)
 
 
 # ---- Llama's names, which most share ----

@@ -109,7 +109,7 @@ def _scalars(arch: Arch, config: Config, weights: list[Weight]) -> Metadata:
     found: dict[str, dict[int, float]] = {}
     for weight in list(weights):
         match = _IN_LAYER.fullmatch(weight.name)
-        key = arch.scalars.get(match["name"]) if match else None
+        key, _ = arch.scalars.get(match["name"], (None, ())) if match else (None, ())
         if match is None or key is None:
             continue
         weights.remove(weight)
@@ -118,7 +118,7 @@ def _scalars(arch: Arch, config: Config, weights: list[Weight]) -> Metadata:
             raise CheckpointError(config.path.parent, f"{weight.name} is no number", found=weight.shape)
         found.setdefault(key, {})[int(match["layer"])] = float(values[0])
     metadata: Metadata = {}
-    for key in arch.scalars.values():
+    for key, _ in arch.scalars.values():
         layers = found.get(key, {})
         if sorted(layers) != list(range(config.n_layers)):
             raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,13 +144,17 @@ class Origin:
 
 
 class CheckpointNames:
-    """The Hugging Face names of one model's tensors, from all `names` that they may have. Experts have a name each."""
+    """The Hugging Face names of one model's tensors, from all `names` that they may have. Experts have a name each.
+    `has`: the model's GGUF tensors, for names that depend on them."""
 
-    def __init__(self, names: TensorNames) -> None:
+    def __init__(self, names: TensorNames, has: Container[str] = ()) -> None:
         self._origins: dict[str, list[Origin]] = {}
         self._by_head: dict[str, tuple[str, list[Place]]] = {}
         for hf, places in names.by_name().items():
             [place, *others] = places
+            beside = place.tensor.beside
+            if beside is not None and beside.replace("{i}", str(place.layer)) not in has:
+                continue
             if place.heads and hf.endswith(".weight"):
                 self._by_head.update({each.name: (hf, places) for each in places})
             before = self._origins.setdefault(place.name, [])

@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 
 from loragraft.adapters.delta import Change
+from loragraft.archs import ARCHS
+from loragraft.archs.metadata import MetadataKeys
 from loragraft.errors import UnsupportedError
 from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.source import ModelSource, TensorSource
@@ -35,7 +37,7 @@ class Contents:
         keep_f16: bool,
     ) -> None:
         self.model, self._deltas = model, deltas
-        self._names = CheckpointNames(TensorNames(model.metadata))
+        self._names = CheckpointNames(TensorNames(model.metadata), model.tensors)
         if _EMBEDDING not in model.tensors:
             raise UnsupportedError(model.path, f"has no {_EMBEDDING}", expected="a whole language model")
         keeps = keep_f16 and model.tensors[_EMBEDDING].type.name == "F16"
@@ -45,11 +47,14 @@ class Contents:
         """Matrices to write as NVFP4: those that share a scale together."""
         self.floats: dict[str, Matrix] = {}
         self.vectors: dict[str, TensorSource] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of vectors that have another one in the checkpoint."""
         self._done: set[str] = set()
         for name, tensor in model.tensors.items():
             if name.endswith((".scale", ".input_scale")) or name == "rope_freqs.weight":
                 continue
             self._sort(name, tensor)
+        self._add_scalars()
         known = [matrix.input_scale is not None for group in self.groups.values() for matrix in group]
         self.algorithm = "NVFP4" if known and all(known) else "W4A16_NVFP4"
         if any(known) and not all(known):
@@ -100,6 +105,15 @@ class Contents:
                 self.groups.setdefault((scale_group(name), expert), []).append(matrix)
             else:
                 self.floats[origin.name] = matrix
+
+    def _add_scalars(self) -> None:
+        """Tensors that GGUF has as keys."""
+        keys = MetadataKeys(self.model.metadata)
+        for hf, (key, shape) in ARCHS.by_name(keys.arch).scalars.items():
+            for layer, value in enumerate(keys.global_numbers(key, keys.count("block_count"))):
+                name = f"model.layers.{layer}.{hf}"
+                self.vectors[name] = in_memory(name, np.full(1, value, np.float32))
+                self.shapes[name] = shape
 
     def _of_heads(self, name: str, places: list[Place]) -> None:
         """The matrix that several stacks by head are parts of; it comes with the first of them."""

@@ -83,7 +83,7 @@ class Layout(ABC):
         rows = values.reshape(1, -1)
         exact = np.array_equal(native.dequantize(native.quantize(rows, dtype), dtype), rows)
         kind = dtype if exact else F32
-        spec = SafetensorsSpec(name, kind.name, values.shape)
+        spec = SafetensorsSpec(name, kind.name, self.contents.shapes.get(name, values.shape))
         self.tasks.append(Task((spec,), Step(name, in_memory(vector.name, values), kind)))
 
     def _add_scalar(self, name: str, value: Callable[[], float], shape: tuple[int, ...]) -> None:
