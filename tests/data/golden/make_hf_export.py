@@ -5,9 +5,9 @@
 The models go to GGUF and from there to a checkpoint in NVFP4 (from the folder, where a GGUF is not enough).
 compressed-tensors takes the weights out of it, and transformers loads them and its config.json.
 
-By case: `from`, what was exported; `digest`, of what the export wrote, so that a test sees when it has changed; `error`,
-of our logits of these weights against those of transformers; `loss`, of these against the logits of the model that was
-exported; `refused`, why there is no export; `fails`, that transformers does not load it.
+By case: `from`, what was exported; `digest`, of what the export wrote, so that a test sees when it has changed;
+`error`, of our logits of these weights against those of transformers; `loss`, of these against the logits of the model
+that was exported; `refused`, why there is no export; `fails`, that transformers does not load it.
 """
 
 from __future__ import annotations
