@@ -3,16 +3,23 @@ feedback does not."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+import loragraft as lg
 from gguf_files import write_gguf
+from loragraft.adapters.delta import Delta
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.quants import native
 from loragraft.quants.types import BY_NAME
+from loragraft.streaming.change_kept import change_kept, kept_note
+from loragraft.streaming.steps import Step
+from paths import data
+from quantized import Quantized
 from small_models import small_model
 from streaming.test_calibrated import log_softmax, logits, nearest, text, written
 
@@ -52,3 +59,49 @@ def on_the_grid(weights: Floats, kind: str) -> Floats:
     wide = np.pad(weights, ((0, 0), (0, -weights.shape[1] % BY_NAME[kind].block)))
     rows = native.dequantize(native.quantize(wide, BY_NAME[kind]), BY_NAME[kind])
     return np.ascontiguousarray(rows.reshape(wide.shape)[:, : weights.shape[1]])
+
+
+def step_of(kind: str, source: str, size: float, rng: np.random.Generator) -> Step:
+    """64 rows of 256 weights, and a change of `size` of their standard deviation."""
+    values = rng.standard_normal((64, 256)).astype(np.float32)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 256), (64, 2)))
+    return Step(
+        "w", Quantized("w", values, BY_NAME[source]), BY_NAME[kind], (Delta(a, b, size / np.sqrt(2)),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "size", "least", "most"),
+    [
+        ("Q4_1", "Q4_1", 0.02, -0.1, 0.45),  # it goes back to the base
+        ("Q4_0", "Q4_0", 0.02, -0.1, 0.3),
+        ("Q4_1", "Q4_1", 0.5, 0.9, 1.1),  # the change is larger than a step
+        ("Q4_1", "F16", 0.02, 0.7, 1.3),  # nothing to go back to
+        ("Q8_0", "Q4_1", 0.02, 0.95, 1.05),
+    ],
+)
+def test_what_is_left_of_a_change(kind: str, source: str, size: float, least: float, most: float) -> None:
+    rng = np.random.default_rng(8)
+    kept = change_kept([step_of(kind, source, size, rng) for _ in range(20)])
+    assert kept is not None
+    assert least < kept < most
+
+
+def test_nothing_is_said_of_what_does_not_change() -> None:
+    step = step_of("Q4_0", "Q4_0", 0.0, np.random.default_rng(8))
+    assert change_kept([step]) is None
+    assert change_kept([replace(step, deltas=())]) is None
+    assert kept_note([replace(step, type=BY_NAME["F16"])]) is None
+
+
+def test_a_merge_that_goes_back_to_its_base_is_told(tmp_path: Path) -> None:
+    base, adapter = data("llama-kjv"), data("llama-kjv.shakespeare")
+    lg.merge(base, [], tmp_path / "base.gguf", type="Q4_0")
+    options = lg.QuantizeOptions(allow_requantize=True)
+    notes = {}
+    for strength, source in ((0.02, tmp_path / "base.gguf"), (1.0, tmp_path / "base.gguf"), (1.0, base)):
+        report = lg.merge(source, [(adapter, strength)], tmp_path / "out.gguf", type="Q4_0", options=options)
+        notes[strength, source] = [note for note in report.notes if "rounding to nearest leaves" in note]
+    assert len(notes[0.02, tmp_path / "base.gguf"]) == 1
+    assert "go back to it; add --calibrate TEXT" in notes[0.02, tmp_path / "base.gguf"][0]
+    assert notes[1.0, tmp_path / "base.gguf"] == notes[1.0, base] == []

@@ -92,6 +92,13 @@ def merge(
             progress=progress,
             label=f"Merging to {plan.target}" if loaded else f"Converting to {plan.target}",
         )
+    if loaded and not options.calibrate:
+        from loragraft.streaming.change_kept import kept_note
+
+        with naming(model.path):
+            note = kept_note(plan.steps)
+        if note is not None:
+            progress.note(note)
     return replace(report, adapters=used, notes=progress.notes)
 
 
