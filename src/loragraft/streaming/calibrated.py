@@ -184,6 +184,7 @@ class _Rounding:
                     step = self.steps[name]
                     weights[name] = self._meaning(step, rows).reshape(step.source.shape)
                 self.held_out.leave_nearest(part, weights, last=last)
+            weights.clear()  # before the next slice is read
             self.progress.advance(1)
         if self.held_out is not None:
             self.report.held_out = self.held_out.losses()

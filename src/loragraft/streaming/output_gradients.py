@@ -25,6 +25,7 @@ from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
 from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import BLOCK, mirror
+from loragraft.streaming.walk import Walk
 from loragraft.system.threads import in_threads
 
 #: Tokens that go through a layer at once, forth and back.
@@ -107,7 +108,9 @@ class Gradients:
         places, hidden = [], None
         for layer in range(layers):
             part = self._layers.part(layer)
-            hidden = self._layers.run(part, self._layers.weights(part), self.windows, hidden)
+            hidden = Walk(
+                part, self._layers.weights(part), self.windows, hidden, self._threads
+            ).output()
             places.append(self._file.write(hidden))
             progress.advance(1)
         assert hidden is not None
@@ -147,8 +150,9 @@ class Gradients:
 
         def back(first: int) -> _Passed:
             tape = Tape(part, weights, 1, length)
-            logits = tape.forward(self.windows[:0], hidden[first : first + length])
-            chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            chances = tape.forward(self.windows[:0], hidden[first : first + length]).copy()
+            chances -= chances.max(axis=-1, keepdims=True)
+            np.exp(chances, out=chances)
             chances /= chances.sum(axis=-1, keepdims=True)
             chances[np.arange(length), draw(chances, first // length)] -= 1
             seen = _Seen(moments=False)
@@ -203,8 +207,9 @@ class Gradients:
 def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
     """A label for each row of `chances` [rows, labels], which sum to 1."""
     reached = np.cumsum(chances, axis=-1)
-    limit = np.random.default_rng([_SEED, seed]).random((len(chances), 1), np.float32) * reached[:, -1:]
-    return np.asarray(np.minimum((reached <= limit).sum(axis=-1), chances.shape[-1] - 1))
+    limits = np.random.default_rng([_SEED, seed]).random(len(chances), np.float32) * reached[:, -1]
+    labels = [np.searchsorted(row, limit, side="right") for row, limit in zip(reached, limits, strict=True)]
+    return np.minimum(np.asarray(labels, np.int64), chances.shape[-1] - 1)
 
 
 class _Seen:
