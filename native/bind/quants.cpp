@@ -68,13 +68,15 @@ template <class T> using Out = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::dev
 
 template <class Array> auto data_of(const std::optional<Array>& array) { return array ? array->data() : nullptr; }
 
+using Losses = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
 // See quants/feedback.py. Rows [first, last) of the arrays; rows of one job may be shared out to several threads.
 void feedback(FloatRows w, std::optional<FloatRows> units, std::optional<FloatRows> offset_units, Out<int32_t> scales,
               std::optional<Out<int32_t>> offsets, Out<int8_t> rounded, Floats levels, bool uniform,
               std::optional<Floats> scale_table, std::pair<int, int> scale_range, std::optional<Floats> offset_table,
               std::pair<int, int> offset_range, In<float, 2> factor, Floats pivots, In<float, 3> h, In<float, 3> block_factor,
               Floats block_pivots, In<float, 3> block_inverse, bool forward, int step, const std::vector<int32_t>& sweeps,
-              float damping, nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> losses, int64_t first, int64_t last, const std::string& isa) {
+              float damping, std::optional<Losses> losses, int64_t first, int64_t last, const std::string& isa) {
     const size_t rows = w.shape(0), cols = w.shape(1), subs = scales.shape(1), n = subs ? cols / subs : 0;
     const auto is = [](const auto& array, auto... shape) {
         size_t i = 0;
@@ -83,7 +85,7 @@ void feedback(FloatRows w, std::optional<FloatRows> units, std::optional<FloatRo
     const bool fits = (n == 16 || n == 32) && subs * n == cols && is(scales, rows, subs) && is(rounded, rows, cols)
         && (!units || is(*units, rows, subs)) && (!offset_units || is(*offset_units, rows, subs))
         && (!offsets || is(*offsets, rows, subs)) && levels.shape(0) >= 2 && is(factor, cols * (subs + 1) / 2, n) && is(pivots, cols)
-        && is(h, subs, cols, n) && is(block_factor, subs, n, n) && is(block_pivots, cols) && is(block_inverse, subs, n, n) && is(losses, rows)
+        && is(h, subs, cols, n) && is(block_factor, subs, n, n) && is(block_pivots, cols) && is(block_inverse, subs, n, n) && (!losses || is(*losses, rows))
         && (!scale_table || (scale_range.first >= 0 && size_t(scale_range.second) < scale_table->shape(0)))
         && (!offset_table || (offset_range.first >= 0 && size_t(offset_range.second) < offset_table->shape(0)))
         && 0 <= first && first <= last && size_t(last) <= rows;
@@ -100,7 +102,7 @@ void feedback(FloatRows w, std::optional<FloatRows> units, std::optional<FloatRo
     job.scales = scales.data(), job.offsets = data_of(offsets), job.rounded = rounded.data();
     job.factor = factor.data(), job.pivots = pivots.data(), job.h = h.data();
     job.block_factor = block_factor.data(), job.block_pivots = block_pivots.data(), job.block_inverse = block_inverse.data();
-    job.forward = forward, job.damping = damping, job.losses = losses.data(), job.step = step, job.sweeps = sweeps.data(), job.n_sweeps = int(sweeps.size());
+    job.forward = forward, job.damping = damping, job.losses = data_of(losses), job.step = step, job.sweeps = sweeps.data(), job.n_sweeps = int(sweeps.size());
     const lg::KernelTable& kernels = isa.empty() ? lg::kernels() : lg::kernels(isa.c_str());
     nb::gil_scoped_release release;
     kernels.feedback.round(job, first, last);
@@ -150,7 +152,7 @@ void bind_quants(nb::module_& m) {
           nb::arg("offsets").none(), nb::arg("rounded"), nb::arg("levels"), nb::arg("uniform"), nb::arg("scale_table").none(),
           nb::arg("scale_range"), nb::arg("offset_table").none(), nb::arg("offset_range"), nb::arg("factor"), nb::arg("pivots"),
           nb::arg("h"), nb::arg("block_factor"), nb::arg("block_pivots"), nb::arg("block_inverse"), nb::arg("forward"),
-          nb::arg("step"), nb::arg("sweeps"), nb::arg("damping"), nb::arg("losses"), nb::arg("first"), nb::arg("last"), nb::arg("isa"));
+          nb::arg("step"), nb::arg("sweeps"), nb::arg("damping"), nb::arg("losses").none(), nb::arg("first"), nb::arg("last"), nb::arg("isa"));
     m.def("product", product, nb::arg("a"), nb::arg("b"), nb::arg("out"), nb::arg("add"), nb::arg("upper"), nb::arg("isa"),
           "out = a b, or out += a b; a and b in any layout. With `upper`, what lies below the diagonal is undefined.");
     m.def("dequantize", dequantize, nb::arg("data"), nb::arg("out"), nb::arg("kind"), nb::arg("isa"));

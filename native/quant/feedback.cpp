@@ -341,7 +341,9 @@ void round_rows(const FeedbackJob& job, int64_t first, int64_t last) {
         for (int i = 0; i < job.n_sweeps; ++i) {
             tile.sweep(job.sweeps[i]);
         }
-        tile.write_losses();
+        if (job.losses) {
+            tile.write_losses();
+        }
     }
 }
 

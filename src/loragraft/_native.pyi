@@ -67,7 +67,7 @@ def feedback(
     step: int,
     sweeps: Sequence[int],
     damping: float,
-    losses: Floats,
+    losses: Floats | None,
     first: int,
     last: int,
     isa: str,

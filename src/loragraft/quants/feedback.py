@@ -16,6 +16,8 @@ The outputs of a layer do not count alike either. With second moments G of the g
 rounding costs is tr(G (W - Q) H (W - Q)^T) (the Kronecker factors of the Fisher information; Martens and Grosse,
 arXiv:1503.05671). With G = V P V^T, V unit upper triangular by blocks of rows, the rows of a block are rounded like
 those of a matrix of their own to w_r + sum over the earlier s of V_sr (w_s - q_s): `OutputFactor`, `round_in_turn`.
+Then each block is visited again, as all others have become: sweeps towards w_b + G_bb^-1 G_bs (w_s - q_s), s being all
+rows of the others (`round_again`).
 
 This is the definition. The native core (native/quant/feedback.cpp) does the same operations on every row in the same
 order, all in float32, and gives the same numbers.
@@ -276,6 +278,23 @@ def round_in_turn(w: Floats, outputs: OutputFactor, round_rows: Callable[[Floats
         target = native.product(outputs.factor[:first, first:stop].T, errors[:first], w[rows], add=True)
         result[rows] = round_rows(target, rows)
         errors[first:stop] = w[rows] - result[rows]
+    return result
+
+
+def round_again(
+    w: Floats, rounded: Floats, outputs: OutputFactor, round_rows: Callable[[Floats, Order], Floats]
+) -> Floats:
+    """Visit the blocks of rows that `round_in_turn` has rounded once more, each with targets that make up for what all
+    the others have become."""
+    errors, result = w - rounded, rounded.copy()
+    for first, stop in pairwise(outputs.starts):
+        rows = outputs.order[first:stop]
+        others = outputs.g[rows]
+        own = others[:, rows].astype(np.float64)
+        others[:, rows] = 0
+        target = w[rows] + np.linalg.solve(own, native.product(others, errors))
+        result[rows] = round_rows(target.astype(np.float32), rows)
+        errors[rows] = w[rows] - result[rows]
     return result
 
 

@@ -23,6 +23,7 @@ from loragraft.quants.feedback import (
     Schedule,
     arrange,
     joint_cost,
+    round_again,
     round_in_turn,
     schedule,
 )
@@ -115,6 +116,7 @@ def round_for_outputs(
     """The rows of `round_matrix` with `outputs`, whatever they cost."""
     unit = _unit(kind, scale)
     data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
+    first = plan or schedule(GRIDS[kind.name]) if kind.name in GRIDS else Schedule(0, ())
 
     def in_turn(target: Floats, rows: Order) -> Floats:
         data[rows] = nearest(target, kind, importance, scale)
@@ -122,12 +124,22 @@ def round_for_outputs(
             values = native.dequantize(data[rows], kind)
             data[rows] = lattices.rounded(target, kind.name, data[rows], values, moments, threads=threads)[0]
         else:
-            grid = GRIDS[kind.name]
-            found, _ = feedback(target / unit, grid, grid.split(data[rows]), moments, plan, threads=threads)
-            data[rows] = grid.join(found)
+            swept(target, rows, first)
         return native.dequantize(data[rows], kind) * unit
 
-    round_in_turn(w, outputs, in_turn)
+    def swept(target: Floats, rows: Order, how: Schedule) -> None:
+        grid = GRIDS[kind.name]
+        parts = grid.split(data[rows])
+        found, _ = feedback(target / unit, grid, parts, moments, how, losses=False, threads=threads)
+        data[rows] = grid.join(found)
+
+    def once_more(target: Floats, rows: Order) -> Floats:
+        swept(target, rows, Schedule(first.step, first.sweeps[1:], forward=False))
+        return native.dequantize(data[rows], kind) * unit
+
+    rounded = round_in_turn(w, outputs, in_turn)
+    if kind.name not in LATTICES:
+        round_again(w, rounded, outputs, once_more)
     return data
 
 
@@ -153,11 +165,13 @@ def feedback(
     moments: Moments,
     plan: Schedule | None = None,
     *,
+    losses: bool = True,
     threads: int = 1,
     isa: str = "",
 ) -> tuple[Parts, Floats]:
     """See `quants.feedback.feedback`, whose numbers these are, for any number of threads, unless an accelerator is at
-    hand. `isa` names another instruction set's kernels than the machine's best."""
+    hand. Without `losses` rows are said to cost nothing, in less time. `isa` names another instruction set's kernels
+    than the machine's best."""
     rows = arrange(w, grid, parts, moments)
     plan = plan or schedule(grid)
     scales, offsets = grid.scales, grid.offsets or HALVES
@@ -198,7 +212,7 @@ def feedback(
             plan.step,
             list(plan.sweeps),
             moments.damping,
-            rows.losses,
+            rows.losses if losses else None,
             first,
             min(first + at_once, len(w)),
             isa,
