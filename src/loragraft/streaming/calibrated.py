@@ -31,6 +31,7 @@ from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.steps import Step
 from loragraft.streaming.walk import Walk
 from loragraft.streaming.writing import WholeTensors
+from loragraft.system.memory import give_back
 from loragraft.system.threads import in_threads
 from loragraft.units import plural
 
@@ -185,6 +186,7 @@ class _Rounding:
                     weights[name] = self._meaning(step, rows).reshape(step.source.shape)
                 self.held_out.leave_nearest(part, weights, last=last)
             weights.clear()  # before the next slice is read
+            give_back()
             self.progress.advance(1)
         if self.held_out is not None:
             self.report.held_out = self.held_out.losses()
@@ -207,6 +209,8 @@ class _Rounding:
             experts = shape[0] if len(shape) == 3 else 1
             moments = input_moments(product, counting, experts, self.threads)
             usual |= self._round(weights, moments, held)
+            del moments, product, held
+            give_back()
         return usual
 
     def _round_embeddings(self, part: Graph, weights: dict[str, Floats]) -> None:
@@ -333,12 +337,12 @@ class _Rounding:
         if reason is not None:
             return _RoundedMatrix(usual, usual, reason)
         own = None if self.gradients is None else self.gradients.of(step.name)
-        # Groups of rows, each with moments of its gradients; or all rows, if there are none.
-        moments_of = own.moments if own is not None else ()
-        spans = groups(len(w)) if moments_of else [slice(0, len(w))]
+        # Groups of rows, each with moments of its gradients, if there are any: what is made on the way is small then.
+        spans = groups(len(w))
+        moments_of = own.moments if own is not None and own.moments else [None] * len(spans)
         data, costs = usual.copy(), []
         with naming(step.name):
-            for span, g in zip(spans, moments_of or [None], strict=True):
+            for span, g in zip(spans, moments_of, strict=True):
                 group = _Group(
                     w[span],
                     step.type,

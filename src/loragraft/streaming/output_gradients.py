@@ -26,6 +26,7 @@ from loragraft.quants import native
 from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import BLOCK, mirror
 from loragraft.streaming.walk import Walk
+from loragraft.system.memory import give_back
 from loragraft.system.threads import in_threads
 
 #: Tokens that go through a layer at once, forth and back.
@@ -108,17 +109,18 @@ class Gradients:
         places, hidden = [], None
         for layer in range(layers):
             part = self._layers.part(layer)
-            hidden = Walk(
-                part, self._layers.weights(part), self.windows, hidden, self._threads
-            ).output()
+            hidden = Walk(part, self._layers.weights(part), self.windows, hidden, self._threads).output()
             places.append(self._file.write(hidden))
+            give_back()
             progress.advance(1)
         assert hidden is not None
         gradient = self._from_labels(hidden)
+        give_back()
         progress.advance(1)
         for layer in range(layers - 1, -1, -1):
             entered = self._file.read(places[layer - 1]) if layer else None
             gradient = self._back(self._layers.part(layer), entered, gradient)
+            give_back()
             progress.advance(1)
 
     def of(self, name: str) -> OutputGradients | None:
@@ -209,7 +211,7 @@ def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
     reached = np.cumsum(chances, axis=-1)
     limits = np.random.default_rng([_SEED, seed]).random(len(chances), np.float32) * reached[:, -1]
     labels = [np.searchsorted(row, limit, side="right") for row, limit in zip(reached, limits, strict=True)]
-    return np.minimum(np.asarray(labels, np.int64), chances.shape[-1] - 1)
+    return np.asarray(np.minimum(labels, chances.shape[-1] - 1), np.int64)
 
 
 class _Seen:
