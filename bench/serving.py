@@ -142,7 +142,8 @@ class Bench:
             }
 
     def load(self, clients: int, adapters: int = 0) -> Load:
-        return Load(clients, adapters, seconds=self.a.seconds)
+        a = self.a
+        return Load(clients, adapters, a.words, tokens=tuple(a.tokens), warm=a.warm, seconds=a.seconds)
 
 
 def first_token(url: str, model: str, seed: int) -> float:
@@ -226,6 +227,9 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=6.0, help="that each load is measured for")
+    parser.add_argument("--warm", type=float, default=1.5, help="seconds before that")
+    parser.add_argument("--words", type=int, default=32, help="of a prompt")
+    parser.add_argument("--tokens", type=int, nargs=2, default=[32, 96], help="of a reply, least and most")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of sweep")
     parser.add_argument(

@@ -119,6 +119,17 @@ def test_grammars_end_nothing_and_hold_nobody_back(served: Served, case: str) ->
     assert idle(served)
 
 
+def test_why_a_pattern_cannot_be_followed(served: Served) -> None:
+    """The library says it in the last of several lines."""
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "string", "pattern": "(?=a)b"}},
+    }
+    answer = post(served, CHAT, {"model": "kjv", "messages": SAID, "response_format": form})
+    assert answer.status_code == 400
+    assert "regex parse error: error: look-around" in answer.json()["error"]["message"]
+
+
 def deep(levels: int) -> bytes:
     nested = b'{"properties":{"a":' * levels + b"{}" + b"}}" * levels
     form = b'{"type":"json_schema","json_schema":{"name":"x","schema":%b}}' % nested

@@ -61,11 +61,11 @@ class Grammars:
             raise ApiError(f"{param}: the model has no token that ends a reply", param=param)
         found = _compiler.ask({"kind": kind, "text": text})
         if "problem" in found:
-            raise ApiError(f"{param}: {_first_line(found['problem'])}", param=param)
+            raise ApiError(f"{param}: {_in_a_line(found['problem'])}", param=param)
         limits = llguidance.LLParserLimits(**LIMITS)
         matcher = llguidance.LLMatcher(self._vocabulary, found["answer"], log_level=0, limits=limits)
         if problem := matcher.get_error():
-            raise ApiError(f"{param}: {_first_line(problem)}", param=param)
+            raise ApiError(f"{param}: {_in_a_line(problem)}", param=param)
         return lambda: _Matching(matcher.deep_copy(), self._tokenizer.size, param)
 
 
@@ -111,9 +111,16 @@ class _Matching:
 
     def _check(self) -> None:
         if problem := self._matcher.get_error():
-            raise LoragraftError(self._param, f"cannot be followed: {_first_line(problem)}")
+            raise LoragraftError(self._param, f"cannot be followed: {_in_a_line(problem)}")
 
 
-def _first_line(problem: object) -> str:
+def _in_a_line(problem: object) -> str:
+    """The first line, and where that only announces (`regex parse error:`) the last, which says what it is."""
     lines = str(problem).strip().splitlines()
-    return lines[0][:300] if lines else "not understood"
+    if not lines:
+        return "not understood"
+    return (
+        f"{lines[0]} {lines[-1].strip()}"[:300]
+        if len(lines) > 1 and lines[0].endswith(":")
+        else lines[0][:300]
+    )
