@@ -165,10 +165,10 @@ class Bench:
             if not (folder / "squares.pickle").exists():
                 measured(self, *arguments)
                 folder.mkdir(exist_ok=True)
-                for name, places in self._moments.items():
+                for (name, part), places in self._moments.items():
                     for number, place in enumerate(places):
-                        np.save(folder / f"{name}.{number}.npy", self._file.read(place))
-                kept = {name: len(places) for name, places in self._moments.items()}
+                        np.save(folder / f"{name}.{part}.{number}.npy", self._file.read(place))
+                kept = {key: len(places) for key, places in self._moments.items()}
                 values = (self._squares, self._means, self.embedding, kept)
                 (folder / "squares.pickle").write_bytes(pickle.dumps(values))
             values = pickle.loads((folder / "squares.pickle").read_bytes())
@@ -178,11 +178,14 @@ class Bench:
         def of(self: Gradients, name: str) -> OutputGradients | None:
             if name not in self._squares:
                 return None
-            count: Any = self._moments.get(name, 0)
-            moments = tuple(np.load(folder / f"{name}.{number}.npy") for number in range(count))
+            count: Any = self._moments.get((name, "outputs"), 0)
+            moments = tuple(np.load(folder / f"{name}.outputs.{number}.npy") for number in range(count))
             return OutputGradients(self._squares[name], self._means[name], moments)
 
-        Gradients.measure, Gradients.of = measure, of  # type: ignore[method-assign]
+        def mixed(self: Gradients, name: str) -> np.ndarray | None:
+            return np.load(folder / f"{name}.mixed.0.npy") if (name, "mixed") in self._moments else None
+
+        Gradients.measure, Gradients.of, Gradients.mixed = measure, of, mixed  # type: ignore[method-assign]
 
     def measure(self, model: str, kind: str, way: str) -> Cell:
         from loragraft.evaluate.divergence import kl

@@ -20,7 +20,7 @@ from loragraft.backends.recurrent_gradients import Scan
 from loragraft.backends.reference import ReferenceBackend, dequantized
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.graph.slices import slice_graph
-from small_models import LAYERS, VOCAB, small_model
+from small_models import KV_HEADS, LAYERS, VOCAB, small_model
 
 WINDOWS, LENGTH = 2, 7
 
@@ -36,6 +36,29 @@ def test_only_adapters_have_no_way_back() -> None:
     """Which are merged before anything is differentiated."""
     adapters = {Op.LORA, Op.EMBED_LORA, Op.EXPERTS_LORA, Op.EXPERTS_DORA_SCALE}
     assert set(Op) - set(gradients._BACK) == adapters
+
+
+@pytest.mark.parametrize("name", ["llama", "starcoder2", "gemma3", "llama/fused"])
+def test_what_attention_mixes_makes_the_gradient_of_the_values_weight(name: str) -> None:
+    """That of W_v, summed over positions as they are, is that of the heads that share its rows, summed over positions
+    as these mix them. Where values come of one product with queries and keys, nothing is told of them."""
+    rng = np.random.default_rng(5)
+    model = small_model(name, rng, layers=2)
+    tape = Tape(model.graph(), model.arrays, WINDOWS, LENGTH)
+    logits = tape.forward(rng.integers(0, VOCAB, (WINDOWS, LENGTH)).astype(np.int32), None)
+    plain: dict[str, Any] = {}
+    mixed: dict[str, Any] = {}
+
+    def attended(weight: str, x: Any, g: Any, weights: Any) -> None:
+        heads = np.einsum("whti,whtc->hic", g, weights @ x[:, None])
+        mixed[weight] = heads.reshape(KV_HEADS, -1, *heads.shape[1:]).sum(axis=1).reshape(-1, x.shape[-1])
+
+    gradient = rng.standard_normal(logits.shape).astype(np.float32)
+    tape.backward(gradient, lambda weight, x, g, ids: plain.update({weight: g.T @ x}), attended)
+    assert len(mixed) == (0 if name == "llama/fused" else 2)
+    for weight, found in mixed.items():
+        assert weight.endswith("attn_v.weight")
+        assert np.allclose(found, plain[weight], rtol=1e-3, atol=1e-4 * np.abs(plain[weight]).max())
 
 
 RECURRENT = ["lfm2-bias", "qwen3_5", "granitehybrid", "nemotron_h"]

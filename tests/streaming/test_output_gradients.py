@@ -35,13 +35,21 @@ def test_layer_by_layer_is_all_at_once(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(output_gradients, "draw", lambda chances, window: labels[window])
     monkeypatch.setattr(output_gradients, "BATCH", 2 * LENGTH)
     monkeypatch.setattr(output_gradients, "MOST_OUTPUTS", 40)
+    monkeypatch.setattr(output_gradients, "MIXED", 2)
 
     tape = Tape(graph, model.arrays, WINDOWS, LENGTH)
     logits = tape.forward(windows, None)
     chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     chances[np.arange(len(chances)), labels.reshape(-1)] -= 1
     expected: dict[str, Floats] = {}
-    tape.backward(chances, lambda weight, x, g, ids: expected.update({weight: g}))
+    mixed: dict[str, Floats] = {}
+
+    def attended(weight: str, x: Floats, g: Floats, weights: Floats) -> None:
+        rows = (weights @ x[:, None]) * np.sqrt(np.square(g).sum(axis=-1))[..., None]
+        rows = rows[:, :, 1::2].reshape(-1, x.shape[-1])
+        mixed[weight] = rows.T @ rows
+
+    tape.backward(chances, lambda weight, x, g, ids: expected.update({weight: g}), attended)
     with Gradients(layers, windows, tmp_path) as found:
         found.measure()
         assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]  # the other file has no name
@@ -60,6 +68,12 @@ def test_layer_by_layer_is_all_at_once(name: str, tmp_path: Path, monkeypatch: p
                     expected_group = g[:, span].T @ g[:, span]
                     assert np.allclose(group, expected_group, rtol=1e-3, atol=1e-4 * size), weight
         assert found.of("blk.0.attn_norm.weight") is None
+        assert list(mixed) == [f"blk.{layer}.attn_v.weight" for layer in (2, 1, 0)]
+        for weight, total in mixed.items():
+            own_mixed = found.mixed(weight)
+            assert own_mixed is not None
+            assert np.allclose(own_mixed, total, rtol=2e-3, atol=1e-4 * np.abs(total).max()), weight
+        assert found.mixed("blk.0.attn_q.weight") is None
 
 
 def test_labels_come_as_often_as_they_are_likely() -> None:

@@ -24,6 +24,9 @@ Array = npt.NDArray[Any]
 See = Callable[[str, Floats, Floats, "Ids | None"], None]
 """Called with a weight, its inputs [rows, in] (or [rows, k, in]), the gradients of its outputs [rows, out] (or
 [rows, k, out]) and the experts chosen [rows, k]."""
+Attended = Callable[[str, Floats, Floats, Floats], None]
+"""Called with the weight that attention's values are products of, its inputs [windows, length, in], the gradients of
+what attention makes [windows, heads, length, dim] and how it weighs positions [windows, heads, length, length]."""
 
 
 def missing(graph: Graph) -> str | None:
@@ -87,9 +90,9 @@ class Tape:
             return _attend(self, node, *inputs)[0]
         return (_FORTH[node.op] if node.op in _FORTH else OPS[node.op])(self, node, *inputs)
 
-    def backward(self, gradient: Floats, see: See) -> Floats | None:
+    def backward(self, gradient: Floats, see: See, attended: Attended | None = None) -> Floats | None:
         """What `gradient` of the output is to the hidden states that entered; None for a slice of tokens. `see` is
-        shown every product on the way."""
+        shown every product on the way, `attended` every attention whose values are products."""
         gradients: dict[int, Array] = {self.graph.output: gradient}
         entered = None
         for index in range(self.graph.output, -1, -1):
@@ -107,11 +110,25 @@ class Tape:
                 x, ids = inputs[0], inputs[1] if len(inputs) > 1 else None
                 assert x is not None
                 see(node.weights[0], x, g, ids)
+            made = value_product(self.graph, node) if attended is not None else None
+            if made is not None and attended is not None:
+                x = self.values[made.inputs[0]].reshape(self.windows, self.length, -1)
+                attended(made.weights[0], x, _heads(self, g, node.attrs["heads"]), self.kept[index][0])
             back = _BACK[node.op](self, node, g, self.values[index], self.kept.get(index), *inputs)
             for source, part in zip(node.inputs, back, strict=False):
                 if part is not None:
                     gradients[source] = gradients[source] + part if source in gradients else part
         return entered
+
+
+def value_product(graph: Graph, node: Node) -> Node | None:
+    """The product that makes the values of an attention, if nothing but its epilogue comes between."""
+    if node.op is not Op.ATTENTION:
+        return None
+    made = graph.nodes[node.inputs[2]]
+    while made.op in (Op.WEIGHT_SCALE, Op.DORA_SCALE, Op.BIAS, Op.ARCH_SCALE):
+        made = graph.nodes[made.inputs[0]]
+    return made if made.op is Op.MATMUL else None
 
 
 def _looked_at(graph: Graph) -> set[int]:

@@ -39,6 +39,8 @@ from loragraft.units import plural
 ENOUGH = 4
 #: An expert that fewer tokens than this for each of its columns reached is rounded to nearest.
 FEWEST = 0.25
+#: The part of plain second moments in those of values, which attention mixes.
+APART = 0.3
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ def round_layers(
     Raises QuantizeError, and LoragraftError for activations that are not finite.
     """
     return _Rounding(plan, calibration, backend, tensors, threads, progress).run()
+
+
+def together(mixed: Floats, plain: Floats) -> Floats:
+    """Second moments of what attention mixes, and, in the part `APART`, of what it mixes."""
+    share = np.float32((1 - APART) * np.trace(plain) / np.trace(mixed))
+    return np.asarray(share * mixed + np.float32(APART) * plain)
 
 
 Job = tuple[str, int]
@@ -278,21 +286,26 @@ class _Rounding:
             self.tensors.write(step, data)
         return {name: np.concatenate([part.nearest for part in parts]) for name, parts in rows.items()}
 
-    def _prepared(
-        self, jobs: Sequence[Job], moments: InputMoments
-    ) -> dict[tuple[int, int], feedback.Moments]:
+    def _prepared(self, jobs: Sequence[Job], moments: InputMoments) -> dict[Job, feedback.Moments]:
         """The moments of the inputs of `jobs`, made ready for their types' grids; their sums are given up for them."""
-        wanted = {
-            (rounding.sub_of(self.steps[name].type), m): name
+        mixed = {} if self.gradients is None else {name: self.gradients.mixed(name) for name, _ in jobs}
+        keys = {
+            (name, m): (
+                rounding.sub_of(self.steps[name].type),
+                m,
+                name if mixed.get(name) is not None else "",
+            )
             for name, m in jobs
             if self._reason(self.steps[name], moments, m) is None
         }
+        wanted = {key: name for (name, _), key in keys.items()}
 
-        def arranged(key: tuple[int, int]) -> feedback.ArrangedMoments:
+        def arranged(key: tuple[int, int, str]) -> feedback.ArrangedMoments:
             with naming(wanted[key]):
                 h, tokens = moments.sums[key[1]], int(moments.counts[key[1]])
                 damping = self.calibration.damping * max(1.0, ENOUGH * len(h) / tokens)
-                return feedback.arranged(h, key[0], damping)
+                own = mixed.get(key[2])
+                return feedback.arranged(h if own is None else together(own, h), key[0], damping)
 
         def factored(found: tuple[str, feedback.ArrangedMoments]) -> feedback.Moments:
             with naming(found[0]):
@@ -301,7 +314,8 @@ class _Rounding:
         all_arranged = in_threads(arranged, wanted, self.threads)
         moments.forget_sums()
         ready = in_threads(factored, zip(wanted.values(), all_arranged, strict=True), self.threads)
-        return dict(zip(wanted, ready, strict=True))
+        found = dict(zip(wanted, ready, strict=True))
+        return {job: found[key] for job, key in keys.items()}
 
     def _is_rounded(self, name: str) -> bool:
         step = self.steps.get(name)
@@ -326,7 +340,7 @@ class _Rounding:
         w: Floats,
         matrix: int,
         moments: InputMoments,
-        prepared: Mapping[tuple[int, int], feedback.Moments],
+        prepared: Mapping[Job, feedback.Moments],
         held: Floats | None,
         threads: int,
     ) -> _RoundedMatrix:
@@ -346,7 +360,7 @@ class _Rounding:
                 group = _Group(
                     w[span],
                     step.type,
-                    prepared[rounding.sub_of(step.type), matrix],
+                    prepared[step.name, matrix],
                     importance,
                     None if g is None else feedback.prepare_outputs(g, self.calibration.output_damping),
                     scale,

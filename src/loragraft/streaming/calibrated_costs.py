@@ -3,7 +3,8 @@ tensor at a time.
 
 To second order the predictions move by KL = 1/2 E[(g^T E x)^2] for weights off by E, inputs x and gradients g at the
 outputs, labels drawn from the predictions (that expectation is the Fisher information). With g taken to point anywhere
-alike, that is |g|^2 / (2 out) tr(E H E^T) over the tokens, H the second moments of inputs weighted by |g|^2. The
+alike, that is |g|^2 / (2 out) tr(E H E^T) over the tokens, H the second moments of inputs weighted by |g|^2. Where
+attention mixes the outputs, x is what it mixes of the inputs, and g the gradient of what it makes. The
 squared error of weights, which says little of a fine-tune that lies within a step of the base's own grid, is not looked
 at.
 """
@@ -21,10 +22,10 @@ from loragraft.errors import UnsupportedError, naming
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.types import QuantType
-from loragraft.streaming.calibrated import Calibration
+from loragraft.streaming.calibrated import Calibration, together
 from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import InputMoments, input_moments
-from loragraft.streaming.output_gradients import Gradients
+from loragraft.streaming.output_gradients import MIXED, Gradients
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.walk import Walk
 from loragraft.system.threads import in_threads
@@ -102,26 +103,44 @@ def _of_input(
         for matrix in range(len(moments.sums))
         if moments.counts[matrix]
     ]
-    grids = {(rounding.sub_of(kind), matrix) for _, kind, matrix in jobs if rounding.supports(kind)}
-    prepared = {key: feedback.prepare(moments.sums[key[1]], key[0], damping) for key in sorted(grids)}
+    found_mixed = {name: gradients.mixed(name) for name in moments.names if name in types}
+    mixed = {name: own for name, own in found_mixed.items() if own is not None}
+    keys = {
+        (rounding.sub_of(kind), matrix, name if name in mixed else "")
+        for name, kind, matrix in jobs
+        if rounding.supports(kind)
+    }
+
+    def prepare(key: tuple[int, int, str]) -> feedback.Moments:
+        sub, matrix, name = key
+        h = moments.sums[matrix]
+        return feedback.prepare(together(mixed[name], h) if name else h, sub, damping)
+
+    prepared = {key: prepare(key) for key in sorted(keys)}
 
     def cost(job: tuple[str, QuantType, int]) -> float:
         name, kind, matrix = job
         stack = weights[name].reshape(-1, *weights[name].shape[-2:])
         w, importance = stack[matrix], moments.mean_squares[matrix]
         if not rounding.supports(kind):
-            error = w - native.dequantize(native.quantize(w, kind, importance), kind)
-            return float(np.vdot(error @ moments.sums[matrix], error))
-        with naming(name):
-            own = prepared[rounding.sub_of(kind), matrix]
-            return rounding.round_matrix(w, kind, own, importance).cost
+            data = native.quantize(w, kind, importance)
+        else:
+            with naming(name):
+                own = prepared[rounding.sub_of(kind), matrix, name if name in mixed else ""]
+                rounded = rounding.round_matrix(w, kind, own, importance)
+            if name not in mixed:
+                return rounded.cost
+            data = rounded.data
+        error = w - native.dequantize(data, kind)
+        return float(np.vdot(native.product(error, mixed.get(name, moments.sums[matrix])), error))
 
     found = in_threads(cost, jobs, threads)
     costs: Costs = {}
     for (name, kind, _), value in zip(jobs, found, strict=True):
         gradient = gradients.of(name)
         if gradient is not None:
-            scale = gradient.mean / (2 * weights[name].shape[-2] * tokens)
+            scale = gradient.mean / tokens if name not in mixed else MIXED / gradients.windows.size
+            scale /= 2 * weights[name].shape[-2]
             costs[name, kind] = costs.get((name, kind), 0.0) + scale * value
     return costs
 

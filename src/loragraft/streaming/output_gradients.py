@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,12 @@ from loragraft.system.threads import in_threads
 
 #: Tokens that go through a layer at once, forth and back.
 BATCH = 512
+#: Of every so manyth position, what attention mixes is looked at: neighbours are mixed much alike.
+MIXED = 4
 #: Of more outputs than that, second moments are those of groups of neighbours: the whole matrix would be too large.
 MOST_OUTPUTS = 2048
 _SEED = 20
+_Key = tuple[str, Literal["outputs", "mixed"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Gradients:
         self.embedding: Floats | None = None
         """|g|^2 of the gradients g at the tokens' embeddings, float32 [tokens]."""
         self._means: dict[str, float] = {}
-        self._moments: dict[str, list[Place]] = {}
+        self._moments: dict[_Key, list[Place]] = {}
 
     def __enter__(self) -> Gradients:
         return self
@@ -127,8 +131,17 @@ class Gradients:
         """Those of a weight, if its layer has been gone through."""
         if name not in self._squares:
             return None
-        moments = tuple(map(self._file.read, self._moments.get(name, [])))
+        moments = tuple(map(self._file.read, self._moments.get((name, "outputs"), [])))
         return OutputGradients(self._squares[name], self._means[name], moments)
+
+    def mixed(self, name: str) -> Floats | None:
+        """Of a layer that makes attention's values: the sum of |g|^2 x x^T over heads and every `MIXED`th position,
+        float32 [in, in], where attention mixes its inputs to x and g is the gradient of what a head makes of them.
+
+        An error of a value counts with those of the other values that it is mixed with: what they have in common stays.
+        """
+        places = self._moments.get((name, "mixed"))
+        return None if places is None else self._file.read(places[0])
 
     def counting(self, part: Graph, plain: float) -> dict[str, Floats]:
         """How much each token of all windows counts for the weights of a slice: all alike in the part `plain` of the
@@ -173,7 +186,8 @@ class Gradients:
             tape = Tape(part, weights, len(here), length)
             tape.prepare(here, None if entered is None else entered[rows])
             seen = _Seen()
-            return _Passed(first, tape.backward(gradient[rows], seen.see), seen, tape.embedding)
+            entering = tape.backward(gradient[rows], seen.see, seen.attended)
+            return _Passed(first, entering, seen, tape.embedding)
 
         return self._gone_through(back, range(0, count * length, at_once * length), gradient)
 
@@ -203,7 +217,9 @@ class Gradients:
             mean = float(squares.mean(dtype=np.float64))
             if mean > 0 and np.isfinite(mean):
                 self._squares[name], self._means[name] = squares / np.float32(mean), mean
-                self._moments[name] = [self._file.write(group) for group in sink.moments.get(name, [])]
+        for key, groups_of in sink.moments.items():
+            if key[0] in self._squares and all(np.trace(group) > 0 for group in groups_of):
+                self._moments[key] = [self._file.write(group) for group in groups_of]
 
 
 def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
@@ -215,17 +231,28 @@ def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
 
 
 class _Seen:
-    """The gradients of one batch: `squares` by token; `outputs` [rows, out], where their second moments are wanted."""
+    """The gradients of one batch: `squares` by token; `rows` [rows, n] whose second moments are wanted."""
 
     def __init__(self, *, moments: bool = True) -> None:
         self._wanted = moments
         self.squares: dict[str, Floats] = {}
-        self.outputs: dict[str, Floats] = {}
+        self.rows: dict[_Key, Floats] = {}
 
     def see(self, name: str, x: Floats, g: Floats, ids: Ids | None) -> None:
         self.squares[name] = np.einsum("...i,...i->...", g, g)
         if ids is None and self._wanted:
-            self.outputs[name] = g
+            self.rows[name, "outputs"] = g
+
+    def attended(self, name: str, x: Floats, g: Floats, weights: Floats) -> None:
+        windows, heads = weights.shape[:2]
+        g, weights = g[:, :, MIXED - 1 :: MIXED], weights[:, :, MIXED - 1 :: MIXED]
+        sizes = np.sqrt(np.einsum("...i,...i->...", g, g))
+        mixed = np.empty((*sizes.shape, x.shape[-1]), np.float32)
+        for window in range(windows):
+            for head in range(heads):
+                native.product(weights[window, head], x[window], mixed[window, head])
+        mixed *= sizes[..., None]
+        self.rows[name, "mixed"] = mixed.reshape(-1, x.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +271,7 @@ class _Whole:
     def __init__(self, tokens: int, threads: int) -> None:
         self._tokens, self._threads = tokens, threads
         self.squares: dict[str, Floats] = {}
-        self.moments: dict[str, list[Floats]] = {}
+        self.moments: dict[_Key, list[Floats]] = {}
 
     def add(self, batches: Sequence[_Passed]) -> None:
         for passed in batches:
@@ -253,24 +280,25 @@ class _Whole:
                     self.squares[name] = np.zeros((self._tokens, *squares.shape[1:]), np.float32)
                 self.squares[name][passed.first : passed.first + len(squares)] = squares
         jobs = []
-        for name, g in batches[0].seen.outputs.items():
-            spans = groups(g.shape[-1])
-            if name not in self.moments:
+        for key, rows in batches[0].seen.rows.items():
+            columns = rows.shape[-1]
+            spans = groups(columns) if key[1] == "outputs" else [slice(0, columns)]
+            if key not in self.moments:
                 sizes = [span.stop - span.start for span in spans]
-                self.moments[name] = [np.zeros((size, size), np.float32) for size in sizes]
+                self.moments[key] = [np.zeros((size, size), np.float32) for size in sizes]
             jobs += [
-                (name, span, total, first)
-                for span, total in zip(spans, self.moments[name], strict=True)
+                (key, span, total, first)
+                for span, total in zip(spans, self.moments[key], strict=True)
                 for first in range(0, len(total), BLOCK)
             ]
 
-        def add(job: tuple[str, slice, Floats, int]) -> None:
-            name, span, total, first = job
+        def add(job: tuple[_Key, slice, Floats, int]) -> None:
+            key, span, total, first = job
             stop = min(first + BLOCK, len(total))
             for passed in batches:
-                g = passed.seen.outputs[name][:, span]
+                x = passed.seen.rows[key][:, span]
                 native.product(
-                    g[:, first:stop].T, g[:, first:], total[first:stop, first:], add=True, upper=True
+                    x[:, first:stop].T, x[:, first:], total[first:stop, first:], add=True, upper=True
                 )
 
         in_threads(add, jobs, self._threads)
