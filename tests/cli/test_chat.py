@@ -95,6 +95,7 @@ def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal, sec
     [
         ("/lora", "poet  1"),
         ("/lora nobody 1", "nobody: no adapter of this name"),
+        ("/lora poet=0.5\n/lora", "poet  0.5"),
         ("/lora poet nan", "strength: not a number: found 'nan'"),
         ("/lora poet x", "strength: not a number: found 'x'"),
         ("/temp -1", "temperature: cannot be so: found '-1', expected a number from 0 on"),
@@ -109,6 +110,18 @@ def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal, sec
 )
 def test_commands(terminal: Terminal, line: str, says: str) -> None:
     assert says in terminal.answer(line)
+
+
+def test_a_model_that_cannot_chat(tmp_path: Path) -> None:
+    """It is said at once, and what to type instead."""
+    model = data("llama-kjv")
+    ended = subprocess.run(
+        [*CHAT, str(model)], input="hi\n", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "has no chat template" in ended.stderr
+    assert f"loragraft run {model} -p TEXT" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_pipe_gets_replies_and_nothing_else(tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ def test_a_model_without_a_template_continues_texts(browser: Any) -> None:
         opened.goto(server.url)
         opened.locator(".adapters label").first.wait_for()
         assert "goes on" in opened.get_attribute("#prompt", "placeholder")
+        assert not opened.locator("#system").is_visible()  # there is no place for it in the prompt
+        opened.set_viewport_size({"width": 360, "height": 700})
+        assert opened.evaluate(
+            "(box => box.scrollHeight <= box.clientHeight)(document.querySelector('#prompt'))"
+        )
+        opened.set_viewport_size({"width": 1200, "height": 800})
         opened.fill("#temperature", "0")
         opened.fill("#max-tokens", "12")
         send(opened, "And the king said", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -79,6 +80,13 @@ def chat(
     from loragraft.inference.conversation import Conversation
 
     loaded = lg.load(model, device=device, threads=threads)
+    if not loaded.has_template:
+        raise LoragraftError(
+            model,
+            "has no chat template",
+            expected="a model that was trained to chat",
+            hint=f"have it continue a text: loragraft run {shlex.quote(str(model))} -p TEXT",
+        )
     for note in loaded.notes:
         console.info(note)
     with suppress(ImportError):
@@ -161,8 +169,8 @@ def _obey(talk: Conversation, line: str) -> bool:
             if not talk.strengths:
                 console.result("no adapters; /load NAME PATH adds one")
         case "lora":
-            adapter, _, given = rest.rpartition(" ")
-            talk.set_strength(adapter.strip(), _number(given, "strength"))
+            adapter, _, given = rest.rpartition("=" if "=" in rest else " ")
+            talk.set_strength(adapter.strip(), _number(given.strip(), "strength"))
         case "load":
             adapter, _, path = rest.partition(" ")
             talk.load(adapter, Path(path.strip()))

@@ -22,7 +22,8 @@ async function begin() {
     const models = (await get("/v1/models")).data;
     model = models[0].id;
     chats = models[0].chat;
-    if (!chats) at("prompt").placeholder = "Begin a text; the model goes on (it has no chat template)";
+    if (!chats) at("prompt").placeholder = "Begin a text; it goes on"; // fits a phone
+    at("system-section").hidden = !chats;
     at("model").textContent = model;
     document.title = `loragraft ${model}`;
     const adapters = models.slice(1).map(({ id }) => ({ name: id }));
