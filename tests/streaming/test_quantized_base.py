@@ -91,7 +91,7 @@ def test_nothing_is_said_of_what_does_not_change() -> None:
     step = step_of("Q4_0", "Q4_0", 0.0, np.random.default_rng(8))
     assert change_kept([step]) is None
     assert change_kept([replace(step, deltas=())]) is None
-    assert kept_note([replace(step, type=BY_NAME["F16"])]) is None
+    assert kept_note([replace(step, type=BY_NAME["F16"])], "stop") is None
 
 
 def test_a_merge_that_goes_back_to_its_base_is_told(tmp_path: Path) -> None:
@@ -105,3 +105,20 @@ def test_a_merge_that_goes_back_to_its_base_is_told(tmp_path: Path) -> None:
     assert len(notes[0.02, tmp_path / "base.gguf"]) == 1
     assert "go back to it; add --calibrate TEXT" in notes[0.02, tmp_path / "base.gguf"][0]
     assert notes[1.0, tmp_path / "base.gguf"] == notes[1.0, base] == []
+
+
+def test_an_export_that_goes_back_to_its_base_is_told_what_to_do(tmp_path: Path) -> None:
+    """And that keeps every code that was rounded with feedback."""
+    base, adapter = data("llama-kjv-nvfp4"), (data("llama-kjv.shakespeare"), 0.05)
+    (note,) = (
+        note
+        for note in lg.export(base, tmp_path / "nearest", adapters=[adapter], threads=2).notes
+        if "rounding to nearest leaves" in note
+    )
+    assert note.endswith("merge to a GGUF with --type NVFP4 --calibrate TEXT, and export that")
+    (tmp_path / "text.txt").write_text(data("text/shakespeare-valid.txt").read_text()[:6000])
+    options = lg.QuantizeOptions(calibrate=[tmp_path / "text.txt"], calibrate_windows=4)
+    merged = lg.merge(base, [adapter], tmp_path / "m.gguf", type="NVFP4", options=options, threads=2)
+    assert not any("rounding to nearest leaves" in note for note in merged.notes)
+    exported = lg.export(tmp_path / "m.gguf", tmp_path / "out", threads=2)
+    assert (exported.carried_over, exported.quantized) == (28, 0)

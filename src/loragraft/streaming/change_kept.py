@@ -40,14 +40,14 @@ def change_kept(steps: Sequence[Step]) -> float | None:
     return along / whole if whole else None
 
 
-def kept_note(steps: Sequence[Step]) -> str | None:
-    """What to tell the user, if it is little."""
+def kept_note(steps: Sequence[Step], instead: str) -> str | None:
+    """What to tell the user if it is little: and what to do `instead`."""
     kept = change_kept(steps)
     if kept is None or kept >= LITTLE:
         return None
     return (
         f"rounding to nearest leaves {max(0, round(100 * kept))} % of what the adapters change (a sample of rows): the "
-        "base's weights lie on a grid and go back to it; add --calibrate TEXT, or take a larger type"
+        f"base's weights lie on a grid and go back to it; {instead}"
     )
 
 

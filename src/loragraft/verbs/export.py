@@ -27,6 +27,7 @@ from loragraft.huggingface.config_json import bias_flags, config_of
 from loragraft.huggingface.tokenizer_json import generation_config, tokenizer_files
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Noted, Progress
+from loragraft.streaming.change_kept import kept_note
 from loragraft.streaming.checkpoint.contents import Contents
 from loragraft.streaming.checkpoint.folder import NewFolder, check_new
 from loragraft.streaming.checkpoint.layouts import LAYOUTS, Layout
@@ -144,6 +145,11 @@ def export(
         for name, data in files.items():
             with OutputFile(folder / name, len(data)) as file:
                 file.write_at(0, data)
+    if loaded:
+        with naming(model.path):
+            lost = kept_note(steps, "merge to a GGUF with --type NVFP4 --calibrate TEXT, and export that")
+        if lost is not None:
+            progress.note(lost)
     linears = len(layout.group_of)
     return ExportReport(
         folder,

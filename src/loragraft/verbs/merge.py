@@ -96,7 +96,7 @@ def merge(
         from loragraft.streaming.change_kept import kept_note
 
         with naming(model.path):
-            note = kept_note(plan.steps)
+            note = kept_note(plan.steps, "add --calibrate TEXT, or take a larger type")
         if note is not None:
             progress.note(note)
     return replace(report, adapters=used, notes=progress.notes)
