@@ -116,6 +116,8 @@ def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[
     drawn = {}
     for name, shape in shapes.items():
         low, high = norms if "norm" in name and name.endswith(".weight") else (-0.35, 0.35)
+        if name.endswith(".layer_scalar"):
+            low, high = 0.5, 1.5
         if name.endswith(".A_log"):  # decays from slow to fast
             low, high = -3.5, 0.5
         bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))

@@ -40,6 +40,25 @@ MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8}
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7}
+TYPES4 = ["sliding_attention", "full_attention"]
+GEMMA4 = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 8,
+    "num_hidden_layers": 4,
+    "layer_types": TYPES4 * 2,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "pad_token_id": 0,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 20000.0,
+        },
+    },
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.2,
@@ -338,6 +357,33 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "exaone4": (
         "Exaone4",
         {"num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 4},
+        None,
+    ),
+    "gemma4": (
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 3.0,
+        },
+        None,
+    ),
+    "gemma4-per-layer": (
+        "Gemma4Text",
+        {**GEMMA4, "hidden_size_per_layer_input": 6, "tie_word_embeddings": False},
+        None,
+    ),
+    "gemma4-shared": (
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 6,
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", *TYPES4 * 2, "full_attention"],
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+        },
         None,
     ),
     "exaone4-full": (

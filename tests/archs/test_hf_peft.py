@@ -15,6 +15,7 @@ import loragraft as lg
 from archs.test_hf_configs import write
 from hf_configs import ADAPTED, PEFT_STEP, weights
 from hf_configs import logits as golden_logits
+from loragraft.formats.gguf.model import open_gguf
 from paths import data
 from tolerances import NATIVE_F32, nmse
 
@@ -46,5 +47,11 @@ def test_an_adapter_on_every_linear(tmp_path: Path, case: str) -> None:
     lg.merge(base, adapter, output=tmp_path / "merged.gguf", type="F32")
     merged = lg.load(tmp_path / "merged.gguf", threads=1, activations="f32", context=len(ids))
     assert nmse(merged.logits(ids)[::PEFT_STEP], expected) < NATIVE_F32
+    lg.convert(base, tmp_path / "base.gguf", type="F32")
+    lg.merge(tmp_path / "base.gguf", adapter, output=tmp_path / "from-gguf.gguf", type="F32")
+    one, other = (open_gguf(tmp_path / f"{name}.gguf").tensors for name in ("merged", "from-gguf"))
+    assert {name: tensor.rows(0, tensor.n_rows).tobytes() for name, tensor in one.items()} == {
+        name: tensor.rows(0, tensor.n_rows).tobytes() for name, tensor in other.items()
+    }
     tuned = lg.load(base, adapters=[adapter], threads=1, activations="f32", context=len(ids))
     assert nmse(tuned.logits(ids)[::PEFT_STEP], expected) < NATIVE_F32

@@ -12,6 +12,9 @@ from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
 from loragraft.units import names_text
 
+#: Linears that may have one row, whose axis GGUF then drops.
+_ROUTERS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")
+
 
 def collect_deltas(
     model: ModelSource, adapters: Sequence[tuple[Adapter, float]]
@@ -53,6 +56,8 @@ def collect_deltas(
 
 
 def _check_shape(adapter: Adapter, pair: LoraPair, shape: tuple[int, ...]) -> None:
+    if len(shape) == 1 and pair.target.endswith(_ROUTERS):
+        shape = (1, *shape)
     expected = (*shape[:-2], pair.rank, shape[-1]), (*shape[:-1], pair.rank)
     if len(shape) < 2 or (pair.a.shape, pair.b.shape) != expected:
         raise AdapterError(

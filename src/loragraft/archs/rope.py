@@ -40,6 +40,8 @@ class Rope:
     """Tokens that a model with long and short factors was trained for."""
     original: int = 0
     """Contexts of more tokens than that take the long factors."""
+    factors: bool = True
+    """Whether the file's `rope_freqs`, if it has any, are for it."""
     most: int | None = None
     """Positions that it is known for: behind them a dynamic scaling would set in."""
 

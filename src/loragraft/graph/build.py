@@ -26,6 +26,8 @@ class GraphBuilder:
         self.tensors = tensors
         self._nodes: list[Node] = []
         self._cuts: list[Ref] = []
+        self.kept: dict[str, Ref] = {}
+        """Values that later parts of a graph take up again, by names that these agree on."""
 
     def add(
         self, op: Op, inputs: Iterable[Ref] = (), weights: Iterable[str] = (), label: str = "", **attrs: Any

@@ -207,6 +207,8 @@ class AdapterPlacement:
         a, b, magnitude = self._ordered(place, module, a, b, magnitude)
         shape = (*a.shape[:-2], b.shape[-2], a.shape[-1])
         expected = whole if place.expert is None else whole[1:]
+        if len(expected) == 1:  # GGUF drops the axis of a weight with one row
+            expected = (1, *expected)
         if (span := place.span) is not None:
             expected = (span[1] - span[0], *whole[1:])
         if shape != expected:

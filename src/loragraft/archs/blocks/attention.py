@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -31,8 +32,16 @@ class Attention:
     """Each head's query has a gate of as many elements behind it in the projection; what the head gives is multiplied
     by its sigmoid (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next)."""
 
+    value_norm: bool = False
+    """v is divided by its root mean square, each head's by its own, without a weight (Gemma 4)."""
+    source: Callable[[Hparams, int], int] | None = None
+    """The layer whose keys and values a layer has; None: always its own. Each keeps them for itself."""
+
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk, own = f"blk.{layer}", h.layers[layer]
+        source = layer if self.source is None else self.source(h, layer)
+        if source != layer:
+            return self._with_others(g, h, x, layer, source)
         q, k, v = (
             g.clamp(part, h.clamp_qkv, f"{blk}.clamp_{name}")
             for part, name in zip(self._project(g, own, x, blk), "qkv", strict=True)
@@ -48,8 +57,31 @@ class Attention:
             q, k = self._normed(g, h, q, k, blk)
         if own.sharpening is not None:
             q = g.add(Op.POSITION_SCALE, (q,), label=f"{blk}.attn_q_sharpened", **asdict(own.sharpening))
+        if self.value_norm:
+            v = g.plain_rms_norm(v, own.value_dim, h.norm_eps, f"{blk}.attn_v_norm")
+        if self.source is not None:
+            g.kept |= {f"{blk}.k": k, f"{blk}.v": v}
+        mixed = self._attend(g, h, layer, q, k, v)
+        if self.gated:
+            gate = g.split(both, size, 2 * size, f"{blk}.attn_q.gate", 2 * size)
+            gate = g.add(Op.SIGMOID, (gate,), label=f"{blk}.attn_gate_sigmoid")
+            mixed = g.add(Op.MUL, (mixed, gate), label=f"{blk}.attn_gated")
+        return g.linear(mixed, f"{blk}.attn_output")
+
+    def _with_others(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int, source: int) -> Ref:
+        """With the keys and values of the layer `source`, normed and turned as they are there."""
+        blk, own = f"blk.{layer}", h.layers[layer]
+        q = g.linear(x, f"{blk}.attn_q")
+        if self.head_norm is not None:
+            q = self.head_norm(g, h, q, f"{blk}.attn_q_norm")
+        q = self._rotate(g, own, q, own.heads, f"{blk}.rope_q")
+        mixed = self._attend(g, h, layer, q, g.kept[f"blk.{source}.k"], g.kept[f"blk.{source}.v"])
+        return g.linear(mixed, f"{blk}.attn_output")
+
+    def _attend(self, g: GraphBuilder, h: Hparams, layer: int, q: Ref, k: Ref, v: Ref) -> Ref:
+        blk, own = f"blk.{layer}", h.layers[layer]
         sinks = f"{blk}.attn_sinks.weight"
-        mixed = g.add(
+        return g.add(
             Op.ATTENTION,
             (q, k, v),
             (sinks,) if g.has(sinks) else (),
@@ -65,11 +97,6 @@ class Attention:
             slopes=own.slopes or None,
             chunk=own.chunk,
         )
-        if self.gated:
-            gate = g.split(both, size, 2 * size, f"{blk}.attn_q.gate", 2 * size)
-            gate = g.add(Op.SIGMOID, (gate,), label=f"{blk}.attn_gate_sigmoid")
-            mixed = g.add(Op.MUL, (mixed, gate), label=f"{blk}.attn_gated")
-        return g.linear(mixed, f"{blk}.attn_output")
 
     def _normed(self, g: GraphBuilder, h: Hparams, q: Ref, k: Ref, blk: str) -> tuple[Ref, Ref]:
         if self.head_norm is None:
@@ -78,7 +105,9 @@ class Attention:
 
     def _project(self, g: GraphBuilder, own: Layer, x: Ref, blk: str) -> tuple[Ref, Ref, Ref]:
         if not g.has(f"{blk}.attn_qkv.weight"):
-            return g.linear(x, f"{blk}.attn_q"), g.linear(x, f"{blk}.attn_k"), g.linear(x, f"{blk}.attn_v")
+            q, k = g.linear(x, f"{blk}.attn_q"), g.linear(x, f"{blk}.attn_k")
+            keys_are_values = self.value_norm and not g.has(f"{blk}.attn_v.weight")
+            return q, k, k if keys_are_values else g.linear(x, f"{blk}.attn_v")
         fused = g.linear(x, f"{blk}.attn_qkv")
         q, k, v = own.heads * own.key_dim, own.kv_heads * own.key_dim, own.kv_heads * own.value_dim
         return (
@@ -91,7 +120,7 @@ class Attention:
         if own.rope is None:
             return x
         names = LONG_FACTORS if own.rope.original else ("rope_freqs.weight",)
-        factors = tuple(name for name in names if g.has(name))
+        factors = tuple(name for name in names if g.has(name) and own.rope.factors)
         return g.add(
             Op.ROPE,
             (x,),

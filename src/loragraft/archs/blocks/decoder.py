@@ -12,6 +12,8 @@ from loragraft.graph.ops import Graph, Op, TensorFact
 
 Part = Callable[[GraphBuilder, Hparams, Ref, int], Ref]
 """(builder, sizes, the value before it, the layer) -> what it adds to the residual stream"""
+Begin = Callable[[GraphBuilder, Hparams, Ref, Ref], None]
+"""(builder, sizes, the tokens, their embedding): what is made before the first layer, for `GraphBuilder.kept`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,19 @@ class Decoder:
     parallel: bool = False
     output_norm: str = "output_norm"
     """What the file calls the norm before the output: LFM2's has the name of a norm behind the embedding."""
+    begin: Begin | None = None
+    behind: Part | None = None
+    """What becomes of the residual stream behind each layer."""
     unused: Callable[[Hparams, str], bool] = lambda h, name: False
     """Whether the architecture knowingly does without the tensor of this name."""
 
     def __call__(self, h: Hparams, tensors: Mapping[str, TensorFact]) -> Graph:
         g = GraphBuilder(h.arch, tensors)
         scale = None if h.embedding_scale == 1.0 else h.embedding_scale
-        x = g.embed(g.tokens(), arch_scale=scale)
+        ids = g.tokens()
+        x = g.embed(ids, arch_scale=scale)
+        if self.begin is not None:
+            self.begin(g, h, ids, x)
         if g.has("position_embd.weight"):
             x = g.add(Op.ADD, (x, g.embed_positions()), label="position_embd_sum")
         if g.has("token_embd_norm.weight") and self.output_norm != "token_embd_norm":
@@ -80,6 +88,7 @@ class Decoder:
         for layer in range(last):
             g.cut(x)
             x = self._parallel(g, h, x, layer) if self.parallel else self._in_turn(g, h, x, layer)
+            x = x if self.behind is None else self.behind(g, h, x, layer)
         g.cut(x)
         x = self.norm(g, h, x, self.output_norm)
         tied = None if g.has("output.weight") else "token_embd"
