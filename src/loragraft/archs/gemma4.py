@@ -1,5 +1,5 @@
-"""Gemma 4, its text model: heads of two sizes, values that may be the keys, layers that take up the keys and values of an
-earlier one, and an embedding of every token for each layer (Gemma Team 2026)."""
+"""Gemma 4, its text model: heads of two sizes, values that may be the keys, layers that take up the keys and values of
+an earlier one, and an embedding of every token for each layer (Gemma Team 2026)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def _types(config: Config) -> list[str]:
     found = config.get("layer_types")
     if found is None:
         found = [_SLIDING if (i + 1) % 6 else _FULL for i in range(config.n_layers)]
-    if not isinstance(found, list) or len(found) != config.n_layers or not {*map(str, found)} <= {_SLIDING, _FULL}:
+    if (
+        not isinstance(found, list)
+        or len(found) != config.n_layers
+        or not {*map(str, found)} <= {_SLIDING, _FULL}
+    ):
         raise CheckpointError(
             config.path,
             "bad layer_types",
@@ -50,7 +54,9 @@ def _of_full_layers(config: Config, key: str, old: str) -> int | None:
     if by_layer is None:
         return config.optional_integer(old)
     if not isinstance(by_layer, dict) or not all(isinstance(own, dict) for own in by_layer.values()):
-        raise CheckpointError(config.path, "bad per_layer_config", found=repr(by_layer)[:80], expected="objects")
+        raise CheckpointError(
+            config.path, "bad per_layer_config", found=repr(by_layer)[:80], expected="objects"
+        )
     full = [i for i, kind in enumerate(_types(config)) if kind == _FULL]
     if sorted(by_layer) != sorted(map(str, full)):
         raise UnsupportedError(
@@ -61,7 +67,9 @@ def _of_full_layers(config: Config, key: str, old: str) -> int | None:
         )
     values = {repr(own.get(key)) for own in by_layer.values()}
     if len(values) != 1:
-        raise UnsupportedError(config.path, f"layers with full attention that differ in {key}", found=sorted(values))
+        raise UnsupportedError(
+            config.path, f"layers with full attention that differ in {key}", found=sorted(values)
+        )
     return Config(config.path, by_layer[str(full[0])]).optional_integer(key)
 
 
@@ -145,7 +153,9 @@ def _ropes_back(model: GgufModel) -> dict[str, Any]:
         raise UnsupportedError("rope_freqs.weight", "is missing, so that the model cannot be exported")
     turning = int(np.count_nonzero(factors == 1))
     if not np.array_equal(factors, np.where(np.arange(len(factors)) < turning, np.float32(1), _NEVER)):
-        raise UnsupportedError("rope_freqs.weight", "are not Gemma 4's", hint="export from the Hugging Face folder")
+        raise UnsupportedError(
+            "rope_freqs.weight", "are not Gemma 4's", hint="export from the Hugging Face folder"
+        )
     return {
         "rope_parameters": {
             _FULL: {
@@ -209,7 +219,9 @@ TEXT = ConfigClass(
         Count("embedding_length", usual.WIDTH),
         Computed(frozenset(["intermediate_size", "use_double_wide_mlp"]), _feed_forward, _feed_forward_back),
         Count("attention.head_count", usual.HEADS),
-        Computed(frozenset(["num_key_value_heads", "num_global_key_value_heads", "per_layer_config"]), _kv_heads),
+        Computed(
+            frozenset(["num_key_value_heads", "num_global_key_value_heads", "per_layer_config"]), _kv_heads
+        ),
         Computed(frozenset(["rope_parameters"]), _bases, _ropes_back),
         usual.rms_norm(),
         Computed(
@@ -267,7 +279,9 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
     key_dim = keys.count("attention.key_length_swa", first.key_dim)
     value_dim = keys.count("attention.value_length_swa", key_dim)
     rotary = keys.count("rope.dimension_count_swa", key_dim)
-    local = replace(read_rope(keys, rotary, key_dim, base_key="rope.freq_base_swa", scaled=False), factors=False)
+    local = replace(
+        read_rope(keys, rotary, key_dim, base_key="rope.freq_base_swa", scaled=False), factors=False
+    )
 
     def layer(index: int, own: Layer) -> Layer:
         if windows[index] is None:
@@ -289,15 +303,17 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
 
 
 def _sources(h: Hparams, shared: int) -> tuple[int, ...]:
-    """Of each layer, the one whose keys and values it has: the last ones have those of the last layer of their kind that
-    has its own."""
+    """Of each layer, the one whose keys and values it has: the last ones have those of the last layer of their kind
+    that has its own."""
     own = len(h.layers) - shared
     sources = list(range(max(own, 0)))
     for layer in h.layers[max(own, 0) :]:
         alike = [i for i in range(own) if (h.layers[i].window is None) == (layer.window is None)]
         if not alike:
             raise FormatError(
-                "gemma4.attention.shared_kv_layers", "no earlier layer of the same kind has keys", found=shared
+                "gemma4.attention.shared_kv_layers",
+                "no earlier layer of the same kind has keys",
+                found=shared,
             )
         sources.append(alike[-1])
     return tuple(sources)
