@@ -113,3 +113,16 @@ def test_threads_change_nothing_and_outputs_count() -> None:
 
     assert joint(data) < 0.9 * joint(one)
     assert lattices.TILE == 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sweeps_go_on_from_what_is_in_the_file(name: str) -> None:
+    """Points and signs are read as they are; a sweep lowers the cost."""
+    w, moments = matrix(20, COLUMNS), prepare(H, 8)
+    data, values = nearest(w, name)
+    first, after, _ = rounded(w, name, data, values, moments, sweeps=0)
+    means = native.dequantize(first, BY_NAME[name])
+    assert np.array_equal(lattices.swept(w, name, first, means, moments, sweeps=0), first)
+    one = native.dequantize(lattices.swept(w, name, first, means, moments), BY_NAME[name])
+    assert (cost(w, one, H) <= after * moments.mean * (1 + 1e-3)).all()
+    assert cost(w, one, H).sum() < 0.9 * after.sum() * moments.mean

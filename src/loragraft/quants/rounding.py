@@ -134,12 +134,14 @@ def round_for_outputs(
         data[rows] = grid.join(found)
 
     def once_more(target: Floats, rows: Order) -> Floats:
-        swept(target, rows, Schedule(first.step, first.sweeps[1:], forward=False))
+        if kind.name in LATTICES:
+            values = native.dequantize(data[rows], kind)
+            data[rows] = lattices.swept(target, kind.name, data[rows], values, moments, threads=threads)
+        else:
+            swept(target, rows, Schedule(first.step, first.sweeps[1:], forward=False))
         return native.dequantize(data[rows], kind) * unit
 
-    rounded = round_in_turn(w, outputs, in_turn)
-    if kind.name not in LATTICES:
-        round_again(w, rounded, outputs, once_more)
+    round_again(w, round_in_turn(w, outputs, in_turn), outputs, once_more)
     return data
 
 
