@@ -38,6 +38,7 @@ DIFFERS: dict[str, tuple[str, ...]] = {
         "arcee-bias",
         "deepseek2-bias",
         "ernie-bias",
+        "falcon_h1-bias",
         "gemma3-bias",
         "hunyuan-bias",
         "lfm2-bias",

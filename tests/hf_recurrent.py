@@ -72,6 +72,23 @@ ATTENDING = {
     "num_local_experts": 0,
     "num_experts_per_tok": 0,
 }
+FALCON_H1 = {
+    **{key: value for key, value in MAMBA.items() if key != "mamba_expand"},
+    "num_hidden_layers": 2,
+    "head_dim": 16,
+    "mamba_d_ssm": 64,
+    "mamba_rms_norm": True,
+    "mamba_norm_before_gate": False,
+    "embedding_multiplier": 3.5,
+    "lm_head_multiplier": 0.3,
+    "attention_in_multiplier": 1.7,
+    "attention_out_multiplier": 0.6,
+    "key_multiplier": 0.45,
+    "ssm_in_multiplier": 1.3,
+    "ssm_out_multiplier": 0.7,
+    "mlp_multipliers": [0.9, 0.55],
+    "ssm_multipliers": [0.35, 1.25, 0.8, 1.5, 0.65],
+}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
 TYPES = ["full_attention", "linear_attention", "linear_attention"]
 
@@ -248,6 +265,31 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "position_embedding_type": "rope",
         },
         published_layers,
+    ),
+    "falcon_h1": ("FalconH1", FALCON_H1, None),
+    "falcon_h1-bias": (
+        "FalconH1",
+        {
+            **FALCON_H1,
+            "mamba_rms_norm": False,
+            "mamba_n_groups": 1,
+            "mamba_conv_bias": False,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+        },
+        None,
+    ),
+    "falcon_h1-tied": (
+        "FalconH1",
+        {
+            **FALCON_H1,
+            "tie_word_embeddings": True,
+            "mamba_d_conv": 3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+        },
+        None,
     ),
     "granite4": (
         "GraniteMoeHybrid",

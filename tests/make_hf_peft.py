@@ -36,6 +36,7 @@ KEPT = (
 BROKEN = {"llama4_text": ["router"]}
 #: Of types whose `out_proj` PEFT refuses, as kernels of Mamba do not call it.
 TARGETS = {
+    "falcon_h1": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "nemotron_h": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
 }
 #: Cases of a type that has a first case of another architecture.

@@ -337,6 +337,9 @@ ONE_WAY = {
     # these become Granite 3, which says nothing of Mamba and of experts that there are none of
     "granite4",
     "granite4-experts",
+    "falcon_h1",
+    "falcon_h1-bias",
+    "falcon_h1-tied",
 } | {case for case, record in records().items() if "text_config" in record["config"]}
 
 
@@ -377,8 +380,9 @@ def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> No
         config_of(model.metadata, shapes_of(model), None)
 
 
-def test_what_is_not_exported(tmp_path: Path) -> None:
-    lg.convert(write(tmp_path / "m", "qwen2_5_vl"), tmp_path / "m.gguf", type="F16", intake=TEXT_ONLY)
+@pytest.mark.parametrize("case", ["falcon_h1", "qwen2_5_vl"])
+def test_what_is_not_exported(tmp_path: Path, case: str) -> None:
+    lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16", intake=TEXT_ONLY)
     model = lg.load(tmp_path / "m.gguf", backend="reference").source
     with pytest.raises(UnsupportedError, match=r"cannot be exported.*Hugging Face folder"):
         config_of(model.metadata, shapes_of(model), rope_freqs_of(model))

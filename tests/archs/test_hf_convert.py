@@ -20,6 +20,15 @@ GOLDEN = converted()
 OURS = {
     "gemma2": {"attention.scale"},
     "olmoe-norm": {"expert_weights_norm"},
+    "falcon_h1": {
+        *(
+            "embedding_multiplier",
+            "lm_head_multiplier",
+            "attention_in_multiplier",
+            "attention_out_multiplier",
+        ),
+        *("key_multiplier", "ssm_in_multiplier", "ssm_out_multiplier", "mlp_multipliers", "ssm_multipliers"),
+    },
     "minimax_m2": {"expert_gating_func"},
     "mpt-six": {"attention.scale"},
     "llama4": {"attention.sliding_window"},

@@ -63,7 +63,11 @@ def test_it_becomes_floats_only_on_request(tmp_path: Path) -> None:
         match=r"quantized by bitsandbytes to 4 bits, .*: found .* loragraft convert .* --dequantize -o",
     ):
         lg.convert(folder(tmp_path / "m", "nf4"), tmp_path / "m.gguf")
-    lg.convert(tmp_path / "m", tmp_path / "m.gguf", dequantize=True)
+    lg.convert(tmp_path / "m", tmp_path / "m.gguf", type="F32", dequantize=True)
+    converted, ids = lg.load(tmp_path / "m.gguf", threads=1), np.arange(2, 30)
+    runs = lg.load(tmp_path / "m", threads=1)
+    assert any("bitsandbytes quantized it to 4 bits" in note for note in runs.notes)
+    np.testing.assert_array_equal(runs.logits(ids), converted.logits(ids))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import loragraft as lg
 from intake_table import shows
+from loragraft import Measurement
 from loragraft.cli import app
 from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.reader import GGUFFile
@@ -191,6 +192,33 @@ def test_converting_is_converting_the_floats(tmp_path: Path) -> None:
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             np.testing.assert_array_equal(found[name].data(), tensor.data(), name)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_it_runs_as_it_is(tmp_path: Path, with_adapter: bool) -> None:
+    """`run` and `compare` need no GGUF made first; what was dequantized is said once."""
+    quantized, plain = folder(tmp_path, "gptq")
+    adapter = ["--lora", str(data("llama-kjv.shakespeare"))] if with_adapter else []
+
+    def shown(path: Path) -> tuple[str, str]:
+        more = ["-p", "And the", "-n", "12", "--temp", "0", "--threads", "1"]
+        done = CliRunner().invoke(app, ["run", str(path), *adapter, *more])
+        assert done.exit_code == 0, done.output
+        return done.stdout, done.stderr
+
+    (found, said), (expected, nothing) = shown(quantized), shown(plain)
+    assert found == expected
+    assert said.count("GPTQ quantized it to 4 bits") == 1
+    assert "GPTQ" not in nothing
+
+
+def test_it_is_compared_as_it_is(tmp_path: Path) -> None:
+    """With what `merge --base-as-trained` makes of it."""
+    quantized, plain = folder(tmp_path, "gptq")
+    adapter = data("llama-kjv.shakespeare")
+    text = Measurement("In the beginning God created the heaven and the earth. " * 12, context=64, windows=2)
+    found, expected = (lg.compare(path, adapter, text=text, types=["Q4_K_M"]) for path in (quantized, plain))
+    assert found.as_dict() == expected.as_dict()
 
 
 def test_an_adapter_merged_into_the_base_as_trained(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ from loragraft.formats.gguf.values import Metadata, Value
 MAMBA, ATTENDS = "mamba", "attention"
 LONGEST = 2**20
 """What the converter calls the context of models without RoPE."""
-_UNBOUNDED = [0.0, {"__float__": "Infinity"}]
+UNBOUNDED = ([0.0, {"__float__": "Infinity"}], [0.0, math.inf])
+"""What time steps are bounded by where they are not, as a file says it and as transformers takes it."""
 
 
 def _turns(config: Config) -> bool:
@@ -143,9 +144,9 @@ GRANITE_HYBRID = ConfigClass(
         "mamba_d_conv": 4,
         "mamba_expand": 2,
         "mamba_conv_bias": True,
-        "time_step_limit": _UNBOUNDED,
+        "time_step_limit": UNBOUNDED[0],
     },
-    requires={"hidden_act": ("silu",), "time_step_limit": (_UNBOUNDED, [0.0, math.inf])},
+    requires={"hidden_act": ("silu",), "time_step_limit": UNBOUNDED},
     biases={
         "attention_bias": ATTENTION,
         "mamba_proj_bias": frozenset(["ssm_in", "ssm_out"]),

@@ -178,6 +178,15 @@ class Fused:
 
 
 @dataclass(frozen=True, slots=True)
+class Factors:
+    """`weight(h)` and `bias(h)`: numbers above 0, each for all rows, or one for each. They raise ValueError where the
+    file does not say them."""
+
+    weight: Callable[[Hparams], tuple[float | Floats, ...]]
+    bias: Callable[[Hparams], tuple[float | Floats, ...]] = lambda h: ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A module of the checkpoint, whose `.weight` and `.bias` become those of GGUF's `gguf`. Its weight is first
     transposed, then rows, columns and values are taken as they say."""
@@ -199,6 +208,9 @@ class Tensor:
     """None: it is a tensor of its own."""
     shape: Shape | None = None
     """Of GGUF's tensor, if it is not the checkpoint's: for small ones."""
+    factors: Factors | None = None
+    """What GGUF's rows are multiplied by, one after another in float32, for config.json has it as numbers; of the
+    weight and of the bias."""
     when: Callable[[Hparams], bool] = lambda h: True
     """Whether the model has it; where GGUF calls a module by what else there is."""
     beside: str | None = None

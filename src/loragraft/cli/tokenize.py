@@ -35,7 +35,7 @@ def tokenize(
     from loragraft.inference.tokenizer import Tokenizer
     from loragraft.opening import open_model
 
-    tokenizer = Tokenizer(open_model(model).metadata, model)
+    tokenizer = Tokenizer(open_model(model, dequantize=True).metadata, model)
     ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special).tolist()
     pieces = [tokenizer.piece(token, show_special=True) for token in ids]
     if as_json:

@@ -107,8 +107,9 @@ class GraphBuilder:
         return self.add(Op.ARCH_SCALE, (y,), (), base, value=float(scale))
 
     def rms_norm(self, x: Ref, base: str, eps: float) -> Ref:
-        self.fact(f"{base}.weight")
-        return self.add(Op.RMS_NORM, (x,), (f"{base}.weight",), base, eps=eps)
+        weight = base if self.has(base) else f"{base}.weight"  # Falcon-H1 has `blk.0.ffn_norm`
+        self.fact(weight)
+        return self.add(Op.RMS_NORM, (x,), (weight,), base, eps=eps)
 
     def plain_rms_norm(self, x: Ref, group: int, eps: float, label: str) -> Ref:
         """Without a weight, over each `group` elements."""

@@ -105,6 +105,8 @@ def replaced_modules(adapter: Adapter, base: ModelSource) -> dict[str, Floats]:
         if place.tensor.columns is not None or place.tensor.transposed:
             raise AdapterError(adapter.path, f"replaces {name}, whose columns GGUF reorders", found=base.arch)
         values = values[place.rows_in_gguf(len(values))]
+        if (factor := place.factor) is not None:
+            values = values / factor.reshape(-1, *[1] * (values.ndim - 1))
         found[origins[0].name] = values if place.values is None else place.values.inverse(values)
     return found
 
@@ -131,6 +133,9 @@ def _single(name: str, place: Place, pair: LoraPair) -> ModulePair:
     a = _back(place.column_order(pair.a.shape[-1]), pair.a, pair.a.ndim - 1)
     b = _back(rows, pair.b, pair.b.ndim - 2)
     lengths = None if pair.magnitude is None else _back(rows, pair.magnitude, 0)
+    if (factor := place.factor) is not None:
+        b = b / factor.reshape(-1, 1)
+        lengths = None if lengths is None else lengths / factor
     return ModulePair(_module(name), a, b, pair.scale, lengths, embedding=pair.target == EMBEDDING)
 
 

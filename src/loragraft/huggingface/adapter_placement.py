@@ -234,12 +234,16 @@ class AdapterPlacement:
             )
         try:
             order, columns = place.order(b.shape[-2]), place.column_order(a.shape[-1])
+            factor = place.factor
         except ValueError as problem:
             raise AdapterError(
                 self._path, f"its delta for {module} does not fit ({problem})", found=(a.shape, b.shape)
             ) from None
         if columns is not None:
             a = a[..., columns]
+        if factor is not None:  # the delta's rows are multiplied as the weight's
+            b = b * (factor if factor.ndim == 0 else factor[:, None])
+            magnitude = None if magnitude is None else magnitude * factor
         if order is None:
             return a, b, magnitude
         if place.heads:

@@ -83,7 +83,8 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
         metadata[f"{arch.name}.vocab_size"] = Value.u32(size)
     else:
         _check_vocabulary(config, tensors)
-    _check_tied(config, tensors, notes)
+    if len(names.places("model.embed_tokens.weight")) < 2:  # else the output is of the embedding, and not it
+        _check_tied(config, tensors, notes)
     _check_biases(config_class, config, tensors)
     model = ModelSource(checkpoint.path, arch.name, metadata, tensors, notes, "; ".join(reasons))
     model_graph(model)  # raises for a checkpoint that lacks weights, or whose config.json says other sizes

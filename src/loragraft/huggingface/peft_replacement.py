@@ -16,6 +16,7 @@ from loragraft.formats.safetensors import CheckpointTensor
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Stored, float_rows
 from loragraft.huggingface.placement import place_weights
+from loragraft.huggingface.tensor_names import Place
 from loragraft.huggingface.weights import Weight
 from loragraft.huggingface.wrappers import TextNames
 from loragraft.quants.types import BY_NAME
@@ -102,7 +103,8 @@ class Replacements:
                     found=f"{values.shape} for tokens up to {max(ids, default=0)}",
                     expected=f"{(len(ids), width)} for tokens below {vocabulary}",
                 )
-            placed[name] = TokenRows(np.asarray(ids, np.intp), values)
+            factor = self._factor(places[0], module)
+            placed[name] = TokenRows(np.asarray(ids, np.intp), values if factor is None else values * factor)
         for module in self._settings.token_ids:
             if not any(name.endswith(module) for name in found) and not self._is_tied_head(module):
                 raise AdapterError(
@@ -125,8 +127,17 @@ class Replacements:
                 f"holds a bias for {module}, which is a part of {places[0].name}",
                 found=values.shape,
             )
-        order = places[0].order(len(values))
+        order, factor = places[0].order(len(values)), self._factor(places[0], module)
+        values = values if factor is None else values * factor
         return places[0].name, np.float32(scale) * (values if order is None else values[order])
+
+    def _factor(self, place: Place, module: str) -> Floats | None:
+        try:
+            return place.factor
+        except ValueError as problem:
+            raise AdapterError(
+                self._path, f"its rows of {module} do not fit ({problem})", found=place.name
+            ) from None
 
     def _is_tied_head(self, module: str) -> bool:
         """PEFT saves rows of a tied output with the embedding's alone."""

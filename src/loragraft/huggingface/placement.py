@@ -188,7 +188,31 @@ class Placement:
                 source = Transposed(self._floats(piece, source))
         if columns is not None:
             source = ReorderedColumns(self._floats(piece, source), columns)
+        if place.tensor.factors is not None:
+            source = self._multiplied(piece, source)
         return source if place.values is None else _changed(source, place.values)
+
+    def _multiplied(self, piece: _Piece, source: TensorSource) -> TensorSource:
+        """Its rows times their factors."""
+        try:
+            factors = piece.place.factors
+            rows = source.n_rows if len(source.shape) > 1 else source.shape[0]
+            columns = [np.broadcast_to(factor, (rows,))[:, None] for factor in factors]
+        except ValueError as problem:
+            raise CheckpointError(
+                self._path, f"{piece.weight.name} does not fit: {problem}", found=source.shape
+            ) from None
+        if not factors or all((column == 1).all() for column in columns):
+            return source
+        floats = widened(self._floats(piece, source))
+
+        def compute(start: int, stop: int) -> Bytes:
+            values = float_rows(floats.rows(start, stop), F32)
+            for column in columns:
+                values = values * (column[:, 0] if len(source.shape) == 1 else column[start:stop])
+            return np.ascontiguousarray(values, np.float32).view(np.uint8)
+
+        return Computed(source.name, source.shape, F32, compute, [floats])
 
     def _reshaped(self, piece: _Piece) -> TensorSource:
         source, shape = piece.weight.source, piece.place.tensor.shape

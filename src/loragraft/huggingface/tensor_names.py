@@ -11,7 +11,7 @@ import numpy as np
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import read_hparams
 from loragraft.archs.hparams import Hparams
-from loragraft.archs.tensors import OfHeads, Order, Tensor, Values
+from loragraft.archs.tensors import Floats, OfHeads, Order, Tensor, Values
 from loragraft.formats.gguf.values import Metadata
 
 #: Buffers that old checkpoints carry beside their weights.
@@ -40,12 +40,28 @@ class Place:
     @property
     def as_it_is(self) -> bool:
         """Whether it is a tensor of its own, with the checkpoint's rows, columns and values."""
-        changes = (self.tensor.rows, self.tensor.columns, self.tensor.values, self.tensor.fused)
-        return changes == (None,) * 4 and not (self.tensor.transposed or self.tensor.shape)
+        own = self.tensor
+        changes = (own.rows, own.columns, own.values, own.fused, own.factors)
+        return changes == (None,) * 5 and not (self.tensor.transposed or self.tensor.shape)
 
     @property
     def values(self) -> Values | None:
         return self.tensor.values
+
+    @property
+    def factors(self) -> list[Floats]:
+        """What the rows are multiplied by, one after another: [] or [rows]. Raises ValueError if the file does not say
+        it."""
+        if self.tensor.factors is None:
+            return []
+        of = self.tensor.factors
+        found = of.bias(self.h) if self.name.endswith(".bias") else of.weight(self.h)
+        return [np.asarray(factor, np.float32) for factor in found]
+
+    @property
+    def factor(self) -> Floats | None:
+        """All of them as one."""
+        return np.prod(np.stack(np.broadcast_arrays(*found)), 0) if (found := self.factors) else None
 
     def order(self, rows: int) -> Order | None:
         """Row i of the GGUF tensor is row order[i] of this one, which has `rows`; None: all, in order. Raises

@@ -236,7 +236,7 @@ def load(
     intake: Intake = STRICT,
 ) -> Model:
     """The model at `path` (a GGUF, or a Hugging Face folder), with `adapters` (paths, or pairs of path and strength)
-    active at run time.
+    active at run time. Weights of a folder that GGUF has no type for are dequantized, with a note.
 
     `backend`: "native" runs quantized weights as they are; "reference" is NumPy in float32. `device`: "cpu", or a
     GPU: "webgpu", "cuda" or "xpu", by number ("cuda:1") where there are several (`devices` lists them). `context`:
@@ -258,7 +258,9 @@ def load(
     if keys_values_memory is not None:
         check_number("keys_values_memory", keys_values_memory, int, least=1)
     runner = backend_named(backend, device)
-    source, loaded = load_adapters(adapters, open_model(path, intake=intake), intake=intake, invoked=True)
+    source, loaded = load_adapters(
+        adapters, open_model(path, dequantize=True, intake=intake), intake=intake, invoked=True
+    )
     graph = model_graph(source)
     options = Options(
         context=context,

@@ -147,7 +147,7 @@ def budget(
     options = QuantizeOptions(
         allow_requantize=True, imatrix=imatrix, calibrate=calibrate, calibrate_windows=calibrate_windows
     )
-    how, unmerged = measurement(text, context=CONTEXT, windows=WINDOWS), open_model(base)
+    how, unmerged = measurement(text, context=CONTEXT, windows=WINDOWS), open_model(base, dequantize=True)
     how.only_on("native", "budget")
     threads = thread_count(how.threads)
     how.read_by(
@@ -162,6 +162,7 @@ def budget(
             path,
             type="F16",
             options=plain,
+            dequantize=True,
             threads=how.threads,
             workers=workers,
             progress=progress,

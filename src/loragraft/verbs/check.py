@@ -104,7 +104,7 @@ def check(
     mistake. Raises LoragraftError for files that do not fit each other or hold a weight that is not finite (of files
     that are read by URL only with a text), and GraphError for a model whose graph breaks the law.
     """
-    base = open_model(model)
+    base = open_model(model, dequantize=True)
     source, loaded = load_adapters(adapters, base)
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     verify(graph)

@@ -36,7 +36,7 @@ def combine(
     """
     path = named_path(output, OutputError)
     how = Combination(how) if isinstance(how, str) else how
-    model = base if isinstance(base, ModelSource) else open_model(base, intake=intake)
+    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=True, intake=intake)
     loaded = read_adapters(adapters, model, intake=intake)
     one = combined(loaded, how, path.stem)
     for note in one.notes:

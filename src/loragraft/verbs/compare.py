@@ -108,7 +108,7 @@ def compare(
         raise LoragraftError("types", "nothing to compare", expected="at least one type")
     # the base may be quantized already
     options = QuantizeOptions(allow_requantize=True, imatrix=imatrix)
-    how, unmerged = measurement(text), open_model(base)
+    how, unmerged = measurement(text), open_model(base, dequantize=True)
     how.read_by(
         Tokenizer(unmerged.metadata, unmerged.path), unmerged.context_length, progress
     )  # raises early
@@ -152,6 +152,7 @@ class _Bench:
             path,
             type=kind,
             options=self.options,
+            dequantize=True,
             threads=self.how.threads,
             workers=self.workers,
             progress=self.progress,

@@ -91,7 +91,7 @@ def convert_adapter(
 
     Raises `FormatError`, `AdapterError`, `OutputError`.
     """
-    model = base if isinstance(base, ModelSource) else open_model(base)
+    model = base if isinstance(base, ModelSource) else open_model(base, dequantize=True)
     loaded = load_adapter(adapter, model, intake=intake, invoked=to != "mlx")
     for note in loaded.notes:
         progress.note(note)

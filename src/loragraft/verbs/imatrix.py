@@ -58,7 +58,7 @@ def imatrix(
     """
     how = measurement(text)
     how.only_on("native", "imatrix")
-    source, loaded = load_adapters(adapters, open_model(path))
+    source, loaded = load_adapters(adapters, open_model(path, dequantize=True))
     for note in [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]:
         progress.note(note)
     words = how.read_by(Tokenizer(source.metadata, source.path), source.context_length, progress)
@@ -78,7 +78,7 @@ def imatrix(
 def _opened(
     path: str, adapters: AdapterArguments, process_output: bool, how: Measurement
 ) -> Callable[[Window], Sums]:
-    return _reader(*load_adapters(adapters, open_model(path)), process_output, how)
+    return _reader(*load_adapters(adapters, open_model(path, dequantize=True)), process_output, how)
 
 
 def _reader(

@@ -36,6 +36,8 @@ SKIPPED = (
         "nemotron-llama3",
         "qwen3_next-dense",
         "granitehybrid-rope",
+        "falcon_h1-bias",
+        "falcon_h1-tied",
         "granite4-no-rope",
         "nemotron_h_moe-dense",
     ),

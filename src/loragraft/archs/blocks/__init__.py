@@ -13,6 +13,7 @@ from loragraft.archs.blocks.decoder import (
     rms_norm,
     rms_norm_if_there,
     routed_if_there,
+    together,
 )
 from loragraft.archs.blocks.delta_net import GatedDeltaNet
 from loragraft.archs.blocks.experts import Routed
@@ -63,4 +64,5 @@ __all__ = [
     "silu",
     "squared_relu",
     "swiglu",
+    "together",
 ]

@@ -33,6 +33,18 @@ def by_mixer(**parts: Part) -> Part:
     return lambda g, h, x, layer: parts[h.layers[layer].mixer](g, h, x, layer)
 
 
+def together(*parts: Part) -> Part:
+    """The sum of parts that see the same value."""
+
+    def part(g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+        total, *others = [one(g, h, x, layer) for one in parts]
+        for other in others:
+            total = g.add(Op.ADD, (total, other), label=f"blk.{layer}.mixed")
+        return total
+
+    return part
+
+
 def by_feed_forward(**parts: Part) -> Part:
     """The part that a layer's `feed_forward` names: dense or experts."""
     return lambda g, h, x, layer: parts[h.layers[layer].feed_forward](g, h, x, layer)
@@ -148,4 +160,5 @@ __all__ = [
     "rms_norm",
     "rms_norm_if_there",
     "routed_if_there",
+    "together",
 ]

@@ -80,7 +80,7 @@ class Contents:
         rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
         for origin in origins:
             moved = origin.place.tensor
-            if moved.values is not None or moved.transposed:
+            if moved.values is not None or moved.transposed or moved.factors is not None:
                 raise UnsupportedError(
                     self.model.path,
                     f"tensor {name!r} does not have its checkpoint's values or axes, so it cannot be exported",
@@ -157,6 +157,8 @@ class Contents:
             return tensor
         values = values_of(tensor)
         values = values[place.rows_in_gguf(len(values))]
+        if (factor := place.factor) is not None:
+            values = values / factor
         if place.tensor.shape is not None:
             values = values.reshape(place.tensor.shape.inverse(values.shape))
         return in_memory(tensor.name, values if place.values is None else place.values.inverse(values))
