@@ -93,7 +93,7 @@ def test_merged_and_written_are_the_same(base: Path, tmp_path: Path) -> None:
         tmp_path / "m.gguf",
     )
     run("combine", base, *words, "--method", "ties", "--density", 0.5, "-o", tmp_path / "c.gguf")
-    run("combine", base, *words, "--method", "ties", "--density", 0.5, "-o", tmp_path / "c")
+    run("combine", base, *words, "--combine", "ties", "--density", 0.5, "-o", tmp_path / "c")
     run("combine", base, *words, "--method", "ties", "--density", 0.5, "--to", "mlx", "-o", tmp_path / "mlx")
     found = [lg.load(tmp_path / "m.gguf", backend="reference").logits(ids)]
     found += [

@@ -35,7 +35,9 @@ def shelf(model: Model) -> Iterator[Shelf]:
     yield from shelved(model, lambda path: None)
 
 
-def shelved(model: Model, then: Callable[[Path], object]) -> Iterator[Shelf]:
+def shelved(
+    model: Model, then: Callable[[Path], object], *, most_bytes: int | None = None
+) -> Iterator[Shelf]:
     """A shelf; `then` is called whenever an adapter's files have been opened."""
 
     def read(path: Path) -> Adapter:
@@ -43,7 +45,7 @@ def shelved(model: Model, then: Callable[[Path], object]) -> Iterator[Shelf]:
         then(path)
         return adapter
 
-    shelf = Shelf(model.program, read)
+    shelf = Shelf(model.program, read, most_bytes=most_bytes)
     yield shelf
     for one in shelf.listed():
         shelf.unregister(one.name)
@@ -137,3 +139,21 @@ def test_numbers_of_adapters_stay_theirs(shelf: Shelf, tmp_path: Path) -> None:
     shelf.register("b", tmp_path / "new")
     shelf.register("d", tmp_path)
     assert {one.name: one.number for one in shelf.listed()} == {"b": 1, "c": 2, "d": 3}
+
+
+def test_what_is_over_the_bound_is_dropped_when_it_is_used_no_more(model: Model, tmp_path: Path) -> None:
+    """They stayed until another was loaded."""
+    path = scaled_adapter(tmp_path / "one", 1.0, 1)
+    size = model.program.adapter_bytes(load_adapter(path, model.source))
+    for shelf in shelved(model, lambda path: None, most_bytes=2 * size):
+        leases = []
+        for name in "abcd":
+            shelf.register(name, path)
+            shelf.preload(name)
+            leases.append(shelf.lease([(name, 1.0)]))
+        assert shelf.bytes == 4 * size
+        for lease, left in zip(leases, (3, 2, 2, 2), strict=True):
+            assert lease is not None
+            shelf.release(lease)
+            assert shelf.bytes == left * size
+        assert {one.name for one in shelf.listed() if one.loaded} == {"c", "d"}

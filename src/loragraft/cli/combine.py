@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "base", metavar="BASE", type=FILE, help="The model that the adapters are for: its names and shapes."
 )
 @LORA
-@combine_options("--method", "cat, the exact sum")
+@combine_options("--method", "cat, the exact sum", "--combine")  # as merge calls it
 @option(
     "--output", "-o", required=True, type=OUTPUT, metavar="OUT", help="The GGUF or the new folder to write."
 )

@@ -17,11 +17,14 @@ METHODS = (
 )
 
 
-def combine_options(name: str, default_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command these options, the method's under `name`, as the argument `combination`."""
+def combine_options(
+    name: str, default_text: str, *also: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command these options, the method's under `name` and under `also`, as the argument `combination`."""
     options = (
         option(
             name,
+            *also,
             "method",
             type=click.Choice(METHODS),
             metavar="METHOD",

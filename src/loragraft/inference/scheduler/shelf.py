@@ -219,6 +219,8 @@ class Shelf:
             for entry in [e for e in self._leaving if not e.users]:
                 self._leaving.remove(entry)
                 self._drop(entry)
+            while self._most_bytes is not None and self.bytes > self._most_bytes and self._drop_idle():
+                pass  # more were in use at once than fit
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -301,11 +303,15 @@ class Shelf:
                 expected=f"at most {self._most_bytes}",
                 hint="start with a larger --adapter-memory",
             )
-        while self.bytes + size > self._most_bytes:
-            idle = [e for e in self._known.values() if e.loaded and not e.users]
-            if not idle:
-                return  # all in use: over the bound until one of them ends
-            self._drop(min(idle, key=lambda e: e.used))
+        while self.bytes + size > self._most_bytes and self._drop_idle():
+            pass  # all in use: over the bound until one of them ends
+
+    def _drop_idle(self) -> bool:
+        """Drop the least recently used adapter that nobody uses; whether there was one."""
+        idle = [entry for entry in self._known.values() if entry.loaded and not entry.users]
+        if idle:
+            self._drop(min(idle, key=lambda entry: entry.used))
+        return bool(idle)
 
     def _leave(self, name: str) -> _Known | None:
         entry = self._known.pop(name, None)
