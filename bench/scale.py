@@ -33,7 +33,7 @@ from loragraft.formats.gguf.writer import GGUFLayout, TensorSpec
 from loragraft.quants.types import BY_NAME
 
 WIDTH, EXPERT, VOCABULARY, HEADS, KV_HEADS, HEAD = 7168, 2048, 163840, 64, 8, 128
-NAME = "/models/model.gguf"
+NAME, OUTPUT = "/models/model.gguf", "/models/out.gguf"
 
 
 def specs(layers: int, experts: int) -> Iterator[TensorSpec]:
@@ -113,6 +113,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         place = urlsplit(self.path).path
+        if place == OUTPUT and self.command == "HEAD" and self.server.state == "complete":
+            self.send_response(200)
+            self.send_header("Content-Length", str(self.server.taken))
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+            return
         if place != NAME:
             self.answer(
                 404 if self.command == "HEAD" or place.count("/") > 1 else 200, b"<ListBucketResult/>"
@@ -196,7 +202,7 @@ def main() -> None:
         words = [
             "quantize",
             f"s3:/{NAME}",
-            "s3://models/out.gguf",
+            f"s3:/{OUTPUT}",
             chosen.type,
             "-t",
             str(chosen.threads),

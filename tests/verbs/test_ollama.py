@@ -13,6 +13,7 @@ import pytest
 
 import loragraft as lg
 from loragraft.formats.gguf.values import Value
+from loragraft.formats.split import SplitLimits
 from loragraft.inference.chat import render
 from loragraft.inference.go_template import Messages, plain_template
 from loragraft.opening import open_model
@@ -105,6 +106,31 @@ def run_go(template: str, messages: Messages) -> str:
     return "".join(out)
 
 
+def parsed(text: str) -> list[tuple[str, str]]:
+    """What Ollama reads in a Modelfile, by the rules of its parser (parser/parser.go): a value goes to the end of the
+    line, or to that of the line that closes its quotes; quotes come off, nothing is unescaped, what cannot be printed
+    is dropped."""
+
+    def value(given: str) -> str | None:
+        for mark in ('"""', '"'):
+            if given.startswith(mark):
+                closed = len(given) >= 2 * len(mark) and given.endswith(mark)
+                return given[len(mark) : -len(mark)] if closed else None
+        return given
+
+    commands, lines = [], iter(text.split("\n"))
+    for line in lines:
+        if not line.strip():
+            continue
+        name, _, rest = line.partition(" ")
+        if name == "PARAMETER":
+            name, _, rest = rest.partition(" ")
+        while (found := value(rest.strip())) is None:
+            rest += "\n" + next(lines)
+        commands.append((name, "".join(char for char in found if char.isprintable() or char == "\n")))
+    return commands
+
+
 TALK = [
     {"role": "system", "content": 'Say "{{no}}"\nbriefly.'},
     {"role": "user", "content": "One?"},
@@ -164,6 +190,31 @@ def test_a_modelfile(tmp_path: Path) -> None:
     assert run_go(template[1], TALK) == rendered(DEFAULTED, "")(TALK, True)
 
 
+@pytest.mark.parametrize("name", ["plain", "a b", 'a "b" c', "a\\b c", 'ends "', "~", "..x", "ä 漢"])
+def test_ollama_finds_the_file_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    lg.convert(data("llama-kjv"), tmp_path / f"{name}.gguf")
+    report = ollama(tmp_path / f"{name}.gguf", output=tmp_path / "Modelfile")
+    (command, path) = parsed(report.text)[0]
+    assert command == "FROM"
+    assert path == f"./{name}.gguf"
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", 'say "end"', "two\nlines", '"""', "\u200b|\u00a0"])
+def test_ollama_reads_the_texts_as_they_are(tmp_path: Path, end: str) -> None:
+    template = CHATML.replace("<|im_end|>", json.dumps(end)[1:-1])
+    override = {"tokenizer.chat_template": Value.string(template)}
+    lg.convert(data("llama-kjv"), tmp_path / "f16.gguf")
+    lg.quantize(
+        tmp_path / "f16.gguf", tmp_path / "m.gguf", "Q8_0", options=lg.QuantizeOptions(override_kv=override)
+    )
+    read = parsed(ollama(tmp_path / "m.gguf").text)
+    stops = [text for command, text in read if command == "stop"]
+    assert stops == ([end] if "\u200b" not in end else [])
+    (go,) = [text for command, text in read if command == "TEMPLATE"]
+    go = re.sub(r"\\U000([0-9a-f]{5})", lambda match: chr(int(match[1], 16)), go)
+    assert run_go(go, TALK) == rendered(template, "")(TALK, True)
+
+
 def test_without_a_template_it_says_so(tmp_path: Path) -> None:
     lg.convert(data("llama-kjv"), tmp_path / "m.gguf")
     notes: list[str] = []
@@ -194,10 +245,14 @@ def test_the_command_creates_the_model_where_ollama_runs(tmp_path: Path) -> None
         ([str(data("llama-kjv"))], "Ollama takes GGUF files"),
         (["m.gguf", "--lora", str(data("llama-kjv.shakespeare"))], "is no GGUF adapter"),
         (["m.gguf", "--name", "-rf /"], "is no name of a model"),
+        (["m.gguf", "--lora", "poet.gguf", "--lora", "poet.gguf"], "uses only one adapter"),
+        (["parts-00001-of-00002.gguf"], "one of several files of a model"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, words: list[str], says: str) -> None:
     lg.convert(data("llama-kjv"), tmp_path / "m.gguf")
+    lg.convert_adapter(data("llama-kjv.shakespeare"), data("llama-kjv"), tmp_path / "poet.gguf")
+    lg.split(tmp_path / "m.gguf", tmp_path / "parts", SplitLimits(max_tensors=20))
     done = subprocess.run(
         [sys.executable, "-m", "loragraft", "ollama", *words], cwd=tmp_path, capture_output=True, text=True
     )

@@ -19,7 +19,8 @@ import loragraft as lg
 from gguf_files import write_gguf
 from loragraft.evaluate.verdict import percent_text
 from loragraft.formats.gguf.values import Value
-from loragraft.verbs.report.charts import Mark, Series, bars, scatter
+from loragraft.verbs.report.charts import Mark, Series, bars, grid, scatter
+from loragraft.verbs.report.page import Page
 from paths import data
 
 TEXT = data("shakespeare-valid.txt").read_text()
@@ -120,8 +121,12 @@ def test_a_budget_shows_every_tensor() -> None:
     for row in result.tensors:
         assert row.name in words
         assert f"{row.cost:.6f}" in words
-    assert html.count("bits, expected KL") == sum(
-        ".".join(row.name.split(".")[:1]) == "blk" for row in result.tensors
+    assert (
+        html.count("bits, expected KL")
+        == 2
+        * sum(  # for a desk and for a phone
+            ".".join(row.name.split(".")[:1]) == "blk" for row in result.tensors
+        )
     )
 
 
@@ -148,8 +153,9 @@ def test_plots_of_odd_numbers() -> None:
     assert "inf" not in one
     drawn = bars([("a", math.nan, "nan"), ("b", 0.0, "0"), ("c", 2.0, "2")], name="bars", logarithmic=True)
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="18"', drawn)]
-    assert widths[:2] == [0, 0]
+    assert widths[:2] == widths[3:5] == [0, 0]
     assert widths[2] > 300
+    assert widths[5] > 150
     assert "nan" not in re.sub(r">[^<]*<", "", drawn)
 
 
@@ -181,6 +187,39 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+#: Texts of plots that are not wholly within them, and texts that lie on one another.
+LEFT_OUT = """[...document.querySelectorAll('svg')].flatMap(svg => {
+  const box = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()])
+    .filter(([, own]) => own.width);
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom;
+  return texts.filter(([, own], number) => own.left < box.left - 1 || own.right > box.right + 1
+    || own.bottom > box.bottom + 1 || texts.some(([, other], place) => place < number && meet(own, other)))
+    .map(([words]) => words);
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1100])
+def test_plots_have_room_for_their_texts(browser: Any, tmp_path: Path, width: int) -> None:
+    long = "blk.61.ffn_down_exps.weight of the experts"
+    rows = [("F16", 2.0, "269.0 MB"), ("IQ4_XS", 1.0, "140.5 kB"), (long, 0.1, "1.3 MB")]
+    names = ["attn_output", "ssm_alpha", "ffn_down"]
+    layers = [str(number) for number in range(61)]
+    points = [Mark(2.6, 0.02, "Q4_K_M", "t"), Mark(2.7, 0.5, "Q4_K_S", "t"), Mark(2.96, 0.007, "Q5_K_S", "t")]
+    page = Page("Plots")
+    page.add("bars", bars(rows, name="bars"))
+    cells = {(name, layer): (0.5, "t") for name in names for layer in layers}
+    page.add("grid", grid(names, layers, cells, name="grid"))
+    page.add("points", scatter([Series("chosen", points)], x_title="size, MB", y_title="KL"))
+    (tmp_path / "page.html").write_text(page.html())
+    shown = browser.new_page(viewport={"width": width, "height": 800})
+    shown.goto((tmp_path / "page.html").as_uri())
+    assert shown.locator("svg:visible").count() == 3
+    assert shown.evaluate(LEFT_OUT) == []
+    shown.close()
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100])
@@ -199,10 +238,11 @@ def test_it_is_readable(browser: Any, comparison: Any, tmp_path: Path, scheme: s
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours]
     assert (light[0] > light[1]) == (scheme == "dark")
     assert abs(light[0] - light[1]) > 150
-    box = page.locator("svg").first.bounding_box()
+    box = page.locator("svg:visible").first.bounding_box()
     assert box["width"] > width * 0.5
-    labels = page.locator("svg text").all_text_contents()
+    labels = page.locator("svg:visible text").all_text_contents()
     assert {"Q3_K_M", "Q4_K_M", "Q8_0"} <= set(labels)
+    assert page.evaluate(LEFT_OUT) == []
     assert len(asked) == 1
     assert said == []
     page.close()

@@ -155,8 +155,12 @@ def _without(text: str, start: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """As a string of Go's: braces and white space in it are its own."""
-    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
+    """As a string of Go's: braces and white space in it are its own. Ollama drops what cannot be printed from a
+    Modelfile, so it is escaped."""
+    quoted = "".join(
+        char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(text, ensure_ascii=False)
+    )
+    return "{{ " + quoted + " }}" if text else ""
 
 
 def _around(pair: tuple[str, str], within: str) -> str:

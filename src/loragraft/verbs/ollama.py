@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.errors import AdapterError, LoragraftError, OutputError, UnsupportedError
+from loragraft.formats.gguf.model import model_files
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.contents import Kind, Role, recognise
 from loragraft.inference.chat import render, template_of
@@ -68,9 +68,22 @@ def ollama(
             "Ollama takes GGUF files of this machine",
             hint=f"make one: loragraft merge {path} -o model.gguf --type Q4_K_M",
         )
+    if len(adapters) > 1:
+        raise AdapterError(
+            str(adapters[1]),
+            "Ollama uses only one adapter, the last that a Modelfile names",
+            found=f"{len(adapters)} adapters",
+            hint="merge the others into the model, or make one of them all: loragraft combine",
+        )
     files = [_adapter(named_path(adapter), path) for adapter in adapters]
     target = named_path(output, OutputError) if output is not None else path.parent / "Modelfile"
     source, notes = open_model(path), list[str]()
+    if len(model_files(source)) > 1:
+        raise UnsupportedError(
+            path,
+            "is one of several files of a model, and Ollama takes one",
+            hint=f"loragraft join {path} model.gguf",
+        )
     text = modelfile(
         source,
         os.path.relpath(path, target.parent),
@@ -95,7 +108,7 @@ def modelfile(
     template = _template(model, notes)
     if template is not None:
         lines += ["", f'TEMPLATE """{template.go()}"""', ""]
-        lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in template.stops]
+        lines += [f"PARAMETER stop {_quoted(stop)}" for stop in template.stops if _can_stand(stop)]
     for key, name in _SAMPLING.items():
         value = model.metadata.get(f"general.sampling.{key}")
         if value is not None and isinstance(value.data, int | float):
@@ -139,10 +152,21 @@ def _adapter(path: Path, model: Path) -> Path:
 
 def _path(path: str) -> str:
     """As a Modelfile takes it: a bare name would be a model of Ollama's library."""
-    path = path if path.startswith(("/", ".")) else f"./{path}"
-    if any(not char.isprintable() for char in path):
+    path = path if path.startswith(("/", "./", "../")) else f"./{path}"
+    if not path.isprintable():
         raise OutputError(path, "its name cannot stand in a Modelfile")
-    return json.dumps(path, ensure_ascii=False) if " " in path else path
+    return _quoted(path) if " " in path else path
+
+
+def _can_stand(value: str) -> bool:
+    """Whether a Modelfile can hold it: what is neither printed nor a new line is dropped from it."""
+    return all(char.isprintable() or char == "\n" for char in value)
+
+
+def _quoted(value: str) -> str:
+    """A value as it stands in a Modelfile: quotes at both ends come off, nothing is escaped. (Ollama's parser.go)"""
+    mark = '"""' if '"' in value or "\n" in value else '"'
+    return f"{mark}{value}{mark}"
 
 
 def _create(name: str, target: Path, notes: list[str]) -> str | None:

@@ -26,9 +26,9 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}
 th{color:var(--dim);font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 tr.on td{font-weight:600}td.wide{white-space:normal;overflow-wrap:anywhere;min-width:12rem}
-figure{margin:.5rem 0}svg{width:100%;height:auto;display:block}
+figure{margin:.5rem 0}svg{width:100%;height:auto;display:block}svg.phone{display:none}
 svg text,svg .dim{font:12px system-ui,sans-serif}svg text{fill:var(--ink)}svg text.dim{fill:var(--dim)}
-@media (max-width:36rem){svg text,svg .dim{font-size:19px}svg .aside{display:none}}
+@media (max-width:36rem){svg.desk{display:none}svg.phone{display:block}svg .aside{display:none}}
 svg .grid{stroke:var(--grid)}svg .axis{stroke:var(--line)}
 svg .a{stroke:var(--a);fill:var(--a)}svg .b{stroke:var(--b);fill:var(--b)}svg .c{stroke:var(--c);fill:var(--c)}
 svg .line{fill:none;stroke-width:1.5}svg .limit{stroke:var(--dim);stroke-dasharray:4 4}

@@ -102,7 +102,7 @@ def budget(result: Budget) -> Page:
     page.add(
         "Bits per weight, by tensor and layer",
         grid(names, [str(layer) for layer in layers], cells, name="bits per weight by tensor and layer"),
-        paragraph(f"Darkest: {top:.2f} bits. Rest on a field for its type.", dim=True),
+        paragraph(f"The fullest colour is {top:.2f} bits. Rest on a field for its type.", dim=True),
     )
     sizes: dict[str, int] = {}
     for row in result.tensors:
@@ -253,7 +253,8 @@ def _adapter(page: Page, adapter: AdapterOnModel) -> None:
     page.parts.append(grid(names, layers, cells, name="norm of the change beside the weight's"))
     page.parts.append(
         paragraph(
-            f"Norm of each change beside its weight's, by tensor and layer. Darkest: {top:.2%}.", dim=True
+            f"Norm of each change beside its weight's, by tensor and layer. The fullest colour is {top:.2%}.",
+            dim=True,
         )
     )
 
