@@ -109,6 +109,65 @@ def test_gptq(bits: int, first: bool, shuffled: bool, tmp_path: Path) -> None:
         np.testing.assert_array_equal(floats(read), expected.astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("packing", "first"),
+    [
+        ("auto_round:auto_gptq", True),
+        ("auto_round:gptq", True),
+        (None, True),
+        ("auto_round", False),
+        ("auto_round:exllamav2", False),
+        ("auto_round:gptqmodel", False),
+    ],
+)
+def test_autorounds_own_words_for_gptqs_layouts(packing: str | None, first: bool, tmp_path: Path) -> None:
+    """Zero points less 1, or as they are; modules may have bits of their own."""
+    tensors, expected = gptq((64, 96), 4, 32, first=first, shuffled=False)
+    del tensors["g_idx"]
+    config: dict[str, Any] = {"quant_method": "auto-round", "bits": 2, "group_size": 32, "data_type": "int"}
+    config["extra_config"] = {"w": {"bits": 4}, "other": {"bits": 16}}
+    if packing is not None:
+        config["packing_format"] = packing
+    read = gptq_or_awq(tmp_path, config, "w.weight", opened(tmp_path, tensors))
+    assert read.bits == 4
+    np.testing.assert_array_equal(floats(read), expected.astype(np.float32))
+
+
+def test_autorounds_words_for_awqs_layout(tmp_path: Path) -> None:
+    tensors = {
+        key.partition(":")[2]: array
+        for key, array in arrays("golden/integer-weights.npz").items()
+        if key.startswith("awq:")
+    }
+    expected = tensors.pop("floats").astype(np.float32)
+    config = {"quant_method": "intel/auto-round", "packing_format": "auto_round:auto_awq", "bits": 4}
+    read = gptq_or_awq(tmp_path, config, "w.weight", opened(tmp_path, tensors))
+    np.testing.assert_array_equal(floats(read), expected)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"packing_format": "auto_round:mlx"}, {"packing_format": "auto_round:fp8"}, {"data_type": "mx_fp"}],
+)
+def test_what_is_not_read_of_autoround(other: dict[str, str], tmp_path: Path) -> None:
+    tensors, _ = gptq((64, 96), 4, 32, first=True, shuffled=False)
+    config = {"quant_method": "auto-round", "bits": 4, "group_size": 32, **other}
+    with pytest.raises(
+        LoragraftError, match=r"AutoRound's weights in a layout that is not read: found packing"
+    ):
+        gptq_or_awq(tmp_path, config, "w.weight", opened(tmp_path, tensors))
+
+
+def test_a_folder_of_autoround(tmp_path: Path) -> None:
+    quantized, plain = folder(tmp_path, "auto-round", packing_format="auto_round:auto_gptq")
+    lg.convert(plain, tmp_path / "e.gguf", type="F16")
+    report = lg.convert(quantized, tmp_path / "o.gguf", type="F16", dequantize=True)
+    assert any("AutoRound quantized it to 4 bits" in note for note in report.notes)
+    found, expected = (GGUFFile.open(tmp_path / name).tensors for name in ("o.gguf", "e.gguf"))
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name].data(), tensor.data(), name)
+
+
 def test_groups_in_another_order(tmp_path: Path) -> None:
     """weight_g_idx of compressed-tensors; -1 means that it was not set."""
     tensors = {

@@ -9,6 +9,8 @@ Each is (code - zero) * scale, in the type of the scales, as the libraries compu
 - AWQ (Lin et al. 2023, arXiv 2306.00978), version "gemm": `X.qweight` [in, out / 8] holds rows, eight codes to a word
   in the order 0 2 4 6 1 3 5 7; `X.qzeros` and `X.scales` as GPTQ's, with the same order and nothing subtracted. Source:
   casper-hansen/AutoAWQ (modules/linear/gemm.py, utils/packing_utils.py).
+- AutoRound (Cheng et al. 2023, arXiv 2309.05516): either of these, as `packing_format` says, often without `g_idx`; its
+  own packing is GPTQ's with nothing subtracted. Source: intel/auto-round (export/export_to_autoround/export.py).
 - compressed-tensors: `X.weight_packed` I32 [out, in * bits / 32], codes raised by half their range; `X.weight_shape`;
   `X.weight_scale` [out, groups]; `X.weight_zero_point`, packed along out; `X.weight_g_idx`. Or `X.weight` I8 with scale
   and zero point as they are. Source: vllm-project/compressed-tensors (compressors/pack_quantized, naive_quantized).
@@ -34,6 +36,7 @@ from loragraft.quants.types import BY_NAME
 _FLOATS = ("F32", "F16", "BF16")
 #: Which code of eight lies at a place of a word.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+AUTO_ROUND = ("auto-round", "intel/auto-round")
 #: The four tensors of a GPTQ or AWQ weight, after the module's name.
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -54,6 +57,7 @@ class Integers:
 def gptq_or_awq(path: Path, config: dict[str, Any], name: str, find: Find) -> Integers:
     """The weight `name` [out, in]. Raises CheckpointError for tensors that do not fit, UnsupportedError for another
     layout."""
+    config = as_gptq_or_awq(path, config, name)
     weight, zeros, scales, groups = (find(part) for part in PARTS)
     words = _words(path, name, weight, "qweight")
     if scales is None or scales.dtype not in _FLOATS or len(scales.shape) != 2:
@@ -62,6 +66,33 @@ def gptq_or_awq(path: Path, config: dict[str, Any], name: str, find: Find) -> In
     if method == "awq" or (method != "gptq" and words.shape[1] * 8 == scales.shape[1]):
         return _awq(path, config, name, words, _words(path, name, zeros, "qzeros"), scales)
     return _gptq(path, config, name, words, _words(path, name, zeros, "qzeros"), scales, groups)
+
+
+def as_gptq_or_awq(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """AutoRound's configuration, of the weight `name`, in the words of the layout that it uses; any other as it is."""
+    if config.get("quant_method") not in AUTO_ROUND:
+        return config
+    packing, kind = (
+        str(config.get("packing_format") or "auto_round:auto_gptq"),
+        config.get("data_type", "int"),
+    )
+    layout = packing.removeprefix("auto_round:").removeprefix("auto_")
+    known = ("gptq", "awq", "gptqmodel", "round", "exllamav2", "auto")
+    if layout not in known or kind != "int":
+        raise UnsupportedError(
+            path,
+            "AutoRound's weights in a layout that is not read",
+            found=f"packing_format {packing!r}, data_type {kind!r}"[:80],
+            expected="auto_round:auto_gptq, auto_round:auto_awq or auto_round, of int",
+            hint="take the repository's version in one of these, or the model that was quantized",
+        )
+    others = config.get("extra_config")
+    own = others.get(name.removesuffix(".weight")) if isinstance(others, dict) else None
+    found = {**config, **(own if isinstance(own, dict) else {})}
+    if layout == "awq":
+        return {**found, "quant_method": "awq", "version": "gemm"}
+    first = layout in ("gptq", "auto")
+    return {**found, "quant_method": "gptq", "checkpoint_format": "gptq" if first else "gptq_v2"}
 
 
 def _gptq(

@@ -17,7 +17,10 @@ from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
 
 #: `quant_method`; the algorithms of ModelOpt (`quant_algo`) and the formats of compressed-tensors that are read.
-_METHODS = ("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes", "gptq", "awq")
+_METHODS = (
+    *("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes", "gptq", "awq"),
+    *("auto-round", "intel/auto-round"),
+)
 _ALGORITHMS = (
     "NVFP4",
     "W4A16_NVFP4",

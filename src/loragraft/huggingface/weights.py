@@ -19,7 +19,7 @@ from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import Bytes, TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
 from loragraft.huggingface.bitsandbytes_weights import COMPANIONS, eight_bit_weight, four_bit_weight
-from loragraft.huggingface.integer_weights import PARTS, byte_weight, gptq_or_awq, packed_weight
+from loragraft.huggingface.integer_weights import AUTO_ROUND, PARTS, byte_weight, gptq_or_awq, packed_weight
 from loragraft.huggingface.mlx_weights import mlx_packing, mlx_weight
 from loragraft.huggingface.mxfp4_weights import mxfp4_weight
 from loragraft.huggingface.quantization_config import read_quantization_config
@@ -234,7 +234,8 @@ class _Reader:
 
         if part == "qweight":
             found = gptq_or_awq(self._path, settings, name, find)
-            who = "AWQ" if settings.get("quant_method") == "awq" else "GPTQ"
+            method = settings.get("quant_method")
+            who = "AWQ" if method == "awq" else "AutoRound" if method in AUTO_ROUND else "GPTQ"
         else:
             who = "compressed-tensors"
             read = byte_weight(self._path, name, codes, find) if part == "weight" else None
