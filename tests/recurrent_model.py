@@ -11,32 +11,32 @@ from loragraft.graph.ops import Graph, Op, TensorFact
 Floats = npt.NDArray[np.float32]
 VOCAB, WIDTH, KEY, VALUE, HEADS, KEY_HEADS, TAPS = 30, 24, 7, 20, 4, 2, 4
 Q, V = KEY_HEADS * KEY, HEADS * VALUE
-SHAPES: dict[str, tuple[int, ...]] = {
-    "token_embd": (VOCAB, WIDTH),
-    "blk.0.qkv": (2 * Q + V, WIDTH),
-    "blk.0.gates": (2 * HEADS, WIDTH),
-    "blk.0.conv": (2 * Q + V, TAPS),
-    "output": (VOCAB, V),
-}
 KINDS = ("delta", "delta/tiled", "space")
 
 
-def weights() -> dict[str, Floats]:
-    rng = np.random.default_rng(3)
+def weights(value: int = VALUE) -> dict[str, Floats]:
+    rng, channels = np.random.default_rng(3), 2 * Q + HEADS * value
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (VOCAB, WIDTH),
+        "blk.0.qkv": (channels, WIDTH),
+        "blk.0.gates": (2 * HEADS, WIDTH),
+        "blk.0.conv": (channels, TAPS),
+        "output": (VOCAB, HEADS * value),
+    }
     made = {
         f"{name}.weight": (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
-    made["blk.0.conv.bias"] = rng.standard_normal(2 * Q + V).astype(np.float32) / 4
+    made["blk.0.conv.bias"] = rng.standard_normal(channels).astype(np.float32) / 4
     made["blk.0.dt.bias"] = rng.standard_normal(HEADS).astype(np.float32)
     made["blk.0.a"] = -rng.uniform(0.02, 1.5, HEADS).astype(np.float32)
     made["blk.0.d"] = rng.standard_normal(HEADS).astype(np.float32)
     return made
 
 
-def model(kind: str) -> tuple[Graph, dict[str, Floats]]:
-    """One recurrent layer between embedding and output."""
-    tensors = weights()
+def model(kind: str, value: int = VALUE) -> tuple[Graph, dict[str, Floats]]:
+    """One recurrent layer between embedding and output. `value`: the width of a head's value."""
+    tensors = weights(value)
     if kind != "space":
         del tensors["blk.0.d"]
     g = GraphBuilder("llama", {name: TensorFact(a.shape, "F32") for name, a in tensors.items()})
@@ -45,12 +45,12 @@ def model(kind: str) -> tuple[Graph, dict[str, Floats]]:
     conv = g.add(Op.SHORT_CONV, (qkv,), ("blk.0.conv.weight", "blk.0.conv.bias"), "blk.0.conv", layer=0)
     q, k = (g.split(conv, i * Q, (i + 1) * Q, "part") for i in range(2))
     q, k = (g.scale(g.plain_rms_norm(part, KEY, 1e-6, "norm"), KEY**-0.5, "unit") for part in (q, k))
-    v = g.split(conv, 2 * Q, 2 * Q + V, "part")
+    v = g.split(conv, 2 * Q, 2 * Q + HEADS * value, "part")
     # every other number: in groups of two
     dt = g.split(gates, 0, 1, "dt", group=2)
     beta = g.add(Op.SIGMOID, (g.split(gates, 1, 2, "beta", group=2),), label="beta")
     dt = g.add(Op.TIME_STEP, (dt,), ("blk.0.dt.bias",), "dt", low=0.1, high=2.5)
-    sizes = {"heads": HEADS, "key_heads": KEY_HEADS, "key_dim": KEY, "value_dim": VALUE}
+    sizes = {"heads": HEADS, "key_heads": KEY_HEADS, "key_dim": KEY, "value_dim": value}
     if kind == "space":
         dt = g.add(Op.ADD, (dt, beta), label="sum")
         y = g.add(Op.STATE_SPACE, (v, k, q, dt), ("blk.0.a", "blk.0.d"), "scan", layer=0, **sizes)

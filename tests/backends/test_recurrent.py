@@ -129,6 +129,18 @@ def alone(program: Program, ids: npt.NDArray[np.int32]) -> Floats:
     return program.run([Piece(program.open_sequence(), ids, wants="all")])
 
 
+@pytest.mark.parametrize("kind", ["delta", "space"])
+@pytest.mark.parametrize(("backend", "tolerance"), WITH_GPUS)
+def test_states_that_several_programs_share(backend: Backend, tolerance: float, kind: str) -> None:
+    """A GPU's program takes 16 to 128 columns of a head's state."""
+    ids = ids_of(7)
+    expected = alone(BACKENDS[0].prepare(*model(kind, 150)), ids)
+    program = backend.prepare(*model(kind, 150))
+    sequence = program.open_sequence()
+    found = [program.run([Piece(sequence, part, wants="all")]) for part in np.split(ids, [2, 3])]
+    assert nmse(np.concatenate(found), expected) < tolerance
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_long_prompt_takes_several_passes(kind: str) -> None:
     """Of 512 rows; the state goes from one to the next."""
