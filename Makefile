@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 NATIVE  := $(wildcard native/*.* native/*/*) src/loragraft/quants/types.py src/loragraft/quants/iq_grid_points.py \
   CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-page test-slow test-gpu test-triton test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
+.PHONY: quickstart test test-page test-slow test-gpu test-triton compile-triton test-oracles test-real test-remote test-ray test-sanitized test-threads test-faults test-neon fuzz pins lint docs bench-quantize bench-merge-memory bench-nvfp4 build clean
 
 # With LOCKED=1 the versions and hashes of requirements/ci.txt, and nothing else; `make pins` writes them anew.
 LOCKED   ?=
@@ -60,6 +60,12 @@ test-gpu: $(VENV)/tested
 test-triton: $(VENV)/tested .venv-oracle/triton
 	TRITON_INTERPRET=$${TRITON_INTERPRET-1} PYTHONPATH=$$(echo .venv-oracle/lib/python3*/site-packages) OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -m "not slow" -k "triton or everything_at_once" tests/backends tests/archs tests/inference/test_devices.py
+
+# The same kernels down to machine code, for a GPU that need not be there: cuda and its compute capability, or hip:gfx942.
+GPU_TARGET = cuda:90
+compile-triton: $(VENV)/tested .venv-oracle/triton
+	TRITON_INTERPRET=0 PYTHONPATH=$$(echo .venv-oracle/lib/python3*/site-packages) \
+	  $(BIN)/python tests/compile_triton.py $(GPU_TARGET)
 
 # Live against torch, transformers, peft and compressed-tensors, which get an environment of their own. ORACLE_PIP takes
 # options for pip, such as an index that has a torch for the CPU alone.
