@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for a GPU that is not there: what its interpreter lets pass, a compiler may not.
 
-    TRITON_INTERPRET=0 python tests/compile_triton.py cuda:90 [kernel ...]
+    TRITON_INTERPRET=0 python tests/compile_triton.py cuda:90 [kernel ...] [CONSTANT=VALUE ...]
 
 Small programs are planned and run with every launch written down in place of being made; their variants are then
 compiled, down to machine code. The target is cuda and its compute capability, or hip and its architecture, as in
@@ -46,10 +46,12 @@ POINTERS = {
     torch.int8: "*i8",
     torch.uint8: "*u8",
 }
+_SHARED = {"cuda": 101_376, "hip": 65_536}
+"""Bytes that every card has."""
 SMALL = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "IQ4_NL", "MXFP4", "NVFP4")
 WIDE = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
-Variant = tuple[Any, tuple[tuple[str, str], ...], tuple[tuple[str, Any], ...]]
-"""A kernel, the types of its arguments, and those that are constants."""
+Variant = tuple[Any, tuple[tuple[str, str], ...], tuple[tuple[str, Any], ...], dict[str, int]]
+"""A kernel, the types of its arguments, those that are constants, and options of the compiler."""
 
 variants: dict[Any, Variant] = {}
 
@@ -67,7 +69,9 @@ def launched(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> 
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32"
     kinds = tuple((name, value) for name, value in constants.items() if isinstance(value, bool | str))
-    variants.setdefault((kernel.__name__, kinds), (kernel, tuple(types.items()), tuple(constants.items())))
+    options = {name: named[name] for name in ("num_warps", "num_stages") if name in named}
+    variant = kernel, tuple(types.items()), tuple(constants.items()), options
+    variants.setdefault((kernel.__name__, kinds), variant)
 
 
 def device_without_a_gpu() -> Device:
@@ -76,6 +80,7 @@ def device_without_a_gpu() -> Device:
     device.interpreted = False
     Device.empty = lambda self, *shape, kind="float32": torch.zeros(shape, dtype=getattr(torch, kind))  # type: ignore[method-assign]
     Device.free_bytes = lambda self: None  # type: ignore[method-assign]
+    Device.shared_bytes = None  # type: ignore[assignment]
     programs.recorder_of = lambda device: None
     return device
 
@@ -133,16 +138,22 @@ def main() -> None:
     launch_rounding(device)
     for options in (Options(), Options(activations="f32")):
         launch_models(device, options)
-    wanted = set(sys.argv[2:])
+    wanted = {word for word in sys.argv[2:] if word.islower()}
+    kinds_wanted = set(sys.argv[2:]) - wanted
     failed = 0
-    for (name, kinds), (kernel, types, constants) in variants.items():
-        if wanted and name not in wanted:
+    for (name, kinds), (kernel, types, constants, options) in variants.items():
+        said = " ".join(f"{key}={value}" for key, value in kinds)
+        if (wanted and name not in wanted) or not all(kind in said for kind in kinds_wanted):
             continue
         start = time.perf_counter()
-        said = " ".join(f"{key}={value}" for key, value in kinds)
         try:
-            made = triton.compile(ASTSource(kernel, dict(types), dict(constants)), target=target)
+            made = triton.compile(
+                ASTSource(kernel, dict(types), dict(constants)), target=target, options=options
+            )
             shared = f"{made.metadata.shared} bytes shared"
+            if made.metadata.shared > _SHARED[kind]:
+                failed += 1
+                shared += f", FAILED: more than {_SHARED[kind]}"
         except Exception as error:  # of whatever kind: the next is tried
             failed += 1
             shared = f"FAILED: {str(error).strip().splitlines()[-1]}"

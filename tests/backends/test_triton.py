@@ -92,6 +92,18 @@ def test_keys_and_values_beyond_the_pool_are_refused_and_the_sequence_stays() ->
 
 
 @needs_triton
+def test_a_kernel_that_needs_more_than_the_gpu_has() -> None:
+    from triton.runtime.errors import OutOfResources
+
+    device = open_device("cuda")
+    said = (
+        r"has too little shared memory for a kernel: found 65536, expected 90112 or more; use --device webgpu"
+    )
+    with pytest.raises(UnsupportedError, match=said), device.refusing():
+        raise OutOfResources(90112, 65536, "shared memory")
+
+
+@needs_triton
 def test_a_large_batch_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     program = small_program()
     whole = all_logits(program, np.tile(IDS, 4))

@@ -84,6 +84,13 @@ def _torch(kind: str) -> Any:
     return torch
 
 
+@cache
+def _out_of_resources() -> Any:
+    from triton.runtime.errors import OutOfResources
+
+    return OutOfResources
+
+
 class Device:
     """An open GPU."""
 
@@ -97,6 +104,14 @@ class Device:
     def check_process(self) -> None:
         """Raises LoragraftError in a child of a fork."""
         check_process(self.kind, self._process)
+
+    @property
+    def shared_bytes(self) -> int | None:
+        """Of shared memory that a program may have; None where nothing says."""
+        if self.interpreted:
+            return None
+        facts = getattr(self.torch, self.kind).get_device_properties(self.place)
+        return getattr(facts, "shared_memory_per_block_optin", None)
 
     def free_bytes(self) -> int | None:
         """What a program may still take; None where nothing says."""
@@ -126,6 +141,14 @@ class Device:
         except self.torch.OutOfMemoryError:
             raise full(
                 self.name, "is out of memory", hint="use a smaller model or type, or --device cpu"
+            ) from None
+        except _out_of_resources() as short:
+            raise UnsupportedError(
+                self.name,
+                f"has too little {short.name} for a kernel",
+                found=short.limit,
+                expected=f"{short.required} or more",
+                hint="use --device webgpu, or --device cpu",
             ) from None
         except self.torch.AcceleratorError as failed:
             raise LoragraftError(

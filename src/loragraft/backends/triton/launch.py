@@ -21,6 +21,16 @@ class Tiles:
     ranks: int = 16
 
 
+_THREE_STAGES = 180_000
+"""Bytes of shared memory for three tiles of the largest type at a time. Two take less than 99 kB, which is what cards
+that are not for data centres have."""
+
+
+def stages_of(device: Device) -> int:
+    """Tiles of a weight that are on their way at a time."""
+    return 3 if (device.shared_bytes or 0) >= _THREE_STAGES else 2
+
+
 def tiles_of(device: Device, *, exact: bool) -> Tiles:
     if device.interpreted:
         return Tiles(16, 128, 128)
@@ -59,6 +69,7 @@ class Launcher:
         from loragraft.backends.triton.kernels import attention, blocks, linear, recurrent, rows
 
         self.device, self._tiles = device, tiles_of(device, exact=exact)
+        self._stages = stages_of(device)
         self._numbers = "f32" if exact else "rounded" if device.interpreted else "bf16"
         self._attention, self._linear, self._rows, self._recurrent = attention, linear, rows, recurrent
         self._planes = blocks.PLANES
@@ -167,6 +178,7 @@ class Launcher:
             BN=tile.outputs,
             BK=tile.inputs,
             BR=tile.ranks,
+            num_stages=self._stages,
         )
         return y if routing is None else y.reshape(len(x), used, outputs)
 
