@@ -359,3 +359,42 @@ def test_a_tokenizer_of_another_kind_is_left_out() -> None:
     notes: list[str] = []
     assert tokenizer_files({"tokenizer.ggml.model": Value.string("t5")}, notes) == {}
     assert ["copy it from the original" in note for note in notes] == [True]
+
+
+def test_gemma_4_merges_by_rank(tmp_path: Path) -> None:
+    """Spelled as SentencePiece's; of llama.cpp's own vocabulary for it this gives every key, token, type and merge."""
+    texts = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<|channel>", "\n\n", "▁▁"]
+    texts += [f"<0x{byte:02X}>" for byte in range(256)] + [*"abc▁\n", "ab", "▁a"]
+    vocab = {text: id_ for id_, text in enumerate(texts)}
+    merges = [["a", "b"], ["▁", "a"]]
+    added = [{"id": i, "content": texts[i], "special": i < 6} for i in range(8)]
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    bpe = {"type": "BPE", "byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
+    tokenizer = {
+        "added_tokens": added,
+        "normalizer": spaces,
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"},
+        "decoder": None,
+        "post_processor": None,
+        "model": {**bpe, "vocab": vocab, "merges": merges},
+    }
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "add_bos_token": False}
+    folder = checkpoint(tmp_path / "m", tokenizer, tokenizer_config=names)
+    notes: list[str] = []
+    found = tokenizer_metadata(folder, len(texts), notes, ranked="gemma4")
+    prefix = "tokenizer.ggml."
+    assert [key.removeprefix(prefix) for key in found] == [
+        *("model", "tokens", "scores", "token_type", "merges"),
+        *("bos_token_id", "eos_token_id", "unknown_token_id", "add_space_prefix", "add_bos_token"),
+    ]
+    assert found[f"{prefix}model"].data == "gemma4"
+    assert list(found[f"{prefix}tokens"].data) == texts
+    assert set(found[f"{prefix}scores"].data.tolist()) == {-1000.0}
+    assert found[f"{prefix}token_type"].data.tolist() == [3, 3, 3, 3, 3, 4, 1, 1, *[6] * 256, *[1] * 7]
+    assert list(found[f"{prefix}merges"].data) == ["a b", "▁ a"]
+    assert found[f"{prefix}add_bos_token"].data is True
+    assert found[f"{prefix}add_space_prefix"].data is False
+    ours = Tokenizer(found, "m.gguf")
+    assert ours.encode("ab ab c", add_special=False).tolist() == [
+        vocab[piece] for piece in ("ab", "▁a", "b", "▁", "c")
+    ]

@@ -79,6 +79,8 @@ class Arch:
     scalars: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     """Tensors of one number, by Hugging Face's names in a layer: the keys of GGUF that are arrays of them, and their
     shape in checkpoints."""
+    vocabulary: str | None = None
+    """What GGUF calls its vocabulary, if it is spelled as SentencePiece's and merges by rank."""
     llama_cpp: PublishedArch = field(default_factory=PublishedArch)
     """What llama.cpp's file for it knows of linears."""
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -345,6 +345,7 @@ ARCH = Arch(
     tensors=_tensors(),
     hparams=hyperparameters,
     extra_tensors=_factors,
+    vocabulary="gemma4",
     build=Decoder(
         attention=Attention(
             pairs="halves",

@@ -77,7 +77,7 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
         **hyperparameters(arch, config_class, config, _file_type(tensors)),
         "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
         **_activation_hints(placement.wide_activations),
-        **tokenizer_metadata(checkpoint, size, notes),
+        **tokenizer_metadata(checkpoint, size, notes, ranked=arch.vocabulary),
     }
     if size > rows:
         metadata[f"{arch.name}.vocab_size"] = Value.u32(size)

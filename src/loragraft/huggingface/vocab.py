@@ -13,18 +13,33 @@ from typing import Any
 
 from loragraft.errors import CheckpointError
 from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.gguf.values import Metadata, Value, ValueType
+from loragraft.formats.gguf.values import Metadata, TokenType, Value, ValueType
 from loragraft.formats.textfile import MAX_SMALL, decoded, read_file
 from loragraft.huggingface.tokenizer_file import TokenizerFile, flat
 
 #: Kinds of special token in the order in which their keys are written.
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
+#: Of Gemma 4's tokens those that a chat's parser reads.
+_SHOWN = frozenset(
+    [
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    ]
+)
 #: What GGUF calls them (`tokenizer.ggml.<this>_token_id`), where it differs.
 _GGUF_KIND = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # the spelling is GGUF's
 
 
-def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: list[str]) -> Metadata:
-    """The `tokenizer.*` keys of the model in `checkpoint`; `vocab_size` as config.json has it.
+def tokenizer_metadata(
+    checkpoint: Checkpoint, vocab_size: int | None, notes: list[str], *, ranked: str | None = None
+) -> Metadata:
+    """The `tokenizer.*` keys of the model in `checkpoint`; `vocab_size` as config.json has it; `ranked`: what GGUF calls
+    a vocabulary of this architecture that is spelled as SentencePiece's and merges by rank.
 
     A vocabulary smaller than `vocab_size` is padded with unused tokens `[PAD<id>]`. Raises CheckpointError for a
     tokenizer.json that is malformed or larger than the model's vocabulary, UnsupportedError for a kind of tokenizer, or
@@ -32,6 +47,8 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
     """
     file = TokenizerFile.open(checkpoint)
     tokens, types = file.tokens(vocab_size)
+    if ranked is not None and file.is_sentencepiece:
+        return _ranked(checkpoint, file, ranked, types, notes)
     metadata: Metadata = {
         "tokenizer.ggml.model": Value.string("llama" if file.is_sentencepiece else "gpt2"),
         "tokenizer.ggml.pre": Value.string("default" if file.is_sentencepiece else file.pretokenizer(notes)),
@@ -52,6 +69,36 @@ def tokenizer_metadata(checkpoint: Checkpoint, vocab_size: int | None, notes: li
     metadata.update(_chat_templates(checkpoint, notes))
     if file.is_sentencepiece:
         metadata["tokenizer.ggml.add_space_prefix"] = Value.boolean(file.adds_space())
+    return metadata
+
+
+def _ranked(
+    checkpoint: Checkpoint, file: TokenizerFile, kind: str, types: list[int], notes: list[str]
+) -> Metadata:
+    """As llama.cpp's converter writes Gemma 4's: no scores that say anything, merges, and tokens of a chat that are
+    shown as texts. Tokens that are added, and not special, are tokens like others."""
+    texts = {id_: text for text, id_ in file.vocab.items()}
+    texts |= {token["id"]: token["content"] for token in file.added}
+    special = {token["id"] for token in file.added if token.get("special")}
+    for id_, text in texts.items():
+        if types[id_] != TokenType.BYTE:
+            types[id_] = TokenType.CONTROL if id_ in special else TokenType.NORMAL
+        if text in _SHOWN:
+            types[id_] = TokenType.USER_DEFINED
+    tokens = [texts.get(id_, f"[PAD{id_}]") for id_ in range(len(types))]
+    metadata: Metadata = {
+        "tokenizer.ggml.model": Value.string(kind),
+        "tokenizer.ggml.tokens": Value.strings(tokens),
+        "tokenizer.ggml.scores": Value.numbers(ValueType.FLOAT32, [-1000.0] * len(tokens)),
+        "tokenizer.ggml.token_type": Value.numbers(ValueType.INT32, [int(kind) for kind in types]),
+        "tokenizer.ggml.merges": Value.strings(file.merges()),
+    }
+    notes += file.left_out()
+    metadata.update(_special_tokens(checkpoint, file.json, file.id_of, len(tokens), notes))
+    metadata.pop("tokenizer.ggml.add_bos_token", None)
+    metadata.update(_chat_templates(checkpoint, notes))
+    metadata["tokenizer.ggml.add_space_prefix"] = Value.boolean(file.adds_space())
+    metadata["tokenizer.ggml.add_bos_token"] = Value.boolean(True)
     return metadata
 
 
