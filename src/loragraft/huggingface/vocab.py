@@ -38,8 +38,8 @@ _GGUF_KIND = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # the spe
 def tokenizer_metadata(
     checkpoint: Checkpoint, vocab_size: int | None, notes: list[str], *, ranked: str | None = None
 ) -> Metadata:
-    """The `tokenizer.*` keys of the model in `checkpoint`; `vocab_size` as config.json has it; `ranked`: what GGUF calls
-    a vocabulary of this architecture that is spelled as SentencePiece's and merges by rank.
+    """The `tokenizer.*` keys of the model in `checkpoint`; `vocab_size` as config.json has it; `ranked`: what GGUF
+    calls a vocabulary of this architecture that is spelled as SentencePiece's and merges by rank.
 
     A vocabulary smaller than `vocab_size` is padded with unused tokens `[PAD<id>]`. Raises CheckpointError for a
     tokenizer.json that is malformed or larger than the model's vocabulary, UnsupportedError for a kind of tokenizer, or
