@@ -191,6 +191,18 @@ def test_02_a_wrapper_as_base(tmp_path: Path) -> None:
     same(merged(adapter, tmp_path / "o.gguf", "--text-only", base=folder), expected_plain())
 
 
+@shows("02", "the wrapper's config.json over a language model alone", "taken, with a note")
+def test_02_a_wrapper_without_its_other_parts(tmp_path: Path) -> None:
+    """Nothing would be left out, so there is nothing to agree to."""
+    folder = tmp_path / "vl"
+    shutil.copytree(BASE, folder)
+    shutil.copy(case("02-language-model-prefix") / "wrapper-config.json", folder / "config.json")
+    adapter = case("02-language-model-prefix") / "new-prefix"
+    output = run("merge", folder, "--lora", adapter, "-o", tmp_path / "o.gguf", "--type", "F32")
+    assert "of mistral3 the language model alone is there: taken" in output
+    same(values(tmp_path / "o.gguf"), expected_plain())
+
+
 # ---- 03, 04: what MLX writes ----
 
 

@@ -109,7 +109,7 @@ def text_model(checkpoint: Checkpoint, intake: Intake) -> Checkpoint:
     """The language model in a multimodal `checkpoint`, which config.json describes under `text_config`; another
     checkpoint as it is.
 
-    Raises UnsupportedError unless `intake` lets the other parts go.
+    Raises UnsupportedError unless `intake` lets the other parts go, or there are none.
     """
     config, path = checkpoint.config, checkpoint.path / "config.json"
     text, kind = config.get("text_config"), config.get("model_type")
@@ -119,7 +119,7 @@ def text_model(checkpoint: Checkpoint, intake: Intake) -> Checkpoint:
     if not isinstance(text, Mapping) or ARCHS.has_model_type(str(kind)):
         return checkpoint
     others = [name for name in checkpoint.tensors if is_other_part(name)]
-    if not intake.text_only:
+    if others and not intake.text_only:
         raise UnsupportedError(
             path,
             f"a multimodal model ({kind}) around a language model ({text.get('model_type')})",
@@ -140,4 +140,6 @@ def text_model(checkpoint: Checkpoint, intake: Intake) -> Checkpoint:
     if isinstance(vision, Mapping) and "deepstack_visual_indexes" in vision:
         outer["deepstack_visual_indexes"] = vision["deepstack_visual_indexes"]
     note = f"{path}: of {kind} the language model alone is taken; {len(others)} tensors are left out"
+    if not others:
+        note = f"{path}: of {kind} the language model alone is there: taken"
     return Checkpoint(checkpoint.path, dict(text) | outer, files, [*checkpoint.notes, note])
