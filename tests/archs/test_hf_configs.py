@@ -334,9 +334,6 @@ ONE_WAY = {
     "phi3-short",
     "phi3-long",
     "hunyuan-alpha",
-    # these become Granite 3, which says nothing of Mamba and of experts that there are none of
-    "granite4",
-    "granite4-experts",
     "falcon_h1",
     "falcon_h1-bias",
     "falcon_h1-tied",

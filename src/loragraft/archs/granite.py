@@ -47,15 +47,20 @@ SHARED_WIDTH = Count("expert_shared_feed_forward_length", ("shared_intermediate_
 
 
 def _granite_3(model: GgufModel) -> dict[str, Any]:
-    """Nothing to say; raises UnsupportedError for what only Granite 4's class has."""
-    if not model.keys.flag("rope.scaling.finetuned", True):
-        raise UnsupportedError(f"{model.h.arch}.rope.scaling.finetuned", "Granite 3 has RoPE", found=False)
-    if model.h.experts and model.keys.has(SHARED_WIDTH.gguf):
+    """Nothing to say; raises UnsupportedError for Granite 4, whose class is another."""
+    if model.keys.has("ssm.conv_kernel"):
+        raise UnsupportedError(f"{model.h.arch}.ssm.conv_kernel", "Granite 3 has no Mamba layers")
+    return {}
+
+
+def _unshared(model: GgufModel) -> dict[str, Any]:
+    if model.keys.has(SHARED_WIDTH.gguf):
         raise UnsupportedError(f"{model.h.arch}.{SHARED_WIDTH.gguf}", "GraniteMoe has no shared expert")
     return {}
 
 
 _OLDER = Computed(frozenset(), lambda config: {}, _granite_3)
+_ALONE = Computed(frozenset(), lambda config: {}, _unshared)
 
 
 GRANITE = ConfigClass(
@@ -72,7 +77,7 @@ GRANITE_MOE = ConfigClass(
     keys=llama_keys(
         experts=True,
         head_dim=HeadDim(),
-        more=(*MULTIPLIERS, _OLDER),
+        more=(*MULTIPLIERS, _OLDER, _ALONE),
     ),
     defaults={**DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
     biases={"attention_bias": ATTENTION},
@@ -81,7 +86,7 @@ GRANITE_MOE = ConfigClass(
 GRANITE_MOE_SHARED = ConfigClass(
     "granitemoeshared",
     "GraniteMoeSharedForCausalLM",
-    keys=llama_keys(experts=True, head_dim=HeadDim(), more=(*MULTIPLIERS, SHARED_WIDTH)),
+    keys=llama_keys(experts=True, head_dim=HeadDim(), more=(*MULTIPLIERS, SHARED_WIDTH, _OLDER)),
     defaults={
         **DEFAULTS,
         "num_local_experts": 8,

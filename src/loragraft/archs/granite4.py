@@ -15,9 +15,9 @@ _MAMBA = ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_co
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
-    """With `rope.scaling.finetuned` false, nothing turns."""
+    """With `rope.scaling.finetuned` false, nothing turns. `extra` says whether it is Granite 4: keys of Mamba do."""
     keys.cover(granite.SHARED_WIDTH.gguf, *(f"ssm.{key}" for key in _MAMBA))
-    h = granite.hyperparameters(keys)
+    h = replace(granite.hyperparameters(keys), extra={"hybrid": keys.has("ssm.conv_kernel")})
     if keys.flag("rope.scaling.finetuned", True):
         return h
     return h.with_layers(lambda _, own: replace(own, rope=None))
@@ -36,7 +36,11 @@ _EXPERTS = replace(
 ARCH = Arch(
     name="granite",
     classes=(granite.GRANITE, _DENSE),
-    tensors=(*granite.TENSORS, *FEED_FORWARD, *granite_hybrid.shared("", experts=False)),
+    tensors=(
+        *granite.TENSORS,
+        *(replace(one, when=lambda h: not h.extra["hybrid"]) for one in FEED_FORWARD),
+        *(replace(one, when=lambda h: h.extra["hybrid"]) for one in granite_hybrid.shared("", experts=False)),
+    ),
     hparams=hyperparameters,
     build=granite.DECODER,
 )

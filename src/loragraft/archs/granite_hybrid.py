@@ -80,6 +80,10 @@ def _inner_back(model: GgufModel) -> dict[str, Any]:
     }
 
 
+def _conv_back(model: GgufModel) -> dict[str, Any]:
+    return {"mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in model.shapes)}
+
+
 _OTHERS: dict[str, Rule] = {
     "max_position_embeddings": Computed(
         frozenset(CONTEXT),
@@ -129,6 +133,7 @@ GRANITE_HYBRID = ConfigClass(
                 Count("ssm.group_count", ("mamba_n_groups",)),
                 Computed(frozenset(["mamba_n_heads", "mamba_d_head", "mamba_expand"]), _inner, _inner_back),
                 Computed(frozenset(["position_embedding_type"]), _rope, _rope_back),
+                Computed(frozenset(["mamba_conv_bias"]), lambda config: {}, _conv_back),
             ),
         )
     ),
@@ -151,7 +156,7 @@ GRANITE_HYBRID = ConfigClass(
         "attention_bias": ATTENTION,
         "mamba_proj_bias": frozenset(["ssm_in", "ssm_out"]),
     },
-    ignores=frozenset(["mamba_conv_bias", "mamba_chunk_size", "layers_block_type"]),
+    ignores=frozenset(["mamba_chunk_size", "layers_block_type"]),
     when=lambda values: not attends_only(values),
 )
 

@@ -166,6 +166,7 @@ class CheckpointNames:
     def __init__(self, names: TensorNames, has: Container[str] = ()) -> None:
         self._origins: dict[str, list[Origin]] = {}
         self._by_head: dict[str, tuple[str, list[Place]]] = {}
+        self._parts: dict[str, tuple[str, list[Place]]] = {}
         for hf, places in names.by_name().items():
             [place, *others] = places
             beside = place.tensor.beside
@@ -173,6 +174,9 @@ class CheckpointNames:
                 continue
             if place.heads and hf.endswith(".weight"):
                 self._by_head.update({each.name: (hf, places) for each in places})
+            elif others and hf.endswith(".weight") and all(each.tensor.rows for each in places):
+                for each in places:
+                    self._parts.setdefault(each.name, (hf, places))
             before = self._origins.setdefault(place.name, [])
             if others or (before and (place.span is None or len(before) == place.parts)):
                 continue  # only a part of that tensor, or there are names that come before
@@ -185,6 +189,10 @@ class CheckpointNames:
     def stacks_of(self, name: str) -> tuple[str, list[Place]] | None:
         """The checkpoint's matrix that GGUF tensor `name` is a stack of heads' parts of, and all these stacks."""
         return self._by_head.get(name)
+
+    def parts_of(self, name: str) -> tuple[str, list[Place]] | None:
+        """The checkpoint's matrix that GGUF tensor `name` has some rows of, and the places of them all."""
+        return self._parts.get(name)
 
     def origins(self, name: str) -> list[Origin]:
         """The checkpoint tensors that GGUF tensor `name` is made of, experts in order; empty if it has none."""

@@ -16,7 +16,7 @@ from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.tensor_names import CheckpointNames, Place, TensorNames
 from loragraft.quants.roles import scale_group
 from loragraft.quants.types import BY_NAME
-from loragraft.streaming.checkpoint.heads import HeadStack, matrix_of_heads
+from loragraft.streaming.checkpoint.heads import HeadStack, RowPart, matrix_of_heads, matrix_of_parts
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix
 
 _EMBEDDING = "token_embd.weight"
@@ -67,6 +67,10 @@ class Contents:
             self._of_heads(*stacks)
             return
         origins = self._names.origins(name)
+        parts = None if origins else self._names.parts_of(name)
+        if parts is not None and len(tensor.shape) == 2:
+            self._of_parts(*parts)
+            return
         if not origins:
             raise UnsupportedError(
                 self.model.path, f"tensor {name!r} has no Hugging Face name", found=tensor.shape
@@ -138,6 +142,29 @@ class Contents:
             )
         source = matrix_of_heads(name, stacks)
         matrix = Matrix(name, source, np.arange(source.n_rows), 0, 1.0, None)
+        if source.columns % GROUP == 0:
+            self.groups.setdefault(((name,), 0), []).append(matrix)
+        else:
+            self.floats[name] = matrix
+
+    def _of_parts(self, name: str, places: list[Place]) -> None:
+        """The matrix whose rows several tensors have; it comes with the first of them."""
+        if name in self._done:
+            return
+        self._done.add(name)
+        tensors = self.model.tensors
+        found = [place for place in places if place.name in tensors]
+        rows = sum(tensors[place.name].n_rows for place in found)
+        parts = []
+        for place in found:
+            scale = tensors.get(scale_of(place.name, tensors) or "")
+            multiplier = None if scale is None else values_of(scale).reshape(-1)
+            order = place.order(rows)
+            if order is None or len(order) != tensors[place.name].n_rows:
+                raise UnsupportedError(self.model.path, f"{place.name} is not a part of {name}", found=rows)
+            parts.append(RowPart(tensors[place.name], order, self._deltas.get(place.name, ()), multiplier))
+        source = matrix_of_parts(name, parts)
+        matrix = Matrix(name, source, np.arange(rows), 0, 1.0, None)
         if source.columns % GROUP == 0:
             self.groups.setdefault(((name,), 0), []).append(matrix)
         else:

@@ -1,4 +1,4 @@
-"""A matrix of a checkpoint that GGUF has as stacks by head, put together again."""
+"""A matrix of a checkpoint that GGUF has in several tensors, as stacks by head or by rows, put together again."""
 
 from __future__ import annotations
 
@@ -56,3 +56,36 @@ def matrix_of_heads(name: str, stacks: Sequence[HeadStack]) -> TensorSource:
         return np.ascontiguousarray(np.concatenate(rows)[start - skipped : stop - skipped]).view(np.uint8)
 
     return Computed(name, (heads * each, columns), F32, compute)
+
+
+@dataclass(frozen=True, slots=True)
+class RowPart:
+    """Some rows of a matrix: row i of `source` is its row order[i]; with what is to be done to them."""
+
+    source: TensorSource
+    order: npt.NDArray[np.intp]
+    deltas: Sequence[Change] = ()
+    scales: npt.NDArray[np.float32] | None = None
+
+
+def matrix_of_parts(name: str, parts: Sequence[RowPart]) -> TensorSource:
+    """F32: the rows of all parts in the matrix's order, dequantized, scaled and with the deltas. They have each row
+    once."""
+    rows, columns = sum(len(part.order) for part in parts), parts[0].source.columns
+    owner, place = np.empty(rows, np.intp), np.empty(rows, np.intp)
+    for number, part in enumerate(parts):
+        owner[part.order], place[part.order] = number, np.arange(len(part.order))
+    steps = [
+        Step(part.source.name, part.source, F32, tuple(part.deltas), multiplier=part.scales) for part in parts
+    ]
+
+    def compute(start: int, stop: int) -> Bytes:
+        own, at = owner[start:stop], place[start:stop]
+        breaks = np.flatnonzero((np.diff(own) != 0) | (np.diff(at) != 1)) + 1
+        found = [np.empty((0, columns), np.float32)]
+        for run in np.split(np.arange(len(own)), breaks):
+            if len(run):
+                found.append(floats_of(Chunk(steps[own[run[0]]], int(at[run[0]]), int(at[run[-1]]) + 1)))
+        return np.ascontiguousarray(np.concatenate(found)).view(np.uint8)
+
+    return Computed(name, (rows, columns), F32, compute)
