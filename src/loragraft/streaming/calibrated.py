@@ -282,6 +282,7 @@ class _Rounding:
         for name, parts in rows.items():
             step, shape = self.steps[name], self.steps[name].source.shape
             data = np.concatenate([part.data for part in parts])
+            del weights[name]  # before what it has become takes as much memory
             weights[name] = self._meaning(step, data).reshape(shape)
             self.tensors.write(step, data)
         return {name: np.concatenate([part.nearest for part in parts]) for name, parts in rows.items()}
