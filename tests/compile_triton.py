@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,7 @@ def device_without_a_gpu() -> Device:
     Device.empty = lambda self, *shape, kind="float32": torch.zeros(shape, dtype=getattr(torch, kind))  # type: ignore[method-assign]
     Device.free_bytes = lambda self: None  # type: ignore[method-assign]
     Device.shared_bytes = None  # type: ignore[assignment]
+    Device._current = lambda self: nullcontext()  # type: ignore[method-assign]
     programs.recorder_of = lambda device: None
     return device
 

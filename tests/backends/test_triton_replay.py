@@ -15,7 +15,7 @@ from loragraft.backends.batch import AdapterSet, Piece
 from loragraft.backends.program import Options
 from loragraft.backends.triton.device import open_device
 from loragraft.backends.triton.program import TritonProgram
-from loragraft.backends.triton.replay import Replays, recorder_of
+from loragraft.backends.triton.replay import Replays, padded, recorder_of
 from recurrent_model import ids_of, model
 from small_models import linears, random_adapter, small_model
 
@@ -97,6 +97,12 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
         logits = other.run(pieces[1])
         assert tokens[0] == logits.argmax()
         assert peaks[0] == logits.max()
+
+
+def test_lists_of_pages_rarely_change_their_size() -> None:
+    sizes = [len(padded(np.arange(count, dtype=np.int32))) for count in (1, 64, 65, 128, 129, 1000)]
+    assert sizes == [64, 64, 128, 128, 256, 1024]
+    assert padded(np.arange(3, dtype=np.int32))[:4].tolist() == [0, 1, 2, 0]
 
 
 def test_the_interpreter_records_nothing() -> None:

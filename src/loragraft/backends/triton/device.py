@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -132,11 +132,15 @@ class Device:
     def empty(self, *shape: int, kind: str = "float32") -> Any:
         return self.torch.empty(shape, dtype=getattr(self.torch, kind), device=self.place)
 
+    def _current(self) -> Any:
+        """Kernels and recordings go to torch's current GPU, wherever their tensors are."""
+        return nullcontext() if self.interpreted else getattr(self.torch, self.kind).device(self.place)
+
     @contextmanager
     def refusing(self, full: type[LoragraftError] = UnsupportedError) -> Iterator[None]:
         """Torch's errors in ours; `full` is raised where memory is short."""
         try:
-            with self.torch.inference_mode():
+            with self._current(), self.torch.inference_mode():
                 yield
         except self.torch.OutOfMemoryError:
             raise full(

@@ -96,7 +96,7 @@ class Replays:
 
 
 def padded(pages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Lists of pages in a size that rarely changes."""
-    more = np.zeros(-(-max(1, len(pages)) // _PAGES) * _PAGES, np.int32)
+    """Lists of pages in a size that rarely changes: a power of two."""
+    more = np.zeros(max(_PAGES, 1 << (len(pages) - 1).bit_length()), np.int32)
     more[: len(pages)] = pages
     return more
