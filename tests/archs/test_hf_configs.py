@@ -486,3 +486,46 @@ def test_dynamic_scaling_ends_where_it_would_begin(
             model.logits(np.full(129, 5))
     said = config_of(model.source.metadata, shapes_of(model.source), None)["rope_scaling"]
     assert said == {"rope_type": "dynamic", "factor": 4.0}
+
+
+def test_an_embedding_for_each_layer_has_every_token(tmp_path: Path) -> None:
+    def shorten(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        name = "model.embed_tokens_per_layer.weight"
+        tensors[name] = tensors[name][:10].copy()
+
+    with pytest.raises(lg.LoragraftError, match=r"lacks rows of the vocabulary: found 10, expected 64"):
+        lg.load(write(tmp_path / "m", "gemma4-per-layer", shorten))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_kv_shared_layers", 6, "bad num_kv_shared_layers: found 6, expected less than 6"),
+        ("num_kv_shared_layers", 5, "no earlier layer of the same kind has keys: found 5"),
+        ("enable_moe_block", True, "enable_moe_block"),
+        ("layer_types", ["full_attention"], "bad layer_types"),
+        (
+            "per_layer_config",
+            {"0": {"head_dim": 16}},
+            "per_layer_config of other layers than those with full",
+        ),
+        (
+            "rope_parameters",
+            {
+                kind: {"rope_type": "yarn", "rope_theta": 1e4}
+                for kind in ("full_attention", "sliding_attention")
+            },
+            "RoPE of this kind",
+        ),
+    ],
+)
+def test_what_is_refused_of_gemma_4(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    with pytest.raises(lg.LoragraftError, match=said):
+        lg.load(write(tmp_path / "m", "gemma4-shared", lambda config, tensors: config.update({key: value})))
+
+
+def test_gemma_4_has_two_ropes_where_its_configuration_is_silent(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", "gemma4", lambda config, tensors: config.pop("rope_parameters"))
+    metadata = lg.load(folder).source.metadata
+    assert metadata["gemma4.rope.freq_base"].data == 1e6
+    assert metadata["gemma4.rope.freq_base_swa"].data == 1e4

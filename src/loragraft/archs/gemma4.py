@@ -115,10 +115,6 @@ def _kv_heads(config: Config) -> Metadata:
 def _ropes(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     full = config.rope_of(_FULL, "rope_theta", scaling=False)
     sliding = config.rope_of(_SLIDING, "rope_local_base_freq", scaling=False)
-    if full.get("rope_theta") is None:
-        full = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
-    if sliding.get("rope_theta") is None:
-        sliding = {"rope_type": "default", "rope_theta": 1e4}
     for rope, kind in ((full, "proportional"), (sliding, "default")):
         if rope["rope_type"] != kind or rope.get("factor") not in (None, 1.0):
             raise UnsupportedError(config.path, "RoPE of this kind", found=repr(rope)[:120], expected=kind)
@@ -254,6 +250,10 @@ TEXT = ConfigClass(
         "global_head_dim": 512,
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            _FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+        },
         "sliding_window": 512,
         "hidden_size_per_layer_input": 256,
         "tie_word_embeddings": True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from loragraft.archs.blocks.feed_forward import gelu
 from loragraft.archs.hparams import Hparams
+from loragraft.errors import FormatError
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
 
@@ -16,6 +17,11 @@ def embed_per_layer(g: GraphBuilder, h: Hparams, ids: Ref, x: Ref) -> None:
     width = h.extra["per_layer"]
     if not width:
         return
+    rows, tokens = (g.fact(f"{name}.weight").shape[0] for name in ("per_layer_token_embd", "token_embd"))
+    if rows < tokens:
+        raise FormatError(
+            "per_layer_token_embd.weight", "lacks rows of the vocabulary", found=rows, expected=tokens
+        )
     found = g.embed(ids, "per_layer_token_embd", arch_scale=width**0.5)
     made = g.linear(x, "per_layer_model_proj", arch_scale=h.width**-0.5)
     made = g.rms_norm(made, "per_layer_proj_norm", h.norm_eps)
