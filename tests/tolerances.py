@@ -24,6 +24,9 @@ GPU_F32 = 1e-9
 #: The native backend with 8-bit activations on quantized weights: a block of 32 is off by about amax / 127 / sqrt(12),
 #: in every product. Measured: up to 5e-5.
 NATIVE_Q8 = 2e-4
+#: A and B in 8 bits beside them, against 11 bits: blocks of 32 (A) or 16 (B), and the x of A. Random adapters as large
+#: as the weights that they change. Measured: up to 3e-4.
+ADAPTERS_Q8 = 1e-3
 #: Keys and values kept as F16, each off by up to 2^-12 of itself. Measured: 2e-8.
 KEYS_VALUES_F16 = 2e-7
 #: As Q8_0, in groups of 32 along a head. Measured: 2e-5.

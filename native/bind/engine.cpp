@@ -18,10 +18,11 @@ namespace {
 
 // y [n][rows] = x W^T, for the tests and benches of kernels: with 8-bit activations if `q8` and the type has a kernel for
 // them. With `ids` [n] of experts x may have fewer rows: row p of y reads row p / (n / rows of x). The epilogue is what
-// is given of it; b [rows][rank] and xa [n][rank] are one adapter, for all experts the same.
+// is given of it; b [rows][rank], which is kept in 8 bits if `b_q8`, and xa [n][rank] are one adapter, for all experts the
+// same.
 void multiply(ThreadPool& pool, const BoundWeight& w, Matrix x, OutMatrix y, bool q8, std::optional<Ids> ids, float scale,
               std::optional<Vector> bias, float arch_scale, std::optional<Matrix> b, std::optional<Matrix> xa,
-              std::optional<Vector> dora_scale) {
+              std::optional<Vector> dora_scale, bool b_q8) {
     const int64_t rows = int64_t(x.shape(0)), n = int64_t(y.shape(0)), out = w.rows();
     require(int64_t(x.shape(1)) == w.cols(), "multiply: x does not fit the weight");
     require(int64_t(y.shape(1)) == out, "multiply: wrong shape of y");
@@ -50,7 +51,7 @@ void multiply(ThreadPool& pool, const BoundWeight& w, Matrix x, OutMatrix y, boo
     std::vector<float> scaled(xa ? xa->size() : 0);
     std::vector<RowEnd> ends(b || dora_scale ? size_t(n) : 0);
     if (b) {
-        packed.emplace(b->data(), 1, out, int64_t(b->shape(1)), arena);
+        packed.emplace(b->data(), 1, out, int64_t(b->shape(1)), b_q8, arena);
     }
     for (int64_t p = 0; p < int64_t(ends.size()); ++p) {
         if (b) {
@@ -58,7 +59,7 @@ void multiply(ThreadPool& pool, const BoundWeight& w, Matrix x, OutMatrix y, boo
             for (int64_t r = 0; r < rank; ++r) {
                 scaled[size_t(p * rank + r)] = xa->data()[p * rank + r] / packed->unit(r);
             }
-            terms[size_t(p)] = {packed->of(0), scaled.data() + p * rank, int(rank), packed->half()};
+            terms[size_t(p)] = {packed->of(0), scaled.data() + p * rank, int(rank), packed->form()};
             ends[size_t(p)] = {&terms[size_t(p)], 1, nullptr};
         }
         ends[size_t(p)].dora_scale = dora_scale ? dora_scale->data() : nullptr;
@@ -131,7 +132,7 @@ void bind_engine(nb::module_& parent) {
     m.def("multiply", &multiply, nb::arg("pool"), nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("q8"),
           nb::arg("ids").none() = nb::none(), nb::arg("scale") = 1.0f, nb::arg("bias").none() = nb::none(),
           nb::arg("arch_scale") = 1.0f, nb::arg("b").none() = nb::none(), nb::arg("xa").none() = nb::none(),
-          nb::arg("dora_scale").none() = nb::none());
+          nb::arg("dora_scale").none() = nb::none(), nb::arg("b_q8") = false);
     bind_pool(m);
     bind_program(m);
 }

@@ -92,18 +92,29 @@ ScanShape scan_shape(const Heads& heads) {
     return {own, key_heads, key_dim, value_dim, tiled};
 }
 
-void add_linear(Adapter& adapter, int step, Array<const float, 3> a,
-                const std::vector<std::tuple<int, int64_t, float, Array<const float, 3>>>& layers) {
-    const int64_t experts = int64_t(a.shape(0)), rank = int64_t(a.shape(1));
-    int64_t last = 0;
-    for (const auto& [layer, first, scale, b] : layers) {
-        require(int64_t(b.shape(0)) == experts && first == last, "adapter: B's shape");
-        last = first + int64_t(b.shape(2));
+using AdaptedLayer = std::tuple<int, int64_t, float, Array<const float, 3>>;
+
+// A step's A, in stacks; each with the layers that it is of.
+void add_linear(Adapter& adapter, int step,
+                const std::vector<std::tuple<Array<const float, 3>, bool, std::vector<AdaptedLayer>>>& stacks) {
+    require(!stacks.empty(), "adapter: no A");
+    const auto& first_a = std::get<0>(stacks.front());
+    const size_t experts = first_a.shape(0), cols = first_a.shape(2);
+    for (const auto& [a, q8, layers] : stacks) {
+        require(a.shape(0) == experts && a.shape(2) == cols, "adapter: A's shape");
+        int64_t last = 0;
+        for (const auto& [layer, first, scale, b] : layers) {
+            require(b.shape(0) == experts && first == last, "adapter: B's shape");
+            last = first + int64_t(b.shape(2));
+        }
+        require(last == int64_t(a.shape(1)), "adapter: ranks of A and B");
     }
-    require(last == rank, "adapter: ranks of A and B");
-    StepLora& lora = adapter.linear(step, a.data(), experts, rank, int64_t(a.shape(2)));
-    for (const auto& [layer, first, scale, b] : layers) {
-        adapter.layer(lora, layer, first, scale, b.data(), int64_t(b.shape(1)), int64_t(b.shape(2)));
+    StepLora& lora = adapter.linear(step, int64_t(experts), int64_t(cols));
+    for (const auto& [a, q8, layers] : stacks) {
+        adapter.stack(lora, a.data(), int64_t(a.shape(1)), q8);
+        for (const auto& [layer, first, scale, b] : layers) {
+            adapter.layer(lora, layer, first, scale, b.data(), int64_t(b.shape(1)), int64_t(b.shape(2)));
+        }
     }
 }
 
@@ -187,7 +198,7 @@ void bind_program(nb::module_& m) {
     nb::class_<RopeTable>(m, "RopeTable");
     nb::class_<Adapter>(m, "Adapter")
         .def(nb::init<>())
-        .def("linear", &add_linear, nb::arg("step"), nb::arg("a"), nb::arg("layers"))
+        .def("linear", &add_linear, nb::arg("step"), nb::arg("stacks"))
         .def("embed", &add_embed, nb::arg("step"), nb::arg("a"), nb::arg("b"), nb::arg("scale"));
     nb::class_<AdapterSet>(m, "AdapterSet")
         .def(nb::init<const std::vector<std::pair<const Adapter*, double>>&>(), nb::keep_alive<1, 2>(),

@@ -15,21 +15,23 @@ namespace lg {
 
 constexpr size_t ARENA_BLOCK = size_t(8) << 20; // of an adapter's own memory
 
-// A (each rank a row) or B (each a column) of one layer or of several that share x, as the kernels read it: half floats where
-// these hold every number, else floats. What is kept is the number times a power of two, the rank's own,
-// which brings its largest near half floats' largest.
+// How A (each rank a row) or B (each a column) is kept, as the kernels read it: in 8 bits if asked for; else half floats
+// where these hold every number, else floats. What is kept is the number times a power of two, the rank's own,
+// which brings its largest near half floats' largest. 8 bits: 32 numbers of a row of A, or 16 of a column of B, are codes
+// and a half float, the least that makes the largest 127 (`round_factor` of backends/activations.py defines it).
 struct Kept {
-    bool half = false;
+    FactorForm form = FactorForm::FLOATS;
     std::vector<float> unit; // of each rank, that power of two; 1 for floats
 };
 
-// B of one layer for the epilogue: [experts][ceil(rows / 16)][rank][16].
+// B of one layer for the epilogue (LoraTerm).
 class PackedB {
   public:
-    PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank, Arena& arena); // b [experts][rows][rank]
+    // b [experts][rows][rank]
+    PackedB(const float* b, int64_t experts, int64_t rows, int64_t rank, bool q8, Arena& arena);
     const uint8_t* of(int64_t expert) const { return data_ + expert * stride_; }
     int64_t stride() const { return stride_; } // bytes of an expert
-    bool half() const { return kept_.half; }
+    FactorForm form() const { return kept_.form; }
     float unit(int64_t r) const { return kept_.unit[size_t(r)]; }
 
   private:
@@ -41,21 +43,29 @@ class PackedB {
 // What one adapter adds to one layer of a step.
 struct LayerLora {
     int layer;     // which of the step's
-    int64_t first; // its rows in the stacked A
+    size_t stack;  // where its A is
+    int64_t first; // its rows in the stack
     int64_t rank;
     int64_t rows; // of the layer, for each expert
     float scale;
     PackedB b;
 };
 
+// A of layers whose x is the same, one below the other. In 8 bits it is a packed weight of type Q8_0.
+struct StackedA {
+    int64_t first = 0, rank = 0; // of the ranks of all stacks of a step
+    Kept kept;
+    int64_t row_bytes = 0, stride = 0; // stride: of an expert
+    const uint8_t* data = nullptr;
+    // The product with one expert's; the caller adds x and y.
+    Linear task(int64_t expert, int64_t cols) const;
+};
+
 // What one adapter does in one step of a program: a linear step, whose layers share x.
 struct StepLora {
     int64_t experts = 1, rank = 0, cols = 0; // rank: of all layers together
-    Kept kept;
-    uint8_t* a = nullptr; // [experts][rank][cols]
+    std::vector<StackedA> stacks;
     std::vector<LayerLora> layers;
-    int64_t row_bytes() const { return cols * (kept.half ? 2 : 4); }
-    const uint8_t* a_of(int64_t expert) const { return a + expert * rank * row_bytes(); }
 };
 
 // An embedding's: delta of row `id` = scale * b[id] A.
@@ -70,8 +80,10 @@ class Adapter {
     Adapter() = default;
     Adapter(const Adapter&) = delete;
     Adapter& operator=(const Adapter&) = delete;
-    StepLora& linear(int step, const float* a, int64_t experts, int64_t rank, int64_t cols); // a [experts][rank][cols]
-    // B [experts][rows][rank] of layer `layer` of the step, whose rows of the stacked A begin at `first`.
+    StepLora& linear(int step, int64_t experts, int64_t cols);
+    // The next stack, a [experts][rank][cols]; with `q8` its columns are a multiple of 32.
+    void stack(StepLora& lora, const float* a, int64_t rank, bool q8);
+    // B [experts][rows][rank] of layer `layer` of the step, whose rows in the last stack begin at `first`.
     void layer(StepLora& lora, int layer, int64_t first, float scale, const float* b, int64_t rows, int64_t rank);
     void embed(int step, EmbedLora lora);
     const StepLora* linear_at(int step) const;
@@ -80,6 +92,8 @@ class Adapter {
     const std::map<int, EmbedLora>& embeds() const { return embeds_; }
 
   private:
+    void keep_packed(StackedA& stack, const StepLora& lora, const float* a);
+
     Arena arena_{ARENA_BLOCK};
     std::map<int, StepLora> linears_;
     std::map<int, EmbedLora> embeds_;
@@ -89,9 +103,10 @@ class Adapter {
 struct SetPart {
     const uint8_t* b; // of the first expert
     int64_t stride;
+    int64_t stack_first, stack_rank;
     int layer;
-    int first, rank;
-    bool half;
+    int first, rank; // in the stack
+    FactorForm form;
 };
 
 // One adapter of a set, in one step.
@@ -99,7 +114,7 @@ struct SetTerm {
     const StepLora* lora;
     size_t member;            // which of the set
     double strength;
-    std::vector<float> gamma; // of each row of the stacked A: scale * strength, without the powers of two of A and B
+    std::vector<float> gamma; // of each row of the stacks of A: scale * strength, without the powers of two of A and B
     std::vector<SetPart> parts; // of each of lora->layers
 };
 

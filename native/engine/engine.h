@@ -22,12 +22,19 @@ struct Activations {
 
 // What adapters do to one row of a product: y = arch_scale * (dora_scale * (scale * (W x) + sum of B xa) + bias), applied
 // in exactly this order.
+enum class FactorForm : uint8_t { FLOATS, HALVES, Q8 }; // of A and B
 struct LoraTerm {
-    const uint8_t* b = nullptr; // [ceil(rows / 16)][rank][16], floats or half floats
-    const float* xa = nullptr;  // [rank]: this row's A x, times the adapter's scale and strength
+    // [ceil(rows / 16)][rank][16], floats or half floats; of Q8, in each 16 rows first [rank] half floats that
+    // scale the codes [rank][16] behind them.
+    const uint8_t* b = nullptr;
+    const float* xa = nullptr; // [rank]: this row's A x, times the adapter's scale and strength
     int rank = 0;
-    bool half = false;
+    FactorForm form = FactorForm::FLOATS;
 };
+// Bytes of B for 16 rows.
+inline int64_t factor_group_bytes(FactorForm form, int64_t rank) {
+    return rank * (form == FactorForm::FLOATS ? 64 : form == FactorForm::HALVES ? 32 : 18);
+}
 struct RowEnd {
     const LoraTerm* terms = nullptr; // added in order
     int n_terms = 0;
@@ -49,6 +56,23 @@ struct Linear {
     const float* bias = nullptr;    // [rows], or null
     float arch_scale = 1.0f;
     const RowEnd* row_end = nullptr; // of each row of y; null: no adapters
+    const uint8_t* then = nullptr;   // what will be read after the rows that a kernel is given; null: what follows them
+};
+
+// How far ahead of its use a weight is asked for: without, a core waits for memory as long as it computes.
+constexpr int64_t READ_AHEAD = 16384;
+
+// A stream of bytes from `start` to `end` and on from `then`; what lies `ahead` of a place in it.
+struct Stream {
+    Stream(const uint8_t* start, const uint8_t* own_end, const uint8_t* own_then)
+        : end(own_end), skip((own_then ? own_then : own_end) - own_end),
+          ahead(own_end - start < READ_AHEAD ? own_end - start : READ_AHEAD) {}
+    const uint8_t* at(const uint8_t* place) const {
+        const uint8_t* wanted = place + ahead;
+        return wanted < end ? wanted : wanted + skip;
+    }
+    const uint8_t* end;
+    int64_t skip, ahead;
 };
 
 inline int64_t x_row(const Linear& l, int64_t t) { return l.x_row ? l.x_row[t] : t; }

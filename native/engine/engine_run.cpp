@@ -1,6 +1,7 @@
 #include "engine/engine_run.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels.h"
 
@@ -36,21 +37,47 @@ int64_t rows_per_chunk(int64_t rows, int threads) {
     return std::max(LINEAR_ROWS, share / LINEAR_ROWS * LINEAR_ROWS);
 }
 
+// Where rows from `row` on of a product's weight lie.
+const uint8_t* place_of(const Linear& task, int64_t row) {
+    const PackedKernels& packed = kernels().engine.packed[task.type];
+    return task.x.codes && task.packed ? task.packed + row / PACKED_ROWS * packed.group_bytes(task.cols)
+                                       : task.weight + row * task.row_bytes;
+}
+
 } // namespace
 
-void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks) {
-    thread_local std::vector<int64_t> starts; // the first chunk of each task
-    std::vector<int64_t>& first = starts;
-    first.assign(1, 0);
-    for (const Linear& task : tasks) {
-        const int64_t step = rows_per_chunk(task.rows, pool.size());
-        first.push_back(first.back() + (task.rows + step - 1) / step);
-    }
-    pool.run(first.back(), [&](int64_t chunk, int) {
+void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks, const std::vector<Linear>* after) {
+    thread_local std::vector<int64_t> starts[2]; // the first chunk of each task
+    const auto count_chunks = [&](const std::vector<Linear>& own, std::vector<int64_t>& first) {
+        first.assign(1, 0);
+        for (const Linear& task : own) {
+            const int64_t step = rows_per_chunk(task.rows, pool.size());
+            first.push_back(first.back() + (task.rows + step - 1) / step);
+        }
+        return first.back();
+    };
+    // Task of a chunk, and its first row.
+    const auto find = [&](const std::vector<Linear>& own, const std::vector<int64_t>& first, int64_t chunk) {
         const size_t i = size_t(std::upper_bound(first.begin(), first.end(), chunk) - first.begin()) - 1;
-        const Linear& task = tasks[i];
-        const int64_t step = rows_per_chunk(task.rows, pool.size()), at = (chunk - first[i]) * step;
-        kernel_of(task)(task, at, std::min(task.rows, at + step));
+        return std::pair(i, (chunk - first[i]) * rows_per_chunk(own[i].rows, pool.size()));
+    };
+    std::vector<int64_t>&first = starts[0], &later = starts[1];
+    const int64_t chunks = count_chunks(tasks, first), coming = after ? count_chunks(*after, later) : 0;
+    pool.run(chunks, [&](int64_t chunk, int) {
+        const auto [i, at] = find(tasks, first, chunk);
+        Linear task = tasks[i];
+        const int64_t last = std::min(task.rows, at + rows_per_chunk(task.rows, pool.size()));
+        // The thread goes on with the next chunk, or has come to the end of its share.
+        const int64_t share = pool.share_of(chunk, chunks);
+        if (chunk + 1 < chunks && pool.share_of(chunk + 1, chunks) == share) {
+            if (last == task.rows) {
+                task.then = place_of(tasks[i + 1], 0);
+            }
+        } else if (coming) {
+            const auto [next, row] = find(*after, later, pool.first_of(share, coming));
+            task.then = place_of((*after)[next], row);
+        }
+        kernel_of(task)(task, at, last);
     });
 }
 

@@ -32,8 +32,9 @@ class QuantizedRows {
 };
 
 // Products over all rows of their weights: of layers that read the same x, of tokens with the experts they were routed
-// to. Tasks may differ in everything.
-void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks);
+// to. Tasks may differ in everything. `after`: tasks that are run next, whose weights each thread asks for when it comes
+// to its end.
+void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks, const std::vector<Linear>* after = nullptr);
 
 // Shares rows of floats out: chunks of some thousand elements, one alone for a token.
 template <typename F> void over_rows(ThreadPool& pool, int64_t rows, int64_t width, F body) {

@@ -3,7 +3,8 @@
 #pragma once
 
 #include "engine/engine.h"
-#include "simd/simd.h"
+#include "simd/bytes.h"
+#include "simd/half.h"
 
 namespace lg::LG_ISA {
 
@@ -21,9 +22,12 @@ struct Bfloats {
     static inline vf lanes(const uint8_t* p) { return load_bfloat(p); }
 };
 
-// Asks for the rows of B that finish16 will want for rows [row, row + 16): the products before it are one stream that
+// Asks for the rows of B that finish16 will want for rows [row, row + 16), a group of rows ahead: the products before it are one stream that
 // the processor reads ahead by itself, each B is another of which each piece would be waited for.
 inline void prefetch_epilogue(const Linear& l, int64_t row) {
+    if (row >= l.rows) {
+        return;
+    }
     const uint8_t* asked = nullptr;
     for (int64_t t = 0; l.row_end && t < l.columns; ++t) {
         const RowEnd& end = l.row_end[y_row(l, t)];
@@ -33,9 +37,10 @@ inline void prefetch_epilogue(const Linear& l, int64_t row) {
                 continue; // as the column before
             }
             asked = term.b;
-            const int64_t bytes = term.rank * (term.half ? 2 : 4); // of a row
-            for (int64_t at = 0; at < 16 * bytes; at += 64) {
-                __builtin_prefetch(term.b + row * bytes + at);
+            const int64_t bytes = factor_group_bytes(term.form, term.rank);
+            const uint8_t* b = term.b + row / 16 * bytes;
+            for (int64_t at = 0; at < bytes; at += 64) {
+                __builtin_prefetch(b + at);
             }
         }
     }
@@ -49,6 +54,35 @@ template <class B> inline void add_term(const LoraTerm& term, int64_t row, vf* v
         for (int i = 0; i < 16 / LANES; ++i) {
             v[i] = fma(B::lanes(b + (r * 16 + i * LANES) * B::BYTES), xa, v[i]);
         }
+    }
+}
+
+// N ranks of B in 8 bits, for xa times their scales. Four sums, which do not wait for each other.
+template <int N> inline void add_codes(const int8_t* codes, const float* xa, vf* v) {
+    for (int i = 0; i < 16 / LANES; ++i) {
+        vf sums[4] = {v[i]};
+#pragma GCC unroll 16
+        for (int r = 0; r < N; ++r) {
+            sums[r % 4] = fma(to_float(widen(codes + r * 16 + i * LANES)), splat(xa[r]), sums[r % 4]);
+        }
+        v[i] = N > 1 ? (sums[0] + sums[1]) + (sums[2] + sums[3]) : sums[0];
+    }
+}
+
+// Adds sixteen rows of B xa, of B in 8 bits.
+inline void add_q8(const LoraTerm& term, int64_t row, vf* v) {
+    const uint8_t* scales = term.b + row / 16 * factor_group_bytes(FactorForm::Q8, term.rank);
+    const int8_t* codes = (const int8_t*)scales + 2 * term.rank;
+    int r = 0;
+    for (; r + LANES <= term.rank; r += LANES) {
+        float xa[LANES];
+        store(xa, load(term.xa + r) * load_half(scales + 2 * r));
+        asm("" ::"r"(xa) : "memory"); // read from there for each product: GCC 12 shuffles the vector sixteen times
+        add_codes<LANES>(codes + r * 16, xa, v);
+    }
+    for (; r < term.rank; ++r) {
+        const float xa = term.xa[r] * get_half(scales + 2 * r);
+        add_codes<1>(codes + r * 16, &xa, v);
     }
 }
 
@@ -67,7 +101,11 @@ inline void finish16(const Linear& l, int64_t t, int64_t row, const float* produ
         dora_scale = end.dora_scale;
         for (int term = 0; term < end.n_terms; ++term) {
             const LoraTerm& own = end.terms[term];
-            own.half ? add_term<Halves>(own, row, v) : add_term<Singles>(own, row, v);
+            switch (own.form) {
+            case FactorForm::FLOATS: add_term<Singles>(own, row, v); break;
+            case FactorForm::HALVES: add_term<Halves>(own, row, v); break;
+            case FactorForm::Q8: add_q8(own, row, v); break;
+            }
         }
     }
     if (row + 16 <= l.rows) {

@@ -22,7 +22,6 @@ constexpr int R = 4;
 #define LG_FLOAT_COLUMNS 3 // 12 in 16
 #endif
 constexpr int C = LG_FLOAT_COLUMNS;
-constexpr int64_t AHEAD = 16384; // how far ahead of its use a weight is asked for
 
 // The first n lanes, n < LANES; the others 0.
 template <class W> inline vf some_lanes(const uint8_t* p, int64_t n) {
@@ -31,9 +30,10 @@ template <class W> inline vf some_lanes(const uint8_t* p, int64_t n) {
     return W::lanes(buffer);
 }
 
-// RT rows by CT columns: out[column * GROUP + row]. Not inlined, and unrolled: GCC 12 keeps the sums in memory otherwise.
+// RT rows by CT columns: out[column * GROUP + row]; `ask`: what is asked for along with each row. Not inlined, and unrolled:
+// GCC 12 keeps the sums in memory otherwise.
 template <class W, int RT, int CT>
-[[gnu::noinline]] void tile(const uint8_t* const* w, const float* const* x, int64_t n, vf* out) {
+[[gnu::noinline]] void tile(const uint8_t* const* w, const uint8_t* const* ask, const float* const* x, int64_t n, vf* out) {
     vf acc[RT][CT] = {};
     const int64_t whole = n / LANES * LANES;
     for (int64_t i = 0; i < whole; i += LANES) {
@@ -46,7 +46,7 @@ template <class W, int RT, int CT>
         for (int r = 0; r < RT; ++r) {
             const vf row = W::lanes(w[r] + i * W::BYTES);
             if (CT < C) { // as many columns as there are: what is computed takes longer than reading
-                __builtin_prefetch(w[r] + i * W::BYTES + AHEAD);
+                __builtin_prefetch(ask[r] + i * W::BYTES);
             }
 #pragma GCC unroll 8
             for (int c = 0; c < CT; ++c) {
@@ -80,7 +80,7 @@ void finish(const Linear& l, int64_t t, int64_t row, const vf* sums) {
 
 // One group of rows, which lie at `w`, with CT columns from t on.
 template <class W, int CT>
-void group_columns(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t) {
+void group_columns(const Linear& l, const Stream& stream, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t) {
     const float* x[CT];
     for (int c = 0; c < CT; ++c) {
         x[c] = l.x.x + x_row(l, t + c) * l.cols;
@@ -88,11 +88,12 @@ void group_columns(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t
     const int64_t rows = std::min<int64_t>(GROUP, l.rows - row);
     vf sums[CT * GROUP] = {};
     for (int64_t r = 0; r < rows; r += R) {
-        const uint8_t* at[R];
+        const uint8_t *at[R], *ask[R];
         for (int i = 0; i < R; ++i) { // past the last row, that one again
             at[i] = w + std::min(r + i, rows - 1) * row_bytes;
+            ask[i] = stream.at(at[i]);
         }
-        tile<W, R, CT>(at, x, l.cols, sums + r);
+        tile<W, R, CT>(at, ask, x, l.cols, sums + r);
     }
     for (int c = 0; c < CT; ++c) {
         finish(l, t + c, row, sums + c * GROUP);
@@ -101,17 +102,17 @@ void group_columns(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t
 
 // One group of rows with columns [t, end), in tiles that are as even as can be.
 template <class W>
-void group(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t, int64_t end) {
+void group(const Linear& l, const Stream& stream, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t, int64_t end) {
     while (t < end) {
         const int64_t tiles = (end - t + C - 1) / C, width = (end - t + tiles - 1) / tiles;
         switch (width) {
-        case 1: group_columns<W, 1>(l, w, row_bytes, row, t); break;
-        case 2: group_columns<W, 2>(l, w, row_bytes, row, t); break;
-        case 3: group_columns<W, 3>(l, w, row_bytes, row, t); break;
+        case 1: group_columns<W, 1>(l, stream, w, row_bytes, row, t); break;
+        case 2: group_columns<W, 2>(l, stream, w, row_bytes, row, t); break;
+        case 3: group_columns<W, 3>(l, stream, w, row_bytes, row, t); break;
 #if LG_FLOAT_COLUMNS > 3
-        case 4: group_columns<W, 4>(l, w, row_bytes, row, t); break;
-        case 5: group_columns<W, 5>(l, w, row_bytes, row, t); break;
-        case 6: group_columns<W, 6>(l, w, row_bytes, row, t); break;
+        case 4: group_columns<W, 4>(l, stream, w, row_bytes, row, t); break;
+        case 5: group_columns<W, 5>(l, stream, w, row_bytes, row, t); break;
+        case 6: group_columns<W, 6>(l, stream, w, row_bytes, row, t); break;
 #endif
         }
         t += width;
@@ -120,13 +121,18 @@ void group(const Linear& l, const uint8_t* w, int64_t row_bytes, int64_t row, in
 
 // Float weights, straight from the rows.
 template <class W> void from_rows(const Linear& l, int64_t first, int64_t last) {
+    const Stream stream(l.weight + first * l.row_bytes, l.weight + last * l.row_bytes, l.then);
     for (int64_t t = 0; t < l.columns; t += COLUMNS) {
         const int64_t end = std::min(l.columns, t + COLUMNS);
+        const bool few = l.columns <= 16;
+        if (few) {
+            prefetch_epilogue(l, first);
+        }
         for (int64_t row = first; row < last; row += GROUP) {
-            if (l.columns <= C) {
-                prefetch_epilogue(l, row);
+            if (few) {
+                prefetch_epilogue(l, row + GROUP);
             }
-            group<W>(l, l.weight + row * l.row_bytes, l.row_bytes, row, t, end);
+            group<W>(l, stream, l.weight + row * l.row_bytes, l.row_bytes, row, t, end);
         }
     }
 }
@@ -152,7 +158,8 @@ void linear_f32(const Linear& l, int64_t first, int64_t last) {
         for (int64_t r = 0; r < GROUP && row + r < last; ++r) {
             to_floats(l.type, l.weight + (row + r) * l.row_bytes, floats + r * l.cols, l.cols);
         }
-        group<Singles>(l, (const uint8_t*)floats, l.cols * 4, row, 0, l.columns);
+        const uint8_t* rows = (const uint8_t*)floats;
+        group<Singles>(l, {rows, rows + GROUP * l.cols * 4, rows}, rows, l.cols * 4, row, 0, l.columns);
     }
 }
 

@@ -17,9 +17,6 @@ namespace {
 #endif
 constexpr int64_t FEW = LG_FEW;
 
-// How far ahead of its use a weight is asked for: without, a core waits for memory as long as it computes.
-constexpr int64_t AHEAD = 16384;
-
 template <class P> int64_t group_bytes(int64_t cols) { return cols / P::UNIT * P::UNIT_BYTES; }
 
 template <class P> void pack(const Linear& l, int64_t first, uint8_t* group) {
@@ -52,7 +49,8 @@ template <class P> void pack(const Linear& l, int64_t first, uint8_t* group) {
 
 // One part of a group of rows with N columns.
 template <class P, int N>
-[[gnu::noinline]] void group_product(const uint8_t* group, int part, int64_t cols, const Columns<N>& x, float (*y)[GROUP]) {
+[[gnu::noinline]] void group_product(const uint8_t* group, int part, int64_t cols, const Columns<N>& x, const Stream& stream,
+                                     float (*y)[GROUP]) {
     using S = typename P::Scales;
     constexpr int WORDS = S::SUB / 4;
     vf acc[N] = {};
@@ -63,9 +61,10 @@ template <class P, int N>
             const uint8_t* scales = run + P::Store::SIZE;
             const int64_t at = k / 32 + i;
             if (PARTS == 1 || part == 0) { // the other parts follow in the same lines
+                const uint8_t* ask = stream.at(run);
 #pragma GCC unroll 16
                 for (int b = 0; b < P::RUN_BYTES; b += 64) {
-                    __builtin_prefetch(run + AHEAD + b);
+                    __builtin_prefetch(ask + b);
                 }
             }
             vf value[N];
@@ -113,12 +112,13 @@ template <class P, int N>
 }
 
 // One group of rows with columns [t, t + N).
-template <class P, int N> void group_columns(const Linear& l, const int32_t* starts, int64_t row, int64_t t) {
+template <class P, int N>
+void group_columns(const Linear& l, const int32_t* starts, const Stream& stream, int64_t row, int64_t t) {
     const Columns<N> x = columns_at<P, N>(l, starts, t, 0);
     const uint8_t* group = l.packed + row / GROUP * group_bytes<P>(l.cols);
     float y[N][GROUP];
     for (int part = 0; part < PARTS; ++part) {
-        group_product<P, N>(group, part, l.cols, x, y);
+        group_product<P, N>(group, part, l.cols, x, stream, y);
     }
     for (int c = 0; c < N; ++c) {
         finish16(l, t + c, row, y[c]);
@@ -129,20 +129,23 @@ template <class P, int N> void group_columns(const Linear& l, const int32_t* sta
 template <class P> void few(const Linear& l, int64_t first, int64_t last) {
     thread_local static Scratch<int32_t> start_memory;
     const int32_t* start = starts<P>(l, start_memory);
+    const int64_t bytes = group_bytes<P>(l.cols);
+    const Stream stream(l.packed + first / GROUP * bytes, l.packed + (last + GROUP - 1) / GROUP * bytes, l.then);
+    prefetch_epilogue(l, first);
     for (int64_t row = first; row < last; row += GROUP) {
-        prefetch_epilogue(l, row);
+        prefetch_epilogue(l, row + GROUP);
         for (int64_t t = 0; t < l.columns;) {
             const int64_t left = l.columns - t, passes = (left + FEW - 1) / FEW;
             int64_t width = (left + passes - 1) / passes;
             width -= width > 4 && width % 2; // 5 = 4 + 1, 7 = 6 + 1: less code
             switch (width) {
-            case 1: group_columns<P, 1>(l, start, row, t); break;
-            case 2: group_columns<P, 2>(l, start, row, t); break;
-            case 3: group_columns<P, 3>(l, start, row, t); break;
-            case 4: group_columns<P, 4>(l, start, row, t); break;
+            case 1: group_columns<P, 1>(l, start, stream, row, t); break;
+            case 2: group_columns<P, 2>(l, start, stream, row, t); break;
+            case 3: group_columns<P, 3>(l, start, stream, row, t); break;
+            case 4: group_columns<P, 4>(l, start, stream, row, t); break;
 #if LG_FEW > 4
-            case 6: group_columns<P, 6>(l, start, row, t); break;
-            case 8: group_columns<P, 8>(l, start, row, t); break;
+            case 6: group_columns<P, 6>(l, start, stream, row, t); break;
+            case 8: group_columns<P, 8>(l, start, stream, row, t); break;
 #endif
             }
             t += width;

@@ -65,7 +65,7 @@ struct LinearScratch {
     Scratch<LoraTerm> terms;
     Scratch<RowEnd> ends;
     std::vector<Scratch<float>> rounded;
-    std::vector<Linear> tasks;
+    std::vector<Linear> tasks, a_tasks;
     std::vector<Routing> routings;
 };
 

@@ -95,7 +95,8 @@ class LinearStep : public Step {
         if (scratch.routings.size() < segments + 1) {
             scratch.routings.resize(segments + 1);
         }
-        const RowEnd* ends = adapt(pass, rows, ids, each);
+        const Adapted adapted = adaptations(pass);
+        RowEnd* ends = adapted.terms ? scratch.ends.get(int64_t(layers_.size()) * rows * used_) : nullptr;
         Routing& all = scratch.routings[segments];
         if (routed_) {
             sort(all, ids, rows * used_, experts_, [&](int64_t p) { return each == 1 ? p / used_ : p; });
@@ -126,10 +127,18 @@ class LinearStep : public Step {
                 scratch.tasks.push_back(l);
             }
         }
+        if (ends) {
+            adapt(pass, adapted, rows, ids, each, ends);
+        }
         run_linears(pass.threads, scratch.tasks);
     }
 
   private:
+    // How many products with rows of A there are, and terms of rows of y.
+    struct Adapted {
+        int64_t products = 0, terms = 0;
+    };
+
     // x as the layer's product sees it: float, in 8 bits, or rounded to NVFP4 (a row for each pair, where experts have
     // scales of their own).
     Activations input(Pass& pass, const LayerSite& layer, int64_t rows, const int32_t* ids, int64_t each,
@@ -164,28 +173,28 @@ class LinearStep : public Step {
         return a;
     }
 
-    // What adapters do to every row of every layer's y, [layers][rows * used]; null if they do nothing here.
-    const RowEnd* adapt(Pass& pass, int64_t rows, const int32_t* ids, int64_t each) const {
-        LinearScratch& scratch = pass.linear;
-        int64_t n_xa = 0, n_terms = 0;
+    Adapted adaptations(const Pass& pass) const {
+        Adapted found;
         for (const Segment& segment : pass.segments) {
             const SetStep* set = segment.set->linear_at(number_);
             const int64_t pairs = int64_t(segment.rows[space].size()) * used_;
             for (size_t t = 0; set && t < set->terms.size(); ++t) {
                 const StepLora& lora = *set->terms[t].lora;
-                n_xa += pairs * lora.rank;
-                n_terms += pairs * int64_t(lora.layers.size());
+                found.products += pairs * lora.rank;
+                found.terms += pairs * int64_t(lora.layers.size());
             }
         }
-        if (!n_terms) {
-            return nullptr;
-        }
-        float* xa = scratch.xa.get(n_xa);
+        return found;
+    }
+
+    // What adapters do to every row of every layer's y, [layers][rows * used].
+    void adapt(Pass& pass, const Adapted& adapted, int64_t rows, const int32_t* ids, int64_t each, RowEnd* ends) const {
+        LinearScratch& scratch = pass.linear;
+        float* xa = scratch.xa.get(adapted.products);
         multiply_by_a(pass, ids, each, xa);
         const int64_t n = rows * used_;
-        RowEnd* ends = scratch.ends.get(int64_t(layers_.size()) * n);
         std::fill_n(ends, int64_t(layers_.size()) * n, RowEnd{});
-        LoraTerm* term = scratch.terms.get(n_terms);
+        LoraTerm* term = scratch.terms.get(adapted.terms);
         for (const Segment& segment : pass.segments) {
             const SetStep* set = segment.set->linear_at(number_);
             if (!set) {
@@ -199,13 +208,16 @@ class LinearStep : public Step {
                 xa += int64_t(own.size()) * used_ * t.lora->rank;
             }
         }
-        return ends;
     }
 
     // x A^T for every adapter of every segment, times the adapters' scales, one after the other in `xa`.
     void multiply_by_a(Pass& pass, const int32_t* ids, int64_t each, float* xa) const {
         LinearScratch& scratch = pass.linear;
-        scratch.tasks.clear();
+        scratch.a_tasks.clear();
+        Activations as_it_is;
+        as_it_is.rows = pass.rows[space] * each;
+        as_it_is.cols = cols_;
+        as_it_is.x = pass.floats(x_);
         float* y = xa;
         for (size_t s = 0; s < pass.segments.size(); ++s) {
             const Segment& segment = pass.segments[s];
@@ -227,37 +239,32 @@ class LinearStep : public Step {
                 });
             }
             for (const SetTerm& t : set->terms) {
-                const StepLora& lora = *t.lora;
-                for (int64_t e = 0; e < experts_; ++e) {
-                    Linear l;
-                    l.type = lora.kept.half ? F16 : F32;
-                    l.rows = lora.rank;
-                    l.cols = cols_;
-                    l.row_bytes = lora.row_bytes();
-                    l.weight = lora.a_of(e);
-                    l.x.rows = pass.rows[space] * each;
-                    l.x.cols = cols_;
-                    l.x.x = pass.floats(x_);
-                    l.columns = pairs;
-                    l.x_row = own.data();
-                    l.y = y;
-                    if (!routed_ || give_columns(l, routing, e)) {
-                        if (l.columns) {
-                            scratch.tasks.push_back(l);
+                for (const StackedA& stack : t.lora->stacks) {
+                    const bool q8 = stack.kept.form == FactorForm::Q8;
+                    for (int64_t e = 0; e < experts_; ++e) {
+                        Linear l = stack.task(e, cols_);
+                        l.x = q8 ? pass.quantized(x_, cols_) : as_it_is;
+                        l.columns = pairs;
+                        l.x_row = own.data();
+                        l.y = y;
+                        if ((!routed_ || give_columns(l, routing, e)) && l.columns) {
+                            scratch.a_tasks.push_back(l);
                         }
                     }
+                    y += pairs * stack.rank;
                 }
-                y += pairs * lora.rank;
             }
         }
-        run_linears(pass.threads, scratch.tasks);
+        run_linears(pass.threads, scratch.a_tasks, &scratch.tasks);
         for (const Segment& segment : pass.segments) {
             const SetStep* set = segment.set->linear_at(number_);
             for (size_t t = 0; set && t < set->terms.size(); ++t) {
-                const std::vector<float>& gamma = set->terms[t].gamma;
-                for (int64_t p = 0; p < int64_t(segment.rows[space].size()) * used_; ++p) {
-                    for (float g : gamma) {
-                        *xa++ *= g;
+                for (const StackedA& stack : set->terms[t].lora->stacks) {
+                    const float* gamma = set->terms[t].gamma.data() + stack.first;
+                    for (int64_t p = 0; p < int64_t(segment.rows[space].size()) * used_; ++p, xa += stack.rank) {
+                        for (int64_t r = 0; r < stack.rank; ++r) {
+                            xa[r] *= gamma[r];
+                        }
                     }
                 }
             }
@@ -278,14 +285,14 @@ class LinearStep : public Step {
             end.dora_scale = dora ? dora + expert * layers_[i].weight->rows() : nullptr;
             const float* product = xa;
             for (const SetTerm& t : set.terms) {
-                const StepLora& lora = *t.lora;
                 for (const SetPart& part : t.parts) {
                     if (size_t(part.layer) == i) {
-                        *term++ = {part.b + expert * part.stride, product + p * lora.rank + part.first, part.rank, part.half};
+                        const float* own_xa = product + pairs * part.stack_first + p * part.stack_rank + part.first;
+                        *term++ = {part.b + expert * part.stride, own_xa, part.rank, part.form};
                         ++end.n_terms;
                     }
                 }
-                product += pairs * lora.rank;
+                product += pairs * t.lora->rank;
             }
         }
         return term;

@@ -138,8 +138,8 @@ void ThreadPool::run(int64_t chunks, const std::function<void(int64_t, int)>& bo
     const int threads = size();
     for (int i = 0; i < threads; ++i) {
         Share& share = shares_[size_t(i)];
-        share.next.store(chunks * i / threads, std::memory_order_relaxed);
-        share.end = chunks * (i + 1) / threads;
+        share.next.store(first_of(i, chunks), std::memory_order_relaxed);
+        share.end = first_of(i + 1, chunks);
     }
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();

@@ -22,6 +22,10 @@ class ThreadPool {
 
     int size() const { return int(workers_.size()) + 1; }
 
+    // Which thread begins with the range that a chunk of a loop is in, and the first chunk of a thread's range.
+    int64_t share_of(int64_t chunk, int64_t chunks) const { return ((chunk + 1) * size() - 1) / chunks; }
+    int64_t first_of(int64_t share, int64_t chunks) const { return chunks * share / size(); }
+
     // Calls body(chunk, thread) once for each chunk in [0, chunks), in any order, and returns when all are done. Each thread
     // begins with a range of its own, from its first chunk on, and then takes what others have not begun. What a
     // chunk computes must not depend on the thread that runs it, so that results do not depend on the pool's size. Threads

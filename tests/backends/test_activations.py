@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loragraft.archs.graphs import build_graph, tensor_facts
-from loragraft.backends.activations import round_nvfp4, round_q8
+from loragraft.backends.activations import round_codes, round_nvfp4, round_q8
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend, Options
 from loragraft.backends.reference import ReferenceBackend
@@ -45,6 +45,39 @@ def test_nvfp4_scale_is_rounded_to_e4m3_and_saturates() -> None:
     # Without calibration a row is scaled by its own largest value, which is then exact but for rounding.
     assert np.allclose(round_nvfp4(x, None), x, rtol=1e-6)
     assert np.array_equal(round_nvfp4(np.zeros((2, 16), np.float32), None), np.zeros((2, 16)))
+
+
+def test_factors_in_eight_bits() -> None:
+    """Blocks of 32 along a row of A, of 16 along a column of B; a rank's unit brings small numbers into reach of
+    the half float that scales them."""
+    a = np.zeros((2, 40), np.float32)
+    a[0, :4] = [127, -63.4, 2.5, 0.4]
+    a[0, 32:34] = [254, 3]
+    a[1, :3] = [12.7e-20, -0.2e-20, 0.16e-20]
+    wanted = a.copy()
+    wanted[0, :4], wanted[0, 32:34] = [127, -63, 2, 0], [254, 4]
+    found = round_codes(a, -2)
+    assert np.array_equal(found[0], wanted[0])
+    assert np.allclose(found[1, :3], [12.7e-20, -0.2e-20, 0.2e-20], rtol=1e-3, atol=0)
+    b = np.zeros((20, 1), np.float32)
+    b[:3, 0], b[16:18, 0] = [127, 0.4, 1.5], [12.7, 0.16]
+    found = round_codes(b, -1)[:, 0]
+    assert np.array_equal(found[:3], [127, 0, 2])
+    assert np.allclose(found[16:18], [12.7, 0.2], rtol=1e-3)
+    assert np.isnan(round_codes(np.where(a == 3, np.inf, a), -2)[0, 32:]).all()
+
+
+def test_the_error_of_factors_in_eight_bits_is_bounded() -> None:
+    rng = np.random.default_rng(3)
+    for matrix in (
+        rng.standard_normal((16, 640)),
+        rng.standard_t(1.1, (16, 640)),
+        rng.uniform(-1, 1, (16, 640)),
+    ):
+        m = matrix.astype(np.float32)
+        assert 1e-6 < nmse(round_codes(m, -2), m) < 1.7e-4
+        assert 1e-6 < nmse(round_codes(m.T, -1), m.T) < 8.5e-5
+        assert np.allclose(round_codes(round_codes(m, -2), -2), round_codes(m, -2), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("activations", ["q8", "nvfp4"])

@@ -57,8 +57,8 @@ def prepared(backend: Backend, model: str, kind: str, threads: int) -> tuple[Pro
     inner = {base: shape for base, shape in shapes.items() if base.startswith("blk.")}
     adapters = [
         random_adapter(rng, {"token_embd": shapes["token_embd"], "output": shapes["output"]}, rank=2),
-        random_adapter(rng, inner, rank=3, dora=True),
-        random_adapter(rng, {base: inner[base] for base in sorted(inner)[::2]}, rank=5),
+        random_adapter(rng, inner, rank=9, dora=True),
+        random_adapter(rng, {base: inner[base] for base in sorted(inner)[::2]}, rank=17),
         random_adapter(rng, shapes, rank=1),
     ]
     return program, [program.add_adapter(adapter) for adapter in adapters]

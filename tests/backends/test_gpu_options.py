@@ -20,6 +20,7 @@ from small_models import small_model
             Options(activations="q8"),
             "activations: no such kind on {}: found q8, expected one of auto, f32; use --device cpu",
         ),
+        (Options(adapter_type="q8"), "adapter_type: no such kind on {}: found q8, expected one of auto"),
         (Options(keys_values="q8_0"), "keys_values: no such kind on {}: found q8_0"),
         (Options(unchecked=True), "{}: this backend fuses every epilogue in its legal order"),
     ],

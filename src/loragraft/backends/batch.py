@@ -104,6 +104,15 @@ class Batch:
             indices.append(sets.setdefault(tuple(piece.adapters), len(sets)) if piece.adapters else -1)
         # One call for each array, not for each piece: a batch of replies is many pieces of one row.
         counts = [len(tokens) for tokens in parts]
+        if max(counts) == 1 and all(piece.wants in ("last", "all") for piece in pieces):
+            return cls(  # every token of every reply comes here
+                np.concatenate(parts),
+                np.array([piece.sequence for piece in pieces], np.int64),
+                np.array(starts, np.int32),
+                np.ones(len(parts), np.bool_),
+                np.array(indices, np.int32),
+                tuple(sets),
+            )
         first = np.cumsum([0, *counts])
         return cls(
             np.concatenate(parts),

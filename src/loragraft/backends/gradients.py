@@ -57,6 +57,9 @@ class Tape:
     def rounded(self, node: Node, x: Floats, scale_rows: Ids | None = None) -> Floats:
         return x
 
+    def rounded_for(self, a: str, x: Floats) -> Floats:
+        return x
+
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         raise AssertionError("attention is computed here, for all windows at once")
 

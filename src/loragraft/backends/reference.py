@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.activations import round_nvfp4, round_q8, round_ranks, rounded_ranks
+from loragraft.backends.activations import Factor, round_factor, round_nvfp4, round_q8, rounded_factors
 from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
 from loragraft.backends.program import Backend, Options, Program, Weights
 from loragraft.backends.reference_ops import OPS, Array
@@ -57,6 +57,9 @@ class _Alone:
     def rounded(self, node: Node, x: Floats, scale_rows: Ids | None = None) -> Floats:
         return x
 
+    def rounded_for(self, a: str, x: Floats) -> Floats:
+        return x
+
 
 class ReferenceBackend(Backend):
     """Weights are dequantized to float32 at their first use and kept: meant for small models and for comparisons."""
@@ -88,6 +91,15 @@ class _Sequence:
         return _Sequence(keys, values, dict(self.states) if length else {})
 
 
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    """The graph with some adapters, their tensors, and how A and B are rounded."""
+
+    graph: Graph
+    tensors: dict[str, Floats]
+    rounded: dict[str, Factor]
+
+
 class ReferenceProgram(Program):
     """See the module's docstring."""
 
@@ -95,11 +107,11 @@ class ReferenceProgram(Program):
         super().__init__(graph, options)
         self._weights = weights
         self._dense: dict[str, Floats] = {}
-        self._rounded = self._rounded_ranks(graph)
+        self._rounded = self._rounded_factors(graph)
         self._sequences: dict[int, _Sequence] = {}
         self._numbers = count()
         self._adapters = Slots(graph, weights, unchecked=options.unchecked)
-        self._sets: dict[AdapterSet, tuple[Graph, dict[str, Floats]]] = {}
+        self._sets: dict[AdapterSet, _Attached] = {}
         self._token_bytes = sum(
             4 * node.attrs["kv_heads"] * (node.attrs["head_dim"] + _value_dim(node))
             for node in graph.nodes
@@ -149,32 +161,35 @@ class ReferenceProgram(Program):
         if limit is not None and held > limit:
             raise PoolError("keys and values", "no room", found=f"{held} bytes", expected=f"up to {limit}")
 
-    def attached(self, chosen: AdapterSet) -> tuple[Graph, dict[str, Floats]]:
-        """The graph with these adapters, and their tensors."""
+    def attached(self, chosen: AdapterSet) -> _Attached:
+        """The graph with these adapters."""
         if not chosen:
-            return self.graph, {}
+            return _Attached(self.graph, {}, self._rounded)
         if chosen not in self._sets:
             if len(self._sets) >= _KEPT_SETS:
                 self._sets.pop(next(iter(self._sets)))
             graph, tensors = self._adapters.attached(chosen)
-            for name, axis in self._rounded_ranks(graph).items():
+            rounded = self._rounded_factors(graph)
+            for name, factor in rounded.items():
                 if name in tensors:
-                    tensors[name] = round_ranks(tensors[name], axis)
-            self._sets[chosen] = graph, tensors
+                    tensors[name] = round_factor(tensors[name], factor)
+            self._sets[chosen] = _Attached(graph, tensors, rounded)
         return self._sets[chosen]
 
-    def _rounded_ranks(self, graph: Graph) -> dict[str, int]:
-        """See `activations.rounded_ranks`."""
+    def _rounded_factors(self, graph: Graph) -> dict[str, Factor]:
+        """See `activations.rounded_factors`."""
         if self.options.activations != "q8":
             return {}
-        return rounded_ranks(graph, lambda weight: not BY_NAME[self.kind(weight)].is_float)
+        return rounded_factors(
+            graph, lambda weight: not BY_NAME[self.kind(weight)].is_float, self.options.adapter_type
+        )
 
     def weight(self, name: str) -> Floats:
         """The tensor `name` of the base in float32."""
         if name not in self._dense:
             dense = np.ascontiguousarray(dequantized(self._weights[name]))
-            axis = self._rounded.get(name)
-            self._dense[name] = dense if axis is None else round_ranks(dense, axis)
+            factor = self._rounded.get(name)
+            self._dense[name] = dense if factor is None else round_factor(dense, factor)
         return self._dense[name]
 
     def kind(self, name: str) -> str:
@@ -204,7 +219,8 @@ class _Pass:
         self.positions, self.wants = positions, wants
         self._program = program
         self._held = held
-        self._graph, self._tensors = program.attached(chosen)
+        attached = program.attached(chosen)
+        self._graph, self._tensors, self._factors = attached.graph, attached.tensors, attached.rounded
         self.context = program.options.context
 
     def walk(self, tokens: Ids, hidden: Floats | None) -> Floats:
@@ -247,6 +263,10 @@ class _Pass:
             return round_nvfp4(x, None)
         scale = self.weight(node.weights[1])
         return round_nvfp4(x, scale if scale_rows is None else scale[scale_rows][..., None])
+
+    def rounded_for(self, a: str, x: Floats) -> Floats:
+        factor = self._factors.get(a)
+        return round_q8(x) if factor is not None and factor.bits == 8 else x
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         held = self._held

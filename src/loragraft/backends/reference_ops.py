@@ -35,6 +35,9 @@ class Pass(Protocol):
     def rounded(self, node: Node, x: Floats, scale_rows: Ids | None = None) -> Floats:
         """The input of a product as `Options.activations` has it."""
 
+    def rounded_for(self, a: str, x: Floats) -> Floats:
+        """The same for the matrix `a` of an adapter."""
+
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Append keys and values [T, kv_heads, head_dim] of the rows' sequence; all that it holds of `layer`."""
 
@@ -102,7 +105,9 @@ def _matmul(s: Pass, node: Node, x: Floats) -> Array:
 
 def _lora(s: Pass, node: Node, y: Floats, x: Floats) -> Array:
     a, b = (s.weight(name) for name in node.weights)
-    return y + np.float32(node.attrs["scale"]) * rows_product(rows_product(x, a), b)
+    return y + np.float32(node.attrs["scale"]) * rows_product(
+        rows_product(s.rounded_for(node.weights[0], x), a), b
+    )
 
 
 def _dora_scale(s: Pass, node: Node, y: Floats) -> Array:
@@ -137,6 +142,7 @@ def _experts_scale(s: Pass, node: Node, y: Floats, ids: Ids) -> Array:
 
 def _experts_lora(s: Pass, node: Node, y: Floats, x: Floats, ids: Ids) -> Array:
     a, b = (s.weight(name) for name in node.weights)
+    x = s.rounded_for(node.weights[0], x)
     return y + np.float32(node.attrs["scale"]) * _per_expert(b, _per_expert(a, x, ids), ids)
 
 

@@ -1,23 +1,27 @@
 """How the engine keeps A and B: as half floats where that changes no number, or where the product beside them is
-rounded far more. The bits are those of the numbers kept, whichever way."""
+rounded far more; or there in 8 bits. The bits are those of the numbers kept, whichever way."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from loragraft.adapters.lora import Adapter
+from loragraft.backends.activations import round_codes
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
-from loragraft.backends.program import Program, Weights
+from loragraft.backends.program import Backend, Program, Weights
+from loragraft.backends.reference import ReferenceBackend
 from loragraft.quants.types import BY_NAME
 from products import engine
 from quantized import quantized
 from running import EXACT
 from small_models import SmallModel, linears, random_adapter, small_model
+from tolerances import ADAPTERS_Q8, nmse
 
 Floats = npt.NDArray[np.float32]
 IDS = np.array([3, 17, 39, 0, 17, 5, 21, 8], dtype=np.int32)
@@ -27,9 +31,9 @@ def model(name: str) -> SmallModel:
     return small_model(name, np.random.default_rng(2))
 
 
-def adapter_of(name: str, seed: int = 1) -> Adapter:
+def adapter_of(name: str, seed: int = 1, rank: int = 3, *, dora: bool = False) -> Adapter:
     shapes = {base: shape for base, shape in linears(name).items() if base != "token_embd"}
-    return random_adapter(np.random.default_rng(seed), shapes)
+    return random_adapter(np.random.default_rng(seed), shapes, rank, dora=dora)
 
 
 def changed(adapter: Adapter, change: object) -> Adapter:
@@ -52,9 +56,11 @@ def with_rank(pair: object, a: Floats, b: Floats) -> dict[str, Floats]:
     return {"a": np.concatenate([pair.a, a], axis=-2), "b": np.concatenate([pair.b, b], axis=-1)}  # type: ignore[attr-defined]
 
 
-def program(small: SmallModel, kind: str | None = None) -> Program:
+def program(
+    small: SmallModel, kind: str | None = None, backend: Backend | None = None, **options: Any
+) -> Program:
     weights: Weights = small.arrays if kind is None else quantized(small.arrays, kind)
-    return NativeBackend().prepare(small.graph(), weights, EXACT)
+    return (backend or NativeBackend()).prepare(small.graph(), weights, replace(EXACT, **options))
 
 
 def logits(program: Program, adapter: Adapter, strength: float = 0.7) -> Floats:
@@ -96,6 +102,49 @@ def test_beside_8_bit_activations_ranks_are_rounded_to_11_bits(name: str, size: 
     ready, floats = program(small, "Q8_0"), program(small)
     assert np.array_equal(logits(ready, exact), logits(ready, rounded))
     assert not np.array_equal(logits(floats, exact), logits(floats, rounded))
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "dora"), [("llama", 8, False), ("llama", 21, True), ("qwen3moe", 16, True)]
+)
+def test_in_8_bits_as_the_reference_has_it(name: str, rank: int, dora: bool) -> None:
+    """A and B of 8 or more ranks, A's x as the product's; DoRA's B too. What is rounded already stays as it is."""
+    small, adapter = model(name), adapter_of(name, rank=rank, dora=dora)
+    found = logits(program(small, "Q8_0"), adapter)
+    half = logits(program(small, "Q8_0", adapter_type="f16"), adapter)
+    reference = program(small, "Q8_0", ReferenceBackend(), activations="q8")
+    judged = logits(reference, adapter)
+    cost = nmse(found, half)
+    assert 1e-6 < cost < ADAPTERS_Q8
+    # A value that lies on the edge between two codes may fall either way; all others agree.
+    assert nmse(found, judged) < cost / 20
+    exact = [
+        logits(program(small, "Q8_0", activations="f32", adapter_type=how), adapter) for how in ("q8", "f16")
+    ]
+    assert np.array_equal(*exact)
+
+
+def test_ranks_below_eight_and_float_weights_are_not_in_8_bits() -> None:
+    small = model("llama")
+    for adapter, kind in ((adapter_of("llama", rank=7), "Q8_0"), (adapter_of("llama", rank=8), None)):
+        by_type = [logits(program(small, kind, adapter_type=how), adapter) for how in ("auto", "f16")]
+        assert np.array_equal(*by_type)
+
+
+@pytest.mark.parametrize("rank", [8, 16, 21])
+def test_b_in_8_bits(rank: int) -> None:
+    rng = np.random.default_rng(6)
+    rows, columns, n = 70, 64, 9
+    w = quantized({"w.weight": np.zeros((rows, columns), np.float32)}, "Q8_0")["w.weight"]
+    pool, arena = engine.ThreadPool(2), engine.Arena()
+    weight = engine.Weight(w.rows(0, rows), BY_NAME["Q8_0"].id, columns)  # type: ignore[union-attr]
+    weight.pack(pool, arena)
+    x = rng.standard_normal((n, columns), dtype=np.float32)
+    b = rng.standard_normal((rows, rank), dtype=np.float32)
+    xa = rng.standard_normal((n, rank), dtype=np.float32)
+    y = np.full((n, rows), np.nan, np.float32)
+    engine.multiply(pool, weight, x, y, True, b=b, xa=xa, b_q8=True)
+    assert np.allclose(y, xa @ round_codes(b, -1).T, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loragraft import _native
-from loragraft.backends.activations import round_ranks, rounded_ranks
+from loragraft.backends.activations import Factor, round_factor
 from loragraft.backends.batch import AdapterSet, Floats
 from loragraft.backends.plan import EmbedStep, Linear, LinearStep, Plan, steps_of
 from loragraft.backends.slots import Slots
@@ -16,18 +16,18 @@ from loragraft.graph.ops import Graph
 
 engine = _native.engine
 Lookup = Callable[[str], Floats]
-Rounds = Callable[[str], bool]
+Factors = Callable[[Graph], dict[str, Factor]]
+"""`activations.rounded_factors`; the core itself rounds those of 8 bits."""
 
 
-def compiled_adapter(graph: Graph, tensors: Mapping[str, Floats], rounds: Rounds) -> Any:
-    """The one adapter that is attached to `graph`, at strength 1. `rounds`: see `activations.rounded_ranks`."""
-    return _adapter(enumerate(steps_of(graph)), _rounding(graph, tensors.__getitem__, rounds))
+def compiled_adapter(graph: Graph, tensors: Mapping[str, Floats], factors: Factors) -> Any:
+    """The one adapter that is attached to `graph`, at strength 1."""
+    return _adapter(enumerate(steps_of(graph)), tensors.__getitem__, factors(graph))
 
 
-def fixed_set(graph: Graph, plan: Plan, floats: Lookup, rounds: Rounds) -> Any | None:
+def fixed_set(graph: Graph, plan: Plan, floats: Lookup, factors: Factors) -> Any | None:
     """What is attached to the graph of a program itself; None if nothing is."""
-    floats = _rounding(graph, floats, rounds)
-    made = _adapter(enumerate(plan.steps), floats)
+    made = _adapter(enumerate(plan.steps), floats, factors(graph))
     adapted = [step for step in plan.steps if isinstance(step, LinearStep | EmbedStep) and _is_adapted(step)]
     if not adapted:
         return None
@@ -36,7 +36,7 @@ def fixed_set(graph: Graph, plan: Plan, floats: Lookup, rounds: Rounds) -> Any |
     return chosen
 
 
-def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots, rounds: Rounds) -> Any:
+def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots, factors: Factors) -> Any:
     """A set of adapters with their strengths. Its graph is verified, once for all strengths where these change nothing
     but factors; DoRA's factors, and what they make of the B that come after, are the set's own."""
     made = engine.AdapterSet(tuple((adapters[slot], strength) for slot, strength in chosen))
@@ -45,7 +45,7 @@ def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots, 
         return made
     graph, tensors = slots.attached(chosen)
     steps = steps_of(graph)
-    rounded = rounded_ranks(graph, rounds)
+    rounded = factors(graph)
     _set_dora(made, enumerate(steps), tensors.__getitem__)
     own = {id(pair.b) for slot, _ in chosen for pair in slots.adapter(slot).pairs.values()}
     for number, step in enumerate(steps):
@@ -57,9 +57,8 @@ def compiled_set(chosen: AdapterSet, adapters: Mapping[int, Any], slots: Slots, 
                 member = int(term.b.rpartition(".")[2])
                 b = tensors[term.b]
                 if id(b) not in own:
-                    if term.b in rounded:
-                        b = round_ranks(b, rounded[term.b])
-                    made.rescale(number, member, places[member], _stacked(b))
+                    b = _stacked(_rounded(b, rounded.get(term.b)))
+                    made.rescale(number, member, places[member], b)
                 places[member] += 1
     return made
 
@@ -70,24 +69,19 @@ def _is_adapted(step: LinearStep | EmbedStep) -> bool:
     return any(linear.loras or linear.dora_scale for linear in step.linears)
 
 
-def _rounding(graph: Graph, floats: Lookup, rounds: Rounds) -> Lookup:
-    """`floats`, but A and B beside products of 8-bit activations as these are run."""
-    axes = rounded_ranks(graph, rounds)
-
-    def rounded(name: str) -> Floats:
-        return round_ranks(floats(name), axes[name]) if name in axes else floats(name)
-
-    return rounded
+def _rounded(matrix: Floats, factor: Factor | None) -> Floats:
+    """A or B as the core takes it."""
+    return matrix if factor is None or factor.bits == 8 else round_factor(matrix, factor)
 
 
-def _adapter(steps: Any, floats: Lookup) -> Any:
+def _adapter(steps: Any, floats: Lookup, factors: Mapping[str, Factor]) -> Any:
     made = engine.Adapter()
     for number, step in steps:
         match step:
             case EmbedStep(loras=(_, *_)):
                 _add_embed(made, number, step, floats)
             case LinearStep() if any(linear.loras for linear in step.linears):
-                _add_linear(made, number, step.linears, floats)
+                _add_linear(made, number, step.linears, floats, factors)
     return made
 
 
@@ -102,17 +96,29 @@ def _add_embed(made: Any, number: int, step: EmbedStep, floats: Lookup) -> None:
     made.embed(number, np.ascontiguousarray(a), np.ascontiguousarray(np.concatenate(b, axis=1)), 1.0)
 
 
-def _add_linear(made: Any, number: int, linears: tuple[Linear, ...], floats: Lookup) -> None:
-    parts: list[Floats] = []
-    layers: list[tuple[int, int, float, Floats]] = []
-    first = 0
+def _add_linear(
+    made: Any,
+    number: int,
+    linears: tuple[Linear, ...],
+    floats: Lookup,
+    factors: Mapping[str, Factor],
+) -> None:
+    """A of layers that follow each other are one stack if they are kept alike."""
+    stacks: list[tuple[list[Floats], bool, list[tuple[int, int, float, Floats]]]] = []
     for place, linear in enumerate(linears):
         for term in linear.loras:
-            a, b = _stacked(floats(term.a)), _stacked(floats(term.b))
+            factor = factors.get(term.a)
+            a, b = (_stacked(_rounded(floats(name), factors.get(name))) for name in (term.a, term.b))
+            q8 = factor is not None and factor.bits == 8
+            if not stacks or stacks[-1][1] != q8:
+                stacks.append(([], q8, []))
+            parts, _, layers = stacks[-1]
+            layers.append((place, sum(part.shape[1] for part in parts), term.gamma, b))
             parts.append(a)
-            layers.append((place, first, term.gamma, b))
-            first += a.shape[1]
-    made.linear(number, np.ascontiguousarray(np.concatenate(parts, axis=1)), layers)
+    made.linear(
+        number,
+        [(np.ascontiguousarray(np.concatenate(parts, axis=1)), q8, layers) for parts, q8, layers in stacks],
+    )
 
 
 def _set_dora(chosen: Any, steps: Any, floats: Lookup) -> None:

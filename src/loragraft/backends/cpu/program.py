@@ -15,6 +15,7 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.adapters.lora import Adapter
+from loragraft.backends.activations import Factor, rounded_factors
 from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
 from loragraft.backends.cpu.adapters import compiled_adapter, compiled_set, fixed_set
 from loragraft.backends.cpu.build import Built, build
@@ -63,8 +64,15 @@ class NativeProgram(Program):
         self._slots_of = Slots(graph, weights)
         self._adapters: dict[int, Any] = {}
         self._sets: dict[AdapterSet, Any] = {}
-        self._rounds = lambda weight: rounding == "q8" and own.matrix(weight).has_q8
-        self._fixed = fixed_set(graph, steps, own.floats, self._rounds)
+
+        def factors(adapted: Graph) -> dict[str, Factor]:
+            def rounds(weight: str) -> bool:
+                return rounding == "q8" and bool(own.matrix(weight).has_q8)
+
+            return rounded_factors(adapted, rounds, options.adapter_type)
+
+        self._factors = factors
+        self._fixed = fixed_set(graph, steps, own.floats, factors)
         if self._fixed is not None:
             self._program.check(self._fixed)
         self._names = {
@@ -82,7 +90,7 @@ class NativeProgram(Program):
     def _add(self, adapter: Adapter) -> int:
         slot, graph, tensors = self._slots_of.add(adapter)
         with _refusing():
-            self._adapters[slot] = compiled_adapter(graph, tensors, self._rounds)
+            self._adapters[slot] = compiled_adapter(graph, tensors, self._factors)
         return slot
 
     def _drop(self, slot: int) -> None:
@@ -98,7 +106,7 @@ class NativeProgram(Program):
         if chosen not in self._sets:
             while len(self._sets) >= _KEPT_SETS:
                 self._sets.pop(next(iter(self._sets)))
-            made = compiled_set(chosen, self._adapters, self._slots_of, self._rounds)
+            made = compiled_set(chosen, self._adapters, self._slots_of, self._factors)
             self._program.check(made)
             self._sets[chosen] = made
         return self._sets[chosen]

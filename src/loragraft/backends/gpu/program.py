@@ -33,6 +33,7 @@ def check_options(options: Options, device: str) -> None:
         )
     for setting, found, known in (
         ("activations", options.activations, ("auto", "f32")),
+        ("adapter_type", options.adapter_type, ("auto",)),
         ("keys_values", options.keys_values, ("auto", "f32", "f16")),
     ):
         if found not in known:
