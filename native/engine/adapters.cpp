@@ -13,6 +13,7 @@ namespace lg {
 
 namespace {
 
+constexpr size_t LINE_BYTES = 64; // of memory
 constexpr int TOP = 15;        // numbers of half floats are below 2^16; what is rounded up stays finite
 constexpr int MOST_SHIFT = 100; // so that units and their inverses are normal floats
 constexpr int LEAST_Q8_SHIFT = -113; // brings the largest float below 2^15
@@ -239,6 +240,31 @@ AdapterSet::AdapterSet(const std::vector<std::pair<const Adapter*, double>>& mem
         for (const auto& [step, lora] : adapter->embeds()) {
             embeds_[step].push_back({&lora, float(double(lora.scale) * strength)});
         }
+    }
+    look_ahead();
+}
+
+// From the last step on, as each also asks for where the one behind it says what to ask for.
+void AdapterSet::look_ahead() {
+    const SetStep* behind = linears_.empty() ? nullptr : &linears_.begin()->second; // of the token to come
+    for (auto it = linears_.rbegin(); it != linears_.rend(); ++it) {
+        std::vector<const uint8_t*>& lines = it->second.ahead;
+        const auto add = [&](const void* start, size_t bytes) {
+            for (size_t at = 0; at < bytes; at += LINE_BYTES) {
+                lines.push_back(static_cast<const uint8_t*>(start) + at);
+            }
+        };
+        const auto add_all = [&](const auto& own) { add(own.data(), own.size() * sizeof own[0]); };
+        add(behind, sizeof *behind);
+        add_all(behind->terms);
+        add_all(behind->ahead);
+        for (const SetTerm& term : behind->terms) {
+            add(term.lora, sizeof *term.lora);
+            add_all(term.lora->stacks);
+            add_all(term.gamma);
+            add_all(term.parts);
+        }
+        behind = &it->second;
     }
 }
 

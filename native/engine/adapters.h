@@ -121,6 +121,9 @@ struct SetTerm {
 struct SetStep {
     std::vector<SetTerm> terms;
     std::vector<std::vector<float>> dora; // of each layer of the step: [experts][rows], or empty
+    // Lines of memory that tell what the set does in the step behind this one. They lie all over, and none was read since
+    // the token before: a step asks for them while it multiplies.
+    std::vector<const uint8_t*> ahead;
 };
 
 struct SetEmbed {
@@ -144,6 +147,7 @@ class AdapterSet {
   private:
     Arena arena_{ARENA_BLOCK};
     SetStep& linear(int step);
+    void look_ahead();
 
     std::map<int, SetStep> linears_;
     std::vector<const SetStep*> by_step_; // the same, or null

@@ -129,6 +129,12 @@ class LinearStep : public Step {
         }
         if (ends) {
             adapt(pass, adapted, rows, ids, each, ends);
+            for (const Segment& segment : pass.segments) {
+                const SetStep* set = segment.set->linear_at(number_);
+                for (size_t i = 0; set && i < set->ahead.size(); ++i) {
+                    __builtin_prefetch(set->ahead[i], 0, 2);
+                }
+            }
         }
         run_linears(pass.threads, scratch.tasks);
     }
