@@ -1,7 +1,6 @@
 #include "engine/engine_run.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "kernels.h"
 
@@ -44,40 +43,51 @@ const uint8_t* place_of(const Linear& task, int64_t row) {
                                        : task.weight + row * task.row_bytes;
 }
 
+// How a loop over some tasks is cut up: the first chunk of each, and the rows of its chunks.
+struct Cut {
+    std::vector<int64_t> first, step;
+
+    int64_t make(const std::vector<Linear>& tasks, int threads) { // how many chunks
+        first.assign(1, 0);
+        step.clear();
+        for (const Linear& task : tasks) {
+            step.push_back(rows_per_chunk(task.rows, threads));
+            first.push_back(first.back() + (task.rows + step.back() - 1) / step.back());
+        }
+        return first.back();
+    }
+    size_t task_of(int64_t chunk) const {
+        return size_t(std::upper_bound(first.begin(), first.end(), chunk) - first.begin()) - 1;
+    }
+    int64_t row_of(size_t task, int64_t chunk) const { return (chunk - first[task]) * step[task]; }
+};
+
 } // namespace
 
 void run_linears(ThreadPool& pool, const std::vector<Linear>& tasks, const std::vector<Linear>* after) {
-    thread_local std::vector<int64_t> starts[2]; // the first chunk of each task
-    const auto count_chunks = [&](const std::vector<Linear>& own, std::vector<int64_t>& first) {
-        first.assign(1, 0);
-        for (const Linear& task : own) {
-            const int64_t step = rows_per_chunk(task.rows, pool.size());
-            first.push_back(first.back() + (task.rows + step - 1) / step);
-        }
-        return first.back();
-    };
-    // Task of a chunk, and its first row.
-    const auto find = [&](const std::vector<Linear>& own, const std::vector<int64_t>& first, int64_t chunk) {
-        const size_t i = size_t(std::upper_bound(first.begin(), first.end(), chunk) - first.begin()) - 1;
-        return std::pair(i, (chunk - first[i]) * rows_per_chunk(own[i].rows, pool.size()));
-    };
-    std::vector<int64_t>&first = starts[0], &later = starts[1];
-    const int64_t chunks = count_chunks(tasks, first), coming = after ? count_chunks(*after, later) : 0;
+    thread_local Cut own, later_own;
+    Cut &cut = own, &later = later_own;
+    const int64_t chunks = cut.make(tasks, pool.size()), coming = after ? later.make(*after, pool.size()) : 0;
     pool.run(chunks, [&](int64_t chunk, int) {
-        const auto [i, at] = find(tasks, first, chunk);
-        Linear task = tasks[i];
-        const int64_t last = std::min(task.rows, at + rows_per_chunk(task.rows, pool.size()));
-        // The thread goes on with the next chunk, or has come to the end of its share.
-        const int64_t share = pool.share_of(chunk, chunks);
-        if (chunk + 1 < chunks && pool.share_of(chunk + 1, chunks) == share) {
-            if (last == task.rows) {
-                task.then = place_of(tasks[i + 1], 0);
-            }
-        } else if (coming) {
-            const auto [next, row] = find(*after, later, pool.first_of(share, coming));
-            task.then = place_of((*after)[next], row);
+        const size_t i = cut.task_of(chunk);
+        const Linear& task = tasks[i];
+        const int64_t at = cut.row_of(i, chunk), last = std::min(task.rows, at + cut.step[i]);
+        const uint8_t* then = nullptr; // the thread goes on with the next chunk, or has come to the end of its range
+        if (last == task.rows && i + 1 < tasks.size()) {
+            then = place_of(tasks[i + 1], 0);
         }
-        kernel_of(task)(task, at, last);
+        if (coming && (chunk + 1 == chunks || pool.share_of(chunk, chunks) != pool.share_of(chunk + 1, chunks))) {
+            const int64_t next = pool.first_of(pool.share_of(chunk, chunks), coming);
+            const size_t task_then = later.task_of(next);
+            then = place_of((*after)[task_then], later.row_of(task_then, next));
+        }
+        if (then) {
+            Linear with_then = task;
+            with_then.then = then;
+            kernel_of(task)(with_then, at, last);
+        } else {
+            kernel_of(task)(task, at, last);
+        }
     });
 }
 
