@@ -188,6 +188,15 @@ def test_workers_that_see_no_file_send_their_rows(
     assert (tmp_path / "m.gguf").read_bytes() == merged
 
 
+def test_workers_who_had_nothing_to_do_end_too() -> None:
+    with ProcessCrew(3) as crew:
+        idle = list(crew._idle)
+        crew.hire(int)  # type: ignore[arg-type]
+        assert len(idle) == 3
+        assert len(crew.pids) == 1
+    assert all(worker.returncode is not None for worker in idle)
+
+
 def test_an_input_that_is_another_one_for_a_worker_is_refused(tmp_path: Path) -> None:
     from loragraft.streaming.spreading import Worker
 

@@ -6,6 +6,7 @@ Parent and worker speak by pickles over the worker's standard input and output; 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import selectors
@@ -23,32 +24,26 @@ _LENGTH = struct.Struct("<Q")
 
 
 class ProcessCrew(Crew):
-    """`size` processes."""
+    """`size` processes, which start at once: they are ready by the time that there is something to do."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._selector = selectors.DefaultSelector()
+        self._idle: list[subprocess.Popen[bytes]] = []
+        try:
+            for _ in range(size):
+                self._idle.append(_started())
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pids(self) -> list[int]:
         return list(self._workers)
 
     def hire(self, make: Make) -> Hashable:
-        words = [sys.executable, "-m", "loragraft.system.workers.processes"]
-        try:
-            worker = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,  # an answer in a buffer of ours would not wake the selector
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        except OSError as problem:
-            raise LoragraftError(
-                "workers", f"the system will not start so many: {problem.strerror}", hint="ask for fewer"
-            ) from None
-        assert worker.stdin is not None
+        worker = self._idle.pop() if self._idle else _started()
         assert worker.stdout is not None
         self._workers[worker.pid] = worker
         self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
@@ -64,10 +59,13 @@ class ProcessCrew(Crew):
         return [self._news(key.data) for key, _ in self._selector.select()]
 
     def close(self) -> None:
-        for worker in self._workers.values():
+        for worker in [*self._idle, *self._workers.values()]:
             worker.kill()  # all at once: each takes a while to give its memory back
         for worker in list(self._workers.values()):
-            self._forget(worker, kill=False)
+            self._forget(worker)
+        for worker in self._idle:
+            _ended(worker)
+        self._idle.clear()
         self._selector.close()
 
     def _send(self, worker: subprocess.Popen[bytes], message: Any) -> None:
@@ -80,22 +78,41 @@ class ProcessCrew(Crew):
         try:
             answer = _read(worker.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
-            status = self._forget(worker, kill=False)
+            status = self._forget(worker)
             return Lost(worker.pid, f"a worker ended with status {status}")
         return (
             Failed(worker.pid, answer) if isinstance(answer, BaseException) else Done(worker.pid, answer[0])
         )
 
-    def _forget(self, worker: subprocess.Popen[bytes], *, kill: bool) -> int:
+    def _forget(self, worker: subprocess.Popen[bytes]) -> int:
         self._workers.pop(worker.pid, None)
         assert worker.stdout is not None
         self._selector.unregister(worker.stdout)
-        if kill:
-            worker.kill()
-        for stream in (worker.stdin, worker.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
-        return worker.wait()
+        return _ended(worker)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "loragraft.system.workers.processes"]
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # an answer in a buffer of ours would not wake the selector
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    except OSError as problem:
+        raise LoragraftError(
+            "workers", f"the system will not start so many: {problem.strerror}", hint="ask for fewer"
+        ) from None
+
+
+def _ended(worker: subprocess.Popen[bytes]) -> int:
+    """Its status, when it is no more."""
+    for stream in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):
+            stream.close()  # type: ignore[union-attr]
+    return worker.wait()
 
 
 def _write(stream: IO[bytes], message: Any) -> None:
@@ -137,6 +154,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
+    importlib.import_module("numpy")  # most of the time that what is asked for takes to import
     try:
         make, work = _read(asked), None
         while True:
