@@ -157,3 +157,11 @@ def test_what_is_over_the_bound_is_dropped_when_it_is_used_no_more(model: Model,
             shelf.release(lease)
             assert shelf.bytes == left * size
         assert {one.name for one in shelf.listed() if one.loaded} == {"c", "d"}
+
+
+def test_what_is_being_tried_is_not_told(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.register(Shelf.trial_name("1/new"), tmp_path)
+    shelf.register("old", tmp_path)
+    with pytest.raises(AdapterError, match=r"expected one of old$"):
+        shelf.lease([("gone", 1.0)])
+    shelf.unregister(Shelf.trial_name("1/new"))

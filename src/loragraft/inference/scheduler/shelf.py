@@ -229,10 +229,11 @@ class Shelf:
 
     def _find(self, name: str) -> _Known:
         if name not in self._known:
+            known = [one for one in self._known if not one.startswith("/")]
             raise AdapterError(
                 name,
                 "no adapter of this name",
-                expected="one of " + (", ".join(list(self._known)[:20]) or "none: no adapter is known"),
+                expected="one of " + (", ".join(known[:20]) or "none: no adapter is known"),
             )
         return self._known[name]
 
