@@ -53,6 +53,7 @@ template <class P, int N>
                                      float (*y)[GROUP]) {
     using S = typename P::Scales;
     constexpr int WORDS = S::SUB / 4;
+    const int64_t ahead = stream.at(group) - group; // for the whole group: what is left of two streams is little
     vf acc[N] = {};
     for (int64_t k = 0; k < cols; k += P::UNIT, group += P::UNIT_BYTES) {
         const typename S::Unit unit(group, part);
@@ -61,10 +62,9 @@ template <class P, int N>
             const uint8_t* scales = run + P::Store::SIZE;
             const int64_t at = k / 32 + i;
             if (PARTS == 1 || part == 0) { // the other parts follow in the same lines
-                const uint8_t* ask = stream.at(run);
 #pragma GCC unroll 16
                 for (int b = 0; b < P::RUN_BYTES; b += 64) {
-                    __builtin_prefetch(ask + b);
+                    __builtin_prefetch(run + ahead + b);
                 }
             }
             vf value[N];
