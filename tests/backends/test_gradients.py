@@ -1,4 +1,4 @@
-"""The way back through a graph: against differences of the reference backend's values, for every architecture."""
+"""Gradients through a graph: against differences of the reference backend's values, for every architecture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_gradients_are_those_of_the_model(name: str) -> None:
 def test_only_adapters_have_no_way_back() -> None:
     """Which are merged before anything is differentiated."""
     adapters = {Op.LORA, Op.EMBED_LORA, Op.EXPERTS_LORA, Op.EXPERTS_DORA_SCALE}
-    assert set(Op) - set(gradients._BACK) == adapters
+    assert set(Op) - set(gradients._BACKWARD) == adapters
 
 
 @pytest.mark.parametrize("name", ["llama", "starcoder2", "gemma3", "llama/fused"])
@@ -159,7 +159,7 @@ def gradients_hold(
         full.backward(gradient, lambda weight, x, g, ids, to=whole: to.append(g))
         gradient = tape.backward(gradient, lambda *seen, to=short: (see(*seen), to.append(seen[2])))
         assert all(np.array_equal(a, b) for a, b in zip(whole, short, strict=True))
-        assert any(value is None for value in tape.values)  # the last product is not needed on the way back
+        assert any(value is None for value in tape.values)  # the last product is not needed
     assert gradient is None
     products = [n.weights[0] for n in graph.nodes if n.op in (Op.MATMUL, Op.EXPERTS_MATMUL)]
     assert set(found) == set(products)

@@ -1,9 +1,9 @@
 """The gradients that reach the outputs of a slice's linear layers: NumPy, for windows of one length, each read from its
 start.
 
-The way forth is that of `backends.reference_ops`, but for products, attention and recurrent layers, which take all rows
-at once. Each op has a rule for the way back: what a gradient of its value is to its inputs. A graph with another op has
-no gradients (`missing`); adapters have none, since what is differentiated is merged.
+The forward pass is that of `backends.reference_ops`. Products, attention and recurrent layers take all rows
+at once. Each op has a rule for the backward pass, from a gradient of its value to those of its inputs. A graph with
+another op has no gradients (`missing`). Adapters have none, since what is differentiated is merged.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ what attention makes [windows, heads, length, dim] and how it weighs positions [
 
 def missing(graph: Graph) -> str | None:
     """An op of `graph` that has no rule, if there is one."""
-    return next((str(node.op) for node in graph.nodes if node.op not in _BACK), None)
+    return next((str(node.op) for node in graph.nodes if node.op not in _BACKWARD), None)
 
 
 class Tape:
-    """One pass over `windows` windows of `length` tokens: forth, then back."""
+    """One pass over `windows` windows of `length` tokens: forward, then backward."""
 
     context: int | None = None
     """As in a program whose options name none."""
@@ -91,7 +91,7 @@ class Tape:
             return hidden
         if node.op is Op.ATTENTION:
             return _attend(self, node, *inputs)[0]
-        return (_FORTH[node.op] if node.op in _FORTH else OPS[node.op])(self, node, *inputs)
+        return (_FORWARD[node.op] if node.op in _FORWARD else OPS[node.op])(self, node, *inputs)
 
     def backward(self, gradient: Floats, see: See, attended: Attended | None = None) -> Floats | None:
         """What `gradient` of the output is to the hidden states that entered; None for a slice of tokens. `see` is
@@ -117,7 +117,7 @@ class Tape:
             if made is not None and attended is not None:
                 x = self.values[made.inputs[0]].reshape(self.windows, self.length, -1)
                 attended(made.weights[0], x, _heads(self, g, node.attrs["heads"]), self.kept[index][0])
-            back = _BACK[node.op](self, node, g, self.values[index], self.kept.get(index), *inputs)
+            back = _BACKWARD[node.op](self, node, g, self.values[index], self.kept.get(index), *inputs)
             for source, part in zip(node.inputs, back, strict=False):
                 if part is not None:
                     gradients[source] = gradients[source] + part if source in gradients else part
@@ -135,7 +135,7 @@ def value_product(graph: Graph, node: Node) -> Node | None:
 
 
 def _looked_at(graph: Graph) -> set[int]:
-    """The nodes whose values the way back looks at, or that others of them are made of."""
+    """The nodes whose values the backward pass needs, or that others of them are made of."""
     found: set[int] = set()
     for index in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[index]
@@ -146,7 +146,7 @@ def _looked_at(graph: Graph) -> set[int]:
     return found
 
 
-# ---- forth ----
+# ---- forward ----
 
 
 def _matmul(t: Tape, node: Node, x: Floats) -> Array:
@@ -197,7 +197,7 @@ def _state_space(t: Tape, node: Node, x: Floats, *inputs: Floats) -> Array:
     return np.asarray(_space_scan(t, node, x, *inputs).forward() + x * _skip(t, node))
 
 
-_FORTH: Mapping[Op, Callable[..., Array]] = {
+_FORWARD: Mapping[Op, Callable[..., Array]] = {
     Op.MATMUL: _matmul,
     Op.EXPERTS_MATMUL: _experts_matmul,
     Op.SHORT_CONV: _short_conv,
@@ -256,7 +256,7 @@ def _repeated(t: Tape, k: Floats, v: Floats, kv_heads: int, group: int) -> tuple
     return np.repeat(_heads(t, k, kv_heads), group, axis=1), np.repeat(_heads(t, v, kv_heads), group, axis=1)
 
 
-# ---- back: (tape, node, gradient, value, kept, *inputs) -> gradients of the inputs ----
+# ---- backward: (tape, node, gradient, value, kept, *inputs) -> gradients of the inputs ----
 
 Back = tuple["Array | None", ...]
 
@@ -471,7 +471,7 @@ def _nothing(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, *inputs: 
     return ()
 
 
-_BACK: Mapping[Op, Callable[..., Back]] = {
+_BACKWARD: Mapping[Op, Callable[..., Back]] = {
     Op.TOKENS: _nothing,
     Op.HIDDEN: _nothing,
     Op.POSITIONS: _nothing,
@@ -518,7 +518,7 @@ _BACK: Mapping[Op, Callable[..., Back]] = {
     Op.LAST: _same,
 }
 
-#: Ops whose way back looks neither at their inputs nor at their value.
+#: Ops whose backward rule needs neither their inputs nor their value.
 _BLIND = {Op.ADD, Op.BIAS, Op.SHIFT, Op.LAST, Op.WEIGHT_SCALE, Op.DORA_SCALE, Op.ARCH_SCALE}
-#: Ops whose way back looks at their value, or at what they kept.
+#: Ops whose backward rule needs their value, or what they kept.
 _OWN_VALUE = {Op.ATTENTION, Op.SILU, Op.SIGMOID, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP}

@@ -1,4 +1,4 @@
-"""Recurrent layers over whole windows, forth and back: NumPy, float32, for `backends.gradients`.
+"""Recurrent layers over whole windows, forward and backward: NumPy, float32, for `backends.gradients`.
 
 `backends.reference_ops` defines them token by token. Here a scan goes chunk by chunk, as products of matrices (Yang et
 al. 2024, arXiv 2412.06464, section 3.3; Dao and Gu 2024, arXiv 2405.21060, section 6). Of one chunk and head, with S

@@ -62,7 +62,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
     type=click.IntRange(min=0),
     default=40,
     metavar="K",
-    help="Keep the K likeliest tokens; 0: all.",
+    help="Keep the K most likely tokens; 0: all.",
 )
 @option(
     "--top-p",
@@ -76,7 +76,7 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
     type=_PROBABILITY,
     default=0.05,
     metavar="P",
-    help="Drop tokens this much less likely than the likeliest.",
+    help="Drop tokens this much less likely than the most likely one.",
 )
 @option(
     "--seed",

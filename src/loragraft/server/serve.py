@@ -124,7 +124,7 @@ def serve(
     """Serve `model` until SIGINT or SIGTERM; replies under way are finished. `ready` is called with the server's
     address once it listens (port 0 takes a free one).
 
-    Raises LoragraftError for an adapter that cannot be loaded, an address that cannot be had, or one that others can
+    Raises LoragraftError for an adapter that cannot be loaded, an address that is not available, or one that others can
     reach without a key.
     """
     options = options or ServeOptions()

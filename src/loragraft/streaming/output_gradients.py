@@ -30,7 +30,7 @@ from loragraft.streaming.walk import Walk
 from loragraft.system.memory import give_back
 from loragraft.system.threads import in_threads
 
-#: Tokens that go through a layer at once, forth and back.
+#: Tokens that go through a layer at once, forward and backward.
 BATCH = 512
 #: Of every so manyth position, what attention mixes is looked at: neighbours are mixed much alike.
 MIXED = 4

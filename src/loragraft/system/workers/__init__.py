@@ -17,7 +17,7 @@ Workers = int | str
 
 def crew_of(workers: Workers, threads: int | None) -> tuple[Crew, int]:
     """The crew that is meant, and the threads of each worker: `threads`, or its share of the CPUs. Raises
-    LoragraftError for what means none, or what cannot be had."""
+    LoragraftError for a text that means no workers, or workers that cannot be started."""
     if isinstance(workers, str) and not workers.isdecimal():
         if workers != "ray" and not workers.startswith("ray://"):
             raise LoragraftError(workers, "names no workers", expected="a number, ray or ray://HOST:PORT")
