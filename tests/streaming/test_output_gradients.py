@@ -85,9 +85,9 @@ def test_labels_come_as_often_as_they_are_likely() -> None:
         assert shares[1] == 0
 
 
-def test_an_op_without_a_way_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_op_without_a_backward_rule_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tokens count alike then, and the rest is as it was."""
-    monkeypatch.delitem(gradients._BACK, Op.SILU)
+    monkeypatch.delitem(gradients._BACKWARD, Op.SILU)
     model = source(tmp_path, "llama")
     report = written(model, tmp_path / "out.gguf", text())
     assert report.notes() == ["all tokens count alike: gradients do not pass the op silu of llama"]
