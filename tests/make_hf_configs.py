@@ -3,6 +3,8 @@
     python tests/make_hf_configs.py [CASE ...]
 
 With names of cases, or how they begin, these are made anew, and what there is of the others stays.
+
+Longer than other files: nearly all of it is one table of cases, a few lines a configuration.
 """
 
 from __future__ import annotations

@@ -117,28 +117,27 @@ def round_for_outputs(
     unit = _unit(kind, scale)
     data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
     first = plan or schedule(GRIDS[kind.name]) if kind.name in GRIDS else Schedule(0, ())
+    again = Schedule(first.step, first.sweeps[1:], forward=False)
 
     def in_turn(target: Floats, rows: Order) -> Floats:
         data[rows] = nearest(target, kind, importance, scale)
-        if kind.name in LATTICES:
-            values = native.dequantize(data[rows], kind)
-            data[rows] = lattices.rounded(target, kind.name, data[rows], values, moments, threads=threads)[0]
-        else:
-            swept(target, rows, first)
-        return native.dequantize(data[rows], kind) * unit
-
-    def swept(target: Floats, rows: Order, how: Schedule) -> None:
-        grid = GRIDS[kind.name]
-        parts = grid.split(data[rows])
-        found, _ = feedback(target / unit, grid, parts, moments, how, losses=False, threads=threads)
-        data[rows] = grid.join(found)
+        return improved(target, rows, first)
 
     def once_more(target: Floats, rows: Order) -> Floats:
+        return improved(target, rows, again)
+
+    def improved(target: Floats, rows: Order, how: Schedule) -> Floats:
         if kind.name in LATTICES:
-            values = native.dequantize(data[rows], kind)
-            data[rows] = lattices.swept(target, kind.name, data[rows], values, moments, threads=threads)
+            start = (target, kind.name, data[rows], native.dequantize(data[rows], kind), moments)
+            if how.forward:
+                data[rows] = lattices.rounded(*start, threads=threads)[0]
+            else:
+                data[rows] = lattices.swept(*start, threads=threads)
         else:
-            swept(target, rows, Schedule(first.step, first.sweeps[1:], forward=False))
+            grid = GRIDS[kind.name]
+            parts = grid.split(data[rows])
+            found, _ = feedback(target / unit, grid, parts, moments, how, losses=False, threads=threads)
+            data[rows] = grid.join(found)
         return native.dequantize(data[rows], kind) * unit
 
     round_again(w, round_in_turn(w, outputs, in_turn), outputs, once_more)
