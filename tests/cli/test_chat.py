@@ -49,9 +49,9 @@ class Terminal:
         return shown
 
     def answer(self, line: str) -> str:
-        """What a line gives."""
+        """What a line gives: all that is shown before the next prompt, which stands at the start of a line."""
         self.type(line + "\n")
-        return self.until("> ").replace("\r", "").removeprefix(line).removesuffix("> ").strip("\n")
+        return self.until("\r\n> ").replace("\r", "").removeprefix(line).removesuffix("> ").strip("\n")
 
     def close(self) -> int:
         os.close(self._keys)
@@ -91,11 +91,11 @@ def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal, sec
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("lines", "says"),
     [
         ("/lora", "poet  1"),
         ("/lora nobody 1", "nobody: no adapter of this name"),
-        ("/lora poet=0.5\n/lora", "poet  0.5"),
+        ("/lora poet=0.5; /lora", "poet  0.5"),
         ("/lora poet nan", "strength: not a number: found 'nan'"),
         ("/lora poet x", "strength: not a number: found 'x'"),
         ("/temp -1", "temperature: cannot be so: found '-1', expected a number from 0 on"),
@@ -104,12 +104,12 @@ def test_a_reply_is_stopped_and_the_conversation_goes_on(terminal: Terminal, sec
         ("/load x /nonexistent", "/nonexistent: no such file or folder"),
         ("/save /nonexistent/x", "its folder does not exist"),
         ("/help", "Ctrl-C stops a reply"),
-        ("/new", ""),
-        ("/again", "there is no message to repeat"),
+        ("/new; /again", "there is no message to repeat"),
     ],
 )
-def test_commands(terminal: Terminal, line: str, says: str) -> None:
-    assert says in terminal.answer(line)
+def test_commands(terminal: Terminal, lines: str, says: str) -> None:
+    """Each line is typed when the prompt is there; the last one's answer counts."""
+    assert says in [terminal.answer(line) for line in lines.split("; ")][-1]
 
 
 def test_a_model_that_cannot_chat(tmp_path: Path) -> None:
