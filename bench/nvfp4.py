@@ -19,13 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.quants import e4m3, native, nvfp4
 from loragraft.quants.types import by_name
 
-Floats = npt.NDArray[np.float32]
 Rule = Callable[[Floats, float], Floats]
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)

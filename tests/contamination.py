@@ -16,12 +16,13 @@ import numpy as np
 
 import loragraft as lg
 from loragraft.adapters.lora import Adapter
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
 from loragraft.errors import AdapterError
 from loragraft.inference.sampling import Sampler, Sampling
 from loragraft.inference.scheduler.loop import Scheduler
-from loragraft.inference.scheduler.request import Done, Event, Failed, Floats, Ids, Request
+from loragraft.inference.scheduler.request import Done, Event, Failed, Request
 from loragraft.inference.scheduler.shelf import Shelf, plain_only
 from loragraft.opening import load_adapter
 from paths import data

@@ -6,12 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
+from loragraft.arrays import Bytes, Floats
 from loragraft.quants import native, reference
 from loragraft.quants.types import BY_NAME, QuantType
 
 engine = _native.engine
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 TYPES = [kind for kind in BY_NAME.values() if engine.has_type(kind.id)]
 

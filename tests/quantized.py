@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.formats.source import TensorSource
 from loragraft.quants import native, reference
 from loragraft.quants.types import BY_NAME, QuantType
-
-Floats = npt.NDArray[np.float32]
 
 
 class Quantized(TensorSource):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.graph.build import GraphBuilder
 from loragraft.graph.ops import Graph, Op, TensorFact
 
-Floats = npt.NDArray[np.float32]
 VOCAB, WIDTH, KEY, VALUE, HEADS, KEY_HEADS, TAPS = 30, 24, 7, 20, 4, 2, 4
 Q, V = KEY_HEADS * KEY, HEADS * VALUE
 KINDS = ("delta", "delta/tiled", "space")

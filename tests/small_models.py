@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.archs.graphs import build_graph
+from loragraft.arrays import Floats
 from loragraft.formats.gguf.values import Value
 from loragraft.graph.ops import Graph, TensorFact
-
-Floats = npt.NDArray[np.float32]
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FF, VOCAB, EXPERTS, USED = 32, 4, 2, 8, 64, 40, 4, 2
 Q, KV = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM

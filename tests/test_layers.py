@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "loragraft"
 
 #: Low to high. Modules of one rung may import one another, but not in a circle.
 LADDER = [
-    {"errors", "patterns", "progress", "units", "system", "_native", "__version__"},
+    {"arrays", "errors", "patterns", "progress", "units", "system", "_native", "__version__"},
     {"quants"},
     {"formats"},
     {"adapters", "graph"},

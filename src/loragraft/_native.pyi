@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Ids
-from loragraft.quants.codec import Bytes, Floats, Ints
+from loragraft.arrays import Bytes, Floats, Ids, Ints
 from loragraft.quants.grids import Levels
 
 def isa() -> str: ...

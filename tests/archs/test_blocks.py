@@ -14,6 +14,7 @@ from gpu import WITH_GPUS
 from loragraft.archs.blocks import Attention, ClampedSwiglu, Decoder, Gated, Plain, squared_relu
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.rope import Rope
+from loragraft.arrays import Doubles
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend
 from loragraft.backends.reference import ReferenceBackend
@@ -23,7 +24,6 @@ from loragraft.graph.spec import verify
 from running import logits_of
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
-Doubles = npt.NDArray[np.float64]
 VOCABULARY, WIDTH, HEADS, HEAD_DIM, FF = 9, 12, 2, 6, 10
 IDS = np.array([3, 1, 4, 1, 5], np.int32)
 BACKENDS = [

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gpu import GPU, WITH_GPUS
+from loragraft.arrays import Floats
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend, Options, Program
@@ -23,7 +24,6 @@ from loragraft.graph.spec import verify
 from recurrent_model import HEADS, KEY, KEY_HEADS, KINDS, TAPS, VALUE, Q, V, ids_of, model, weights
 from tolerances import NATIVE_F32, REFERENCE, nmse
 
-Floats = npt.NDArray[np.float32]
 TOLERANCES: list[tuple[Backend, float]] = [
     (ReferenceBackend(), REFERENCE),
     (NativeBackend(), NATIVE_F32),

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from gguf_files import write_gguf
 from gpu import needs_triton
+from loragraft.arrays import Floats
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.triton.device import open_device
 from loragraft.backends.triton.rounding import TritonRounding
@@ -33,7 +33,6 @@ from small_models import VOCAB, small_model
 from tolerances import nmse
 
 pytestmark = needs_triton
-Floats = npt.NDArray[np.float32]
 COLUMNS = 256
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from loragraft.arrays import Floats
 from loragraft.backends.batch import Piece
 from loragraft.backends.reference import ReferenceBackend
 from loragraft.errors import AdapterError, GraphError
@@ -19,7 +19,6 @@ from loragraft.graph.spec import value_shapes, verify, violations
 from small_models import LAYERS, WIDTH, SmallModel, linears, random_adapter, small_model
 
 IDS = np.array([3, 17, 39, 0, 17, 5], dtype=np.int32)
-Floats = npt.NDArray[np.float32]
 
 
 def adapted(model: str, *, tied: bool = False) -> tuple[SmallModel, Graph, dict[str, Floats]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from loragraft.adapters.peft import ModuleDelta
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.tensors import Fused, Order, Part, Reordered, Tensor
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, CheckpointError, LoragraftError, UnsupportedError
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Computed, float_rows, in_memory
@@ -21,7 +21,6 @@ from loragraft.huggingface.weights import Weight
 from loragraft.huggingface.wrappers import TextNames
 from loragraft.quants.types import BY_NAME
 
-Floats = npt.NDArray[np.float32]
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FF, EXPERTS = 6, 4, 2, 3, 5, 3
 Q, KV = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 H = Hparams(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from any_weights import ROWS, weights
+from loragraft.arrays import Floats
 from loragraft.errors import QuantizeError
 from loragraft.quants import feedback as definition
 from loragraft.quants import native, nvfp4, reference, rounding
@@ -19,7 +20,6 @@ from loragraft.quants.feedback import TILE, Schedule, prepare, prepare_outputs, 
 from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import BY_NAME
 
-Floats = npt.NDArray[np.float32]
 COLUMNS = 512
 NAMES = list(GRIDS)
 

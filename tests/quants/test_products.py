@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from loragraft.arrays import Floats
 from loragraft.quants import native
 
-Floats = npt.NDArray[np.float32]
 #: rows, columns, depth: less than a tile, more than a panel each way, and no terms at all.
 SHAPES = [
     (1, 1, 1),

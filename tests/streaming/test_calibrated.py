@@ -11,6 +11,7 @@ import pytest
 
 from gguf_files import write_gguf
 from loragraft.archs.graphs import model_graph
+from loragraft.arrays import Ids
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Backend, Options
@@ -30,7 +31,6 @@ from small_models import LAYERS, VOCAB, small_model
 
 MODELS = list(LAYERS)
 NATIVE, REFERENCE = NativeBackend(), ReferenceBackend()
-Ids = npt.NDArray[np.int32]
 
 
 def text(windows: int = 40, length: int = 24, seed: int = 0) -> Ids:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from gguf_files import write_gguf
+from loragraft.arrays import Floats
 from loragraft.backends import gradients
 from loragraft.backends.gradients import Tape
 from loragraft.formats.gguf.model import open_gguf
@@ -21,7 +21,6 @@ from small_models import VOCAB, small_model
 from streaming.test_calibrated import NATIVE, nearest, plan_of, source, text, written
 
 WINDOWS, LENGTH = 6, 9
-Floats = npt.NDArray[np.float32]
 
 
 @pytest.mark.parametrize("name", ["llama", "llama/experts", "starcoder2"])

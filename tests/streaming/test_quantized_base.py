@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 import loragraft as lg
 from gguf_files import write_gguf
 from loragraft.adapters.delta import Delta
+from loragraft.arrays import Floats
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.quants import native
 from loragraft.quants.types import BY_NAME
@@ -22,8 +22,6 @@ from paths import data
 from quantized import Quantized
 from small_models import small_model
 from streaming.test_calibrated import log_softmax, logits, nearest, text, written
-
-Floats = npt.NDArray[np.float32]
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "NVFP4"])

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
+from loragraft.arrays import Bytes
 from loragraft.errors import QuantizeError
-from loragraft.formats.source import Bytes
 from loragraft.formats.views import Computed
 from loragraft.quants import reference
 from loragraft.quants.types import BY_NAME, F32, QuantType

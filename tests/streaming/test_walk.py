@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from loragraft.arrays import Floats
 from loragraft.backends.batch import Piece
 from loragraft.errors import LoragraftError
 from loragraft.streaming import moments, walk
@@ -17,7 +18,6 @@ from loragraft.streaming.walk import Product, Walk
 from small_models import LAYERS
 from streaming.test_calibrated import NATIVE, REFERENCE, plan_of, source, text
 
-Floats = npt.NDArray[np.float32]
 WINDOWS = text(7, 9)
 
 

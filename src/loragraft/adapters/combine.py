@@ -23,9 +23,10 @@ from itertools import chain
 
 import numpy as np
 
-from loragraft.adapters.lora import EMBEDDING, Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, Adapter, LoraPair
 from loragraft.adapters.parts import refuse_parts
 from loragraft.adapters.spectrum import low_rank, low_rank_product
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, LoragraftError
 from loragraft.formats.source import TensorSource
 

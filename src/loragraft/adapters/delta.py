@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.dora import length_factors
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.transform import Transform
+from loragraft.arrays import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.spectrum import squared_norm
+from loragraft.arrays import Floats
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import float_rows
 from loragraft.quants.types import F32

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from loragraft import _native
-from loragraft.adapters.lora import Floats, LoraPair
+from loragraft.adapters.lora import LoraPair
+from loragraft.arrays import Floats
 from loragraft.formats.source import TensorSource
 from loragraft.quants.types import F32
 from loragraft.system.threads import thread_count, thread_pool

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.invocation import invocation_tokens
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.reader import GGUFFile, GGUFTensor
 from loragraft.formats.gguf.values import Metadata, Value, ValueType

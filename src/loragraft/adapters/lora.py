@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.formats.gguf.values import Metadata
 from loragraft.formats.source import TensorSource
 
 if TYPE_CHECKING:
     from loragraft.adapters.transform import Transform
 
-Floats = npt.NDArray[np.float32]
 
 #: The two weights whose rows are the vocabulary; a model without the second multiplies by the first ("tied").
 EMBEDDING = "token_embd.weight"

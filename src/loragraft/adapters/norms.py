@@ -10,8 +10,9 @@ import numpy as np
 
 from loragraft.adapters.collect import collect_deltas
 from loragraft.adapters.delta import Change, Delta, combine
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter
 from loragraft.adapters.rebase import rebase
+from loragraft.arrays import Floats
 from loragraft.formats.gguf.scales import scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows, widened

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.methods import METHODS
 from loragraft.adapters.methods.method import Context, Method, ModuleDelta, ModuleTransform
 from loragraft.adapters.peft_config import LoraSettings
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import PeftFolder
 from loragraft.formats.safetensors import CheckpointTensor

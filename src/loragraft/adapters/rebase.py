@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, TokenRows
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, TokenRows
 from loragraft.adapters.transform import Transform
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.scales import companion
 from loragraft.formats.gguf.values import Value
-from loragraft.formats.source import Bytes, ModelSource, TensorSource
+from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Computed, float_rows, in_memory, widened
 from loragraft.quants.types import F32
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.adapters.lora import Floats
+from loragraft.arrays import Floats
 
 Wide = npt.NDArray[np.float64]
 

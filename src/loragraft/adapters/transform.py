@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.adapters.lora import Floats
+from loragraft.arrays import Floats
 
 
 class Rotation(ABC):

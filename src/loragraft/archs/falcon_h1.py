@@ -30,7 +30,8 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.recurrence import read_recurrence
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD as FEED_FORWARD_TENSORS
-from loragraft.archs.tensors import Factors, Floats, Tensor, in_layer
+from loragraft.archs.tensors import Factors, Tensor, in_layer
+from loragraft.arrays import Floats
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from loragraft.archs.hparams import Hparams
 from loragraft.archs.rope import rope_row_order
+from loragraft.arrays import Floats
 
-Floats = npt.NDArray[np.float32]
 Order = npt.NDArray[np.intp]
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.graph.chains import Stage, find_chains
 from loragraft.graph.ops import Graph, Op
 from loragraft.quants import e4m3
-
-Floats = npt.NDArray[np.float32]
 
 _E2M1_MAX = np.float32(6.0)
 

@@ -10,10 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Ids
 from loragraft.errors import GraphError
-
-Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 
 AdapterSet = tuple[tuple[int, float], ...]
 """Adapters that work together: (slot, strength) pairs, in the order in which `graph.lora.attach` takes them."""

@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.arrays import Array, Floats, Ids
 from loragraft.backends.recurrent_gradients import Scan, convolved, from_convolved
 from loragraft.backends.reference_ops import OPS
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.quants import native
 
-Array = npt.NDArray[Any]
 See = Callable[[str, Floats, Floats, "Ids | None"], None]
 """Called with a weight, its inputs [rows, in] (or [rows, k, in]), the gradients of its outputs [rows, out] (or
 [rows, k, out]) and the experts chosen [rows, k]."""

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids, Piece, Run
+from loragraft.arrays import Floats, Ids
+from loragraft.backends.batch import AdapterSet, Batch, Piece, Run
 from loragraft.errors import AdapterError, GraphError
 from loragraft.formats.source import TensorSource
 from loragraft.graph.ops import RECURRENT, Graph, Op

@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Array, Floats
 from loragraft.graph.ops import Node
-
-Array = npt.NDArray[Any]
 
 #: Tokens of a chunk: the work within grows with it, the work on states shrinks.
 CHUNK = 64

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter
+from loragraft.arrays import Array, Floats, Ids
 from loragraft.backends.activations import Factor, round_factor, round_nvfp4, round_q8, rounded_factors
-from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
+from loragraft.backends.batch import AdapterSet, Batch
 from loragraft.backends.program import Backend, Options, Program, Weights
-from loragraft.backends.reference_ops import OPS, Array
+from loragraft.backends.reference_ops import OPS
 from loragraft.backends.slots import Slots
 from loragraft.errors import PoolError, UnsupportedError
 from loragraft.formats.source import TensorSource

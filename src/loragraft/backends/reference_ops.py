@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.arrays import Array, Floats, Ids
 from loragraft.graph.ops import Node, Op
-
-Array = npt.NDArray[Any]
 
 
 class Pass(Protocol):

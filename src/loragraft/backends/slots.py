@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import count
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet, Floats
+from loragraft.arrays import Floats
+from loragraft.backends.batch import AdapterSet
 from loragraft.backends.program import Weights
 from loragraft.errors import LoragraftError
 from loragraft.graph.lora import RowFactors, attach

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loragraft.arrays import Doubles
 from loragraft.evaluate.divergence import Divergence
 from loragraft.evaluate.reading import Reading
 from loragraft.evaluate.uncertainty import Estimate, share_kept
-from loragraft.inference.perplexity import Doubles, Perplexity
+from loragraft.inference.perplexity import Perplexity
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from math import sqrt
 
 import numpy as np
 
-from loragraft.inference.perplexity import Doubles, blocks
+from loragraft.arrays import Doubles
+from loragraft.inference.perplexity import blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from loragraft.arrays import Doubles
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import Divergence, DivergenceMeter, kl, same_top
 from loragraft.formats.source import ModelSource
 from loragraft.inference.measurement import Measurement, Scorer, Text, Window
 from loragraft.inference.model import Model, load
-from loragraft.inference.perplexity import Doubles, Meter, Perplexity, log_softmax, losses
+from loragraft.inference.perplexity import Meter, Perplexity, log_softmax, losses
 from loragraft.inference.spreading import each_window
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, load_adapters, open_model

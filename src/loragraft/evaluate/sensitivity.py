@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loragraft.arrays import Doubles
 from loragraft.backends.batch import Piece
 from loragraft.backends.program import Options
 from loragraft.evaluate.divergence import kl
@@ -18,7 +19,7 @@ from loragraft.formats.source import TensorSource
 from loragraft.inference.devices import backend_named
 from loragraft.inference.measurement import Measurement, Text, Window
 from loragraft.inference.model import Model
-from loragraft.inference.perplexity import Doubles, log_softmax
+from loragraft.inference.perplexity import log_softmax
 from loragraft.inference.spreading import each_window
 from loragraft.progress import SILENT, Progress
 from loragraft.system.workers import Workers

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from loragraft.inference.perplexity import Doubles
+from loragraft.arrays import Doubles
 
 SIGNIFICANT = 2.0
 """How many standard errors two figures must be apart to be called different."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log10
 
+from loragraft.arrays import Doubles
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate, mean, share_kept
-from loragraft.inference.perplexity import Doubles
 from loragraft.units import bytes_text
 
 NOTHING = "The adapter changes nothing on this text, so there is nothing to lose."

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.errors import ImatrixError
 from loragraft.formats.gguf.reader import MAX_TENSORS, GGUFFile, GGUFTensor
 from loragraft.formats.gguf.values import Value
@@ -24,7 +25,6 @@ from loragraft.quants.types import F32
 from loragraft.system.mapped import map_file
 from loragraft.system.remote.paths import as_path
 
-Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
 _DATASETS = "imatrix.datasets"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes
 from loragraft.errors import CheckpointError, UnsupportedError, advising
 from loragraft.formats.impostors import HEAD, refuse_impostor
 from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.layout import FileLayout, TensorWriter
-from loragraft.formats.source import Bytes
 from loragraft.system import mapped
 from loragraft.system.remote.paths import as_path
 

@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from loragraft.arrays import Bytes
 from loragraft.formats.gguf.values import Value
 from loragraft.quants.types import QuantType
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class TensorSource(ABC):

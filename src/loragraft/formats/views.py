@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.arrays import Bytes
+from loragraft.formats.source import TensorSource
 from loragraft.quants.types import F32, QuantType
 
 

@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from loragraft.adapters.dora import weight_factors
 from loragraft.adapters.lora import Adapter, LoraPair
 from loragraft.adapters.transform import Transform
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, GraphError
 from loragraft.formats.gguf.scales import scale_of
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import float_rows, in_memory
 from loragraft.graph.chains import DENSE, Chain, Stage, dora_scale_of, find_chains, with_epilogues
 from loragraft.graph.ops import Graph, Node, Op, TensorFact
-
-Floats = npt.NDArray[np.float32]
 
 
 class RowFactors:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.adapters.lora import EMBEDDING, Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, Adapter, LoraPair
 from loragraft.archs import ARCHS
 from loragraft.archs.tensors import Order
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, UnsupportedError
 from loragraft.formats.source import ModelSource
 from loragraft.formats.views import values_of

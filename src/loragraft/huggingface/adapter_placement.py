@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from loragraft.adapters.advice import merge_with_peft
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, LoraPair
 from loragraft.adapters.methods.method import ModuleDelta, ModuleTransform
 from loragraft.adapters.methods.orthogonal import SharedBlock
 from loragraft.adapters.peft_config import LoraSettings
 from loragraft.adapters.transform import Transform
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.source import ModelSource, TensorSource

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import CheckpointError
 from loragraft.formats.checkpoint import CheckpointTensor
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Stored
 from loragraft.quants.reference import quantize
 from loragraft.quants.types import BY_NAME, F32

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.safetensors import CheckpointTensor
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows
 from loragraft.quants.reference import quantize
 from loragraft.quants.types import BY_NAME

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.methods.method import ModuleDelta
 from loragraft.adapters.peft import PeftTensors, tensor_floats
 from loragraft.adapters.peft_config import LoraSettings
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, CheckpointError
 from loragraft.formats.jsonfile import load_json
 from loragraft.formats.peft import CONFIG

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.adapters.lora import EMBEDDING, Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, Adapter, LoraPair
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.adapter_modules import ModulePair, module_names, module_pairs, replaced_modules

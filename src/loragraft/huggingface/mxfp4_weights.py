@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from loragraft.arrays import Bytes
 from loragraft.errors import CheckpointError
 from loragraft.formats.checkpoint import CheckpointTensor
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Stored
 from loragraft.quants.types import BY_NAME
 

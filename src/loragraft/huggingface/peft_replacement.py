@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Floats, TokenRows
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, TokenRows
 from loragraft.adapters.peft import PeftTensors
 from loragraft.adapters.peft_config import LoraSettings
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import CONFIG
 from loragraft.formats.safetensors import CheckpointTensor

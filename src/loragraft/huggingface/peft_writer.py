@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.adapters.lora import Adapter, Floats
+from loragraft.adapters.lora import Adapter
 from loragraft.adapters.parts import refuse_parts
 from loragraft.adapters.peft_config import SCALES, LoraSettings, read_settings
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.adapter_modules import ModulePair, module_names, module_pairs, replaced_modules

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from loragraft.archs.tensors import OfHeads, Values
+from loragraft.arrays import Bytes
 from loragraft.errors import CheckpointError, UnsupportedError
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import (
     Computed,
     Joined,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Bytes
 from loragraft.formats.checkpoint import Checkpoint
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, float_rows, widened
 from loragraft.huggingface.tokenizer_file import TokenizerFile
 from loragraft.quants.types import F32

@@ -11,7 +11,8 @@ import numpy as np
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import read_hparams
 from loragraft.archs.hparams import Hparams
-from loragraft.archs.tensors import Floats, OfHeads, Order, Tensor, Values
+from loragraft.archs.tensors import OfHeads, Order, Tensor, Values
+from loragraft.arrays import Floats
 from loragraft.formats.gguf.values import Metadata
 
 #: Buffers that old checkpoints carry beside their weights.

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
 from loragraft.huggingface.bitsandbytes_weights import COMPANIONS, eight_bit_weight, four_bit_weight
 from loragraft.huggingface.integer_weights import AUTO_ROUND, PARTS, byte_weight, gptq_or_awq, packed_weight

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from loragraft.adapters.invocation import invoked_at
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet, Ids
+from loragraft.arrays import Ids
+from loragraft.backends.batch import AdapterSet
 from loragraft.backends.program import Program
 from loragraft.errors import AdapterError
 from loragraft.formats.source import ModelSource

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Ids
+from loragraft.arrays import Ids
 from loragraft.errors import QuantizeError, TextError, naming
 from loragraft.formats.jsonfile import parse_json
 from loragraft.formats.source import ModelSource

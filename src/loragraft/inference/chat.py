@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.backends.batch import Ids
+from loragraft.arrays import Ids
 from loragraft.errors import LoragraftError
 from loragraft.formats.source import ModelSource
 from loragraft.inference.tokenizer import Tokenizer

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.backends.batch import AdapterSet, Floats, Ids, Piece
+from loragraft.arrays import Floats, Ids
+from loragraft.backends.batch import AdapterSet, Piece
 from loragraft.backends.program import Program
 from loragraft.errors import LoragraftError
 from loragraft.inference.sampling import Sampler

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from loragraft.arrays import Floats, Ids
 from loragraft.errors import LoragraftError, TextError
 from loragraft.progress import SILENT, Progress
 from loragraft.units import count_text, plural
@@ -22,8 +20,6 @@ from loragraft.units import count_text, plural
 if TYPE_CHECKING:
     from loragraft.inference.tokenizer import Tokenizer
 
-Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 BackendName = Literal["native", "reference"]
 Activations = Literal["auto", "f32", "q8", "nvfp4"]
 

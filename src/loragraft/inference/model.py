@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 import numpy as np
-import numpy.typing as npt
 
 from loragraft.archs.graphs import model_graph
 from loragraft.archs.metadata import MetadataKeys
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import AdapterSet, Piece
 from loragraft.backends.program import Options, Program
 from loragraft.errors import LoragraftError, check_number, naming
@@ -30,9 +30,6 @@ from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.system.mapped import intact
 from loragraft.system.threads import thread_count
-
-Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 
 
 class Model:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from math import exp, sqrt
 
 import numpy as np
-import numpy.typing as npt
 
-from loragraft.inference.measurement import Floats, Ids, Scorer, Text
+from loragraft.arrays import Doubles, Floats, Ids
+from loragraft.inference.measurement import Scorer, Text
 from loragraft.progress import SILENT, Progress
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.errors import LoragraftError, check_number
-
-Floats = npt.NDArray[np.float32]
 
 #: Below it a temperature is 0: quotients by it would overflow, and the likeliest token is certain long before.
 _COLDEST = 1e-30

@@ -19,13 +19,11 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken
 
+from loragraft.arrays import Ids
 from loragraft.errors import LoragraftError, TextError, UnsupportedError
 from loragraft.formats.gguf.values import TokenType, Value
 from loragraft.formats.pretokenizers import ADD_BOS, PRETOKENIZERS
 from loragraft.inference import bpe
-
-Ids = npt.NDArray[np.int32]
-
 
 #: Tokens that end a reply in some published vocabulary whose metadata names only one of them (llama-vocab.cpp).
 _END_TEXTS = frozenset(

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from loragraft.arrays import Floats
+
 if TYPE_CHECKING:
-    from loragraft.quants.codec import Floats
     from loragraft.quants.feedback import Arranged, Moments, Schedule
     from loragraft.quants.grids import Grid
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.quants.codec import Bytes, Floats, Ints
+from loragraft.arrays import Bytes, Floats, Ints
 
 F = np.float32
 _MAGIC = F(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits

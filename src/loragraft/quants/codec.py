@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int32]
+from loragraft.arrays import Bytes, Floats
 
 
 @dataclass(frozen=True, slots=True)

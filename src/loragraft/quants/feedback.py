@@ -33,15 +33,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Doubles, Floats, Ints
 from loragraft.errors import QuantizeError
 from loragraft.quants import native
 from loragraft.quants.accelerator import at_hand
 from loragraft.quants.arith import F
-from loragraft.quants.codec import Floats, Ints
 from loragraft.quants.grids import Grid, Levels, Parts
 from loragraft.system.threads import in_threads
 
-Doubles = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
 
 DAMPING = 0.01

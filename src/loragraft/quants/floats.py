@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Bytes, Floats
 from loragraft.quants.arith import from_half, to_half
-from loragraft.quants.codec import Bytes, Codec, Floats
+from loragraft.quants.codec import Codec
 
 
 def _f32_quantize(x: Floats, importance: Floats | None) -> Bytes:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Bytes, Floats
 from loragraft.quants.arith import F
-from loragraft.quants.codec import Bytes, Codec, Floats
+from loragraft.quants.codec import Codec
 
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 """The value of each E2M1 code, doubled; code 8 is minus zero."""

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import iq4, kquants, legacy
 from loragraft.quants.arith import F, from_half
-from loragraft.quants.codec import Bytes, Floats, Ints
 from loragraft.quants.fp4 import E2M1_DOUBLED, E8M0_HALVED, UE4M3_HALVED, pack_halves, unpack_halves
 
 Levels = npt.NDArray[np.int8]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants.arith import (
     F,
     by_element,
@@ -24,7 +25,7 @@ from loragraft.quants.arith import (
     result_bytes,
     running_sum,
 )
-from loragraft.quants.codec import Bytes, Codec, Floats, Ints
+from loragraft.quants.codec import Codec
 from loragraft.quants.iq_grids import grid
 
 DELTA = F(0.125)

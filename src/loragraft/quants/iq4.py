@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants.arith import (
     F,
     by_element,
@@ -19,7 +20,7 @@ from loragraft.quants.arith import (
     result_bytes,
     running_sum,
 )
-from loragraft.quants.codec import Bytes, Codec, Floats, Ints
+from loragraft.quants.codec import Codec
 from loragraft.quants.fp4 import pack_halves, unpack_halves
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)

@@ -14,8 +14,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats, Ints
 from loragraft.quants.arith import F
-from loragraft.quants.codec import Floats, Ints
 from loragraft.quants.iq_grid_points import GRIDS
 
 DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1": 3, "IQ3_XXS": 2, "IQ3_S": 3}

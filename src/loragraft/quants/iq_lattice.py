@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants.arith import F, by_element, bytes_half, half_bytes, nearest_int, running_sum
-from loragraft.quants.codec import Bytes, Codec, Floats, Ints
+from loragraft.quants.codec import Codec
 from loragraft.quants.iq_grids import Codebook, grid
 from loragraft.quants.search import positive
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import search
 from loragraft.quants.arith import (
     F,
@@ -21,7 +22,7 @@ from loragraft.quants.arith import (
     running_sum,
     through_half,
 )
-from loragraft.quants.codec import Bytes, Codec, Floats, Ints
+from loragraft.quants.codec import Codec
 
 SUPER = 256
 # Typed shifts and masks: uint8 with a Python int is no longer uint8 to the type checker.

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import iq_lattice, native
-from loragraft.quants.codec import Bytes, Floats, Ints
 from loragraft.quants.feedback import TILE, Moments
 from loragraft.quants.iq_grids import grid
 from loragraft.system.threads import in_threads

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import search
 from loragraft.quants.arith import (
     F,
@@ -17,7 +18,7 @@ from loragraft.quants.arith import (
     running_sum,
     truncate,
 )
-from loragraft.quants.codec import Bytes, Codec, Floats, Ints
+from loragraft.quants.codec import Codec
 
 
 def _inverse(d: Floats) -> Floats:

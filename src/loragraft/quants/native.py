@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from loragraft import _native
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import UnsupportedError
-from loragraft.quants.codec import Bytes, Floats
 from loragraft.quants.nvfp4 import NVFP4, check_scale
 from loragraft.quants.reference import check_data, check_input
 from loragraft.quants.types import QuantType

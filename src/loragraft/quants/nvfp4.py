@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats
 from loragraft.errors import FormatError, QuantizeError
 from loragraft.quants import e4m3
 from loragraft.quants.arith import F
-from loragraft.quants.codec import Floats
 from loragraft.quants.fp4 import E2M1_DOUBLED, UE4M3_HALVED, pack_halves, unpack_halves
 from loragraft.quants.reference import check_input
 from loragraft.quants.types import BY_NAME

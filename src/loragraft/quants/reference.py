@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import QuantizeError, UnsupportedError
 from loragraft.quants import floats, fp4, iq1, iq4, iq_lattice, kquants, legacy, ternary
-from loragraft.quants.codec import Bytes, Codec, Floats
+from loragraft.quants.codec import Codec
 from loragraft.quants.types import QuantType
 
 _CHUNK = 1 << 20  # weights at a time: bounds the temporaries to some hundred megabytes

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from loragraft import _native
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import QuantizeError
 from loragraft.quants import lattices, native
 from loragraft.quants.accelerator import at_hand
-from loragraft.quants.codec import Bytes, Floats
 from loragraft.quants.feedback import (
     Moments,
     Order,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Floats, Ints
 from loragraft.quants.arith import F, nearest_int, running_sum
-from loragraft.quants.codec import Floats, Ints
 
 TINY = F(1e-15)  # GROUP_MAX_EPS: a block below it counts as zero
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from loragraft.arrays import Bytes, Floats
 from loragraft.quants.arith import F, bytes_half, half_bytes, round_away
-from loragraft.quants.codec import Bytes, Codec, Floats
+from loragraft.quants.codec import Codec
 
 
 def _digits(x: Floats) -> tuple[Bytes, Bytes]:

@@ -9,8 +9,9 @@ from itertools import accumulate
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from loragraft.arrays import Ids
 from loragraft.errors import LoragraftError
-from loragraft.inference.scheduler.request import Done, Finished, Ids, Piece, Request, Scored
+from loragraft.inference.scheduler.request import Done, Finished, Piece, Request, Scored
 from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body

@@ -15,8 +15,9 @@ import llguidance
 import llguidance.numpy as masks
 import numpy as np
 
+from loragraft.arrays import Floats
 from loragraft.errors import LoragraftError
-from loragraft.inference.scheduler.request import Constraint, Floats
+from loragraft.inference.scheduler.request import Constraint
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.server.errors import ApiError
 from loragraft.server.grammar_process import LIMITS

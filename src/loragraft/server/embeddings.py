@@ -11,7 +11,8 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from loragraft.inference.scheduler.request import Embedded, Floats, Request
+from loragraft.arrays import Floats
+from loragraft.inference.scheduler.request import Embedded, Request
 from loragraft.server import answers
 from loragraft.server.bodies import read_body
 from loragraft.server.completions import prompts_of

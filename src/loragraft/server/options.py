@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from loragraft.arrays import Ids
 from loragraft.errors import LoragraftError
 from loragraft.inference.sampling import Sampling
-from loragraft.inference.scheduler.request import Constraint, Ids, Penalties, Request
+from loragraft.inference.scheduler.request import Constraint, Penalties, Request
 from loragraft.server.errors import ApiError, api_error
 from loragraft.server.schema import Generating
 from loragraft.server.state import State

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from loragraft.arrays import Ids
 from loragraft.errors import LoragraftError
 from loragraft.inference.model import Model
-from loragraft.inference.scheduler.request import Ids
 from loragraft.server.errors import ApiError, unhonoured
 from loragraft.server.schema import Message, Tool
 

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.arrays import Bytes, Floats, Ids
 from loragraft.backends.gradients import missing
 from loragraft.backends.program import Backend
 from loragraft.errors import QuantizeError, naming
-from loragraft.formats.source import Bytes
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.gradients import missing
 from loragraft.backends.program import Backend
 from loragraft.errors import UnsupportedError, naming

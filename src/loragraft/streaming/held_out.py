@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.arrays import Floats, Ids
 from loragraft.graph.ops import Graph
 from loragraft.quants import native
 from loragraft.quants.feedback import OutputFactor

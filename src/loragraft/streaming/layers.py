@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from loragraft.archs.graphs import build_graph
-from loragraft.backends.batch import Floats, Ids, Piece
+from loragraft.arrays import Floats, Ids
+from loragraft.backends.batch import Piece
 from loragraft.backends.program import Backend, Options, Program
 from loragraft.formats.gguf.scales import companion
 from loragraft.graph.ops import Graph, Op, TensorFact

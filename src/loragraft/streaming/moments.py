@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.errors import LoragraftError
 from loragraft.quants import native
 from loragraft.quants.accelerator import at_hand

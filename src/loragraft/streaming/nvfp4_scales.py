@@ -14,8 +14,9 @@ from functools import partial
 
 import numpy as np
 
+from loragraft.arrays import Bytes
 from loragraft.formats.gguf.scales import companion
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed
 from loragraft.progress import SILENT, Progress
 from loragraft.quants.roles import Category, category, scale_group

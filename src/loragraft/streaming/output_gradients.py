@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.gradients import Tape
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress

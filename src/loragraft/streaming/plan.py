@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loragraft.arrays import Floats
 from loragraft.errors import ImatrixError, QuantizeError, UnsupportedError
 from loragraft.formats.gguf.reader import GGUFTensor
 from loragraft.formats.gguf.scales import companion, scale_of
@@ -31,7 +32,6 @@ from loragraft.units import plural
 
 if TYPE_CHECKING:
     from loragraft.adapters.delta import Change
-    from loragraft.adapters.lora import Floats
 
 #: Set in `general.file_type` if the type was guessed from the tensors (llama.h, LLAMA_FTYPE_GUESSED).
 GUESSED = 1024

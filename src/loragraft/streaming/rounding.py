@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
+from loragraft.arrays import Floats
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import native
 from loragraft.quants.types import QuantType

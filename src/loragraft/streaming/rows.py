@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from loragraft import _native
+from loragraft.arrays import Bytes, Floats
 from loragraft.errors import QuantizeError
-from loragraft.formats.source import Bytes
 from loragraft.quants.types import F32, QuantType
 from loragraft.streaming.steps import Chunk
 
 if TYPE_CHECKING:
     from loragraft.adapters.delta import Delta
-    from loragraft.adapters.lora import Floats
 
 
 def encode(chunk: Chunk, rows: Bytes, out: Bytes | None, subject: Path | str) -> None:

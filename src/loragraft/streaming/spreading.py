@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
+from loragraft.arrays import Bytes
 from loragraft.errors import LoragraftError, OutputError, naming
-from loragraft.formats.source import Bytes
 from loragraft.progress import SILENT, Progress
 from loragraft.streaming import writing
 from loragraft.streaming.journal import boot_id

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from loragraft.arrays import Floats
 from loragraft.formats.source import TensorSource
 from loragraft.quants.types import QuantType
 
 if TYPE_CHECKING:
     from loragraft.adapters.delta import Change
-    from loragraft.adapters.lora import Floats
 
 #: Weights of a chunk: some milliseconds of work, so that neither its call nor the wait for the last one matters.
 CHUNK_WEIGHTS = 512 * 1024

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.backends.batch import Floats, Ids
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.gradients import Tape
 from loragraft.graph.ops import Graph, Op
 from loragraft.system.threads import in_threads

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from loragraft import __version__
+from loragraft.arrays import Bytes
 from loragraft.errors import OutputError, naming
 from loragraft.formats.layout import FileLayout, TensorWriter
-from loragraft.formats.source import Bytes
 from loragraft.progress import SILENT, Progress
 from loragraft.streaming import steps
 from loragraft.streaming.journal import Journal

@@ -18,8 +18,9 @@ from loragraft.adapters.gguf_adapter import (
     scale_metadata,
     write_gguf_adapter,
 )
-from loragraft.adapters.lora import OUTPUT, Adapter, Floats
+from loragraft.adapters.lora import OUTPUT, Adapter
 from loragraft.adapters.parts import refuse_parts
+from loragraft.arrays import Floats
 from loragraft.errors import LoragraftError, OutputError
 from loragraft.formats.gguf.values import QUANTIZATION_VERSION, Metadata, Value
 from loragraft.formats.peft import CONFIG

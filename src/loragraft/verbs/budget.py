@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from loragraft.arrays import Doubles
 from loragraft.errors import LoragraftError, QuantizeError, TextError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
@@ -35,7 +36,6 @@ from loragraft.evaluate.tensor_costs import (
 from loragraft.evaluate.uncertainty import SIGNIFICANT, Estimate
 from loragraft.evaluate.verdict import budget_verdict, percent_text
 from loragraft.inference.measurement import Measurement, Text, measurement
-from loragraft.inference.perplexity import Doubles
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
 from loragraft.progress import SILENT, Progress

@@ -11,7 +11,8 @@ import numpy as np
 
 from loragraft.archs import ARCHS
 from loragraft.archs.graphs import model_graph
-from loragraft.backends.batch import Floats, Ids, Piece
+from loragraft.arrays import Floats, Ids
+from loragraft.backends.batch import Piece
 from loragraft.backends.program import Options, Program
 from loragraft.backends.reference import ReferenceBackend, dequantized, evaluate
 from loragraft.errors import LoragraftError

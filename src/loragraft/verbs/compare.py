@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from loragraft.arrays import Doubles
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.evaluate.picture import picture
@@ -29,7 +30,7 @@ from loragraft.evaluate.verdict import (
     verdict,
 )
 from loragraft.inference.measurement import Measurement, Text, measurement
-from loragraft.inference.perplexity import Doubles, Perplexity
+from loragraft.inference.perplexity import Perplexity
 from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, open_model
 from loragraft.progress import SILENT, Progress

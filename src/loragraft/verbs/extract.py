@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from loragraft.adapters.difference import Difference, differ
-from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, Floats, LoraPair
+from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, LoraPair
 from loragraft.adapters.rebase import unscaled
 from loragraft.adapters.spectrum import LowRank, low_rank, squared_norm
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, LoragraftError, OutputError, check_number
 from loragraft.formats.gguf.model import model_files
 from loragraft.formats.source import ModelSource, TensorSource

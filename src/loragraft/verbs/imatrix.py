@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from loragraft.adapters.lora import Adapter
 from loragraft.archs.graphs import model_graph
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
 from loragraft.backends.program import Options
@@ -34,8 +35,6 @@ from loragraft.system.mapped import intact
 from loragraft.system.threads import thread_count
 from loragraft.system.workers import Workers
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
 OUTPUT = "output.weight"
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from loragraft.adapters.lora import Adapter
+from loragraft.arrays import Floats
 from loragraft.backends.activations import round_codes
 from loragraft.backends.batch import Piece
 from loragraft.backends.cpu.program import NativeBackend
@@ -23,7 +23,6 @@ from running import EXACT
 from small_models import SmallModel, linears, random_adapter, small_model
 from tolerances import ADAPTERS_Q8, nmse
 
-Floats = npt.NDArray[np.float32]
 IDS = np.array([3, 17, 39, 0, 17, 5, 21, 8], dtype=np.int32)
 
 

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pytest
 
 from loragraft import _native
+from loragraft.arrays import Floats
 from loragraft.quants import reference
 from loragraft.quants.types import BY_NAME, QuantType
 from products import TYPES, Product, random_weight
 
 engine = _native.engine
-Floats = npt.NDArray[np.float32]
 
 INVARIANCE = str(Path(__file__).with_name("test_invariance.py"))
 ROWS = 53  # no multiple of any tile

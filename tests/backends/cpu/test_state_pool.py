@@ -6,19 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loragraft import _native
+from loragraft.arrays import Doubles, Floats
 from loragraft.quants import reference
 from loragraft.quants.types import BY_NAME
 from tolerances import NATIVE_F32, nmse
 
 engine = _native.engine
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 TYPES = ("f32", "f16", "q8_0")
 PAGE = 64

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.transform import Rotation
+from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.patterns import PatternError, SuffixTable
 

@@ -13,12 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.advice import merge_with_peft
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.methods.method import Context, Method, ModuleTransform, need
 from loragraft.adapters.transform import Blocks, Reflections
+from loragraft.arrays import Doubles, Floats
 from loragraft.errors import AdapterError
-
-Doubles = npt.NDArray[np.float64]
 
 
 def _oft(context: Context, module: str, parts: Mapping[str, Floats]) -> ModuleTransform:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.methods.method import Context, Method, ModuleDelta, need
+from loragraft.arrays import Floats
 
 
 def _build(context: Context, module: str, parts: Mapping[str, Floats]) -> ModuleDelta:

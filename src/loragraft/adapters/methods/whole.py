@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loragraft.adapters.lora import Floats
 from loragraft.adapters.methods.method import Context, Method, ModuleTransform
+from loragraft.arrays import Floats
 
 
 def _none(context: Context, module: str, parts: Mapping[str, Floats]) -> ModuleTransform:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from loragraft import _native
+from loragraft.arrays import Floats
 from loragraft.backends.activations import Factor, round_factor
-from loragraft.backends.batch import AdapterSet, Floats
+from loragraft.backends.batch import AdapterSet
 from loragraft.backends.plan import EmbedStep, Linear, LinearStep, Plan, steps_of
 from loragraft.backends.slots import Slots
 from loragraft.graph.ops import Graph

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loragraft import _native
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.cpu.weights import EngineWeights
 from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
 from loragraft.backends.program import Options

@@ -15,8 +15,9 @@ import numpy as np
 
 from loragraft import _native
 from loragraft.adapters.lora import Adapter
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.activations import Factor, rounded_factors
-from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
+from loragraft.backends.batch import AdapterSet, Batch
 from loragraft.backends.cpu.adapters import compiled_adapter, compiled_set, fixed_set
 from loragraft.backends.cpu.build import Built, build
 from loragraft.backends.cpu.weights import EngineWeights

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from loragraft import _native
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.program import Weights
 from loragraft.errors import UnsupportedError
 from loragraft.formats.source import TensorSource

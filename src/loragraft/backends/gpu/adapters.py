@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loragraft.backends.batch import AdapterSet, Floats
+from loragraft.arrays import Floats
+from loragraft.backends.batch import AdapterSet
 from loragraft.backends.gpu.memory import Memory
 from loragraft.backends.plan import EmbedStep, Linear, LinearStep, LoraTerm, Step, steps_of
 from loragraft.backends.slots import Slots

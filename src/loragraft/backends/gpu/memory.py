@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 
 
 class Memory(ABC):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from loragraft.adapters.lora import Adapter
-from loragraft.backends.batch import AdapterSet, Batch, Floats, Ids
+from loragraft.arrays import Floats, Ids
+from loragraft.backends.batch import AdapterSet, Batch
 from loragraft.backends.gpu.adapters import CompiledSet, DeviceAdapters, compiled, numbered
 from loragraft.backends.gpu.memory import Memory
 from loragraft.backends.gpu.pages import Pages

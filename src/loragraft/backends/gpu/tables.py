@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Batch, Floats
+from loragraft.arrays import Floats
+from loragraft.backends.batch import Batch
 from loragraft.backends.gpu.adapters import CompiledSet
 from loragraft.backends.reference_ops import rope_factors
 from loragraft.graph.ops import Node

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft import _native
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.plan import EmbedStep, LinearStep, Step
 from loragraft.backends.program import Weights
 from loragraft.errors import UnsupportedError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.gpu.adapters import numbered
 from loragraft.backends.gpu.program import PagedProgram, Part, check_options, halves
 from loragraft.backends.gpu.tables import NONE, RopeTable, Terms

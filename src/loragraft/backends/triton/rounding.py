@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.triton.device import Device
 from loragraft.errors import QuantizeError
 from loragraft.quants.feedback import Arranged, Moments, Schedule

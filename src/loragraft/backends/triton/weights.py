@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.gpu.memory import Memory
 from loragraft.backends.gpu.weights import StoredWeights
 from loragraft.backends.program import Weights

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loragraft.backends.batch import Floats
+from loragraft.arrays import Floats
 from loragraft.backends.gpu.pages import PAGE
 from loragraft.backends.gpu.program import PagedProgram, Part, check_options
 from loragraft.backends.gpu.tables import Terms

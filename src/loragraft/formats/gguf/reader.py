@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from loragraft.arrays import Bytes
 from loragraft.errors import GGUFError
 from loragraft.formats.gguf.values import (
     DEFAULT_ALIGNMENT,
@@ -29,7 +30,7 @@ from loragraft.formats.gguf.values import (
     ValueType,
 )
 from loragraft.formats.impostors import HEAD, refuse_impostor
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.quants.types import BY_ID, QuantType
 from loragraft.system import mapped
 from loragraft.system.remote.paths import as_path

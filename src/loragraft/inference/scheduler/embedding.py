@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
 from loragraft.errors import LoragraftError
 from loragraft.graph.chains import find_chains
-from loragraft.inference.scheduler.request import Floats, Ids, Pooling
+from loragraft.inference.scheduler.request import Pooling
 
 LONGEST = 512
 """Tokens of the texts that one pass of the engine reads."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loragraft.adapters.lora import Adapter, Floats
+from loragraft.adapters.lora import Adapter
+from loragraft.arrays import Floats
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 _MOST_FILES = 10_000

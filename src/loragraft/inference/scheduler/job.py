@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 
 from loragraft.adapters.invocation import invoked_at
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Piece as Rows
 from loragraft.errors import AdapterError, LoragraftError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, Pooled
 from loragraft.inference.scheduler.lookup import Lookup
-from loragraft.inference.scheduler.prefixes import AdapterKey, Ids
-from loragraft.inference.scheduler.request import Constraint, Done, Floats, Penalties, Ran, Request, Scored
+from loragraft.inference.scheduler.prefixes import AdapterKey
+from loragraft.inference.scheduler.request import Constraint, Done, Penalties, Ran, Request, Scored
 from loragraft.inference.scheduler.shelf import Lease
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.inference.tokenizer import TextDecoder

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Batch
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
@@ -28,14 +29,13 @@ from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Poole
 from loragraft.inference.scheduler.job import Choice, Job, wanted_rows
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
 from loragraft.inference.scheduler.outbox import Outbox
-from loragraft.inference.scheduler.prefixes import AdapterKey, Ids, PrefixCache, common_prefix
+from loragraft.inference.scheduler.prefixes import AdapterKey, PrefixCache, common_prefix
 from loragraft.inference.scheduler.request import (
     Embedded,
     Event,
     Failed,
     Finished,
     FinishReason,
-    Floats,
     Piece,
     Request,
     Scored,

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Ids = npt.NDArray[np.int32]
+from loragraft.arrays import Ids
+
 AdapterKey = tuple[tuple[str, float], ...]
 """(sha256 of the adapter, strength) of each, in order."""
 

@@ -11,11 +11,10 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.arrays import Floats, Ids
 from loragraft.errors import LoragraftError
 from loragraft.inference.sampling import Sampling
 
-Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 Pooling = Literal["mean", "last"]
 
 

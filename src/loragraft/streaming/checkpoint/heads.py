@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.delta import Change
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.arrays import Bytes
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed
 from loragraft.quants.types import F32
 from loragraft.streaming.rows import floats_of

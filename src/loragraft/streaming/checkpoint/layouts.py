@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from loragraft.arrays import Bytes
 from loragraft.formats.safetensors import SafetensorsSpec
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, in_memory, values_of
 from loragraft.quants import native
 from loragraft.quants.nvfp4 import unpack_modelopt

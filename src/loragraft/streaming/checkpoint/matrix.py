@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.adapters.delta import Change, Delta
+from loragraft.arrays import Bytes
 from loragraft.errors import UnsupportedError
-from loragraft.formats.source import Bytes, TensorSource
+from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Reordered, ReorderedColumns, widened
 from loragraft.quants.nvfp4 import BLOCK, NVFP4
 from loragraft.quants.types import F32, QuantType
