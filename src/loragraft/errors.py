@@ -6,6 +6,7 @@
     │   ├── CheckpointError   safetensors, config.json, tokenizer.json
     │   └── ImatrixError
     ├── AdapterError          an adapter that does not fit, or holds what is not supported
+    │   └── UnknownAdapterError   no adapter has this name
     ├── UnsupportedError      well-formed, but outside what loragraft does (architecture, type, tokenizer)
     ├── QuantizeError         weights that cannot be quantized as asked (NaN, missing importance, ...)
     ├── TextError             a text that cannot be measured on
@@ -13,6 +14,7 @@
     ├── PoolError             no room for more keys and values, within the bytes that were allowed
     ├── BusyError            a scheduler has too many requests waiting
     ├── TimeLimitError       a request took longer than it may
+    ├── ContextError         a prompt that leaves no room in the model's context
     └── OutputError           the target cannot be written (no space, read-only, same as the input)
 
 A message names the object, what was found, what was expected and what to do, in one line.
@@ -151,8 +153,16 @@ class ImatrixError(FormatError):
     """An importance-matrix file that is malformed or does not fit the model."""
 
 
+class ContextError(LoragraftError):
+    """A prompt that leaves no room in the model's context."""
+
+
 class AdapterError(LoragraftError):
     """An adapter that does not fit the base, or holds something that would not be honoured."""
+
+
+class UnknownAdapterError(AdapterError):
+    """No adapter has this name."""
 
 
 class UnsupportedError(LoragraftError):

@@ -176,6 +176,44 @@ def test_one_adapter_does_not_starve_another(model: Model, paths: dict[str, Path
         assert order.index("two") <= before + 6
 
 
+def test_adapters_that_do_not_fit_together_run_together(model: Model, paths: dict[str, Path]) -> None:
+    """Each was dropped for the other while they were loaded, until the request's time was over."""
+    size = model.program.adapter_bytes(load_adapter(paths["one"], model.source))
+    shelf = Shelf(model.program, lambda path: load_adapter(path, model.source), most_bytes=size)
+    for name, path in paths.items():
+        shelf.register(name, path)
+    scheduler = Scheduler(model.program, model.tokenizer, shelf, context=model.context_length)
+    scheduler.start()
+    all_three = tuple((name, 0.5) for name in paths)
+    made = [asked(model, "And", 2, adapters=wanted) for wanted in (all_three, all_three[1:], all_three)]
+    for each in made:
+        scheduler.submit(each.request)
+    assert all(isinstance(each.end(), Done) for each in made)
+    scheduler.stop(0)
+    assert shelf.bytes <= size
+    for name in paths:
+        shelf.unregister(name)
+
+
+def test_several_replies_get_their_turn_beside_single_ones(model: Model, paths: dict[str, Path]) -> None:
+    """They need several places at once, and single ones took each that became free."""
+    for scheduler in scheduled(model, paths, sequences=2, waiting=64):
+        scheduler.shelf.preload("one")
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        made = [asked(model, "And", 40), asked(model, "And", 2, choices=2)]
+        made += [asked(model, "And", 3, adapters=(("one", 1.0),)) for _ in range(40)]
+        for number, each in enumerate(made):
+
+            def emit(event: object, number: int = number, ended: queue.SimpleQueue[int] = ended) -> None:
+                if isinstance(event, Done):
+                    ended.put(number)
+
+            each.request.emit = emit
+            scheduler.submit(each.request)
+        order = [ended.get(timeout=60) for _ in made]
+        assert order.index(1) < len(made) - 10
+
+
 def test_stopping_finishes_what_runs(model: Model) -> None:
     for scheduler in scheduled(model, {}):
         made = [asked(model, "And the", 20) for _ in range(6)]

@@ -12,7 +12,7 @@ import loragraft as lg
 from contamination import Asked
 from loragraft.adapters.lora import Adapter
 from loragraft.adapters.receipt import digest_of
-from loragraft.errors import AdapterError
+from loragraft.errors import AdapterError, LoragraftError
 from loragraft.inference.model import Model
 from loragraft.inference.sampling import Sampling
 from loragraft.inference.scheduler.loop import Scheduler
@@ -110,7 +110,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(model: Model, tmp_pa
         shelf.register("one", path)
         assert shelf.preload("one").sha256 == digest_of([path / WEIGHTS])
         shelf.register("again", path)
-        assert shelf.lease([("again", 1.0)]) is None
+        assert shelf.lease([("again", 1.0)], load=False) is None
         shelf.preload("again")
         leases = [shelf.lease([(name, 1.0)]) for name in ("one", "again")]
         assert leases[0] is not None
@@ -165,3 +165,32 @@ def test_what_is_being_tried_is_not_told(shelf: Shelf, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"expected one of old$"):
         shelf.lease([("gone", 1.0)])
     shelf.unregister(Shelf.trial_name("1/new"))
+
+
+def test_what_is_asked_for_is_held_while_it_is_loaded(model: Model, tmp_path: Path) -> None:
+    """It was dropped for the next that was loaded, before the request could begin."""
+    paths = {name: scaled_adapter(tmp_path / name, 1.0, seed) for seed, name in enumerate("abc")}
+    size = model.program.adapter_bytes(load_adapter(paths["a"], model.source))
+    for shelf in shelved(model, lambda path: None, most_bytes=size):
+        for name, path in paths.items():
+            shelf.register(name, path)
+        first = shelf.lease([("a", 1.0), ("b", 1.0)])
+        assert first is not None
+        for name in "abc":  # one thread loads them, in this order
+            shelf.preload(name)
+        assert shelf.ready(first)
+        assert len(first.slots) == 2
+        shelf.release(first)
+        assert shelf.bytes == size
+
+
+def test_an_adapter_that_failed_is_read_again(model: Model, tmp_path: Path) -> None:
+    path = scaled_adapter(tmp_path / "one", 1.0, 1)
+    (path / WEIGHTS).rename(tmp_path / "away")
+    for shelf in shelved(model, lambda path: None):
+        shelf.register("one", path)
+        for _ in range(2):
+            with pytest.raises(LoragraftError):
+                shelf.preload("one")
+        (tmp_path / "away").rename(path / WEIGHTS)
+        assert shelf.preload("one").tensors

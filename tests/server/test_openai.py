@@ -312,7 +312,7 @@ def test_control_tokens_in_variables_of_the_template_are_text(tmp_path: Path) ->
         ({"frobnicate": 1}, "frobnicate", 400),
         ({"max_tokens": "many"}, "max_tokens", 400),
         ({"messages": []}, "messages", 400),
-        ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "prompt", 400),
+        ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages", 400),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages.content.type",

@@ -15,7 +15,7 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import AdapterSet, Piece
 from loragraft.backends.program import Options, Program
-from loragraft.errors import LoragraftError, check_number, naming
+from loragraft.errors import ContextError, LoragraftError, check_number, naming
 from loragraft.formats.source import ModelSource
 from loragraft.graph.ops import Graph
 from loragraft.huggingface.intake import STRICT, Intake
@@ -187,7 +187,7 @@ class Model:
         check_number("max_tokens", max_tokens, int, least=0)
         room = self.context_length - len(ids)
         if room <= 0:
-            raise LoragraftError(
+            raise ContextError(
                 "prompt",
                 "longer than the model's context",
                 found=f"{len(ids)} tokens",

@@ -13,7 +13,7 @@ from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.constraints import Grammars
 from loragraft.server.conversing import Conversing, said_and_called, tools_of
-from loragraft.server.errors import ApiError, unhonoured
+from loragraft.server.errors import ApiError, naming_fields, unhonoured
 from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import ChatRequest
 from loragraft.server.state import State
@@ -28,11 +28,14 @@ class ChatCompletions:
 
     async def __call__(self, http: HttpRequest) -> Response:
         body = await read_body(http, ChatRequest, self._state.limits)
-        running = Running(self._state, await self._state.aside.run(self.request, body))
-        if body.stream:
-            return await streamed(running, self._events(body, running), http)
-        async with running:
-            replies = await unless_gone(complete(running), http)
+        with naming_fields(_names(body)):
+            running = Running(
+                self._state, await unless_gone(self._state.aside.run(self.request, body), http), body
+            )
+            if body.stream:
+                return await streamed(running, self._events(body, running), http)
+            async with running:
+                replies = await unless_gone(complete(running), http)
         assert running.done is not None
         choices = [self._choice(number, reply, body) for number, reply in enumerate(replies)]
         whole = {
@@ -123,7 +126,13 @@ class ChatCompletions:
                 last, head, running.done, receipt(running.adapters, running.done), with_usage
             )
         except ApiError as error:
-            yield answers.event(error.body)
+            yield answers.event(error.renamed(_names(body)).body)
+
+
+def _names(body: ChatRequest) -> dict[str, str]:
+    """What the client called our fields."""
+    most = {} if body.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+    return {"prompt": "messages", **most}
 
 
 #: Fields that are not honoured, and why.

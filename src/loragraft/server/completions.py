@@ -16,7 +16,7 @@ from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.constraints import Grammars
-from loragraft.server.errors import ApiError, api_error, unhonoured
+from loragraft.server.errors import ApiError, api_error, naming_fields, unhonoured
 from loragraft.server.options import request_of
 from loragraft.server.prompts import given_ids, text_ids
 from loragraft.server.running import Reply, Running, gather, receipt, receipt_header, streamed, unless_gone
@@ -24,6 +24,8 @@ from loragraft.server.schema import CompletionRequest, Prompts
 from loragraft.server.state import State
 
 _DEFAULT_TOKENS = 16  # OpenAI's
+#: What this API calls our fields.
+_NAMES = {"top_logprobs": "logprobs"}
 
 
 class Completions:
@@ -35,12 +37,13 @@ class Completions:
 
     async def __call__(self, http: HttpRequest) -> Response:
         body = await read_body(http, CompletionRequest, self._state.limits)
-        requests = await self._state.aside.run(self.requests, body)
-        running = [Running(self._state, request) for request in requests]
-        prompts = [request.prompt for request in requests]
-        if body.stream:
-            return await self._stream(body, prompts, running, http)
-        replies = await self._all(running, http)
+        with naming_fields(_NAMES):
+            requests = await unless_gone(self._state.aside.run(self.requests, body), http)
+            running = [Running(self._state, request, body) for request in requests]
+            prompts = [request.prompt for request in requests]
+            if body.stream:
+                return await self._stream(body, prompts, running, http)
+            replies = await self._all(running, http)
         choices = [
             self._choice(number * each.request.choices + index, reply, body, ids)
             for number, (each, several, ids) in enumerate(zip(running, replies, prompts, strict=True))

@@ -61,7 +61,9 @@ class Conversing:
         form, must_call = body.response_format, _must_call(body)
         kinds = [body.grammar is not None, form is not None and form.type != "text", must_call]
         if sum(kinds) > 1:
-            raise ApiError("give one of grammar, response_format and a required tool, not several")
+            first = "grammar" if body.grammar is not None else "response_format"
+            others = "response_format or a tool" if body.grammar is not None else "a tool"
+            raise ApiError(f"{first}: leave it out, or {others} that must be called", param=first)
         if body.grammar is not None:
             return self._grammars.grammar(body.grammar)
         if must_call:

@@ -16,7 +16,7 @@ from loragraft.inference.scheduler.request import Embedded, Request
 from loragraft.server import answers
 from loragraft.server.bodies import read_body
 from loragraft.server.completions import prompts_of
-from loragraft.server.errors import unhonoured
+from loragraft.server.errors import naming_fields, unhonoured
 from loragraft.server.options import nobody
 from loragraft.server.running import Running, receipt, receipt_header, unless_gone
 from loragraft.server.schema import EmbeddingRequest
@@ -24,6 +24,8 @@ from loragraft.server.state import State
 
 #: Texts of one request that wait in the queue together: others find room there.
 _AT_ONCE = 64
+#: What this API calls our fields.
+_NAMES = {"prompt": "input"}
 
 
 class Embeddings:
@@ -38,6 +40,8 @@ class Embeddings:
             raise unhonoured("dimensions", body.dimensions, "the model's width is the only size")
         adapters = self._state.adapters_of(body.model, body.lora)
         read = partial(prompts_of, most=self._state.limits.texts)
+        with naming_fields(_NAMES):
+            texts = await unless_gone(self._state.aside.run(read, self._state, body.input, "input"), http)
         running = [
             Running(
                 self._state,
@@ -49,15 +53,18 @@ class Embeddings:
                     embed=body.pooling,
                     timeout=self._state.limits.seconds,
                 ),
+                body,
             )
-            for ids in await self._state.aside.run(read, self._state, body.input, "input")
+            for ids in texts
         ]
         vectors: list[Floats] = []
         for few in (running[at : at + _AT_ONCE] for at in range(0, len(running), _AT_ONCE)):
             async with AsyncExitStack() as stack:
-                for each in few:
-                    await stack.enter_async_context(each)
-                vectors += await unless_gone(_vectors(few), http)
+                with naming_fields(_NAMES):
+                    for each in few:
+                        await stack.enter_async_context(each)
+                with naming_fields(_NAMES):
+                    vectors += await unless_gone(_vectors(few), http)
         tokens = sum(len(each.request.prompt) for each in running)
         whole = {
             "object": "list",

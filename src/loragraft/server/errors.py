@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 from starlette.responses import Response
 
-from loragraft.errors import AdapterError, BusyError, LoragraftError, PoolError, TimeLimitError
+from loragraft.errors import (
+    AdapterError,
+    BusyError,
+    ContextError,
+    LoragraftError,
+    PoolError,
+    TimeLimitError,
+    UnknownAdapterError,
+)
 
 RETRY_SECONDS = 2
 _MOST_TEXT = 1000  # characters of a message; some quote what the client sent
@@ -40,6 +50,21 @@ class ApiError(Exception):
         message = message if len(message) <= _MOST_TEXT else message[:_MOST_TEXT] + " ..."
         self.message, self.status, self.param, self.code, self.kind = message, status, param, code, kind
 
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """The same error, with its field called as this client's API calls it: `names` has ours and theirs."""
+        if self.param is None:
+            return self
+        first = next(
+            (name for name in names if self.param == name or self.param.startswith(f"{name}.")), None
+        )
+        if first is None:
+            return self
+        param = names[first] + self.param.removeprefix(first)
+        message = self.message
+        if message.startswith(self.param):
+            message = param + message.removeprefix(self.param)
+        return ApiError(message, status=self.status, param=param, code=self.code, kind=self.kind)
+
     @property
     def body(self) -> dict[str, object]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
@@ -66,9 +91,22 @@ def api_error(error: LoragraftError) -> ApiError:
         return ApiError(text, status=504, kind="timeout_error", code="timeout")
     if isinstance(error, PoolError):
         return ApiError(text, status=503, kind="server_error", code="out_of_memory")
+    if isinstance(error, ContextError):
+        return ApiError(text, param=error.subject, code="context_length_exceeded")
+    if isinstance(error, UnknownAdapterError):
+        return ApiError(text, status=404, param="model", code="model_not_found")
     if isinstance(error, AdapterError):
         return ApiError(text, param="model", code="adapter_error")
     return ApiError(text, param=error.subject if error.subject.isidentifier() else None)
+
+
+@contextmanager
+def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors raised inside call fields as the client's API does (`ApiError.renamed`)."""
+    try:
+        yield
+    except ApiError as error:
+        raise error.renamed(names) from None
 
 
 def _without_places(error: LoragraftError) -> str:

@@ -15,7 +15,7 @@ from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.conversing import Conversing, said_and_called
-from loragraft.server.errors import ApiError, unhonoured
+from loragraft.server.errors import ApiError, naming_fields, unhonoured
 from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import (
     CalledFunction,
@@ -39,6 +39,9 @@ from loragraft.server.schema_messages import (
 )
 from loragraft.server.tools import Call
 
+#: What this API calls the fields of a chat.
+_NAMES = {"prompt": "messages", "stop": "stop_sequences", "response_format": "output_config.format"}
+
 
 class Messages:
     """The endpoints, for one served model."""
@@ -57,14 +60,14 @@ class Messages:
         if body.output_config is not None and body.output_config.format is not None:
             schema = JsonSchema(name="answer", schema=body.output_config.format.schema)
             chat.response_format = ResponseFormat(type="json_schema", json_schema=schema)
-        running = Running(
-            self._state, await self._state.aside.run(partial(self._conversing.request, begun=begun), chat)
-        )
         number = answers.new_id("msg")
-        if body.stream:
-            return await streamed(running, _events(number, body, chat, running), http)
-        async with running:
-            (reply,) = await unless_gone(complete(running), http)
+        read = partial(self._conversing.request, begun=begun)
+        with naming_fields(_NAMES):
+            running = Running(self._state, await unless_gone(self._state.aside.run(read, chat), http), body)
+            if body.stream:
+                return await streamed(running, _events(number, body, chat, running), http)
+            async with running:
+                (reply,) = await unless_gone(complete(running), http)
         assert running.done is not None
         said, calls = said_and_called(reply.text, chat)
         content = [{"type": "text", "text": said}] if said or not calls else []
@@ -81,7 +84,9 @@ class Messages:
         body = await read_body(http, CountRequest, self._state.limits)
         self._state.adapters_of(body.model, None)
         chat, begun = _chat_of(body)
-        request = await self._state.aside.run(partial(self._conversing.request, begun=begun), chat)
+        read = partial(self._conversing.request, begun=begun)
+        with naming_fields(_NAMES):
+            request = await unless_gone(self._state.aside.run(read, chat), http)
         return answers.answer({"input_tokens": len(request.prompt)})
 
 
@@ -165,7 +170,7 @@ async def _events(
             loragraft=receipt(running.adapters, running.done),
         ) + event("message_stop")
     except ApiError as error:
-        yield answers.named_event("error", error.anthropic)
+        yield answers.named_event("error", error.renamed(_NAMES).anthropic)
 
 
 # ---- what was asked, as a chat ----

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from loragraft.arrays import Ids
-from loragraft.errors import LoragraftError
+from loragraft.errors import ContextError, LoragraftError
 from loragraft.inference.model import Model
 from loragraft.server.errors import ApiError, unhonoured
 from loragraft.server.schema import Message, Tool
@@ -63,7 +63,7 @@ def _check_length(model: Model, text: str) -> None:
     for some megabytes, in which nobody else's are found."""
     size, most = len(text.encode(errors="replace")), model.context_length * model.tokenizer.longest_piece
     if size > most:
-        raise LoragraftError(
+        raise ContextError(
             "prompt", "longer than the model's context", found=f"{size} bytes", expected=f"at most {most}"
         )
 

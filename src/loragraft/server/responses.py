@@ -15,7 +15,7 @@ from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.conversing import Conversing, said_and_called
-from loragraft.server.errors import ApiError, unhonoured
+from loragraft.server.errors import ApiError, naming_fields, unhonoured
 from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import (
     CalledFunction,
@@ -32,6 +32,13 @@ from loragraft.server.schema import (
 from loragraft.server.schema_responses import FlatNamedTool, FlatTool, Item, ResponsesRequest, TextFormat
 from loragraft.server.tools import Call
 
+#: What this API calls the fields of a chat.
+_NAMES = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+}
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 
 
@@ -46,12 +53,14 @@ class Responses:
         body = await read_body(http, ResponsesRequest, self._state.limits)
         _check_fields(body)
         chat = _chat_of(body)
-        running = Running(self._state, await self._state.aside.run(self._conversing.request, chat))
         answer = _Answer(body)
-        if body.stream:
-            return await streamed(running, _events(answer, chat, running), http)
-        async with running:
-            (reply,) = await unless_gone(complete(running), http)
+        with naming_fields(_NAMES):
+            request = await unless_gone(self._state.aside.run(self._conversing.request, chat), http)
+            running = Running(self._state, request, body)
+            if body.stream:
+                return await streamed(running, _events(answer, chat, running), http)
+            async with running:
+                (reply,) = await unless_gone(complete(running), http)
         answer.add(*said_and_called(reply.text, chat))
         return answers.answer(answer.finished(running, reply.reason), receipt_header(running.adapters))
 
@@ -207,6 +216,7 @@ async def _events(answer: _Answer, chat: ChatRequest, running: Running) -> Async
         whole = answer.finished(running, reply.reason)
         yield event(f"response.{whole['status']}", response=whole)
     except ApiError as error:
+        error = error.renamed(_NAMES)
         yield event("error", code=error.code, message=error.message, param=error.param)
 
 

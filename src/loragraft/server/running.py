@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from loragraft.errors import LoragraftError
+from loragraft.errors import LoragraftError, UnknownAdapterError
 from loragraft.inference.scheduler.request import (
     Done,
     Embedded,
@@ -29,6 +29,7 @@ from loragraft.inference.scheduler.request import (
 from loragraft.server import answers
 from loragraft.server.errors import ApiError, api_error
 from loragraft.server.mailbox import Inbox
+from loragraft.server.schema import LoraChoice
 from loragraft.server.state import State
 
 T = TypeVar("T")
@@ -37,13 +38,25 @@ T = TypeVar("T")
 CLIENT_GONE = 499
 
 
+class Asked(Protocol):
+    """The fields that say which adapters a request runs with."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def lora(self) -> list[LoraChoice] | None: ...
+
+
 class Running:
     """A submitted request, as an asynchronous iterator over its events up to `Done`.
 
-    Raises ApiError for a request that fails. Leaving the block before that cancels the request.
+    `asked` is what the client said of its model. Raises ApiError for a request that fails. Leaving the block before
+    that cancels the request.
     """
 
-    def __init__(self, state: State, request: Request) -> None:
+    def __init__(self, state: State, request: Request, asked: Asked) -> None:
+        self._state, self._asked = state, asked
         self._scheduler, self._mailbox = state.scheduler, state.mailbox
         self.request = request
         self._inbox = Inbox()
@@ -91,6 +104,8 @@ class Running:
         event = await self._inbox.get()
         if isinstance(event, Failed):
             self._over = True
+            if isinstance(event.error, UnknownAdapterError):  # it was unloaded since we looked
+                self._state.adapters_of(self._asked.model, self._asked.lora)
             raise api_error(event.error)
         return event
 

@@ -23,7 +23,7 @@ from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Batch
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
-from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
+from loragraft.errors import BusyError, ContextError, LoragraftError, PoolError, TimeLimitError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
 from loragraft.inference.scheduler.job import Choice, Job, wanted_rows
@@ -41,13 +41,15 @@ from loragraft.inference.scheduler.request import (
     Scored,
     Started,
 )
-from loragraft.inference.scheduler.shelf import Shelf
+from loragraft.inference.scheduler.shelf import Lease, Shelf
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.inference.scheduler.telemetry import Telemetry
 from loragraft.inference.tokenizer import Tokenizer
 
 #: Replies at once beside which guessing is looked into: with more, rows come from them.
 _MOST_GUESSING = 4
+#: Requests at once whose adapters are being loaded: one is, and the next is ready to be.
+_MOST_LOADING = 2
 
 T = TypeVar("T")
 log = logging.getLogger("loragraft.scheduler")
@@ -119,7 +121,7 @@ class Scheduler:
         if not len(request.prompt):
             raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
         if len(request.prompt) + (request.embed is None) > self.context:
-            raise LoragraftError(
+            raise ContextError(
                 "prompt",
                 "longer than the model's context",
                 found=f"{len(request.prompt)} tokens",
@@ -246,21 +248,21 @@ class Scheduler:
                         del self._waiting[adapters]
                         continue
                     job = queue[0]
-                if job.request.choices > room:
-                    continue
                 try:
-                    lease = self.shelf.lease(job.request.adapters)
+                    lease = self._leased(job)
                 except LoragraftError as error:
                     self._fail(job, error)
                     blocked = False
                     continue
                 if lease is None:
                     continue
+                if job.request.choices > room:
+                    return  # else requests for one reply took every place that is left, and it never had its turn
                 with self._wake:
                     queue.popleft()
                     # To the back of the line of adapters.
                     self._waiting[adapters] = self._waiting.pop(adapters)
-                job.lease, job.admitted = lease, time.monotonic()
+                job.admitted = time.monotonic()
                 blocked = False
                 try:
                     self._program.check_adapters(lease.slots)
@@ -269,6 +271,18 @@ class Scheduler:
                     self._fail(job, error)  # alone: in a batch it would fail all others with it
                     continue
                 room -= job.request.choices
+
+    def _leased(self, job: Job) -> Lease | None:
+        """The job's hold on its adapters, once they are loaded. Those of a few jobs are loaded at a time: more would
+        hold more memory, and be no faster."""
+        if job.lease is None:
+            job.lease = self.shelf.lease(job.request.adapters, load=False)
+        if job.lease is None:
+            loading = sum(1 for each in list(self._jobs.values()) if each.lease and not each.lease.ready)
+            if loading >= _MOST_LOADING:
+                return None
+            job.lease = self.shelf.lease(job.request.adapters)
+        return job.lease if job.lease is not None and self.shelf.ready(job.lease) else None
 
     def _begin(self, job: Job) -> None:
         assert job.lease is not None

@@ -19,7 +19,7 @@ from loragraft.adapters.lora import Adapter
 from loragraft.adapters.receipt import digest_of
 from loragraft.backends.batch import AdapterSet
 from loragraft.backends.program import Program
-from loragraft.errors import AdapterError, LoragraftError
+from loragraft.errors import AdapterError, LoragraftError, UnknownAdapterError
 from loragraft.inference.scheduler.identity import contents_of, stamp_of
 from loragraft.inference.scheduler.prefixes import AdapterKey
 from loragraft.inference.scheduler.request import Ran
@@ -78,11 +78,14 @@ class Listed:
 
 @dataclass
 class Lease:
-    """What a request holds while it runs: its adapters cannot be dropped."""
+    """What a request holds from when its adapters are asked for until it ends: they cannot be dropped. Until it is
+    `ready`, some of them are still being loaded, and nothing but `known` is of use."""
 
     known: list[tuple[str, _Known, float]] = field(default_factory=list)
+    ready: bool = False
 
-    def __post_init__(self) -> None:
+    def complete(self) -> None:
+        """All are loaded."""
         # They are asked for in every pass, and do not change while the lease is held.
         loaded = [(name, entry.loaded, strength) for name, entry, strength in self.known if entry.loaded]
         always = [each for each in loaded if not each[1].invocation]
@@ -93,6 +96,7 @@ class Lease:
         self.early_slots: AdapterSet = tuple((one.slot, strength) for _, one, strength in always)
         """Those that work before invocation tokens, too."""
         self.early_key: AdapterKey = tuple((one.contents, strength) for _, one, strength in always)
+        self.ready = True
 
 
 class Shelf:
@@ -123,7 +127,7 @@ class Shelf:
             self._known[name] = _Known(path, strength, next(self._numbers) if known is None else known.number)
 
     def unregister(self, name: str) -> None:
-        """Forget `name`. Requests that run with it go on. Raises AdapterError for a name that is not known."""
+        """Forget `name`. Requests that run with it go on. Raises UnknownAdapterError for a name that is not known."""
         with self._lock:
             self._find(name)
             self._leave(name)
@@ -179,38 +183,57 @@ class Shelf:
 
     def preload(self, name: str) -> Loaded:
         """Load `name` now. Raises what its files are wrong about."""
-        while True:
-            with self._lock:
-                entry = self._find(name)
-                if entry.loaded is not None:
-                    return entry.loaded
-                future = self._start(entry)
-            future.result()
+        with self._lock:
+            entry = self._find(name)
+            if entry.loaded is not None:
+                return entry.loaded
+            if entry.loading is not None and entry.loading.done():
+                entry.loading = None  # it failed before
+            future = self._start(entry)
+        return future.result()  # and not what is loaded by now: others may have needed the memory already
 
     # ---- requests ----
 
-    def lease(self, adapters: Iterable[tuple[str, float]]) -> Lease | None:
-        """Hold these adapters for a request, or None while one of them is still being loaded.
+    def lease(self, adapters: Iterable[tuple[str, float]], *, load: bool = True) -> Lease | None:
+        """Hold these adapters for a request, and have those loaded that are not: the lease is `ready` then, at once or
+        when `ready` says so. None if some would have to be loaded and must not (`load`).
 
-        Raises AdapterError for an unknown name, and the error of an adapter that cannot be loaded.
+        They are held from now on. One that was not would be dropped for the next that is loaded, before anybody could
+        use it: two requests could undo each other's loads for ever, and so could two adapters of one request.
+
+        Raises UnknownAdapterError for a name that is not known.
         """
         with self._lock:
-            wanted = [(name, self._find(name), strength) for name, strength in adapters]
-            ready = True
-            for _, entry, _ in wanted:
-                if entry.loaded is None:
-                    if entry.loading is not None and entry.loading.done():
-                        failed, entry.loading = entry.loading, None
-                        failed.result()
-                    self._start(entry)
-                    ready = False
-            if not ready:
+            lease = Lease([(name, self._find(name), strength) for name, strength in adapters])
+            if not load and any(entry.loaded is None for _, entry, _ in lease.known):
                 return None
             self._clock += 1
-            for _, entry, _ in wanted:
+            for _, entry, _ in lease.known:
                 entry.users += 1
                 entry.used = self._clock
-            return Lease(wanted)
+            for _, entry, _ in lease.known:
+                if entry.loaded is None:
+                    self._start(entry)
+            self._look(lease)
+            return lease
+
+    def ready(self, lease: Lease) -> bool:
+        """Whether the adapters of the lease are loaded by now. Raises the error of one that cannot be."""
+        with self._lock:
+            if not lease.ready:
+                for _, entry, _ in lease.known:
+                    if entry.loaded is None:
+                        if entry.loading is not None and entry.loading.done():
+                            failed, entry.loading = entry.loading, None
+                            failed.result()
+                        self._start(entry)
+                self._look(lease)
+            return lease.ready
+
+    @staticmethod
+    def _look(lease: Lease) -> None:
+        if all(entry.loaded is not None for _, entry, _ in lease.known):
+            lease.complete()
 
     def release(self, lease: Lease) -> None:
         with self._lock:
@@ -230,7 +253,7 @@ class Shelf:
     def _find(self, name: str) -> _Known:
         if name not in self._known:
             known = [one for one in self._known if not one.startswith("/")]
-            raise AdapterError(
+            raise UnknownAdapterError(
                 name,
                 "no adapter of this name",
                 expected="one of " + (", ".join(known[:20]) or "none: no adapter is known"),
