@@ -40,7 +40,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_every_error_is_public_and_can_be_pickled() -> None:
     """So that one which a worker process meets reaches the parent."""
-    kinds = [lg.LoragraftError, *lg.LoragraftError.__subclasses__(), *lg.FormatError.__subclasses__()]
+    kinds = [
+        lg.LoragraftError,
+        *lg.LoragraftError.__subclasses__(),
+        *lg.FormatError.__subclasses__(),
+        *lg.AdapterError.__subclasses__(),
+    ]
     assert {kind.__name__ for kind in kinds} <= set(lg.__all__)
     for kind in kinds:
         error = kind("file", "is odd", found=BY_NAME["Q4_0"], expected=3, hint="look at it")

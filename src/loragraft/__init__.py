@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loragraft.errors import AdapterError as AdapterError
     from loragraft.errors import BusyError as BusyError
     from loragraft.errors import CheckpointError as CheckpointError
+    from loragraft.errors import ContextError as ContextError
     from loragraft.errors import FormatError as FormatError
     from loragraft.errors import GGUFError as GGUFError
     from loragraft.errors import GraphError as GraphError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from loragraft.errors import QuantizeError as QuantizeError
     from loragraft.errors import TextError as TextError
     from loragraft.errors import TimeLimitError as TimeLimitError
+    from loragraft.errors import UnknownAdapterError as UnknownAdapterError
     from loragraft.errors import UnsupportedError as UnsupportedError
     from loragraft.inference.measurement import Measurement as Measurement
     from loragraft.inference.model import Model as Model
@@ -66,6 +68,8 @@ _HOMES = {
     "Combination": "loragraft.adapters.combine",
     "BusyError": "loragraft.errors",
     "TimeLimitError": "loragraft.errors",
+    "UnknownAdapterError": "loragraft.errors",
+    "ContextError": "loragraft.errors",
     "CheckpointError": "loragraft.errors",
     "FormatError": "loragraft.errors",
     "GGUFError": "loragraft.errors",
@@ -109,6 +113,7 @@ __all__ = [
     "BusyError",
     "CheckpointError",
     "Combination",
+    "ContextError",
     "FormatError",
     "GGUFError",
     "GraphError",
@@ -123,6 +128,7 @@ __all__ = [
     "TextError",
     "TimeLimitError",
     "Tokenizer",
+    "UnknownAdapterError",
     "UnsupportedError",
     "__version__",
     "budget",
