@@ -1,4 +1,5 @@
-"""Runs that are killed after they have written some chunks of rows."""
+"""Runs that are ended after they have written some chunks of rows, by a signal that they send themselves: the moment
+does not depend on how fast the machine is."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ import subprocess
 import sys
 
 _DOOM = """
-import os, signal, sys
+import os, signal, sys, time
 from loragraft.streaming import steps
 from loragraft.streaming.journal import Journal
 
-chunks, weights, *arguments = sys.argv[1:]
+number, chunks, weights, *arguments = sys.argv[1:]
 if int(weights):
     steps.CHUNK_WEIGHTS = int(weights)
 add, count = Journal.add, 0
@@ -21,15 +22,37 @@ def add_or_die(self, *span):
     add(self, *span)
     count += 1
     if count == int(chunks):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(number))
 
 Journal.add = add_or_die
+"""
+
+
+#: The command line, with `arguments`.
+_COMMAND = """
+sys.argv[:] = ["loragraft", *arguments]
+from loragraft.__main__ import main
+main()
 """
 
 
 def killed_after(chunks: int, call: str, *arguments: object, weights: int = 0) -> None:
     """Run the Python text `call`, which finds its strings in `arguments`, until so many chunks are written, each of
     `weights` weights, or of as many as usual."""
-    words = [str(word) for word in (chunks, weights, *arguments)]
-    done = subprocess.run([sys.executable, "-c", _DOOM + call, *words])
+    done = _ended(signal.SIGKILL, chunks, weights, call, arguments)
     assert done.returncode == -signal.SIGKILL
+
+
+def interrupted_after(
+    chunks: int, number: signal.Signals, *words: object, weights: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line with `words`, to which the signal `number` comes when so many chunks are written."""
+    return _ended(number, chunks, weights, _COMMAND, words)
+
+
+def _ended(
+    number: signal.Signals, chunks: int, weights: int, call: str, arguments: tuple[object, ...]
+) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in (int(number), chunks, weights, *arguments)]
+    command = [sys.executable, "-c", _DOOM + call, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

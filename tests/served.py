@@ -13,11 +13,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 import numpy as np
 
 from paths import data
+
+#: Requests that wait for their answer, however busy the machine is; of certificates there are none to read.
+http = SimpleNamespace(
+    **{name: partial(getattr(httpx2, name), timeout=120, verify=False) for name in ("get", "post")}
+)
 
 #: A plain template in the manner of ChatML, whose marks are this vocabulary's control tokens.
 TEMPLATE = (
@@ -59,7 +67,7 @@ class Served:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @contextmanager
@@ -90,7 +98,7 @@ def serving(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(60)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -102,6 +110,6 @@ def serving(
 def refuses_to_start(model: Path, *options: Sequence[object] | object) -> str:
     """What `loragraft serve` says where it ends at once."""
     command = [sys.executable, "-m", "loragraft", "serve", str(model), "--port", "0", *map(str, options)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1, ended.stderr
     return ended.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -70,14 +72,15 @@ class Report:
 
 
 class Load:
-    """The actions of clients. Each is drawn at random; `random` decides all."""
+    """The actions of clients, in random order."""
 
     def __init__(self, url: str, report: Report, seed: int) -> None:
         self._place = urlsplit(url)
         self._report = report
         self._random = np.random.default_rng(seed)
-        self._loads = 0
-        self._actions: list[tuple[float, Callable[[], Awaitable[None]]]] = [
+        self._loads = self._invocations = 0
+        self._deck: list[Callable[[], Awaitable[None]]] = []
+        self._actions: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (4, self.chat),
             (4, self.stream),
             (3, self.leave_a_stream),
@@ -98,8 +101,10 @@ class Load:
         ]
 
     async def act(self) -> None:
-        weights = np.array([weight for weight, _ in self._actions])
-        _, action = self._actions[self._random.choice(len(weights), p=weights / weights.sum())]
+        if not self._deck:  # so that each comes as often as it should, however few there are
+            self._deck = [action for count, action in self._actions for _ in range(count)]
+            self._random.shuffle(self._deck)  # type: ignore[arg-type]
+        action = self._deck.pop()
         name = action.__name__
         try:
             await asyncio.wait_for(action(), PATIENCE)
@@ -207,7 +212,8 @@ class Load:
     async def invoke(self) -> None:
         """An adapter that works from its invocation tokens on; where the prompt does not hold them, an error."""
         before = [int(token) for token in self._random.integers(5, 300, int(self._random.integers(1, 60)))]
-        invoked = bool(self._random.random() < 0.8)
+        self._invocations += 1
+        invoked = self._invocations % 5 > 0
         prompt = [*before, *INVOCATION, 20, 21] if invoked else before
         body = {"model": "judge", "prompt": prompt, "max_tokens": 12}
         kind = "aLoRA" if invoked else "aLoRA without its tokens"
@@ -262,20 +268,34 @@ class Load:
             await self._ask(f"GET {path}", path, None, method="GET")
 
 
-def counted(pid: int, seconds: float, least: int) -> Sample:
-    """What the process holds. Connections of clients that left are closed one by one: until there are no more than
-    `least` descriptors, it is waited for them, and not for long."""
+def descriptors(pid: int) -> list[str]:
+    """What the process has open."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found.append(os.readlink(path))
+    return found
+
+
+def sockets(pid: int) -> int:
+    return sum(name.startswith("socket:") for name in descriptors(pid))
+
+
+def counted(pid: int, seconds: float, own: int) -> Sample:
+    """What the process holds, once no more sockets are open than its `own`: connections of clients that left are closed
+    one by one."""
+    end = time.monotonic() + PATIENCE
+    while sockets(pid) > own and time.monotonic() < end:
+        time.sleep(0.02)
     status = Path(f"/proc/{pid}/status").read_text()
     resident, threads = (int(re.findall(rf"{name}:\s+(\d+)", status)[0]) for name in ("RssAnon", "Threads"))
-    end, descriptors = time.monotonic() + 3, 1 << 30
-    while descriptors > least and time.monotonic() < end:
-        descriptors = min(descriptors, len(list(Path(f"/proc/{pid}/fd").iterdir())))
-        time.sleep(0.02)
-    return Sample(seconds, 1024 * resident, threads, descriptors)
+    return Sample(seconds, 1024 * resident, threads, len(descriptors(pid)))
 
 
-def soak(folder: Path, seconds: float, *, clients: int = 12, a_round: int = 8, seed: int = 0) -> Report:
-    """Load a server for `seconds`, in rounds of `a_round` requests for each of `clients`."""
+def soak(
+    folder: Path, seconds: float, *, clients: int = 12, a_round: int = 8, rounds: int = 1, seed: int = 0
+) -> Report:
+    """Load a server for `seconds`, in rounds of `a_round` requests for each of `clients`, at least so many `rounds`."""
     adapters = folder / "adapters"
     adapters.mkdir()
     for number, name in enumerate(("one", "two", "three", "four")):
@@ -288,22 +308,21 @@ def soak(folder: Path, seconds: float, *, clients: int = 12, a_round: int = 8, s
     report = Report()
     options = ("--adapters-dir", adapters, "--adapter-memory", "3MB", "--kv-memory", "40MB", "--threads", 1)
     with serving(chat_model(folder), *options, "--parallel", 8, "--queue", 16) as server:
-        load = Load(server.url, report, seed)
+        load, pid = Load(server.url, report, seed), server.process.pid
+        own = sockets(pid)
 
         async def client() -> None:
             for _ in range(a_round):
                 await load.act()
 
-        async def rounds() -> None:
+        async def work() -> None:
             start = time.monotonic()
-            while time.monotonic() - start < seconds:
+            while len(report.samples) < rounds or time.monotonic() - start < seconds:
                 await asyncio.gather(*(client() for _ in range(clients)))
                 await idle(load)
-                least = min((sample.descriptors for sample in report.samples), default=0)
-                report.samples.append(counted(server.process.pid, time.monotonic() - start, least))
+                report.samples.append(counted(pid, time.monotonic() - start, own))
 
-        time.sleep(1.5)  # the watched folder is seen
-        asyncio.run(rounds())
+        asyncio.run(work())
         report.exit_code = server.stop()
     return report
 

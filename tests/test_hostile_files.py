@@ -26,22 +26,25 @@ U32, STRING, FLOAT = ValueType.UINT32, ValueType.STRING, ValueType.FLOAT32
 
 @contextmanager
 def bounded(seconds: int = 20, memory: int = 1 << 30) -> Iterator[None]:
-    """No more than so much time and memory, beyond what the process has already."""
+    """No more than so much processor time and memory, beyond what the process has already; and no waiting for ever."""
 
     def late(number: int, frame: object) -> None:
         raise TimeoutError
 
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, late)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, hard))
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(15 * seconds)
     try:
         yield
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refusal(work: Callable[[], object], *files: Path) -> str | None:
@@ -70,7 +73,7 @@ def of_model(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
         "export": lambda: lg.export(path, folder / "exported", threads=1),
         "check": lambda: lg.check(path),
         "generate": lambda: list(loaded().generate("the", max_tokens=2, temperature=0)),
-        "imatrix": lambda: lg.imatrix(path, lg.Measurement(hostile.TEXT, context=8, windows=1)),
+        "imatrix": lambda: lg.imatrix(path, lg.Measurement(hostile.TEXT, context=8, windows=1, threads=1)),
     }
 
 

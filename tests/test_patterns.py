@@ -84,10 +84,10 @@ def test_a_search_is_that_of_python(expression: str) -> None:
 
 @pytest.mark.parametrize("expression", ["([a-z_.0-9]+)+X", "(a|aa)+$x", "(.*)*(.*)*(.*)*y", "(x+x+)+y"])
 def test_no_expression_takes_long(expression: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert SuffixTable({expression: 1}).find("xa" * 2000, 0) == 0
     assert not searcher(expression)("xa" * 2000)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_many_plain_names_take_no_longer_than_few() -> None:
@@ -95,10 +95,10 @@ def test_many_plain_names_take_no_longer_than_few() -> None:
     names = [
         f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(80) for expert in range(250)
     ]
-    start = time.monotonic()
+    start = time.process_time()
     table = SuffixTable({name: number for number, name in enumerate(names)})
     assert [table.find(f"base.{name}", None) for name in names] == list(range(20_000))
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from loragraft.formats.textfile import MAX_TEXT
 
 def loragraft(*args: object, **more: object) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "loragraft", *map(str, args)]
-    return subprocess.run(command, capture_output=True, timeout=20, **more)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, timeout=120, **more)  # type: ignore[call-overload]
 
 
 @pytest.fixture(scope="module")

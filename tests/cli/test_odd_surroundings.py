@@ -33,7 +33,7 @@ def shell(line: str, *words: object, **environment: str) -> subprocess.Completed
             *map(os.fsencode, map(str, words)),
         ],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, **environment},
     )
 

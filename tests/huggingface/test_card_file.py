@@ -43,12 +43,12 @@ def test_a_hostile_card_is_a_note(tmp_path: Path, case: str) -> None:
     text, says = CARDS[case]
     base, _ = hostile.checkpoint(tmp_path, hostile.checkpoint_jsons())
     (base / "README.md").write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     if says is not None:
         with pytest.raises(CheckpointError, match=says):
             read_card(base)
     notes = lg.convert(base, tmp_path / "out.gguf", threads=1).notes
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     (note,) = [note for note in notes if "the model card is left out" in note]
     assert says is None or says in note
     assert len(note) < 400

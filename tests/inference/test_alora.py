@@ -132,7 +132,7 @@ def test_beside_an_adapter_that_always_works(scheduler: Scheduler) -> None:
     asked = Asked(PROMPT, (("poet", 1.0), ("judge", 1.0)), Sampling(temperature=0), 3)
     scheduler.submit(asked.request)
     events = []
-    while not isinstance(event := asked.events.get(timeout=60), Done | Failed):
+    while not isinstance(event := asked.events.get(timeout=120), Done | Failed):
         events.append(event)
     assert isinstance(event, Done)
     (started,) = [event for event in events if isinstance(event, Started)]

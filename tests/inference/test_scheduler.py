@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loragraft as lg
-from contamination import Asked, storm
+from contamination import Asked, Recorder, storm
 from hf_configs import records, weights, write_tokenizer
 from loragraft.backends.batch import Piece as Rows
 from loragraft.errors import BusyError, LoragraftError, TimeLimitError
@@ -25,7 +25,16 @@ from loragraft.inference.sampling import Sampling
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates
 from loragraft.inference.scheduler.loop import Scheduler
 from loragraft.inference.scheduler.prefixes import PrefixCache
-from loragraft.inference.scheduler.request import Done, Embedded, Failed, Piece, Pooling, Request, Started
+from loragraft.inference.scheduler.request import (
+    Done,
+    Embedded,
+    Failed,
+    Floats,
+    Piece,
+    Pooling,
+    Request,
+    Started,
+)
 from loragraft.inference.scheduler.shelf import Shelf, plain_only
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.opening import load_adapter
@@ -72,9 +81,30 @@ def asked(model: Model, text: str, tokens: int = 8, **more: object) -> Asked:
     return made
 
 
+class Gate(Recorder):
+    """Holds the scheduler where the first token is chosen, until it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def mask(self, logits: Floats) -> None:
+        self.reached.set()
+        assert self.opened.wait(120)
+
+
+def held(model: Model, scheduler: Scheduler, tokens: int, **more: object) -> tuple[Asked, Gate]:
+    """A request that was submitted, and has come to its gate."""
+    made, gate = asked(model, "And", tokens, **more), Gate()
+    made.request.constraint = lambda: gate
+    scheduler.submit(made.request)
+    assert gate.reached.wait(120)
+    return made, gate
+
+
 def text_of(made: Asked) -> str:
     pieces = []
-    while not isinstance(event := made.events.get(timeout=60), Done):
+    while not isinstance(event := made.events.get(timeout=120), Done):
         assert not isinstance(event, Failed), event.error
         if isinstance(event, Piece):
             pieces.append(event.text)
@@ -121,31 +151,35 @@ def test_nothing_of_one_request_reaches_another(paths: dict[str, Path], seed: in
 
 def test_more_than_may_wait_is_refused(model: Model, paths: dict[str, Path]) -> None:
     for scheduler in scheduled(model, {}, sequences=1, waiting=2):
-        made = [asked(model, "And", 30) for _ in range(8)]
-        refused = 0
-        for each in made:
-            try:
-                scheduler.submit(each.request)
-            except BusyError:
-                refused += 1
-        assert refused >= 4
+        first, gate = held(model, scheduler, 3)
+        waiting = [asked(model, "And", 3) for _ in range(2)]
+        for each in waiting:
+            scheduler.submit(each.request)
+        for _ in range(3):
+            with pytest.raises(BusyError, match="too many requests are waiting: found 2"):
+                scheduler.submit(asked(model, "And", 3).request)
+        gate.opened.set()
+        assert all(isinstance(each.end(), Done) for each in (first, *waiting))
 
 
 def test_a_request_that_is_cancelled_ends_without_a_word(model: Model, scheduler: Scheduler) -> None:
-    made = asked(model, "And", 500, ignored=None)
-    scheduler.submit(made.request)
-    assert isinstance(made.events.get(timeout=30), Started)
+    made, gate = held(model, scheduler, 500)
+    assert isinstance(made.events.get(timeout=120), Started)
     scheduler.cancel(made.request)
     other = asked(model, "And", 2)
     scheduler.submit(other.request)
+    gate.opened.set()
     text_of(other)
     assert scheduler.active == 0
     assert not any(isinstance(made.events.get_nowait(), Done) for _ in range(made.events.qsize()))
 
 
 def test_a_time_limit(model: Model, scheduler: Scheduler) -> None:
-    made = asked(model, "And", 1000, timeout=0.05)
+    gate = Gate()
+    made = asked(model, "And", 1000, timeout=0.05, constraint=lambda: gate)
     scheduler.submit(made.request)
+    time.sleep(0.06)
+    gate.opened.set()
     end = made.end()
     assert isinstance(end, Failed)
     assert isinstance(end.error, TimeLimitError)
@@ -172,7 +206,7 @@ def test_one_adapter_does_not_starve_another(model: Model, paths: dict[str, Path
                 )
             )
         before = ended.qsize()  # what had ended when the last request came
-        order = [ended.get(timeout=60) for _ in range(41)]
+        order = [ended.get(timeout=120) for _ in range(41)]
         assert order.index("two") <= before + 6
 
 
@@ -216,15 +250,18 @@ def test_several_replies_get_their_turn_beside_single_ones(model: Model, paths: 
 
 def test_stopping_finishes_what_runs(model: Model) -> None:
     for scheduler in scheduled(model, {}):
-        made = [asked(model, "And the", 20) for _ in range(6)]
+        first, gate = held(model, scheduler, 20)
+        made = [asked(model, "And the", 20) for _ in range(5)]
         for each in made:
             scheduler.submit(each.request)
-        stopping = threading.Thread(target=scheduler.stop, args=(60,))
+        stopping = threading.Thread(target=scheduler.stop, args=(120,))
         stopping.start()
-        time.sleep(0.01)
+        while scheduler._state == "running":
+            time.sleep(0.001)
         with pytest.raises(BusyError, match="stopping"):
             scheduler.submit(asked(model, "And").request)
-        assert all(isinstance(each.end(), Done) for each in made)
+        gate.opened.set()
+        assert all(isinstance(each.end(), Done) for each in (first, *made))
         stopping.join()
 
 
@@ -330,7 +367,7 @@ def test_a_conversation_with_a_recurrent_model(tmp_path: Path) -> None:
         made.request.choices = choices
         scheduler.submit(made.request)
         texts = [""] * choices
-        while not isinstance(event := made.events.get(timeout=60), Done):
+        while not isinstance(event := made.events.get(timeout=120), Done):
             assert not isinstance(event, Failed), event.error
             if isinstance(event, Piece):
                 texts[event.choice] += event.text
@@ -408,7 +445,7 @@ def test_texts_are_embedded_without_logits(
         each.request.embed = pooling
         scheduler.submit(each.request)
     for each, vector in zip(made, expected, strict=True):
-        while not isinstance(event := each.events.get(timeout=30), Embedded):
+        while not isinstance(event := each.events.get(timeout=120), Embedded):
             assert not isinstance(event, Failed), event.error
         np.testing.assert_array_equal(event.vector, vector.astype(np.float32))
     assert isinstance(running.end(), Done)
@@ -425,7 +462,7 @@ def test_a_long_text_is_embedded_in_parts(model: Model, scheduler: Scheduler) ->
     made = Asked(ids, (), GREEDY, 0)
     made.request.embed = "last"
     scheduler.submit(made.request)
-    while not isinstance(event := made.events.get(timeout=30), Embedded):
+    while not isinstance(event := made.events.get(timeout=120), Embedded):
         assert not isinstance(event, Failed), event.error
     last = parts[1][-1].astype(np.float64)
     np.testing.assert_array_equal(event.vector, (last / np.sqrt(np.square(last).sum())).astype(np.float32))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import select
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 
 import loragraft as lg
 from paths import data
-from served import Served, chat_model, serving
+from served import Served, chat_model, http, serving
 
 LONG = {"model": "kjv", "prompt": "And", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}
 SAID = [{"role": "user", "content": "hi"}]
@@ -41,25 +43,30 @@ def served(folder: Path) -> Iterator[Served]:
 
 def post(served: Served, path: str, body: object, **more: Any) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(served.url + path, content=content, timeout=60, **more)
+    return http.post(served.url + path, content=content, **more)
 
 
 def running(served: Served) -> int:
-    health = httpx.get(f"{served.url}/health", timeout=10).json()
+    health = http.get(f"{served.url}/health").json()
     return int(health["running"]) + int(health["waiting"])
 
 
+def comes(seen: Callable[[], object], seconds: float = 120) -> bool:
+    """Whether it is so, in some time."""
+    until = time.monotonic() + seconds
+    while not seen() and time.monotonic() < until:
+        time.sleep(0.01)
+    return bool(seen())
+
+
 def idle(served: Served) -> bool:
-    """Whether nothing runs any more, in a few seconds."""
-    until = time.monotonic() + 10
-    while running(served) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not running(served)
+    """Whether nothing runs any more, soon: replies of 4000 tokens that go on would take longer."""
+    return comes(lambda: not running(served))
 
 
 def connection(served: Served) -> socket.socket:
     host, _, port = served.url.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
+    return socket.create_connection((host, int(port)), timeout=120)
 
 
 def head(path: str, length: int | str) -> bytes:
@@ -106,9 +113,7 @@ def test_grammars_end_nothing_and_hold_nobody_back(served: Served, case: str) ->
     given, possible = GRAMMARS[case]
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": given.get("schema")}}
     more = {"grammar": given["grammar"]} if "grammar" in given else {"response_format": form}
-    began = time.monotonic()
     answer = post(served, CHAT, {"model": "kjv", "messages": SAID, "max_tokens": 20, **more})
-    assert time.monotonic() - began < 30
     assert answer.status_code == (200 if possible else 400), answer.text
     if not possible:
         error = answer.json()["error"]
@@ -246,22 +251,23 @@ def test_bodies(served: Served, case: str) -> None:
 
 
 def test_other_replies_go_on_while_grammars_are_read(served: Served) -> None:
-    """A client's grammar takes two seconds; another's reply does not wait for it."""
+    """A client's grammar takes seconds of a processor; others are answered meanwhile."""
+    body = json.dumps({"model": "kjv", "prompt": "a", "grammar": chain(2500)}).encode()
     with closing(connection(served)) as slow:
-        body = json.dumps({"model": "kjv", "prompt": "a", "grammar": chain(2500)}).encode()
         slow.sendall(head(PLAIN, len(body)) + body)
-        time.sleep(0.2)
-        began = time.monotonic()
-        assert httpx.get(f"{served.url}/health", timeout=10).status_code == 200
-        assert time.monotonic() - began < 1.0
+        others = 0
+        while not select.select([slow], [], [], 0)[0]:
+            assert http.get(f"{served.url}/health").status_code == 200
+            others += 1
         assert slow.recv(100).startswith(b"HTTP/1.1 400")
+    assert others > 5  # one or two may come before the grammar is looked at
 
 
 def test_names_of_files_that_nobody_can_say(served: Served) -> None:
     """They are not listed, and hurt nobody who lists."""
-    assert [model["id"] for model in httpx.get(f"{served.url}/v1/models").json()["data"]] == ["kjv"]
-    assert httpx.get(f"{served.url}/lora-adapters").json() == []
-    assert httpx.get(f"{served.url}/metrics").status_code == 200
+    assert [model["id"] for model in http.get(f"{served.url}/v1/models").json()["data"]] == ["kjv"]
+    assert http.get(f"{served.url}/lora-adapters").json() == []
+    assert http.get(f"{served.url}/metrics").status_code == 200
 
 
 @pytest.mark.parametrize("name", ["a\r\nx-evil: 1", "\x00", "\u202e", "/../../etc", "kjv:\ud83d\ude00"])
@@ -283,7 +289,7 @@ def test_models_of_odd_names(served: Served, name: str) -> None:
     ],
 )
 def test_paths(served: Served, path: str) -> None:
-    answer = httpx.get(served.url + path)
+    answer = http.get(served.url + path)
     assert answer.status_code == 404
     assert "x-evil" not in answer.headers
 
@@ -300,17 +306,20 @@ def test_heads_without_end(served: Served) -> None:
         assert said == b"" or said.startswith(b"HTTP/1.1 400")
 
 
+STATUS = re.compile(rb"HTTP/1.1 (\d+) ")
+
+
 def replies(served: Served, sent: bytes, count: int) -> list[bytes]:
     """The statuses of `count` answers on one connection, and then of no more."""
     with closing(connection(served)) as client:
         client.sendall(sent)
         said = b""
-        while said.count(b"HTTP/1.1 ") < count and (part := client.recv(10_000)):
+        while len(STATUS.findall(said)) < count and (part := client.recv(10_000)):
             said += part
         client.settimeout(0.2)
         with suppress(TimeoutError):
             said += client.recv(10_000)
-    return re.findall(rb"HTTP/1.1 (\d+)", said)
+    return STATUS.findall(said)
 
 
 ASKED = json.dumps({"model": "kjv", "prompt": "And", "max_tokens": 2}).encode()
@@ -354,9 +363,8 @@ def test_requests_one_behind_the_other(served: Served) -> None:
     body = json.dumps(LONG).encode()
     with closing(connection(served)) as client:
         client.sendall((head(PLAIN, len(body)) + body) * 50)
-        while not running(served):
-            time.sleep(0.01)
-        assert running(served) == 1
+        assert comes(lambda: running(served))
+        assert max(running(served) for _ in range(5)) == 1
     assert idle(served)
 
 
@@ -381,9 +389,9 @@ def test_another_protocol_is_not_taken(served: Served, offer: bytes, at_once: bo
             client.sendall(part)
             time.sleep(0.05)
         said = b""
-        while said.count(b"HTTP/1.1 200") < 5 and (part := client.recv(10_000)):
+        while len(STATUS.findall(said)) < 5 and (part := client.recv(10_000)):
             said += part
-        assert b"HTTP/1.1 400" not in said
+        assert STATUS.findall(said) == [b"200"] * 5
 
 
 def test_a_body_without_end(served: Served) -> None:
@@ -429,7 +437,7 @@ def test_a_body_with_trailers_without_end(served: Served, line: bytes) -> None:
 def test_another_site_whose_name_leads_here(served: Served, host: str, status: int) -> None:
     """A page of a site whose name was made to mean this machine (DNS rebinding) is of the same origin for a browser."""
     for path in ("/", "/v1/models"):
-        answer = httpx.get(served.url + path, headers={"host": host, "origin": f"http://{host}"})
+        answer = http.get(served.url + path, headers={"host": host, "origin": f"http://{host}"})
         assert answer.status_code == status, answer.text
 
 
@@ -438,7 +446,7 @@ def test_names_that_lead_to_a_server_with_a_key(tmp_path: Path) -> None:
     with serving(chat_model(tmp_path), "--api-key", "secret") as served:
         key = {"authorization": "Bearer secret"}
         for headers, status in (({}, 401), (key, 200)):
-            answer = httpx.get(f"{served.url}/v1/models", headers={"host": "models.example", **headers})
+            answer = http.get(f"{served.url}/v1/models", headers={"host": "models.example", **headers})
             assert answer.status_code == status
 
 
@@ -449,8 +457,7 @@ def test_a_client_that_goes_away_is_worked_for_no_more(served: Served, stream: b
     with closing(connection(served)) as client:
         client.sendall(head(PLAIN, len(body)) + body)
         if when == "in the middle":
-            while not running(served):
-                time.sleep(0.01)
+            assert comes(lambda: running(served))
             if stream:
                 assert client.recv(100).startswith(b"HTTP/1.1 200")
     assert idle(served)
@@ -462,10 +469,7 @@ def test_clients_that_go_away_while_they_wait(served: Served) -> None:
     clients = [connection(served) for _ in range(12)]
     for client in clients:
         client.sendall(head(PLAIN, len(body)) + body)
-    until = time.monotonic() + 10
-    while running(served) < 12 and time.monotonic() < until:
-        time.sleep(0.02)
-    assert running(served) == 12
+    assert comes(lambda: running(served) == 12)
     for client in clients:
         client.close()
     assert idle(served)
@@ -476,22 +480,29 @@ def test_a_client_that_reads_nothing(served: Served) -> None:
     body = json.dumps({**LONG, "stream": True, "logprobs": 20}).encode()
     with closing(connection(served)) as client:
         client.sendall(head(PLAIN, len(body)) + body)
-        while not running(served):
-            time.sleep(0.01)
+        assert comes(lambda: running(served))
         other = post(served, PLAIN, {"model": "kjv", "prompt": "And", "max_tokens": 4})
         assert other.status_code == 200
     assert idle(served)
 
 
-def test_many_connections(served: Served) -> None:
+def test_many_connections(tmp_path: Path) -> None:
     """More than `select` knows: chat templates are rendered all the same."""
-    clients = [connection(served) for _ in range(1100)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if most < 1500:
+        pytest.skip(f"the system allows {most} open files: too few for 1100 connections")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))  # the server's too
+    clients = []
     try:
-        answer = post(served, CHAT, {"model": "kjv", "messages": SAID, "max_tokens": 1})
-        assert answer.status_code == 200, answer.text
+        with serving(chat_model(tmp_path)) as served:
+            clients += [connection(served) for _ in range(1100)]
+            answer = post(served, CHAT, {"model": "kjv", "messages": SAID, "max_tokens": 1})
+            assert answer.status_code == 200, answer.text
     finally:
         for client in clients:
             client.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_loading_adapters(served: Served, folder: Path) -> None:
@@ -521,7 +532,8 @@ def test_slow_clients(tmp_path: Path) -> None:
             client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             said = b""
             while b'"waiting":0}' not in said:
-                said += client.recv(10_000)
+                said += (part := client.recv(10_000))
+                assert part, said
             client.sendall(b"GET /health HT")
             assert client.recv(100) == b""
         with closing(connection(served)) as client:
@@ -532,9 +544,9 @@ def test_slow_clients(tmp_path: Path) -> None:
 
 
 def is_ended(client: socket.socket, part: bytes) -> bool:
-    """Whether the server gives up a client that sends `part` for ten seconds and reads nothing."""
+    """Whether the server gives up a client that sends `part` again and again, and reads nothing."""
     client.settimeout(1)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         try:
             client.sendall(part)
@@ -551,8 +563,7 @@ def test_one_failure_is_one_requests(served: Served) -> None:
     body = json.dumps({**LONG, "max_tokens": 300}).encode()
     with closing(connection(served)) as client:
         client.sendall(head(PLAIN, len(body)) + body)
-        while not running(served):
-            time.sleep(0.01)
+        assert comes(lambda: running(served))
         path, failing, status, _ = BODIES["no token left"]
         assert isinstance(failing, dict)
         for _ in range(3):

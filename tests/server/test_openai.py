@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
@@ -15,7 +14,7 @@ import pytest
 import loragraft as lg
 from loragraft.server.serve import _listen
 from paths import data
-from served import Served, chat_model, scaled_adapter, serving
+from served import Served, chat_model, http, scaled_adapter, serving
 
 HELLO = [{"role": "user", "content": "What say you of the king?"}]
 
@@ -162,7 +161,7 @@ def test_adapters_of_one_request(client: openai.OpenAI, served: Served) -> None:
 
 
 def test_the_receipt(served: Served) -> None:
-    answer = httpx.post(
+    answer = http.post(
         f"{served.url}/v1/completions",
         json={"model": "kjv", "prompt": "And", "max_tokens": 2, "lora": [{"name": "poet", "scale": 0.25}]},
     )
@@ -171,9 +170,7 @@ def test_the_receipt(served: Served) -> None:
     assert ran["tensors"] == 56
     assert ran["changing"] == 28
     assert answer.headers["x-loragraft-adapters"] == f"poet;strength=0.25;sha256={ran['sha256']}"
-    plain = httpx.post(
-        f"{served.url}/v1/completions", json={"model": "kjv", "prompt": "And", "max_tokens": 2}
-    )
+    plain = http.post(f"{served.url}/v1/completions", json={"model": "kjv", "prompt": "And", "max_tokens": 2})
     assert plain.headers["x-loragraft-adapters"] == "none"
 
 
@@ -184,13 +181,13 @@ def test_scales_for_requests_that_name_no_adapter(client: openai.OpenAI, served:
         )
 
     base, poet = text("kjv"), text("poet")
-    listed = httpx.get(f"{served.url}/lora-adapters").json()
+    listed = http.get(f"{served.url}/lora-adapters").json()
     assert [(one["id"], one["name"], one["scale"]) for one in listed] == [(0, "poet", 0), (1, "other", 0)]
     try:
-        httpx.post(f"{served.url}/lora-adapters", json=[{"id": 0, "scale": 1.0}]).raise_for_status()
+        http.post(f"{served.url}/lora-adapters", json=[{"id": 0, "scale": 1.0}]).raise_for_status()
         assert text("kjv") == poet
     finally:
-        httpx.post(f"{served.url}/lora-adapters", json=[]).raise_for_status()
+        http.post(f"{served.url}/lora-adapters", json=[]).raise_for_status()
     assert text("kjv") == base
 
 
@@ -334,7 +331,7 @@ def test_control_tokens_in_variables_of_the_template_are_text(tmp_path: Path) ->
 def test_what_is_not_honoured_is_refused_by_name(
     served: Served, body: dict[str, object], param: str, status: int
 ) -> None:
-    answer = httpx.post(
+    answer = http.post(
         f"{served.url}/v1/chat/completions", json={"model": "kjv", "messages": HELLO, "max_tokens": 1, **body}
     )
     assert answer.status_code == status
@@ -346,53 +343,53 @@ def test_what_is_not_honoured_is_refused_by_name(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000, b'{"model": "\xff"}'])
 def test_bodies_that_are_not_requests(served: Served, content: bytes) -> None:
-    answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
+    answer = http.post(f"{served.url}/v1/chat/completions", content=content)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_paths_and_methods(served: Served) -> None:
-    assert httpx.get(f"{served.url}/v1/nothing").json()["error"]["message"] == "no such path: /v1/nothing"
-    assert httpx.get(f"{served.url}/v1/completions").status_code == 405
-    assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
-    metrics = httpx.get(f"{served.url}/metrics").text
+    assert http.get(f"{served.url}/v1/nothing").json()["error"]["message"] == "no such path: /v1/nothing"
+    assert http.get(f"{served.url}/v1/completions").status_code == 405
+    assert http.get(f"{served.url}/health").json()["status"] == "ok"
+    metrics = http.get(f"{served.url}/metrics").text
     assert 'loragraft_tokens_total{adapter="poet"}' in metrics
     assert "loragraft_time_to_first_token_seconds_bucket" in metrics
 
 
 def test_a_body_that_is_too_large(served: Served) -> None:
-    answer = httpx.post(f"{served.url}/v1/completions", content=b"x" * (9 << 20))
+    answer = http.post(f"{served.url}/v1/completions", content=b"x" * (9 << 20))
     assert answer.status_code == 413
 
 
 def test_the_page(served: Served) -> None:
-    page = httpx.get(served.url)
+    page = http.get(served.url)
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for name in ("main.js", "api.js", "markdown.js", "adapters.js", "reply.js", "style.css", "icon.svg"):
         assert f"/page/{name}" in page.text or name.endswith(".js")
-        assert httpx.get(f"{served.url}/page/{name}").status_code == 200
+        assert http.get(f"{served.url}/page/{name}").status_code == 200
     for name in ("..%2fapp.py", "../app.py", "nothing.js", "%2e%2e%2fapp.py"):
-        assert httpx.get(f"{served.url}/page/{name}").status_code == 404
+        assert http.get(f"{served.url}/page/{name}").status_code == 404
 
 
 def test_other_sites_pages_are_refused(served: Served) -> None:
     url = f"{served.url}/v1/models"
-    assert httpx.get(url, headers={"origin": "https://evil.example"}).status_code == 403
-    assert httpx.get(url, headers={"origin": served.url}).status_code == 200
+    assert http.get(url, headers={"origin": "https://evil.example"}).status_code == 403
+    assert http.get(url, headers={"origin": served.url}).status_code == 200
 
 
 def test_the_address_that_is_told_takes_connections() -> None:
     """At once: uvicorn itself listens only later."""
     listening = _listen("127.0.0.1", 0)
-    with listening, socket.create_connection(listening.getsockname(), timeout=5):
+    with listening, socket.create_connection(listening.getsockname(), timeout=120):
         pass
 
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     with serving(data("llama-kjv")) as served:
         for path in ("/v1/chat/completions", "/v1/messages"):
-            answer = httpx.post(
-                served.url + path, json={"model": "llama-kjv", "messages": HELLO, "max_tokens": 4}, timeout=60
+            answer = http.post(
+                served.url + path, json={"model": "llama-kjv", "messages": HELLO, "max_tokens": 4}
             )
             assert answer.status_code == 400
             assert "no chat template; send a prompt to /v1/completions" in answer.text
@@ -434,7 +431,7 @@ def test_what_openai_documents_as_null_or_below_zero(served: Served) -> None:
     ]
     body = {"model": "kjv", "messages": HELLO, "max_tokens": 6, "temperature": 1, **dict.fromkeys(empty)}
     texts = [
-        httpx.post(f"{served.url}/v1/chat/completions", json={**body, "seed": seed}).json()["choices"][0]
+        http.post(f"{served.url}/v1/chat/completions", json={**body, "seed": seed}).json()["choices"][0]
         for seed in (-5, -5, 5)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -442,7 +439,7 @@ def test_what_openai_documents_as_null_or_below_zero(served: Served) -> None:
 
 def test_the_prompt_s_logprobs_are_not_left_out_silently(served: Served) -> None:
     ask = {"model": "kjv", "prompt": "And", "max_tokens": 0, "echo": True, "logprobs": 1}
-    answer = httpx.post(f"{served.url}/v1/completions", json=ask)
+    answer = http.post(f"{served.url}/v1/completions", json=ask)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "logprobs"
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_files import write_gguf
+from killed import interrupted_after
 from loragraft.errors import OutputError
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.gguf.values import Value
@@ -87,20 +86,15 @@ def test_an_error_in_a_thread_ends_the_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(8)}
-    weights = np.random.default_rng(0).standard_normal((4096, 1024), dtype=np.float32)
+    weights = np.random.default_rng(0).standard_normal((512, 1024), dtype=np.float32)
     named = {f"blk.{i}.ffn_up.weight": weights for i in range(8)}
     source = write_gguf(tmp_path / "in.gguf", metadata, named)
-    command = [sys.executable, "-m", "loragraft", "quantize", str(source), str(tmp_path / "out.gguf")]
-    process = subprocess.Popen([*command, "Q4_K_M", "1"], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(".out.gguf.*.partial.journal")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    os.kill(process.pid, number)
-    _, output = process.communicate()
-    assert process.returncode == code
-    assert "Traceback" not in output
+    words = ("quantize", source, tmp_path / "out.gguf", "Q4_K_M", "1")
+    done = interrupted_after(3, number, *words, weights=16 * 1024)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]
 
 

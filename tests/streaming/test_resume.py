@@ -55,7 +55,8 @@ def command(source: Path, out: Path, *options: str) -> list[str]:
 
 
 def kill_and_resume(folder: Path, times: int) -> list[str]:
-    """What each continued run said of the work it found done."""
+    """What each continued run said of the work it found done. Killed at random moments after a number of chunks that is
+    random too, as a slow machine else never gets to the second."""
     moments = random.Random(SEED)
     source, out = model(folder / "in.gguf", 2048, 10), folder / "out.gguf"
     subprocess.run(command(source, out), check=True, capture_output=True)
@@ -64,23 +65,36 @@ def kill_and_resume(folder: Path, times: int) -> list[str]:
     killed = []
     while len(killed) < times:
         process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        chunks = moments.randint(0, 12)
         # (Notes alone may be left of a run killed between its renaming and its tidying up.)
-        while len(list(folder.glob(".out.gguf.*.partial*"))) < 2 and process.poll() is None:
+        while (len(list(folder.glob(".out.gguf.*.partial*"))) < 2 or written(folder) < chunks) and (
+            process.poll() is None
+        ):
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.wait()
         if out.read_bytes() != b"the file that was there before":  # it was through before
             assert sha256(out) == wanted
             out.write_bytes(b"the file that was there before")
+            for left in folder.glob(".out.gguf.*.partial.journal"):
+                left.unlink()
             continue
         assert list(folder.glob(".out.gguf.*.partial"))
+        begun = written(folder)
         result = subprocess.run(command(source, out, "--resume"), check=True, capture_output=True, text=True)
         assert sha256(out) == wanted
         assert sorted(path.name for path in folder.iterdir()) == ["in.gguf", "out.gguf"]
         out.write_bytes(b"the file that was there before")
         killed.append(result.stderr.splitlines()[0])
+        assert killed[-1].startswith("continuing" if begun else "nothing to continue")
     return killed
+
+
+def written(folder: Path) -> int:
+    """Chunks of the run that is under way which are in its notes, behind their first line."""
+    notes = [path.read_bytes() for path in folder.glob(".out.gguf.*.partial.journal")]
+    return max(0, *(text.count(b"\n") - 1 for text in notes)) if notes else 0
 
 
 def test_killed_three_times(tmp_path: Path) -> None:

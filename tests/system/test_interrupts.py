@@ -32,14 +32,14 @@ with output.OutputFile(Path(sys.argv[1]) / "x", 10) as file:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_file_just_created_is_removed(tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-c", CODE, str(tmp_path), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (code, "")
     assert os.listdir(tmp_path) == []
 
 
 def test_an_output_dropped_without_with_is_removed(tmp_path: Path) -> None:
     code = "import sys; from loragraft.system.output import OutputFile; OutputFile(sys.argv[1] + '/x', 10)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert os.listdir(tmp_path) == []
 
 
@@ -69,7 +69,7 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, work: str
     metadata = {"general.architecture": Value.string("llama"), "llama.block_count": Value.u32(1)}
     write_gguf(model, metadata, {"token_embd.weight": rows, "output.weight": rows})
     command = [sys.executable, "-c", TRUNCATING, str(model), work, str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stderr == (
         f"loragraft: error: {model}: became shorter, or could not be read, while it was in use; get it anew\n"
     )
@@ -83,5 +83,5 @@ def test_ctrl_c_while_the_command_line_is_loaded_gives_no_traceback() -> None:
         "click.__getattr__ = lambda name: os.kill(os.getpid(), signal.SIGINT);"
         "sys.modules['click'] = click; from loragraft.__main__ import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

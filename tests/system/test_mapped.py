@@ -35,7 +35,7 @@ except lg.LoragraftError as error:
 
 
 def run(script: str, path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("case", CUTS)

@@ -37,7 +37,7 @@ print(len(list(lg.load(sys.argv[1], threads=2).generate("the", max_tokens=2, tem
 def test_threads_that_cannot_start_are_an_error(tmp_path: Path, work: str) -> None:
     path = hostile.gguf(tmp_path / "model.gguf", hostile.model())
     command = [sys.executable, "-c", _FEW.format(work=work), path, tmp_path / "out.gguf"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     message, made = done.stdout.splitlines()
     assert "threads: the system refused to start so many: found 200" in message

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2 as httpx
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ import loragraft as lg
 from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.model import open_gguf
 from paths import data
-from served import serving
+from served import http, serving
 
 TYPES = ["Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "F16", "BF16"]
 WHERE = ["attn_norm", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"]
@@ -111,7 +110,7 @@ def test_a_server(folder: Path, type_: str) -> None:
             body = {"model": "m", "prompt": "In the", "max_tokens": 3}
             if kind == "embeddings":
                 body = {"model": "m", "input": "In the"}
-            answer = httpx.post(f"{server.url}/v1/{kind}", content=json.dumps(body).encode(), timeout=60)
+            answer = http.post(f"{server.url}/v1/{kind}", content=json.dumps(body).encode())
             assert answer.status_code in (400, 500), answer.text
             assert "not finite" in answer.json()["error"]["message"]
-        assert httpx.get(f"{server.url}/health").json()["running"] == 0
+        assert http.get(f"{server.url}/health").json()["running"] == 0

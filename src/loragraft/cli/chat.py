@@ -94,16 +94,18 @@ def chat(
     with Conversation(loaded, lora, system=system, temperature=temp, max_tokens=predict, seed=seed) as talk:
         _tell(talk)
         console.info("/help lists the commands; Ctrl-D ends.")
-        while (line := _read()) is not None:
+        while True:
             try:
-                if line.startswith("/"):
-                    if not _obey(talk, line):
-                        break
-                elif line.strip():
+                line = _read()
+                if line is None or (line.startswith("/") and not _obey(talk, line)):
+                    break
+                if line.strip() and not line.startswith("/"):
                     _show(talk.say(line))
             except LoragraftError as error:
                 console.error(str(error))
-            except KeyboardInterrupt:  # before the first of a reply, or while an adapter is loaded
+            except (
+                KeyboardInterrupt
+            ):  # before the first of a reply, while an adapter is loaded, behind the line
                 console.result()
 
 
