@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,9 +293,18 @@ def counted(pid: int, seconds: float, own: int) -> Sample:
 
 
 def soak(
-    folder: Path, seconds: float, *, clients: int = 12, a_round: int = 8, rounds: int = 1, seed: int = 0
+    folder: Path,
+    seconds: float,
+    *,
+    clients: int = 12,
+    a_round: int = 8,
+    rounds: int = 1,
+    answers: Collection[str] = (),
+    seed: int = 0,
 ) -> Report:
-    """Load a server for `seconds`, in rounds of `a_round` requests for each of `clients`, at least so many `rounds`."""
+    """Load a server for `seconds`, in rounds of `a_round` requests for each of `clients`, at least so many `rounds`.
+    The requests are drawn at random: until each of `answers` was given, it goes on for up to ten times as many rounds.
+    """
     adapters = folder / "adapters"
     adapters.mkdir()
     for number, name in enumerate(("one", "two", "three", "four")):
@@ -317,7 +326,14 @@ def soak(
 
         async def work() -> None:
             start = time.monotonic()
-            while len(report.samples) < rounds or time.monotonic() - start < seconds:
+            while (
+                len(report.samples) < rounds
+                or time.monotonic() - start < seconds
+                or (
+                    len(report.samples) < 10 * rounds
+                    and not all(report.answers[answer] for answer in answers)
+                )
+            ):
                 await asyncio.gather(*(client() for _ in range(clients)))
                 await idle(load)
                 report.samples.append(counted(pid, time.monotonic() - start, own))
