@@ -83,6 +83,11 @@ def digest(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
+def export_layout(config: dict[str, Any]) -> str:
+    """The layout of its exports that transformers loads, or whose weights compressed-tensors takes out."""
+    return "mxfp4" if kind(config) == "gpt_oss" else "compressed-tensors"
+
+
 def exported(folder: Path, out: Path) -> dict[str, str]:
     """Exports the model at `folder` to `out / "out"` by way of a GGUF, or from the folder where that is refused: `from`
     which, and the `digest` of config.json and the weights."""
@@ -90,18 +95,32 @@ def exported(folder: Path, out: Path) -> dict[str, str]:
     from loragraft.errors import LoragraftError
     from loragraft.huggingface.intake import Intake
 
+    layout = export_layout(json.loads((folder / "config.json").read_text()))
     lg.convert(folder, out / "m.gguf", type="F32", intake=Intake(text_only=True))
     source = "GGUF"
     try:
-        lg.export(out / "m.gguf", out / "out", format="compressed-tensors")
+        lg.export(out / "m.gguf", out / "out", format=layout)
     except LoragraftError:
         source = "folder"
-        lg.export(folder, out / "out", format="compressed-tensors")
+        lg.export(folder, out / "out", format=layout)
     files = [out / "out" / name for name in ("config.json", "model.safetensors")]
     return {
         "from": source,
         "digest": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16],
     }
+
+
+def write_packed(folder: Path) -> Path:
+    """gpt-oss whose experts are 64 wide, so that MXFP4 has whole blocks of them."""
+    from archs.test_hf_configs import write
+
+    def wider(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        config["intermediate_size"] = 64
+        wide = {48: 64, 96: 128}
+        shapes = {name: [wide.get(size, size) for size in tensor.shape] for name, tensor in tensors.items()}
+        tensors.update(weights(shapes, "gpt_oss"))
+
+    return write(folder, "gpt_oss", wider)
 
 
 def kind(config: dict[str, Any]) -> str:

@@ -334,8 +334,6 @@ ONE_WAY = {
     "phi3-short",
     "phi3-long",
     "hunyuan-alpha",
-    "falcon_h1",
-    "falcon_h1-bias",
     "falcon_h1-tied",
 } | {case for case, record in records().items() if "text_config" in record["config"]}
 
@@ -369,6 +367,62 @@ def test_an_exported_configuration_means_the_same(tmp_path: Path, case: str) -> 
     assert biased == {linear for key in flags for linear in model_type.biases[key]} & there
 
 
+#: By case, what its class of transformers (5.23) takes for a `rope_parameters` that is null or not there.
+SILENT_ROPES: dict[str, dict[str, Any]] = {
+    "gpt_oss": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "apertus": {
+        "rope_type": "llama3",
+        "rope_theta": 12000000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+    "ministral3": {
+        "type": "yarn",
+        "rope_theta": 1000000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale_all_dim": 1.0,
+        "mscale": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("case", SILENT_ROPES)
+def test_what_a_silent_configuration_means(tmp_path: Path, case: str) -> None:
+    """Classes that scale RoPE where config.json does not say how; and the way back says that there is no scaling."""
+
+    def converted(name: str, rope: dict[str, Any] | None) -> Any:
+        def edit(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+            config.update(rope_parameters=rope, max_position_embeddings=524288)
+            config.pop("rope_scaling", None)
+            config.pop("rope_theta", None)
+
+        lg.convert(write(tmp_path / name, case, edit), tmp_path / f"{name}.gguf", type="F16")
+        return open_gguf(tmp_path / f"{name}.gguf")
+
+    silent, said = converted("silent", None), converted("said", SILENT_ROPES[case])
+    assert digest(silent.metadata, silent.tensors) == digest(said.metadata, said.tensors)
+    if case == "ministral3":
+        return  # it takes no other
+    plain = converted("plain", {"rope_type": "default", "rope_theta": 10000.0})
+    assert digest(silent.metadata, silent.tensors) != digest(plain.metadata, plain.tensors)
+    shapes = {name: tensor.shape for name, tensor in plain.tensors.items()}
+    assert config_of(plain.metadata, shapes, None)["rope_scaling"]["rope_type"] == "default"
+
+
 @pytest.mark.parametrize("case", ["phi3-short", "phi3-long"])
 def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> None:
     lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16")
@@ -377,9 +431,8 @@ def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> No
         config_of(model.metadata, shapes_of(model), None)
 
 
-@pytest.mark.parametrize("case", ["falcon_h1", "qwen2_5_vl"])
-def test_what_is_not_exported(tmp_path: Path, case: str) -> None:
-    lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16", intake=TEXT_ONLY)
+def test_what_is_not_exported(tmp_path: Path) -> None:
+    lg.convert(write(tmp_path / "m", "qwen2_5_vl"), tmp_path / "m.gguf", type="F16", intake=TEXT_ONLY)
     model = lg.load(tmp_path / "m.gguf", backend="reference").source
     with pytest.raises(UnsupportedError, match=r"cannot be exported.*Hugging Face folder"):
         config_of(model.metadata, shapes_of(model), rope_freqs_of(model))

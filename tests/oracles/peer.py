@@ -110,22 +110,45 @@ def decompress(folder: str, out: str) -> None:
     for name, tensor in tensors.items():
         stem, _, part = name.rpartition(".")
         if part == "weight_packed":
-            codes = unpack_fp4_from_uint8(tensor, tensor.shape[0], 2 * tensor.shape[1], dtype=torch.float32)
+            *stack, half = tensor.shape
+            packed = tensor.reshape(-1, half)  # a stack of experts is one matrix to the library
+            codes = unpack_fp4_from_uint8(packed, packed.shape[0], 2 * half, dtype=torch.float32)
             scale, whole = tensors[f"{stem}.weight_scale"], tensors[f"{stem}.weight_global_scale"]
-            args = scheme_of(stem, quantization).weights
+            scale, args = scale.reshape(len(packed), -1), scheme_of(stem, quantization).weights
             weights[f"{stem}.weight"] = dequantize(
                 codes, scale.float(), args=args, dtype=torch.float32, global_scale=whole
-            )
+            ).reshape(*stack, 2 * half)
         elif part == "weight" and tensor.dtype == torch.float8_e4m3fn:
             scale, args = tensors[f"{stem}.weight_scale"].float(), scheme_of(stem, quantization).weights
             weights[name] = dequantize(tensor.float(), scale, args=args, dtype=torch.float32)
         elif part not in SCALES:
             weights[name] = tensor.float()
+    if config["model_type"] == "llama4_text":
+        weights = stacked(weights)
     target.mkdir()
     save_file(weights, target / "model.safetensors", {"format": "pt"})
     (target / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
     for path in source.glob("*token*"):
         shutil.copy(path, target)
+
+
+def stacked(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Llama 4's experts as transformers has them, [experts, in, out], gate before up; quantized checkpoints have them
+    one by one."""
+    found: dict[str, list[torch.Tensor]] = {}
+    rest = {}
+    for name, weight in weights.items():
+        stem, is_expert, last = name.rpartition(".experts.")
+        if is_expert and last[0].isdigit():
+            found.setdefault(f"{stem}.experts.{last.split('.')[1]}", []).append(weight.T)
+        else:
+            rest[name] = weight
+    experts = {name: torch.stack(each) for name, each in found.items()}
+    for name in [name for name in experts if name.endswith(".gate_proj")]:
+        stem = name.removesuffix(".gate_proj")
+        parts = [experts.pop(f"{stem}.{part}_proj") for part in ("gate", "up")]
+        rest[f"{stem}.gate_up_proj"] = torch.cat(parts, -1)
+    return {**rest, **{name: each.contiguous() for name, each in experts.items()}}
 
 
 def scheme_of(module: str, quantization: QuantizationConfig) -> QuantizationScheme:

@@ -9,7 +9,7 @@ from math import exp, log1p
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, rms_norm
 from loragraft.archs.hparams import Hparams, read_decoder
-from loragraft.archs.keys import HeadDim
+from loragraft.archs.keys import HeadDim, RopeParameters
 from loragraft.archs.llama import llama_keys
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
@@ -23,8 +23,19 @@ _PARAMETERS = ("alpha_n", "alpha_p", "beta", "eps")
 APERTUS = ConfigClass(
     "apertus",
     "ApertusForCausalLM",
-    keys=llama_keys(activation=None, head_dim=HeadDim()),
-    defaults={"rms_norm_eps": 1e-5, "rope_theta": 12000000.0, "max_position_embeddings": 65536},
+    keys=llama_keys(activation=None, head_dim=HeadDim(), rope=RopeParameters(llama3=True, explicit=True)),
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 12000000.0,
+        "max_position_embeddings": 65536,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+    },
     requires={"hidden_act": ("xielu",)},
     biases={"attention_bias": ATTENTION},
 )

@@ -26,6 +26,7 @@ from loragraft.archs.keys import (
     Rule,
     usual,
 )
+from loragraft.archs.keys.values import shortest
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.recurrence import read_recurrence
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
@@ -68,11 +69,16 @@ def _written(config: Config) -> Metadata:
 
 
 def _back(model: GgufModel) -> dict[str, Any]:
-    raise UnsupportedError(
-        f"{model.h.arch}.{_ONE[0]}",
-        "cannot be exported: GGUF has its weights times their multipliers",
-        hint="merge into the Hugging Face folder's own weights with peft",
-    )
+    """The multipliers that the file says. Raises UnsupportedError for one that does not: its weights cannot be told
+    from their multipliers."""
+    if lacking := [name for name in (*_ONE, *_SEVERAL) if name not in model.h.extra]:
+        raise UnsupportedError(
+            f"{model.h.arch}.{lacking[0]}",
+            "is missing: this GGUF has its weights times multipliers that it does not say",
+            hint="export from the Hugging Face folder, or from a GGUF that loragraft converted",
+        )
+    one = {name: shortest(model.h.extra[name]) for name in _ONE}
+    return {**one, **{name: [shortest(each) for each in model.h.extra[name]] for name in _SEVERAL}}
 
 
 def _gate_first(config: Config) -> Metadata:
@@ -89,6 +95,20 @@ def _gate_first(config: Config) -> Metadata:
 def _inner(config: Config) -> Metadata:
     inner = config.optional_integer("mamba_d_ssm") or config.integer("mamba_expand") * config.hidden_size
     return {"ssm.inner_size": Value.u32(inner)}
+
+
+def _inner_back(model: GgufModel) -> dict[str, Any]:
+    heads, inner = model.keys.count("ssm.time_step_rank"), model.keys.count("ssm.inner_size")
+    return {
+        "mamba_d_ssm": inner,
+        "mamba_d_head": inner // heads,
+        "mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in model.shapes),
+    }
+
+
+def _norm_back(model: GgufModel) -> dict[str, Any]:
+    normed = any(name.endswith(".ssm_norm.weight") for name in model.shapes)
+    return {"mamba_rms_norm": normed, "mamba_norm_before_gate": False}
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
@@ -153,7 +173,7 @@ _KEYS: tuple[Rule, ...] = (
     Count("attention.head_count", usual.HEADS),
     Layers(),
     Count("ssm.conv_kernel", ("mamba_d_conv",)),
-    Computed(frozenset(["mamba_d_ssm", "mamba_expand"]), _inner),
+    Computed(frozenset(["mamba_d_ssm", "mamba_expand"]), _inner, _inner_back),
     Count("ssm.state_size", ("mamba_d_state",)),
     Count("ssm.time_step_rank", ("mamba_n_heads",)),
     Count("ssm.group_count", ("mamba_n_groups",)),
@@ -164,7 +184,7 @@ _KEYS: tuple[Rule, ...] = (
     HeadDim(always=True),
     RopeParameters(),
     Computed(frozenset([*_ONE, *_SEVERAL]), _written, _back),
-    Computed(frozenset(["mamba_rms_norm", "mamba_norm_before_gate"]), _gate_first),
+    Computed(frozenset(["mamba_rms_norm", "mamba_norm_before_gate"]), _gate_first, _norm_back),
 )
 FALCON_H1 = ConfigClass(
     "falcon_h1",

@@ -41,7 +41,7 @@ GPT_OSS = ConfigClass(
     keys=usual.usual_keys(
         activation=None,
         norm=usual.rms_norm(),
-        rope=RopeParameters(truncate=False),
+        rope=RopeParameters(truncate=False, explicit=True),
         experts=True,
         more=(
             Windows(layers=lambda config, layer: _slides(layer), names=(), usual=_slides),
@@ -51,6 +51,14 @@ GPT_OSS = ConfigClass(
     defaults={
         "rms_norm_eps": 1e-5,
         "rope_theta": 150000.0,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "head_dim": 64,

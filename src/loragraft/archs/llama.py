@@ -24,12 +24,13 @@ def llama_keys(
     windows: Windows | None = None,
     head_dim: HeadDim | None = None,
     activation: str | None = "silu",
+    rope: Rule = RopeParameters(llama3=True),  # noqa: B008 (it never changes)
     more: tuple[Rule, ...] = (),
 ) -> tuple[Rule, ...]:
     """What llama.cpp's converter writes of Llama and of what it derives from it, then `more`."""
     return usual_keys(
         norm=rms_norm(),
-        rope=RopeParameters(llama3=True),
+        rope=rope,
         experts=experts,
         head_dim=head_dim or HeadDim(always=True),
         windows=windows,

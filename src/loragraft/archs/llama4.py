@@ -16,7 +16,7 @@ from loragraft.archs.keys.values import shortest
 from loragraft.archs.llama import llama_keys
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
-from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, in_layer
+from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, experts, in_layer
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
 from loragraft.graph.build import GraphBuilder, Ref
@@ -207,9 +207,9 @@ def _head_norm(g: GraphBuilder, h: Hparams, x: Ref, name: str) -> Ref:
 
 
 def _experts() -> tuple[Tensor, ...]:
-    """Stacks [experts, in, out], gate before up."""
+    """One by one, as quantized checkpoints have them (llm-compressor); or stacks [experts, in, out], gate before up."""
     stack, blk = "model.layers.{i}.feed_forward.experts", "blk.{i}"
-    return tuple(
+    return experts("feed_forward") + tuple(
         Tensor(f"{stack}.{hf}", f"{blk}.{gguf}.weight", rows, exact=True, transposed=True)
         for hf, gguf, rows in (
             ("down_proj", "ffn_down_exps", None),

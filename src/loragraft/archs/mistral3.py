@@ -72,6 +72,16 @@ MINISTRAL3 = ConfigClass(
         "max_position_embeddings": 262144,
         "num_key_value_heads": 8,
         "head_dim": 128,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale_all_dim": 1.0,
+            "mscale": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
     },
 )
 

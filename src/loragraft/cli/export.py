@@ -26,9 +26,9 @@ from loragraft.units import bytes_text, plural
 @option(
     "--format",
     "layout",
-    type=click.Choice(["modelopt", "compressed-tensors"]),
+    type=click.Choice(["modelopt", "compressed-tensors", "mxfp4"]),
     default="modelopt",
-    help="How the checkpoint names and scales its weights.",
+    help="How the checkpoint names and scales its weights; mxfp4 is gpt-oss' own.",
 )
 @option(
     "--max-shard-size",
@@ -47,7 +47,7 @@ from loragraft.units import bytes_text, plural
 def export(
     model: Path,
     output: Path,
-    layout: Literal["modelopt", "compressed-tensors"],
+    layout: Literal["modelopt", "compressed-tensors", "mxfp4"],
     max_bytes: int | None,
     lora: tuple[tuple[Path, float], ...],
     max_memory: int | None,
@@ -60,7 +60,8 @@ def export(
 
     Adapters are merged first. Weights that are already NVFP4 keep their codes and scales bit for bit. The exception:
     they share a scale (q/k/v, gate/up) with a weight that is not NVFP4 yet. All other weights are quantized. If the
-    source has no activation scales, the checkpoint is weight-only (W4A16).
+    source has no activation scales, the checkpoint is weight-only (W4A16). gpt-oss goes to its own layout: experts in
+    MXFP4, all else in BF16.
     """
     from loragraft.verbs.export import MAX_SHARD_BYTES
 

@@ -55,3 +55,11 @@ def mxfp4_weight(path: Path, blocks: CheckpointTensor, scales: CheckpointTensor 
 
     shape = (*stack, groups * _BLOCK)
     return Computed(blocks.name, shape, BY_NAME["MXFP4"], compute, [packed, exponents])
+
+
+def unpack_mxfp4(rows: Bytes) -> tuple[Bytes, Bytes]:
+    """The way back: rows of GGUF's MXFP4, uint8 [n, in/32 * 17], as rows of `X_blocks` and of `X_scales`."""
+    blocks = np.ascontiguousarray(rows).reshape(-1, 1 + _CODES)
+    codes = np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], axis=1)
+    pairs = codes[:, ::2] | codes[:, 1::2] << 4
+    return pairs.reshape(len(rows), -1), blocks[:, 0].reshape(len(rows), -1)

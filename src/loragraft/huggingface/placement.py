@@ -134,6 +134,8 @@ class Placement:
             self._after[name] = after.replace("{i}", str(pieces[0].place.layer))
         if first.wide_activations:
             self.wide_activations.add(name)
+        if len(source.shape) == 3 and len(weights) == 1:
+            weights = weights * source.shape[0]  # a stack under one scale: GGUF has one for each expert
         self._add_companion(f"{name.removesuffix('.weight')}.scale", [w.scale for w in weights])
         self._add_companion(f"{name.removesuffix('.weight')}.input_scale", [w.input_scale for w in weights])
 

@@ -160,6 +160,12 @@ class Origin:
     place: Place
 
 
+def _are_parts(name: str, places: list[Place]) -> bool:
+    """Whether each place has some rows of the tensor `name` (of a bias of experts: columns), so that they make it."""
+    rows, columns = ([getattr(place.tensor, axis) for place in places] for axis in ("rows", "columns"))
+    return all(columns) if any(columns) else all(rows) and not name.endswith(".bias")
+
+
 class CheckpointNames:
     """The Hugging Face names of one model's tensors, from all `names` that they may have. Experts have a name each.
     `has`: the model's GGUF tensors, for names that depend on them."""
@@ -175,11 +181,12 @@ class CheckpointNames:
                 continue
             if place.heads and hf.endswith(".weight"):
                 self._by_head.update({each.name: (hf, places) for each in places})
-            elif others and hf.endswith(".weight") and all(each.tensor.rows for each in places):
+            elif others and _are_parts(hf, places):
                 for each in places:
                     self._parts.setdefault(each.name, (hf, places))
             before = self._origins.setdefault(place.name, [])
-            if others or (before and (place.span is None or len(before) == place.parts)):
+            partly = others and (place.tensor.rows or place.tensor.columns)
+            if partly or (before and (place.span is None or len(before) == place.parts)):
                 continue  # only a part of that tensor, or there are names that come before
             if "{e}" in hf:
                 experts = range(names.experts)

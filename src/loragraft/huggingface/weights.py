@@ -273,13 +273,14 @@ class _Reader:
 
     def _nvfp4(self, stem: str, codes: CheckpointTensor) -> Weight:
         """E2M1 codes two to a byte, E4M3 scales per 16 columns, and one float32 scale (its reciprocal in
-        compressed-tensors)."""
+        compressed-tensors). A matrix, or a stack of experts under that scale."""
         name = f"{stem}.weight"
-        if len(codes.shape) != 2 or codes.dtype != "U8":
+        if len(codes.shape) not in (2, 3) or codes.dtype != "U8":
             raise CheckpointError(
                 self._path, f"{codes.name} is not a matrix of codes", found=f"{codes.dtype} {codes.shape}"
             )
-        rows, columns = codes.shape[0], 2 * codes.shape[1]
+        columns = 2 * codes.shape[-1]
+        shape = (*codes.shape[:-1], columns)
         scales = self._block_scales(stem, codes)
         scale = self._scale(stem, "weight_scale_2", "weight_global_scale")
         if scale is None:
@@ -309,7 +310,7 @@ class _Reader:
         elif columns % BLOCK:
             obstacle = f"its {columns} columns are not a multiple of {BLOCK}"
         if obstacle is None:
-            source = Computed(name, (rows, columns), BY_NAME["NVFP4"], packed, halves)
+            source = Computed(name, shape, BY_NAME["NVFP4"], packed, halves)
             return Weight(name, source, scale, input_scale, wide)
         if not self._dequantize:
             raise UnsupportedError(
@@ -325,21 +326,22 @@ class _Reader:
             weights = _dequantized(*taken, scale=scale)
             return (weights if factors is None else weights * factors).view(np.uint8)
 
-        return Weight(name, Computed(name, (rows, columns), F32, values, halves))
+        return Weight(name, Computed(name, shape, F32, values, halves))
 
     def _block_scales(self, stem: str, codes: CheckpointTensor) -> TensorSource:
-        """E4M3 scales uint8 [rows, columns/16]. ModelOpt also makes larger blocks; GGUF does not."""
+        """E4M3 scales uint8 [..., rows, columns/16]. ModelOpt also makes larger blocks; GGUF does not."""
         scales = self._companion(stem, "weight_scale")
-        rows, columns = codes.shape[0], 2 * codes.shape[1]
+        *rows, half = codes.shape
+        columns = 2 * half
         shape = () if scales is None else scales.shape
-        repeats = columns // (_GROUP * shape[1]) if len(shape) == 2 and shape[1] else 0
-        fits = repeats > 0 and (shape[0], shape[1] * repeats * _GROUP) == (rows, columns)
+        repeats = columns // (_GROUP * shape[-1]) if len(shape) == len(codes.shape) and shape[-1] else 0
+        fits = repeats > 0 and (*shape[:-1], shape[-1] * repeats * _GROUP) == (*rows, columns)
         if scales is None or scales.dtype != "F8_E4M3" or not fits:
             raise UnsupportedError(
                 self._path,
                 f"{codes.name} is not an NVFP4 weight",
                 found="no weight_scale" if scales is None else f"weight_scale {scales.dtype} {shape}",
-                expected=f"F8_E4M3 {(rows, columns // _GROUP)}",
+                expected=f"F8_E4M3 {(*rows, columns // _GROUP)}",
             )
         stored = _bytes(scales)
         if repeats == 1:
@@ -348,7 +350,7 @@ class _Reader:
         def repeated(start: int, stop: int) -> Bytes:
             return np.repeat(stored.rows(start, stop), repeats, axis=1)
 
-        return Computed(scales.name, (rows, columns // _GROUP), stored.type, repeated, [stored])
+        return Computed(scales.name, (*rows, columns // _GROUP), stored.type, repeated, [stored])
 
     def _fp8(self, stem: str, codes: CheckpointTensor) -> Weight:
         """E4M3 weights with one scale, one per row, or one per block of rows and columns; as float32."""

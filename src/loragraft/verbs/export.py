@@ -1,7 +1,8 @@
 """Export a model as a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.
 
-Layouts: NVIDIA Model-Optimizer (`modelopt`: weight, weight_scale, weight_scale_2, input_scale) and
-vllm-project/compressed-tensors (`nvfp4-pack-quantized`: weight_packed, weight_scale and reciprocal global scales).
+gpt-oss goes to its own layout, with its experts in MXFP4. Layouts of NVFP4: NVIDIA Model-Optimizer (`modelopt`: weight,
+weight_scale, weight_scale_2, input_scale) and vllm-project/compressed-tensors (`nvfp4-pack-quantized`: weight_packed,
+weight_scale and reciprocal global scales).
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class ExportReport:
 
     path: Path
     algorithm: str
-    """NVFP4, or W4A16_NVFP4 where no scales of the activations are known."""
+    """NVFP4, or W4A16_NVFP4 where no scales of the activations are known; MXFP4; the type of all weights, where none is
+    quantized."""
     carried_over: int
     """Matrices whose codes and scales were exported as they were."""
     quantized: int
@@ -147,7 +149,8 @@ def export(
                 file.write_at(0, data)
     if loaded:
         with naming(model.path):
-            lost = kept_note(steps, "merge to a GGUF with --type NVFP4 --calibrate TEXT, and export that")
+            wanted = "MXFP4_MOE" if contents.packed else "NVFP4"
+            lost = kept_note(steps, f"merge to a GGUF with --type {wanted} --calibrate TEXT, and export that")
         if lost is not None:
             progress.note(lost)
     linears = len(layout.group_of)
@@ -180,8 +183,9 @@ class _Exporting:
         model, deltas = collect_deltas(model, loaded)
         notes = [*model.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
         with naming(model.path):
-            contents = Contents(model, deltas, notes, keep_f16=LAYOUTS[self.format].keeps_f16)
-            return model, loaded, contents, LAYOUTS[self.format](contents), notes
+            layout = LAYOUTS[self.format]
+            contents = Contents(model, deltas, notes, keep_f16=layout.keeps_f16, mxfp4=layout.mxfp4)
+            return model, loaded, contents, layout(contents), notes
 
     def files(self, folder: Path) -> list[FilePlan]:
         *_, layout, _ = self.planned()
@@ -215,9 +219,10 @@ def _side_files(
         objects["generation_config.json"] = generation_config(model.metadata)
     config.pop("torch_dtype", None)
     config["dtype"] = config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[contents.dtype.name]
-    config["quantization_config"] = layout.quantization_config()
     objects["config.json"] = config
-    objects.update(layout.extra_files())
+    if layout.group_of:
+        config["quantization_config"] = layout.quantization_config()
+        objects.update(layout.extra_files())
     files.update({name: _json_bytes(name, value) for name, value in objects.items()})
     return files
 

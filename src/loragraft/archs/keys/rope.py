@@ -77,6 +77,8 @@ class RopeParameters(Rule):
     truncate: bool = True
     """Whether YaRN's ramp is cut to whole pairs."""
     assumed: Assumed = plain_yarn
+    explicit: bool = False
+    """Whether the class scales where config.json is silent, so that "default" must be said."""
 
     @property
     def config_keys(self) -> frozenset[str]:
@@ -143,6 +145,8 @@ class RopeParameters(Rule):
             scaling = _llama3(rotary, found["rope_theta"], model.rope_freqs)
         if scaling.get("rope_type") == "yarn" and not self.truncate:
             scaling["truncate"] = False
+        if self.explicit:
+            scaling.setdefault("rope_type", "default")
         return {**found, "rope_scaling": scaling} if scaling else found
 
 

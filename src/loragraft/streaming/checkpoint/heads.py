@@ -70,23 +70,35 @@ class RowPart:
 
 
 def matrix_of_parts(name: str, parts: Sequence[RowPart]) -> TensorSource:
-    """F32: the rows of all parts in the matrix's order, dequantized, scaled and with the deltas. They have each row
-    once."""
-    rows, columns = sum(len(part.order) for part in parts), parts[0].source.columns
+    """The rows of all parts in the matrix's order. They have each row once. F32, dequantized, scaled and with the
+    deltas; or as they are, if all are of one type and nothing is to be done to them."""
+    rows, first = sum(len(part.order) for part in parts), parts[0].source
     owner, place = np.empty(rows, np.intp), np.empty(rows, np.intp)
     for number, part in enumerate(parts):
         owner[part.order], place[part.order] = number, np.arange(len(part.order))
+    as_they_are = all(
+        part.source.type == first.type and not part.deltas and part.scales is None for part in parts
+    )
+    kind = first.type if as_they_are else F32
     steps = [
         Step(part.source.name, part.source, F32, tuple(part.deltas), multiplier=part.scales) for part in parts
     ]
 
+    def taken(step: Step, start: int, stop: int) -> Bytes:
+        if as_they_are:
+            return step.source.rows(start, stop)
+        return floats_of(Chunk(step, start, stop)).view(np.uint8)
+
     def compute(start: int, stop: int) -> Bytes:
         own, at = owner[start:stop], place[start:stop]
-        breaks = np.flatnonzero((np.diff(own) != 0) | (np.diff(at) != 1)) + 1
-        found = [np.empty((0, columns), np.float32)]
-        for run in np.split(np.arange(len(own)), breaks):
-            if len(run):
-                found.append(floats_of(Chunk(steps[own[run[0]]], int(at[run[0]]), int(at[run[-1]]) + 1)))
-        return np.ascontiguousarray(np.concatenate(found)).view(np.uint8)
+        out = np.empty((stop - start, kind.row_bytes(first.columns)), np.uint8)
+        for number, step in enumerate(steps):
+            [mine] = np.nonzero(own == number)
+            wanted = at[mine]
+            cuts = (np.diff(wanted) != 1) | (np.diff(wanted // step.matrix_rows) != 0)
+            for run in np.split(np.arange(len(mine)), np.flatnonzero(cuts) + 1):
+                if len(run):
+                    out[mine[run]] = taken(step, int(wanted[run[0]]), int(wanted[run[-1]]) + 1)
+        return out
 
-    return Computed(name, (rows, columns), F32, compute)
+    return Computed(name, (rows, first.columns), kind, compute)

@@ -1,14 +1,14 @@
 """The layouts of NVFP4 checkpoints: which tensors a quantized matrix becomes, and how the files describe it.
 
 Sources: NVIDIA Model-Optimizer (modelopt/torch/export) and vllm-project/compressed-tensors (compressors/nvfp4,
-quantization/quant_scheme.py).
+quantization/quant_scheme.py); MXFP4 as in `huggingface.mxfp4_weights`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -19,10 +19,11 @@ from loragraft.arrays import Bytes
 from loragraft.formats.safetensors import SafetensorsSpec
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, in_memory, values_of
+from loragraft.huggingface.mxfp4_weights import unpack_mxfp4
 from loragraft.quants import native
 from loragraft.quants.nvfp4 import unpack_modelopt
 from loragraft.quants.types import F32
-from loragraft.streaming.checkpoint.contents import Contents
+from loragraft.streaming.checkpoint.contents import MXFP4, Contents
 from loragraft.streaming.checkpoint.matrix import GROUP, Matrix
 from loragraft.streaming.steps import Step
 from loragraft.streaming.writing import Pieces
@@ -46,6 +47,8 @@ class Layout(ABC):
 
     keeps_f16: ClassVar[bool] = True
     """Whether an F16 model's embeddings stay F16; else everything in floating point becomes BF16."""
+    mxfp4: ClassVar[bool] = False
+    """Whether it has stacks of experts in MXFP4, and all else in floating point."""
 
     def __init__(self, contents: Contents) -> None:
         self.contents = contents
@@ -53,7 +56,7 @@ class Layout(ABC):
         for name, vector in contents.vectors.items():
             self._add_vector(name, vector)
         for name, matrix in contents.floats.items():
-            spec = SafetensorsSpec(name, contents.dtype.name, matrix.shape)
+            spec = SafetensorsSpec(name, contents.dtype.name, matrix.float_shape)
             self.tasks.append(Task((spec,), matrix.as_float(contents.dtype)))
         self.group_of: dict[str, Hashable] = {}
         """Of each step that quantizes: those with the same share a scale."""
@@ -98,7 +101,7 @@ class Layout(ABC):
         )
 
     def _add_codes(self, matrix: Matrix, step: Step, name: str) -> None:
-        rows, columns = matrix.shape
+        columns = matrix.source.columns
 
         def split(blocks: Bytes) -> tuple[Bytes, Bytes]:
             codes, scales = unpack_modelopt(blocks, matrix.name)
@@ -107,8 +110,8 @@ class Layout(ABC):
             ]  # without what fills up the last block
 
         specs = (
-            SafetensorsSpec(f"{matrix.module}.{name}", "U8", (rows, columns // 2)),
-            SafetensorsSpec(f"{matrix.module}.weight_scale", "F8_E4M3", (rows, columns // GROUP)),
+            SafetensorsSpec(f"{matrix.module}.{name}", "U8", matrix.shaped(columns // 2)),
+            SafetensorsSpec(f"{matrix.module}.weight_scale", "F8_E4M3", matrix.shaped(columns // GROUP)),
         )
         pieces = Pieces(tuple(spec.name for spec in specs), (columns // 2, columns // GROUP), split)
         self.tasks.append(Task(specs, step, pieces))
@@ -188,8 +191,44 @@ class CompressedTensors(Layout):
         }
 
 
+class Mxfp4(Layout):
+    """gpt-oss' own: its experts in MXFP4 (`X_blocks`, `X_scales`), all else in BF16."""
+
+    keeps_f16 = False
+    mxfp4 = True
+
+    def __init__(self, contents: Contents) -> None:
+        super().__init__(contents)
+        for name, stack in contents.packed.items():
+            matrix = replace(stack, transposed=False)  # the codes are [out, in]
+            carried = matrix.holds(MXFP4)
+            self.carried_over += carried
+            self._add_linear(matrix, matrix.copied() if carried else matrix.as_float(MXFP4))
+            self.group_of[name] = name
+
+    def _add_linear(self, matrix: Matrix, step: Step) -> None:
+        groups, codes = matrix.source.columns // MXFP4.block, MXFP4.block // 2
+        shape = matrix.shaped(groups)
+        specs = (
+            SafetensorsSpec(f"{matrix.name}_blocks", "U8", (*shape, codes)),
+            SafetensorsSpec(f"{matrix.name}_scales", "U8", shape),
+        )
+        pieces = Pieces(tuple(spec.name for spec in specs), (groups * codes, groups), unpack_mxfp4)
+        self.tasks.append(Task(specs, step, pieces))
+
+    def quantization_config(self) -> dict[str, Any]:
+        return {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": self.contents.unquantized_modules(),
+        }
+
+
 #: By the names that users give them.
-LAYOUTS: dict[str, type[Layout]] = {"modelopt": ModelOpt, "compressed-tensors": CompressedTensors}
+LAYOUTS: dict[str, type[Layout]] = {
+    "modelopt": ModelOpt,
+    "compressed-tensors": CompressedTensors,
+    "mxfp4": Mxfp4,
+}
 
 
 def _producer() -> dict[str, str]:
