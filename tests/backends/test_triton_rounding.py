@@ -22,7 +22,8 @@ from loragraft.quants.feedback import Moments, Schedule, prepare
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import BY_NAME
-from loragraft.streaming.calibrated import Calibration, round_layers
+from loragraft.streaming.calibrated import round_layers
+from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.model_writer import write_model
 from loragraft.streaming.moments import InputMoments, input_moments
 from loragraft.streaming.options import QuantizeOptions

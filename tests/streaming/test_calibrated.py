@@ -19,9 +19,10 @@ from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.quants.filetypes import file_type
-from loragraft.streaming import calibrated
-from loragraft.streaming.calibrated import Calibration, CalibrationReport, round_layers
-from loragraft.streaming.held_out import HeldOut, HeldOutLoss
+from loragraft.streaming import calibrated, rounding_site
+from loragraft.streaming.calibrated import round_layers
+from loragraft.streaming.calibration import Calibration, CalibrationReport
+from loragraft.streaming.held_out import HeldOutLoss
 from loragraft.streaming.model_writer import write_model
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import WritePlan, plan_quantize
@@ -135,17 +136,17 @@ def test_a_run_that_was_stopped_is_continued_to_the_same_bytes(
 ) -> None:
     model = source(tmp_path, "llama")
     written(model, tmp_path / "whole.gguf", text())
-    real = calibrated._Rounding._matrix
+    real = rounding_site._Rounder._rows
     rounded: list[str] = []
     last = 10
 
-    def counting(self: Any, step: Any, *rest: Any) -> Any:
-        rounded.append(step.name)
+    def counting(self: Any, job: Any, *rest: Any) -> Any:
+        rounded.append(job.name)
         if len(rounded) == last:
             raise KeyboardInterrupt
-        return real(self, step, *rest)
+        return real(self, job, *rest)
 
-    monkeypatch.setattr(calibrated._Rounding, "_matrix", counting)
+    monkeypatch.setattr(rounding_site._Rounder, "_rows", counting)
     with monkeypatch.context() as killed:
         # A kill leaves the temporary file and its journal, which an exception would remove.
         killed.setattr(OutputFile, "discard", OutputFile._close)
@@ -208,7 +209,7 @@ def test_a_matrix_that_does_worse_on_other_windows_falls_back(
 ) -> None:
     """Feedback under moments that have nothing to do with the inputs."""
     model = source(tmp_path, "llama")
-    real = calibrated.input_moments
+    real = calibrated.whole_moments
 
     def misled(*arguments: Any) -> Any:
         moments = real(*arguments)
@@ -217,7 +218,7 @@ def test_a_matrix_that_does_worse_on_other_windows_falls_back(
             moments.sums[0] = odd @ odd.T
         return moments
 
-    monkeypatch.setattr(calibrated, "input_moments", misled)
+    monkeypatch.setattr(calibrated, "whole_moments", misled)
     how = Calibration(text(), held_out=held_out())
     report = written(model, tmp_path / "out.gguf", text(), calibration=how)
     assert report.nearest == {"blk.1.ffn_down.weight": "feedback does no better on windows held out"}
@@ -241,7 +242,7 @@ def test_a_run_that_goes_on_tells_it_too(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as killed:
         killed.setattr(OutputFile, "discard", OutputFile._close)
-        killed.setattr(HeldOut, "losses", stop)
+        killed.setattr(calibrated, "losses_of", stop)
         with pytest.raises(KeyboardInterrupt):
             written(model, tmp_path / "out.gguf", text(), calibration=how)
     again = written(model, tmp_path / "out.gguf", text(), resume=True, calibration=how)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loragraft.quants.types import BY_NAME
-from loragraft.streaming.calibrated import Calibration
 from loragraft.streaming.calibrated_costs import calibrated_costs
+from loragraft.streaming.calibration import Calibration
 from streaming.test_calibrated import NATIVE, plan_of, source, text, written
 
 Q4_0, Q8_0 = BY_NAME["Q4_0"], BY_NAME["Q8_0"]

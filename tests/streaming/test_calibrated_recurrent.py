@@ -9,8 +9,8 @@ import pytest
 
 from archs.test_hf_configs import write
 from loragraft.opening import open_model
-from loragraft.streaming.calibrated import Calibration
 from loragraft.streaming.calibrated_costs import calibrated_costs
+from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.layers import Layers
 from loragraft.streaming.walk import Walk
 from streaming.test_calibrated import NATIVE, plan_of, text, written

@@ -14,7 +14,7 @@ from loragraft.backends.gradients import Tape
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.graph.ops import Op
 from loragraft.streaming import output_gradients
-from loragraft.streaming.calibrated import Calibration
+from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.layers import Layers
 from loragraft.streaming.output_gradients import Gradients, draw
 from small_models import VOCAB, small_model

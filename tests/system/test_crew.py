@@ -40,6 +40,9 @@ class Here(Crew):
                 news.append(Done(worker, parts.popleft() ** 2))
         return news
 
+    def dismiss(self, worker: Hashable) -> None:
+        del self.given[worker]
+
     def close(self) -> None: ...
 
 

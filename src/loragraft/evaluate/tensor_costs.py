@@ -21,8 +21,8 @@ from loragraft.quants.allocation import Choice
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.mixes import fitting, needs_importance
 from loragraft.quants.types import QuantType
-from loragraft.streaming.calibrated import Calibration
 from loragraft.streaming.calibrated_costs import calibrated_costs
+from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.model_writer import write_model
 from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize

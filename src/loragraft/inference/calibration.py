@@ -24,6 +24,7 @@ from loragraft.units import count_text, plural
 
 if TYPE_CHECKING:
     from loragraft.streaming.plan import WritePlan
+    from loragraft.streaming.spreading import Spreading
     from loragraft.streaming.writing import WholeTensors
 
 #: Tokens of a window.
@@ -71,7 +72,14 @@ def _spread(numbers: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
 
 
 def calibrated(
-    model: ModelSource, plan: WritePlan, options: QuantizeOptions, *, threads: int, progress: Noted
+    model: ModelSource,
+    plan: WritePlan,
+    options: QuantizeOptions,
+    *,
+    threads: int,
+    spread: Spreading | None = None,
+    replan: Callable[[], WritePlan],
+    progress: Noted,
 ) -> tuple[Callable[[WholeTensors], None], bytes]:
     """What rounds the layers of `plan` on the text that the options name, before the rest is written; and what of the
     text decides the bytes. Raises QuantizeError where there is nothing to round."""
@@ -81,6 +89,13 @@ def calibrated(
             "there is nothing to calibrate",
             found=f"type {plan.target}",
             expected="a quantized type",
+        )
+    if spread is not None and options.calibrate_device != "cpu":
+        raise QuantizeError(
+            "calibrate_device",
+            "is of one machine, and workers round on their processors",
+            found=options.calibrate_device,
+            hint="leave one of --workers and --calibrate-device out",
         )
     windows, kept_back = calibration_windows(model, options.calibrate, options.calibrate_windows)
     held_out = {"the text that were held out": kept_back}
@@ -92,11 +107,15 @@ def calibrated(
 
     def first(tensors: WholeTensors) -> None:
         from loragraft.backends.cpu.program import NativeBackend
-        from loragraft.streaming.calibrated import Calibration, round_layers
+        from loragraft.streaming.calibrated import Hands, round_layers
+        from loragraft.streaming.calibration import Calibration
 
         how = Calibration(windows, held_out=held_out)
+        hands = None if spread is None else Hands(spread.crew, replan, spread.threads)
         with naming(model.path), using(accelerator):
-            report = round_layers(plan, how, NativeBackend(), tensors, threads=threads, progress=progress)
+            report = round_layers(
+                plan, how, NativeBackend(), tensors, threads=threads, hands=hands, progress=progress
+            )
         for note in report.notes():
             progress.note(note)
 

@@ -4,97 +4,64 @@ The hidden states of all windows go through the model together. Before each prod
 moments are summed, its weights are rounded with feedback under them and written, and the windows go on through the
 rounded ones. So each later product sees what the earlier ones have become. Only one layer's weights and one product's
 moments are in memory.
+
+The windows, and the matrices of a product, are shared out over the places of a team (`streaming.rounding_site`); a
+machine that works alone has one place. Sums are added in an order of their own (`streaming.tree`), so the bytes are the
+same for any team.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from loragraft.arrays import Bytes, Floats, Ids
+from loragraft.arrays import Bytes, Floats
 from loragraft.backends.gradients import missing
 from loragraft.backends.program import Backend
-from loragraft.errors import QuantizeError, naming
 from loragraft.graph.ops import Graph
 from loragraft.progress import SILENT, Progress
-from loragraft.quants import feedback, native, rounding
-from loragraft.quants.types import QuantType
-from loragraft.streaming.held_out import HeldOut, HeldOutLoss, output_error
+from loragraft.streaming.calibration import Calibration, CalibrationReport, MatrixCost
+from loragraft.streaming.held_out import HeldOutState, losses_of
 from loragraft.streaming.layers import Layers, multiplied
-from loragraft.streaming.moments import InputMoments, input_moments
-from loragraft.streaming.output_gradients import Gradients, groups
+from loragraft.streaming.moments import LEAF, InputMoments, whole_moments
+from loragraft.streaming.output_gradients import Gradients, at_a_time, groups, spans
 from loragraft.streaming.plan import WritePlan
-from loragraft.streaming.steps import Step
-from loragraft.streaming.walk import Walk
-from loragraft.streaming.writing import WholeTensors
+from loragraft.streaming.rounding_site import (
+    Enter,
+    Job,
+    Leave,
+    Left,
+    NextProduct,
+    Reached,
+    Replan,
+    Round,
+    RoundedRows,
+    Site,
+    SiteMaker,
+    is_rounded,
+    reason_of,
+)
+from loragraft.streaming.walk import products_of
+from loragraft.streaming.writing import WholeTensors, steps_digest
 from loragraft.system.memory import give_back
-from loragraft.system.threads import in_threads
-from loragraft.units import plural
+from loragraft.system.workers.crew import Crew
+from loragraft.system.workers.team import Alone, Placed, Team
 
-#: Tokens for each column that moments need to be trusted as they are; with fewer, damping grows.
-ENOUGH = 4
-#: An expert that fewer tokens than this for each of its columns reached is rounded to nearest.
-FEWEST = 0.25
-#: The part of plain second moments in those of values, which attention mixes.
-APART = 0.3
+#: A window that is held out takes as long as so many others: it goes through each layer three times.
+JUDGING = 2
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """The text to round on: `windows` int32 [n, tokens], each read on its own. `gradients`: whether a token counts by
-    the gradient at a layer's outputs, and outputs by theirs (`streaming.output_gradients`); `plain`: the part of the
-    second moments in which all tokens count alike. `folder`: where files without a name may be."""
+class Hands:
+    """Workers to round with: `replan` makes in each of them the plan that the driver made; each has `threads`."""
 
-    windows: Ids
-    damping: float = feedback.DAMPING
-    gradients: bool = True
-    plain: float = 0.1
-    output_damping: float = feedback.OUTPUT_DAMPING
-    every: int = 2
-    """Gradients are those of every so manyth window."""
-    held_out: Mapping[str, Ids] = field(default_factory=dict)
-    """Windows of other text, or of other parts of this one, to judge by; of the same length."""
-    folder: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixCost:
-    """What rounding a matrix costs its outputs, in squares: to nearest, and as it was done. On windows held out, or, if
-    there are none, on the text."""
-
-    name: str
-    nearest: float
-    cost: float
-
-
-@dataclass
-class CalibrationReport:
-    """`costs`: of every matrix that was rounded with feedback; `nearest`: names of those that were not, and why."""
-
-    costs: list[MatrixCost] = field(default_factory=list)
-    nearest: dict[str, str] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-    held_out: list[HeldOutLoss] = field(default_factory=list)
-
-    def notes(self) -> list[str]:
-        """What the user should know."""
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.nearest.items():
-            reasons.setdefault(reason, []).append(name)
-        worse = [
-            f"on {loss.label} this is worse than rounding to nearest: calibrate on more text, or on text like it too"
-            for loss in self.held_out
-            if loss.kl > loss.nearest
-        ]
-        return [*self.remarks, *map(str, self.held_out), *worse] + [
-            f"{plural(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} rounded to nearest: {reason} "
-            f"({', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''})"
-            for reason, names in reasons.items()
-        ]
+    crew: Crew
+    replan: Replan
+    threads: int
 
 
 def round_layers(
@@ -104,33 +71,53 @@ def round_layers(
     tensors: WholeTensors,
     *,
     threads: int,
+    hands: Hands | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationReport:
-    """Round the linear layers of `plan` on the text; they are written to `tensors`.
+    """Round the linear layers of `plan` on the text; they are written to `tensors`. With `hands` the workers do it.
 
-    Raises QuantizeError, and LoragraftError for activations that are not finite.
+    Raises QuantizeError, and LoragraftError for activations that are not finite, and for workers that keep dying.
     """
-    return _Rounding(plan, calibration, backend, tensors, threads, progress).run()
+    layers = Layers(plan, backend, threads)
+    with _team(layers, plan, calibration, backend, hands, progress) as team:
+        return _Rounding(layers, calibration, team, tensors, progress).run()
 
 
-def together(mixed: Floats, plain: Floats) -> Floats:
-    """Second moments of what attention mixes, and, in the part `APART`, of what it mixes."""
-    share = np.float32((1 - APART) * np.trace(plain) / np.trace(mixed))
-    return np.asarray(share * mixed + np.float32(APART) * plain)
+@contextmanager
+def _team(
+    layers: Layers,
+    plan: WritePlan,
+    calibration: Calibration,
+    backend: Backend,
+    hands: Hands | None,
+    progress: Progress,
+) -> Iterator[Team]:
+    if hands is None:
+        yield Alone(Site(layers, calibration))
+        return
+    make = SiteMaker(
+        hands.replan,
+        steps_digest(plan.steps),
+        {step.name: step.scales for step in plan.steps if step.scales is not None},
+        replace(calibration, folder=None),
+        backend,
+        hands.threads,
+        os.getcwd(),
+    )
+    team = Placed(hands.crew, make)
+    yield team
+    team.close()
+    if team.lost:
+        progress.note(f"{team.lost} of the workers died; what they were doing was done again")
 
 
-Job = tuple[str, int]
-"""A weight, and which of its matrices."""
+@dataclass
+class _Product:
+    """What has become of the weights of a product, by name; `nearest`: of all products of the slice so far, if windows
+    are held out."""
 
-
-@dataclass(frozen=True, slots=True)
-class _RoundedMatrix:
-    """Its rows, and rounded to nearest; why that is what they are, or what both cost."""
-
-    data: Bytes
-    nearest: Bytes
-    reason: str | None = None
-    cost: tuple[float, float] | None = None
+    rows: dict[str, Bytes] = field(default_factory=dict)
+    nearest: dict[str, Bytes] = field(default_factory=dict)
 
 
 class _Rounding:
@@ -138,21 +125,21 @@ class _Rounding:
 
     def __init__(
         self,
-        plan: WritePlan,
+        layers: Layers,
         calibration: Calibration,
-        backend: Backend,
+        team: Team,
         tensors: WholeTensors,
-        threads: int,
         progress: Progress,
     ) -> None:
-        self.layers = Layers(plan, backend, threads)
-        self.steps = self.layers.steps
+        self.layers, self.steps = layers, layers.steps
         self.calibration, self.tensors = calibration, tensors
-        self.threads, self.progress = threads, progress
+        self.team, self.progress = team, progress
         self.report = CalibrationReport()
         self.gradients: Gradients | None = None
-        held = {label: windows for label, windows in calibration.held_out.items() if len(windows)}
-        self.held_out = HeldOut(self.layers, held) if held else None
+        held = sum(map(len, calibration.judged.values()))
+        self.spans = spans(calibration.windows, LEAF, team.size, JUDGING * held)
+        self.judge = team.size - 1 if held else None
+        """The place whose windows those that are held out go along with."""
 
     def run(self) -> CalibrationReport:
         if not self.calibration.gradients:
@@ -165,281 +152,182 @@ class _Rounding:
             )
             return self._run_layers()
         how = self.calibration
-        with Gradients(self.layers, how.windows, how.folder, every=how.every) as self.gradients:
+        with Gradients(
+            self.layers, how.windows, how.folder, every=how.every, team=self.team
+        ) as self.gradients:
             self.gradients.measure(self.progress)
             return self._run_layers()
 
     def _run_layers(self) -> CalibrationReport:
-        layers, windows = self.layers.count, self.calibration.windows
+        layers = self.layers.count
         self.progress.start("Calibrating", layers + 1)
-        hidden: Floats | None = None
+        left = [
+            Left(None, HeldOutState() if place == self.judge else None) for place in range(self.team.size)
+        ]
         for layer in range(layers + 1):
-            part, last = self.layers.part(layer), layer == layers
-            weights = self.layers.weights(part)
-            if self.held_out is not None:
-                self.held_out.enter(part, weights, last=last)
-            self._round_embeddings(part, weights)
-            walk = Walk(part, weights, windows, hidden, self.threads)
-            usual = self._taken_over(part, weights)
-            if usual is None:
-                usual = self._round_slice(part, weights, walk, last=last)
-            if not last:
-                hidden = walk.output()
-            del walk
-            if self.held_out is not None:
-                self.held_out.leave(part, weights, last=last)
-                for name, rows in usual.items():
-                    step = self.steps[name]
-                    weights[name] = self._meaning(step, rows).reshape(step.source.shape)
-                self.held_out.leave_nearest(part, weights, last=last)
-            weights.clear()  # before the next slice is read
+            part = self.layers.part(layer)
+            earlier = self._earlier(part)
+            self._enter(layer, part, left, earlier)
+            product = _Product()
+            for names in products_of(part) if earlier is None else ():
+                if any(map(self._is_rounded, names)):
+                    product = self._product(names, product)
+            messages = [
+                Leave(product.rows, product.nearest if place == self.judge else {})
+                for place in range(self.team.size)
+            ]
+            left = self.team.step(messages)
             give_back()
             self.progress.advance(1)
-        if self.held_out is not None:
-            self.report.held_out = self.held_out.losses()
+        if self.judge is not None:
+            state = left[self.judge].held_out
+            assert state is not None
+            self.report.held_out = losses_of(self.calibration.judged, state)
         return self.report
 
-    def _round_slice(
-        self, part: Graph, weights: dict[str, Floats], walk: Walk, *, last: bool
-    ) -> dict[str, Bytes]:
-        """Round the weights of a slice, product by product, in `weights` too, where they stay until they have been
-        gone through. Returns what rounding to nearest makes of them."""
-        counting = {} if self.gradients is None else self.gradients.counting(part, self.calibration.plain)
-        usual: dict[str, Bytes] = {}
-        while (product := walk.product()) is not None:
-            held = {} if self.held_out is None else self.held_out.inputs(part, weights)
-            for name in () if last else usual.keys() & weights.keys() & walk.passed():
-                del weights[name]
-            if not any(map(self._is_rounded, product.names)):
-                continue
-            shape = weights[product.names[0]].shape
-            experts = shape[0] if len(shape) == 3 else 1
-            moments = input_moments(product, counting, experts, self.threads)
-            usual |= self._round(weights, moments, held)
-            del moments, product, held
-            give_back()
-        return usual
-
-    def _round_embeddings(self, part: Graph, weights: dict[str, Floats]) -> None:
-        """Weights that nothing is multiplied by here become what rounding to nearest makes of them: that is how they
-        are written, but for an embedding that is the output as well, where it comes near."""
-        for name in set(part.tensors) - set(multiplied(part)):
-            if self._is_rounded(name) and weights[name].ndim == 2:
-                step = self.steps[name]
-                importance = None if step.importance is None else step.importance[0]
-                weights[name] = self._meaning(step, native.quantize(weights[name], step.type, importance))
-
-    def _taken_over(self, part: Graph, weights: dict[str, Floats]) -> dict[str, Bytes] | None:
-        """If an earlier run has rounded this slice, `weights` become what it wrote; what rounding to nearest makes of
-        them."""
-        names = [name for name in multiplied(part) if self._is_rounded(name)]
-        if not all(self.tensors.holds(self.steps[name]) for name in names):
-            return None
-        usual: dict[str, Bytes] = {}
-        for name in names:
-            step, shape = self.steps[name], self.steps[name].source.shape
-            if self.held_out is not None:
-                # The importance is not known any more: without one.
-                stack = weights[name].reshape(-1, *weights[name].shape[-2:])
-                usual[name] = np.concatenate(
-                    [
-                        _nearest(w, step, np.zeros(w.shape[1], np.float32), _scale(step, m))
-                        for m, w in enumerate(stack)
-                    ]
+    def _enter(
+        self, layer: int, part: Graph, left: Sequence[Left], earlier: Mapping[str, Bytes] | None
+    ) -> None:
+        """Have all places begin with a slice, with what has `left` the last one."""
+        how, length = self.calibration, self.calibration.windows.shape[1]
+        counting = {} if self.gradients is None else self.gradients.counting(part, how.plain)
+        alone = sum(map(bool, self.spans)) == 1
+        messages = []
+        for span, last in zip(self.spans, left, strict=True):
+            rows = slice(span.start * length, span.stop * length)
+            messages.append(
+                Enter(
+                    layer,
+                    span,
+                    last.hidden,
+                    {name: counts[rows] for name, counts in counting.items()},
+                    None if alone else span.start // (LEAF * at_a_time(length)),
+                    last.held_out,
+                    earlier or {},
                 )
-            weights[name] = self._meaning(step, self.tensors.earlier(step)).reshape(shape)
-        return usual
+            )
+        self.team.forget()
+        self.team.step(messages)
+        for place, message in enumerate(messages):
+            self.team.remember(place, message)
+
+    def _earlier(self, part: Graph) -> dict[str, Bytes] | None:
+        """What an earlier run wrote of this slice, if it wrote all."""
+        steps = [self.steps[name] for name in multiplied(part) if self._is_rounded(name)]
+        if not all(map(self.tensors.holds, steps)):
+            return None
+        return {step.name: self.tensors.earlier(step) for step in steps}
 
     # ---- rounding ----
 
-    def _round(
-        self, weights: dict[str, Floats], moments: InputMoments, held: Mapping[str, Floats]
-    ) -> dict[str, Bytes]:
-        """Round the weights that share an input, write them, and put what they have become into `weights`. `held`:
-        inputs to judge matrices on. Returns what rounding to nearest makes of them."""
+    def _product(self, names: tuple[str, ...], last: _Product) -> _Product:
+        """Round the weights of a product, behind the `last` one, and write them."""
+        message = NextProduct(names, last.rows)
+        reached: list[Reached] = self.team.step([message] * self.team.size)
+        for place in range(self.team.size):
+            self.team.remember(place, replace(message, summed=False))
+        held = {} if self.judge is None else reached[self.judge].held
+        moments = whole_moments([one.sums for one in reached if one.sums is not None])
+        del reached
         jobs = [
-            (name, m) for name in moments.names if self._is_rounded(name) for m in range(len(moments.counts))
+            Job(name, matrix, group)
+            for name in names
+            if self._is_rounded(name)
+            for matrix in range(len(moments.counts))
+            for group in range(len(groups(self.steps[name].matrix_rows)))
         ]
-        prepared = self._prepared(jobs, moments)
-        # The rows of a large matrix without output moments are shared out over the threads, other matrices are.
-        threads = self.threads if len(jobs) == 1 else 1
+        found = self._rounded(jobs, moments, held)
+        product = _Product({}, last.nearest)
+        for name in dict.fromkeys(job.name for job in jobs):
+            self._report(name, jobs, found)
+            parts = [found[job] for job in jobs if job.name == name]
+            product.rows[name] = np.concatenate([part.data for part in parts])
+            if self.judge is not None:
+                product.nearest[name] = np.concatenate([p.nearest for p in parts if p.nearest is not None])
+            self.tensors.write(self.steps[name], product.rows[name])
+        return product
 
-        def rounded(job: Job) -> _RoundedMatrix:
-            name, m = job
-            w = weights[name].reshape(-1, *weights[name].shape[-2:])[m]
-            return self._matrix(self.steps[name], w, m, moments, prepared, held.get(name), threads)
-
-        results = in_threads(rounded, jobs, self.threads if threads == 1 else 1)
-        rows: dict[str, list[_RoundedMatrix]] = {}
-        for (name, m), result in zip(jobs, results, strict=True):
-            rows.setdefault(name, []).append(result)
-            label = name if len(moments.counts) == 1 else f"{name}[{m}]"
-            if result.reason is not None:
-                self.report.nearest[label] = result.reason
-            elif result.cost is not None:
-                self.report.costs.append(MatrixCost(label, *result.cost))
-        for name, parts in rows.items():
-            step, shape = self.steps[name], self.steps[name].source.shape
-            data = np.concatenate([part.data for part in parts])
-            del weights[name]  # before what it has become takes as much memory
-            weights[name] = self._meaning(step, data).reshape(shape)
-            self.tensors.write(step, data)
-        return {name: np.concatenate([part.nearest for part in parts]) for name, parts in rows.items()}
-
-    def _prepared(self, jobs: Sequence[Job], moments: InputMoments) -> dict[Job, feedback.Moments]:
-        """The moments of the inputs of `jobs`, made ready for their types' grids; their sums are given up for them."""
-        mixed = {} if self.gradients is None else {name: self.gradients.mixed(name) for name, _ in jobs}
-        keys = {
-            (name, m): (
-                rounding.sub_of(self.steps[name].type),
-                m,
-                name if mixed.get(name) is not None else "",
+    def _rounded(
+        self, jobs: Sequence[Job], moments: InputMoments, held: Mapping[str, Floats]
+    ) -> dict[Job, RoundedRows]:
+        """What the places make of the jobs; the sums of `moments` are given up for it."""
+        mixed: dict[str, Floats] = {}
+        outputs: dict[tuple[str, int], Floats] = {}
+        for name in dict.fromkeys(job.name for job in jobs) if self.gradients is not None else ():
+            assert self.gradients is not None
+            if (own_mixed := self.gradients.mixed(name)) is not None:
+                mixed[name] = own_mixed
+            own = self.gradients.of(name)
+            outputs |= {(name, group): g for group, g in enumerate(own.moments if own is not None else ())}
+        given = self._shared_out(jobs)
+        messages: list[Round | None] = []
+        for own_jobs in given:
+            summed = sorted(
+                {
+                    job.matrix
+                    for job in own_jobs
+                    if reason_of(self.steps[job.name], moments, job.matrix) is None
+                }
             )
-            for name, m in jobs
-            if self._reason(self.steps[name], moments, m) is None
+            names = {job.name for job in own_jobs}
+            whole = len(given) == 1
+            messages.append(
+                Round(
+                    own_jobs,
+                    moments if whole else replace(moments, sums=moments.sums[summed]),
+                    range(len(moments.counts)) if whole else summed,
+                    {name: own for name, own in mixed.items() if name in names},
+                    {
+                        (j.name, j.group): outputs[j.name, j.group]
+                        for j in own_jobs
+                        if (j.name, j.group) in outputs
+                    },
+                    {name: x for name, x in held.items() if name in names},
+                    self.judge is not None,
+                )
+                if own_jobs
+                else None
+            )
+        del mixed, outputs
+        if len(given) > 1:
+            moments.forget_sums()
+        results = self.team.step(messages)
+        return {
+            job: rows
+            for own_jobs, own_rows in zip(given, results, strict=True)
+            for job, rows in zip(own_jobs, own_rows or (), strict=True)
         }
-        wanted = {key: name for (name, _), key in keys.items()}
 
-        def arranged(key: tuple[int, int, str]) -> feedback.ArrangedMoments:
-            with naming(wanted[key]):
-                h, tokens = moments.sums[key[1]], int(moments.counts[key[1]])
-                damping = self.calibration.damping * max(1.0, ENOUGH * len(h) / tokens)
-                own = mixed.get(key[2])
-                return feedback.arranged(h if own is None else together(own, h), key[0], damping)
+    def _shared_out(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """The jobs of each place: the largest ones first, each to the one that has least to do."""
+        given: list[list[Job]] = [[] for _ in range(self.team.size)]
+        load = [0] * self.team.size
+        sizes = {name: self.steps[name].source.columns for name in {job.name for job in jobs}}
+        for job in sorted(jobs, key=lambda job: -self._rows_of(job) * sizes[job.name]):
+            place = load.index(min(load))
+            load[place] += self._rows_of(job) * sizes[job.name]
+            given[place].append(job)
+        order = {job: number for number, job in enumerate(jobs)}
+        return [sorted(own, key=order.__getitem__) for own in given]
 
-        def factored(found: tuple[str, feedback.ArrangedMoments]) -> feedback.Moments:
-            with naming(found[0]):
-                return found[1].factored(self.threads if len(wanted) == 1 else 1)
+    def _rows_of(self, job: Job) -> int:
+        span = groups(self.steps[job.name].matrix_rows)[job.group]
+        return int(span.stop - span.start)
 
-        all_arranged = in_threads(arranged, wanted, self.threads)
-        moments.forget_sums()
-        ready = in_threads(factored, zip(wanted.values(), all_arranged, strict=True), self.threads)
-        found = dict(zip(wanted, ready, strict=True))
-        return {job: found[key] for job, key in keys.items()}
+    def _report(self, name: str, jobs: Sequence[Job], found: Mapping[Job, RoundedRows]) -> None:
+        """Tell of the matrices of a weight."""
+        matrices = dict.fromkeys(job.matrix for job in jobs if job.name == name)
+        for matrix in matrices:
+            label = name if len(matrices) == 1 else f"{name}[{matrix}]"
+            parts = [found[job] for job in jobs if (job.name, job.matrix) == (name, matrix)]
+            costs = [part.cost for part in parts if part.cost is not None]
+            if parts[0].reason is not None:
+                self.report.nearest[label] = parts[0].reason
+            elif not costs:
+                self.report.nearest[label] = "feedback does no better on windows held out"
+            else:
+                nearest, cost = np.sum(costs, axis=0).tolist()
+                self.report.costs.append(MatrixCost(label, nearest, cost))
 
     def _is_rounded(self, name: str) -> bool:
-        step = self.steps.get(name)
-        return step is not None and not step.copies and step.type.is_quantized
-
-    def _meaning(self, step: Step, data: Bytes) -> Floats:
-        """The weights that rows mean, scaled. Raises QuantizeError if they are not finite."""
-        values = native.dequantize(data, step.type)
-        if step.scales is not None:
-            values.reshape(len(step.scales), -1)[:] *= step.scales[:, None]
-        if not np.isfinite(values).all():
-            raise QuantizeError(
-                step.name,
-                f"has weights that {step.type} cannot hold",
-                hint=f"keep the tensor in F32: --tensor-type {step.name}=F32",
-            )
-        return values
-
-    def _matrix(
-        self,
-        step: Step,
-        w: Floats,
-        matrix: int,
-        moments: InputMoments,
-        prepared: Mapping[Job, feedback.Moments],
-        held: Floats | None,
-        threads: int,
-    ) -> _RoundedMatrix:
-        """The rows of one matrix."""
-        importance, scale = moments.mean_squares[matrix], _scale(step, matrix)
-        usual = _nearest(w, step, importance, scale)
-        reason = self._reason(step, moments, matrix)
-        if reason is not None:
-            return _RoundedMatrix(usual, usual, reason)
-        own = None if self.gradients is None else self.gradients.of(step.name)
-        # Groups of rows, each with moments of its gradients, if there are any: what is made on the way is small then.
-        spans = groups(len(w))
-        moments_of = own.moments if own is not None and own.moments else [None] * len(spans)
-        data, costs = usual.copy(), []
-        with naming(step.name):
-            for span, g in zip(spans, moments_of, strict=True):
-                group = _Group(
-                    w[span],
-                    step.type,
-                    prepared[step.name, matrix],
-                    importance,
-                    None if g is None else feedback.prepare_outputs(g, self.calibration.output_damping),
-                    scale,
-                    threads,
-                )
-                data[span], cost = group.checked() if held is None else group.judged(held, usual[span])
-                costs.append(cost)
-        if all(cost is None for cost in costs):
-            return _RoundedMatrix(usual, usual, "feedback does no better on windows held out")
-        nearest, cost = np.sum([cost for cost in costs if cost is not None], axis=0).tolist()
-        return _RoundedMatrix(data, usual, cost=(nearest, cost))
-
-    def _reason(self, step: Step, moments: InputMoments, matrix: int) -> str | None:
-        """Why a matrix is rounded to nearest, if it is."""
-        if not rounding.supports(step.type):
-            return f"{step.type} has no grid"
-        if moments.counts[matrix] < FEWEST * moments.mean_squares.shape[1]:
-            return "too few tokens of the text reach them"
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows that are rounded together: `w` float32 [rows, cols]."""
-
-    w: Floats
-    type: QuantType
-    moments: feedback.Moments
-    importance: Floats
-    outputs: feedback.OutputFactor | None
-    scale: float
-    threads: int
-
-    def checked(self) -> tuple[Bytes, tuple[float, float] | None]:
-        """The rows, and what they cost on the text: to nearest, and so."""
-        rounded = self._rounded(self.outputs)
-        return rounded.data, (rounded.nearest, rounded.cost)
-
-    def judged(self, held: Floats, usual: Bytes) -> tuple[Bytes, tuple[float, float] | None]:
-        """What is nearer on inputs that were held out than `usual`, or that, without costs."""
-        nearest = self._error(usual, held)
-        if self.outputs is not None:
-            data = rounding.round_for_outputs(
-                self.w,
-                self.type,
-                self.moments,
-                self.importance,
-                self.outputs,
-                scale=self.scale,
-                threads=self.threads,
-            )
-            cost = self._error(data, held)
-            if cost < nearest:
-                return data, (nearest, cost)
-        data = self._rounded(None).data
-        cost = self._error(data, held)
-        return (data, (nearest, cost)) if cost < nearest else (usual, None)
-
-    def _rounded(self, outputs: feedback.OutputFactor | None) -> rounding.Rounded:
-        return rounding.round_matrix(
-            self.w,
-            self.type,
-            self.moments,
-            self.importance,
-            outputs=outputs,
-            scale=self.scale,
-            threads=self.threads,
-        )
-
-    def _error(self, rows: Bytes, held: Floats) -> float:
-        error = self.w - native.dequantize(rows, self.type) * np.float32(self.scale or 1)
-        return output_error(error, held, self.outputs)
-
-
-def _nearest(w: Floats, step: Step, importance: Floats, scale: float) -> Bytes:
-    known = importance if importance.any() else np.ones_like(importance)
-    return rounding.nearest(w, step.type, known, scale)
-
-
-def _scale(step: Step, matrix: int) -> float:
-    """The per-tensor scale of NVFP4, or 0."""
-    return 0.0 if step.scales is None else float(step.scales[matrix])
+        return is_rounded(self.steps.get(name))

@@ -22,11 +22,12 @@ from loragraft.errors import UnsupportedError, naming
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.types import QuantType
-from loragraft.streaming.calibrated import Calibration, together
+from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import InputMoments, input_moments
 from loragraft.streaming.output_gradients import MIXED, Gradients
 from loragraft.streaming.plan import WritePlan
+from loragraft.streaming.rounding_site import together
 from loragraft.streaming.walk import Walk
 from loragraft.system.threads import in_threads
 

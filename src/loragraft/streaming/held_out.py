@@ -7,7 +7,7 @@ three layer by layer beside the calibration.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -43,38 +43,47 @@ class HeldOutLoss:
         )
 
 
-class HeldOut:
-    """`texts`: windows int32 [n, length] by label, all of one length; matrices are judged on the first text's.
+@dataclass
+class HeldOutState:
+    """Before a slice: hidden states [n * length, d] of the windows, by the model as it was, as it is rounded and
+    as it would be; after the last slice, the divergences [n, length / 2] of the other two from the first."""
 
-    Of each slice: `enter`, `inputs` of its products one after another, `leave`, `leave_nearest`.
+    true: Floats | None = None
+    rounded: Floats | None = None
+    nearest: Floats | None = None
+    found: dict[str, list[Divergences]] = field(default_factory=dict)
+
+
+class HeldOut:
+    """`texts`: windows int32 [n, length] by label, all of one length; matrices are judged on the first text's. `state`:
+    how they come to a slice, and then how they leave it.
+
+    Of the slice: `enter`, `inputs` of its products one after another, `leave`, `leave_nearest`.
     """
 
-    def __init__(self, layers: Layers, texts: Mapping[str, Ids]) -> None:
+    def __init__(self, layers: Layers, texts: Mapping[str, Ids], state: HeldOutState) -> None:
         self._layers, self._texts = layers, texts
         self._windows = np.concatenate(list(texts.values()))
         self._judges = len(next(iter(texts.values())))
-        self._true: Floats | None = None
-        self._rounded: Floats | None = None
-        self._nearest: Floats | None = None
+        self.state = state
         self._walk: Walk | None = None
         self._wanted: list[Floats] = []
-        self._found: dict[str, list[Divergences]] = {"rounded": [], "nearest": []}
 
     def enter(self, part: Graph, weights: Mapping[str, Floats], *, last: bool) -> None:
         """Go through a slice with its weights as they were."""
         if last:
-            self._wanted = list(self._predictions(part, weights, self._true))
+            self._wanted = list(self._predictions(part, weights, self.state.true))
         else:
-            self._true = self._layers.run(part, weights, self._windows, self._true)
+            self.state.true = self._layers.run(part, weights, self._windows, self.state.true)
         self._walk = None
 
-    def inputs(self, part: Graph, weights: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Some of the inputs [rows, in] of the next product, where it is one of all tokens; what came before is
-        rounded."""
+    def inputs(self, part: Graph, weights: Mapping[str, Floats], names: tuple[str, ...]) -> dict[str, Floats]:
+        """Some of the inputs [rows, in] of the product of `names`, which is yet to come, where it is one of all tokens;
+        what came before is rounded."""
         if self._walk is None:
-            self._walk = Walk(part, weights, self._windows, self._rounded, self._layers.threads)
-        product = self._walk.product()
-        if product is None or product.ids is not None:
+            self._walk = Walk(part, weights, self._windows, self.state.rounded, self._layers.threads)
+        product = self._walk.product_of(names)
+        if product.ids is not None:
             return {}
         judges, rows = [], self._judges * self._windows.shape[1]
         for x in product.inputs:
@@ -85,33 +94,21 @@ class HeldOut:
     def leave(self, part: Graph, weights: Mapping[str, Floats], *, last: bool) -> None:
         """Go through the slice as it is rounded."""
         if last:
-            self._compare("rounded", part, weights, self._rounded)
+            self._compare("rounded", part, weights, self.state.rounded)
         elif self._walk is not None:
-            self._rounded = self._walk.output()
+            self.state.rounded = self._walk.output()
         else:
-            self._rounded = Walk(part, weights, self._windows, self._rounded, self._layers.threads).output()
+            self.state.rounded = Walk(
+                part, weights, self._windows, self.state.rounded, self._layers.threads
+            ).output()
         self._walk = None
 
     def leave_nearest(self, part: Graph, weights: Mapping[str, Floats], *, last: bool) -> None:
         """Go through the slice with its weights rounded to nearest."""
         if last:
-            self._compare("nearest", part, weights, self._nearest)
+            self._compare("nearest", part, weights, self.state.nearest)
         else:
-            self._nearest = self._layers.run(part, weights, self._windows, self._nearest)
-
-    def losses(self) -> list[HeldOutLoss]:
-        """Of each text, after the last slice."""
-        found, first = [], 0
-        for label, windows in self._texts.items():
-            ours, usual = (np.stack(values[first : first + len(windows)]) for values in self._found.values())
-            first += len(windows)
-            error = ours.std() / np.sqrt(max(ours.size - 1, 1))
-            if len(windows) > 1:  # tokens of one window go together
-                error = max(error, ours.mean(axis=1).std() / np.sqrt(len(windows) - 1))
-            found.append(
-                HeldOutLoss(label, len(windows), float(ours.mean()), float(error), float(usual.mean()))
-            )
-        return found
+            self.state.nearest = self._layers.run(part, weights, self._windows, self.state.nearest)
 
     def _predictions(
         self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None
@@ -126,7 +123,22 @@ class HeldOut:
 
     def _compare(self, way: str, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None) -> None:
         found = self._predictions(part, weights, hidden)
-        self._found[way] = [divergence(*both) for both in zip(self._wanted, found, strict=True)]
+        self.state.found[way] = [divergence(*both) for both in zip(self._wanted, found, strict=True)]
+
+
+def losses_of(texts: Mapping[str, Ids], state: HeldOutState) -> list[HeldOutLoss]:
+    """Of each text, after the last slice."""
+    found, first = [], 0
+    for label, windows in texts.items():
+        ours, usual = (
+            np.stack(state.found[way][first : first + len(windows)]) for way in ("rounded", "nearest")
+        )
+        first += len(windows)
+        error = ours.std() / np.sqrt(max(ours.size - 1, 1))
+        if len(windows) > 1:  # tokens of one window go together
+            error = max(error, ours.mean(axis=1).std() / np.sqrt(len(windows) - 1))
+        found.append(HeldOutLoss(label, len(windows), float(ours.mean()), float(error), float(usual.mean())))
+    return found
 
 
 def evenly(parts: Sequence[Floats], most: int) -> Floats:

@@ -64,9 +64,16 @@ class Walk:
         """Go on to the next product, and give its inputs; None if there is none."""
         if not self._products:
             return None
-        first = min(self._products)
+        return self.product_of(self._products[min(self._products)][2])
+
+    def product_of(self, names: tuple[str, ...]) -> Product:
+        """Go on to the product of `names`, one that `products_of` has and that is yet to come."""
+        while True:
+            first = min(self._products)
+            x, ids, own = self._products.pop(first)
+            if own == names:
+                break
         self._go(first)
-        x, ids, names = self._products.pop(first)
         inputs = [batch.values[x] for batch in self._batches]
         chosen = None if ids is None else [batch.values[ids] for batch in self._batches]
         return Product(names, inputs, chosen)
@@ -92,6 +99,12 @@ class Walk:
 
         in_threads(go, self._batches, self._threads)
         self._at = stop
+
+
+def products_of(part: Graph) -> list[tuple[str, ...]]:
+    """The weights of each product, in the order of a walk."""
+    found = _products(part)
+    return [found[first][2] for first in sorted(found)]
 
 
 def _products(part: Graph) -> dict[int, tuple[int, int | None, tuple[str, ...]]]:

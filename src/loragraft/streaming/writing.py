@@ -274,13 +274,25 @@ def _digest(files: Sequence[FilePlan], inputs: Iterable[Path], recipe: Iterable[
     for file in files:
         add(file.path.name)
         digest.update(file.layout.header)
-        for step in file.steps:
-            source = step.source
-            add(step.name, source.name, source.shape, source.type.name, step.type.name, step.through_f16)
-            for array in (step.importance, step.multiplier, step.scales):
-                digest.update(b"none" if array is None else array.tobytes())
-            for delta in step.deltas:
-                add(*delta.facts)
-                for array in delta.arrays:
-                    digest.update(b"none" if array is None else array.tobytes())
+        _add_steps(digest, file.steps)
     return digest.hexdigest()
+
+
+def steps_digest(steps: Iterable[Step]) -> str:
+    """Of what is written, wherever it goes to."""
+    digest = hashlib.sha256(__version__.encode())
+    _add_steps(digest, steps)
+    return digest.hexdigest()
+
+
+def _add_steps(digest: hashlib._Hash, steps: Iterable[Step]) -> None:
+    for step in steps:
+        source = step.source
+        facts = (step.name, source.name, source.shape, source.type.name, step.type.name, step.through_f16)
+        digest.update(repr(facts).encode("utf-8", "surrogateescape"))
+        for array in (step.importance, step.multiplier, step.scales):
+            digest.update(b"none" if array is None else array.tobytes())
+        for delta in step.deltas:
+            digest.update(repr(tuple(delta.facts)).encode("utf-8", "surrogateescape"))
+            for array in delta.arrays:
+                digest.update(b"none" if array is None else array.tobytes())

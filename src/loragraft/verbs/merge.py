@@ -73,12 +73,20 @@ def merge(
     target = named_path(output, OutputError)
     if workers is not None and isinstance(base, ModelSource):
         raise LoragraftError("workers", "open the model themselves", expected="its path")
-    first, text = None, b""
-    if options.calibrate:
-        from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
-
-        first, text = calibrated(model, plan, options, threads=thread_count(threads), progress=progress)
     with spread_over(workers, threads, partial(work.files, target)) as spread:
+        first, text = None, b""
+        if options.calibrate:
+            from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
+
+            first, text = calibrated(
+                model,
+                plan,
+                options,
+                threads=thread_count(threads),
+                spread=spread,
+                replan=work.plan,
+                progress=progress,
+            )
         report = write_model(
             model,
             plan,
@@ -144,6 +152,9 @@ class _Merging:
         if lost := sum(layer_of(name) in self.options.prune_layers for name in deltas):
             progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
         return model, plan, loaded, used
+
+    def plan(self) -> WritePlan:
+        return self.planned(SILENT)[1]
 
     def files(self, output: Path) -> list[FilePlan]:
         model, plan, _, _ = self.planned(SILENT)

@@ -47,15 +47,23 @@ def quantize(
         progress.note(note)
     if output is None:
         return replace(dry_run(plan), notes=progress.notes)
-    first, text = None, b""
-    if options.calibrate:
-        from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
-
-        first, text = calibrated(model, plan, options, threads=thread_count(threads), progress=progress)
     target = named_path(output, OutputError)
     if workers is not None and isinstance(source, ModelSource):
         raise LoragraftError("workers", "open the model themselves", expected="its path")
     with spread_over(workers, threads, partial(work.files, target)) as spread:
+        first, text = None, b""
+        if options.calibrate:
+            from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
+
+            first, text = calibrated(
+                model,
+                plan,
+                options,
+                threads=thread_count(threads),
+                spread=spread,
+                replan=work.plan,
+                progress=progress,
+            )
         report = write_model(
             model,
             plan,
@@ -86,6 +94,9 @@ class _Quantizing:
             model = _open(named_path(model))
         with naming(model.path):
             return model, plan_quantize(model, self.kind, self.options)
+
+    def plan(self) -> WritePlan:
+        return self.planned()[1]
 
     def files(self, output: Path) -> list[FilePlan]:
         model, plan = self.planned()

@@ -62,6 +62,10 @@ class Crew(ABC):
         """What has come of the parts that were given, at least one."""
 
     @abstractmethod
+    def dismiss(self, worker: Hashable) -> None:
+        """End one that has nothing to do."""
+
+    @abstractmethod
     def close(self) -> None:
         """End all workers."""
 

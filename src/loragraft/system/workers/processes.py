@@ -58,6 +58,12 @@ class ProcessCrew(Crew):
     def wait(self) -> list[Done | Failed | Lost]:
         return [self._news(key.data) for key, _ in self._selector.select()]
 
+    def dismiss(self, worker: Hashable) -> None:
+        process = self._workers.get(worker)  # type: ignore[call-overload]
+        if process is not None:
+            process.kill()
+            self._forget(process)
+
     def close(self) -> None:
         for worker in [*self._idle, *self._workers.values()]:
             worker.kill()  # all at once: each takes a while to give its memory back

@@ -87,6 +87,11 @@ class RayCrew(Crew):
             return Lost(worker, str(problem).splitlines()[0][:200])
         return Failed(worker, answer) if isinstance(answer, BaseException) else Done(worker, answer[0])
 
+    def dismiss(self, worker: Hashable) -> None:
+        actor = self._actors.pop(str(worker), None)
+        if actor is not None:
+            self._ray.kill(actor)
+
     def close(self) -> None:
         for actor in self._actors.values():
             self._ray.kill(actor)
