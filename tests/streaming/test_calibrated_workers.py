@@ -65,7 +65,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, byt
 
 @pytest.mark.parametrize(
     ("workers", "name", "kind"),
-    [(1, "llama", "Q4_0"), (2, "llama", "Q4_0"), (3, "llama/experts", "NVFP4"), (5, "llama", "Q4_0")],
+    [(1, "llama", "Q4_0"), (2, "llama", "Q4_0"), (3, "llama/experts", "NVFP4")],
 )
 def test_the_bytes_are_those_of_one_process(
     tmp_path: Path,
@@ -89,9 +89,9 @@ def test_workers_that_die_are_replaced(
 ) -> None:
     """In the gradients, at a layer's beginning, between its products and while matrices are rounded."""
     path, expected, report = alone["llama"]
-    with Deadly(2, {1, 5, 13, 18, 24, 31, 40}) as crew:
+    with Deadly(2, {1, 5, 13, 24}) as crew:
         found = rounded(open_gguf(path), tmp_path / "out.gguf", crew)
-        assert crew.killed == 7
+        assert crew.killed == 4
     assert (tmp_path / "out.gguf").read_bytes() == expected
     assert found == report
 
@@ -126,7 +126,7 @@ def test_by_the_command_line_and_after_the_driver_was_killed(tmp_path: Path) -> 
     """Layers that were written stay as they are; the rest is rounded by workers to the same bytes."""
     (tmp_path / "text.txt").write_text(data("shakespeare-valid.txt").read_text()[:12000])
     words = ["merge", BASE, "--lora", ADAPTER, "--type", "Q4_0", "--calibrate", "text.txt"]
-    words += ["--calibrate-windows", "2", "-t", "1", "-o"]
+    words += ["--calibrate-windows", "2", "--prune-layers", "2,3", "-t", "1", "-o"]
 
     def run(*more: str, doom: str = "") -> subprocess.CompletedProcess[str]:
         code = f"{doom}\nfrom loragraft.cli import main\nmain()"
