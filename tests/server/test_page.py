@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx2 as httpx
 import pytest
 
 import loragraft as lg
@@ -105,6 +107,152 @@ def test_what_a_model_says_is_never_html(page: Any) -> None:
     assert "&lt;script&gt;" in shown
 
 
+MARKDOWN = """1. one
+   - inner
+   - more
+
+2. two
+```py
+a | b
+```
+3. three
+
+| n | v |
+|---|--:|
+| a | `1` |
+
+> said
+> > twice
+
+---
+_so_ a_b_c https://example.org/x. **bold**"""
+
+
+def test_what_replies_are_made_of(page: Any) -> None:
+    """Lists in lists and numbers that go on, tables, quotations, rules, addresses."""
+    shown = page.evaluate(
+        """async (text) => {
+            const { render } = await import('/page/markdown.js');
+            const box = document.createElement('div');
+            box.append(render(text));
+            for (const button of box.querySelectorAll('button')) button.remove();
+            return box.innerHTML;
+        }""",
+        MARKDOWN,
+    )
+    assert '<ol start="1"><li>one<ul><li>inner</li><li>more</li></ul></li><li>two</li></ol>' in shown
+    assert '<ol start="3"><li>three</li></ol>' in shown
+    assert '<code class="language-py">a | b</code>' in shown
+    assert "<tr><th>n</th>" in shown
+    assert '<td style="text-align: right;"><code>1</code></td>' in shown
+    assert "<blockquote><p>said</p><blockquote><p>twice</p></blockquote></blockquote><hr>" in shown
+    assert "<em>so</em> a_b_c <a " in shown
+    assert 'href="https://example.org/x"' in shown
+    assert "</a>. <strong>bold</strong>" in shown
+
+
+def test_quotations_without_end_are_text(page: Any) -> None:
+    depth = page.evaluate(
+        """async () => {
+            const { render } = await import('/page/markdown.js');
+            const box = document.createElement('div');
+            box.append(render('> '.repeat(20000) + 'x'));
+            return box.querySelectorAll('blockquote').length;
+        }"""
+    )
+    assert depth == 8
+
+
+def test_a_server_that_is_lost_and_comes_back(browser: Any, tmp_path: Path) -> None:
+    model = chat_model(tmp_path)
+    with serving(model) as server:
+        opened = browser.new_page(viewport={"width": 1200, "height": 800})
+        opened.goto(server.url)
+        opened.locator(".adapters .none").first.wait_for()
+        opened.fill("#max-tokens", "900")
+        opened.fill("#prompt", "Go on")
+        opened.keyboard.press("Enter")
+        opened.locator(".reply p").first.wait_for(timeout=60_000)
+        server.process.kill()
+        broken = opened.locator(".error[role=alert]")
+        broken.wait_for(timeout=60_000)
+        assert "broke off within the reply" in broken.inner_text()
+        opened.get_by_role("button", name="Try again").click()
+        opened.locator(".error", has_text="cannot be reached").wait_for()
+        assert opened.locator(".mine").all_inner_texts() == ["Go on"]  # once
+        server.process.wait()
+    with serving(model, "--port", urlsplit(server.url).port or 0):
+        opened.fill("#max-tokens", "8")
+        opened.get_by_role("button", name="Try again").click()
+        opened.locator(".facts details").wait_for(timeout=60_000)
+        assert opened.locator(".error").count() == 0
+        assert "8 tokens (no more were allowed)" in opened.locator(".facts").inner_text()
+        opened.close()
+
+
+def test_adapters_that_come_and_go_are_seen(browser: Any, tmp_path: Path) -> None:
+    with serving(chat_model(tmp_path), "--lora", f"poet={data('llama-kjv.shakespeare')}") as server:
+        opened = browser.new_page(viewport={"width": 1200, "height": 800})
+        opened.goto(server.url)
+        opened.locator(".adapters label").first.wait_for()
+        slide(opened, 0, 0.5)
+        httpx.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": "poet"}).raise_for_status()
+        opened.fill("#prompt", "Go on")
+        opened.keyboard.press("Enter")
+        opened.locator(".error", has_text="no adapter 'poet'").wait_for()
+        opened.locator(".adapters .none").first.wait_for()
+        opened.fill("#max-tokens", "8")
+        opened.get_by_role("button", name="Try again").click()
+        opened.locator(".facts details").wait_for(timeout=60_000)
+        assert "base · 8 tokens" in opened.locator(".facts").inner_text()
+        opened.close()
+
+
+def test_the_keyboard_is_enough(page: Any) -> None:
+    """From the message back to the settings and to all that can be done, and Escape closes what covers a phone."""
+    reached = set()
+    page.locator("#prompt").focus()
+    for _ in range(12):
+        page.keyboard.press("Shift+Tab")
+        reached.add(
+            page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')")
+        )
+    assert {
+        "log",
+        "system",
+        "max-tokens",
+        "seed",
+        "temperature",
+        "Strength of poet",
+        "theme",
+        "new",
+    } <= reached
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.click("#toggle")
+    page.locator("#seed").focus()
+    page.keyboard.press("Escape")
+    assert not page.locator("#seed").is_visible()
+    assert page.evaluate("document.activeElement.id") == "toggle"
+    assert page.get_attribute("#toggle", "aria-expanded") == "false"
+
+
+def test_the_end_of_a_reply_does_not_take_the_focus(page: Any) -> None:
+    page.fill("#prompt", "Go on")
+    page.keyboard.press("Enter")
+    page.locator("#seed").focus()
+    page.locator(".facts details").wait_for(timeout=60_000)
+    page.locator("#send", has_text="Send").wait_for()
+    assert page.evaluate("document.activeElement.id") == "seed"
+
+
+def test_a_long_message_has_room(page: Any) -> None:
+    before = page.locator("#prompt").bounding_box()["height"]
+    page.fill("#prompt", "word " * 120)  # one line that wraps
+    assert page.locator("#prompt").bounding_box()["height"] > 2 * before
+    page.fill("#prompt", "")
+    assert page.locator("#prompt").bounding_box()["height"] == before
+
+
 def test_at_a_phone_s_width_nothing_is_cut(page: Any) -> None:
     page.fill("#max-tokens", "200")
     page.set_viewport_size({"width": 360, "height": 700})
@@ -117,6 +265,18 @@ def test_at_a_phone_s_width_nothing_is_cut(page: Any) -> None:
     page.keyboard.press("Alt+c")
     page.click("#toggle")
     assert page.locator("#temperature").is_visible()
+
+
+def test_an_error_is_in_sight(browser: Any, served: Served) -> None:
+    opened = browser.new_page(viewport={"width": 360, "height": 700})
+    opened.goto(served.url)
+    opened.locator(".adapters label").first.wait_for(state="attached")
+    opened.fill("#prompt", "word " * 3000)
+    opened.keyboard.press("Enter")
+    opened.locator(".error", has_text="longer than the model's context").wait_for()
+    error = opened.locator(".error").bounding_box()
+    assert 0 < error["y"] < error["y"] + error["height"] <= opened.locator("#composer").bounding_box()["y"]
+    opened.close()
 
 
 def test_a_model_without_a_template_continues_texts(browser: Any) -> None:

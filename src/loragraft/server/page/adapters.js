@@ -20,21 +20,23 @@ function filter(place) {
 }
 
 export class Strengths {
-  constructor(place, adapters, changed) {
-    this.values = new Map(adapters.map((adapter) => [adapter.name, 0]));
+  // `before`: strengths by name, from a list that was shown earlier.
+  constructor(place, adapters, before = new Map()) {
+    this.values = new Map(adapters.map(({ name }) => [name, before.get(name) ?? 0]));
     place.replaceChildren();
     if (adapters.length > MANY) place.append(filter(place));
     if (!adapters.length) place.append(made("p", "none: start with --lora NAME=PATH", "none"));
     for (const { name } of adapters) {
       const label = place.appendChild(made("label", `${name} `));
-      const shown = label.appendChild(made("output", "0"));
+      const shown = label.appendChild(made("output"));
       const slider = label.appendChild(made("input"));
-      Object.assign(slider, { type: "range", min: 0, max: 2, step: 0.05, value: 0 });
+      Object.assign(slider, { type: "range", min: 0, max: 2, step: 0.05, value: this.values.get(name) });
+      const show = () => { shown.textContent = Number(slider.value).toFixed(2); };
+      show();
       slider.setAttribute("aria-label", `Strength of ${name}`);
       slider.addEventListener("input", () => {
         this.values.set(name, Number(slider.value));
-        shown.textContent = Number(slider.value).toFixed(2);
-        changed();
+        show();
       });
     }
   }

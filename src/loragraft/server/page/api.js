@@ -26,8 +26,17 @@ async function refusal(response) {
   return new Refused(message, response.status);
 }
 
+async function reach(path, options) {
+  try {
+    return await fetch(path, { ...options, headers: headers() });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The server cannot be reached. Does it still run?", 0);
+  }
+}
+
 export async function get(path) {
-  const response = await fetch(path, { headers: headers() });
+  const response = await reach(path);
   if (!response.ok) throw await refusal(response);
   return response.json();
 }
@@ -42,9 +51,8 @@ function asChat(chunk) {
 
 // The chunks of a streamed chat completion; of a text that is continued, where `body` has a prompt.
 export async function* chat(body, signal) {
-  const response = await fetch("prompt" in body ? "/v1/completions" : "/v1/chat/completions", {
+  const response = await reach("prompt" in body ? "/v1/completions" : "/v1/chat/completions", {
     method: "POST",
-    headers: headers(),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
@@ -52,8 +60,11 @@ export async function* chat(body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true };
+    });
+    if (done) throw new Refused("The connection to the server broke off within the reply.", 0);
     waiting += value;
     const events = waiting.split("\n\n");
     waiting = events.pop();

@@ -1,11 +1,12 @@
 // One reply as it comes: its text, what ran, how fast.
 
 import { chat } from "./api.js";
-import { made, render } from "./markdown.js";
+import { copier, made, render } from "./markdown.js";
 
 export class Reply {
   constructor(place, label) {
     this.element = place.appendChild(made("article", "", "reply"));
+    this.element.setAttribute("aria-label", `Reply of ${label}`);
     this.body = this.element.appendChild(made("div", "", "busy"));
     this.facts = this.element.appendChild(made("div", label, "facts"));
     this.label = label;
@@ -19,9 +20,11 @@ export class Reply {
     const start = performance.now();
     let first = 0;
     let last = null;
+    let reason = "";
     try {
       for await (const chunk of chat({ ...body, logprobs: "prompt" in body ? 0 : true }, signal)) {
         const [choice] = chunk.choices;
+        reason = choice?.finish_reason || reason;
         if (choice?.delta.content || choice?.logprobs) {
           first ||= performance.now();
           this.text += choice.delta.content || "";
@@ -31,13 +34,17 @@ export class Reply {
         if (chunk.loragraft) last = chunk;
       }
     } catch (error) {
-      if (error.name !== "AbortError") this.element.append(made("p", error.message, "error"));
-      this.failed = true;
+      this.failed = error;
     }
     cancelAnimationFrame(this.frame);
     this.#show(scroll);
     this.body.classList.remove("busy");
-    if (last) this.#account(last, first - start, performance.now() - first);
+    if (last) this.#account(last, first - start, performance.now() - first, reason);
+    else if (this.stopped) this.facts.textContent = `${this.label} · stopped`;
+  }
+
+  get stopped() {
+    return this.failed?.name === "AbortError";
   }
 
   // Tokens come faster than a screen changes, and all of the text is laid out each time.
@@ -51,11 +58,13 @@ export class Reply {
     scroll();
   }
 
-  #account(chunk, waited, took) {
+  #account(chunk, waited, took, reason) {
     const made_ = chunk.usage.completion_tokens;
+    const cut = reason === "length" ? " (no more were allowed)" : "";
     const speed = made_ > 1 ? ` · ${((made_ - 1) / (took / 1000)).toFixed(1)} tokens/s` : "";
     this.facts.textContent =
-      `${this.label} · ${made_} tokens${speed} · first after ${(waited / 1000).toFixed(2)} s · `;
+      `${this.label} · ${made_} tokens${cut}${speed} · first after ${(waited / 1000).toFixed(2)} s · `;
+    this.facts.append(copier("copy", () => this.text), " · ");
     const details = this.facts.appendChild(made("details"));
     details.append(made("summary", "receipt"), made("pre", JSON.stringify(chunk.loragraft, null, 2)));
   }
@@ -63,7 +72,7 @@ export class Reply {
   // Shows the tokens as they are, those at the places `own` highlighted.
   part(own) {
     const raw = made("div", "", "raw");
-    this.tokens.forEach((token, index) => raw.append(own.has(index) ? made("span", token, "parted") : token));
+    this.tokens.forEach((token, index) => raw.append(own.has(index) ? made("mark", token, "parted") : token));
     this.body.replaceChildren(raw);
   }
 }
