@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import hostile_models as hostile
 from loragraft.errors import LoragraftError
 from loragraft.system.threads import MAX_THREADS, thread_count
 
+_STACK = 8 << 20
 #: Each thread's stack takes 8 MB of addresses: here there is room for some, and not for 200.
 _FEW = """
 import resource, sys
@@ -37,7 +39,14 @@ print(len(list(lg.load(sys.argv[1], threads=2).generate("the", max_tokens=2, tem
 def test_threads_that_cannot_start_are_an_error(tmp_path: Path, work: str) -> None:
     path = hostile.gguf(tmp_path / "model.gguf", hostile.model())
     command = [sys.executable, "-c", _FEW.format(work=work), path, tmp_path / "out.gguf"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    stack, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(
+        resource.RLIMIT_STACK, (_STACK, hard)
+    )  # what a thread gets, where nothing else is said
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
     assert done.returncode == 0, done.stderr
     message, made = done.stdout.splitlines()
     assert "threads: the system refused to start so many: found 200" in message

@@ -226,7 +226,7 @@ def test_the_command_creates_the_model_where_ollama_runs(tmp_path: Path) -> None
     lg.convert(data("llama-kjv"), tmp_path / "m.gguf")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "ollama"  # one that says what it was asked, as there is none to install
-    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    program.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/asked"\n')
     program.chmod(0o755)
     words = [sys.executable, "-m", "loragraft", "ollama", str(tmp_path / "m.gguf"), "--name", "me/poet:q8"]
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
