@@ -99,6 +99,8 @@ class Program(ABC):
         self._at_cut = graph.output in graph.cuts and not self._selects
         self.rewinds = not any(node.op in RECURRENT for node in graph.nodes)
         """Whether sequences can be taken back to any length; else only to their present one, and to 0."""
+        self.reduces = False
+        """Whether `likeliest` brings back less than `run`: logits stay on the device."""
         self._lengths: dict[int, int] = {}
         self._slots: set[int] = set()
         self._turn = threading.RLock()
@@ -198,11 +200,11 @@ class Program(ABC):
         with self._mine():
             return self._run(Batch.of(pieces, self.length), hidden)
 
-    def likeliest(self, pieces: Sequence[Piece]) -> tuple[Ids, Floats]:
-        """`run`, but of each wanted row's logits only the largest comes back: its token, int32 (of equals the first),
-        and itself, float32; NaN counts as the largest."""
+    def likeliest(self, pieces: Sequence[Piece] | Batch) -> tuple[Ids, Floats]:
+        """`run` or `forward`, but of each wanted row's logits only the largest comes back: its token, int32 (of equals
+        the first), and itself, float32; NaN counts as the largest."""
         with self._mine():
-            return self._largest(Batch.of(pieces, self.length))
+            return self._largest(pieces if isinstance(pieces, Batch) else Batch.of(pieces, self.length))
 
     def _largest(self, batch: Batch) -> tuple[Ids, Floats]:
         logits = self._run(batch, None)

@@ -45,6 +45,11 @@ class Sampling:
         _demand(0 <= self.min_p <= 1, "min_p", self.min_p, "0 (off) to 1")
         _demand(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the likeliest token, always."""
+        return self.temperature < _COLDEST
+
 
 def _demand(fine: bool, name: str, found: object, expected: str) -> None:
     if not fine:
@@ -63,7 +68,7 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether it takes the likeliest token, always."""
-        return self.options.temperature < _COLDEST
+        return self.options.greedy
 
     def pick(self, logits: Floats) -> int:
         """The next token, for logits float32 [vocab]."""

@@ -87,6 +87,7 @@ class PagedProgram(Program):
         self._slots_of = Slots(graph, weights)
         self._adapters = DeviceAdapters(memory, self._slots_of)
         self._terms: tuple[list[CompiledSet], Terms] = ([], terms_of([], self._numbers, begin))
+        self.reduces = True
         self._reduced = False
         """Whether parts give of each row of the output the place of its largest element, and that, [rows, 2]."""
         self._pages = Pages()

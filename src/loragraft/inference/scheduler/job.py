@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 
 from loragraft.adapters.invocation import invoked_at
-from loragraft.arrays import Floats, Ids
+from loragraft.arrays import Ids
 from loragraft.backends.batch import Piece as Rows
 from loragraft.errors import AdapterError, LoragraftError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, Pooled
 from loragraft.inference.scheduler.lookup import Lookup
+from loragraft.inference.scheduler.outputs import Likeliest, Output
 from loragraft.inference.scheduler.prefixes import AdapterKey
 from loragraft.inference.scheduler.request import Constraint, Done, Penalties, Ran, Request, Scored
 from loragraft.inference.scheduler.shelf import Lease
@@ -41,11 +42,14 @@ class Choice:
     valid: int = 0
     """How many tokens of the sequence are what was said; what is behind them are wrong guesses."""
 
-    def pick(self, logits: Floats, penalties: Penalties) -> int:
-        """The next token, from `logits` [vocab] of the model, under `penalties` and the choice's own constraint.
+    def pick(self, given: Output, penalties: Penalties) -> int:
+        """The next token, from what the model gives, under `penalties` and the choice's own constraint.
 
         Raises LoragraftError if they leave no token.
         """
+        if isinstance(given, Likeliest):
+            return given.token
+        logits = given
         if penalties.active or self.constraint is not None:
             logits = logits.copy()
             penalties.apply(logits, self.made)

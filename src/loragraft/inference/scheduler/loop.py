@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,12 +22,13 @@ from loragraft.arrays import Floats, Ids
 from loragraft.backends.batch import Batch
 from loragraft.backends.batch import Piece as Rows
 from loragraft.backends.program import Program
-from loragraft.errors import BusyError, ContextError, LoragraftError, PoolError, TimeLimitError
+from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
 from loragraft.inference.scheduler.job import Choice, Job, wanted_rows
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
 from loragraft.inference.scheduler.outbox import Outbox
+from loragraft.inference.scheduler.outputs import Likeliest, Output, outputs, peak_of
 from loragraft.inference.scheduler.prefixes import AdapterKey, PrefixCache, common_prefix
 from loragraft.inference.scheduler.request import (
     Embedded,
@@ -44,6 +44,7 @@ from loragraft.inference.scheduler.request import (
 from loragraft.inference.scheduler.shelf import Lease, Shelf
 from loragraft.inference.scheduler.stopping import StopTexts
 from loragraft.inference.scheduler.telemetry import Telemetry
+from loragraft.inference.scheduler.waiting import Waiting
 from loragraft.inference.tokenizer import Tokenizer
 
 #: Replies at once beside which guessing is looked into: with more, rows come from them.
@@ -52,6 +53,9 @@ _MOST_GUESSING = 4
 _MOST_LOADING = 2
 
 T = TypeVar("T")
+Planned = tuple[Job, Choice | None, Rows]
+"""Rows of a reply, or of a prompt."""
+Plan = Sequence[Planned]
 log = logging.getLogger("loragraft.scheduler")
 
 
@@ -97,7 +101,7 @@ class Scheduler:
         self._lookup = lookup and program.rewinds  # wrong guesses are taken back
         self._cache = PrefixCache(program.close_sequence, prefixes, rewinds=program.rewinds)
         self._wake = threading.Condition()
-        self._waiting: dict[tuple[str, ...], deque[Job]] = {}
+        self._waiting = Waiting(self._wake)
         self._running: list[Job] = []
         self._jobs: dict[int, Job] = {}
         self._state = "new"
@@ -118,19 +122,7 @@ class Scheduler:
         Raises BusyError when too many wait or the scheduler stops, LoragraftError for a prompt that is empty or leaves
         no room in the model's context.
         """
-        if not len(request.prompt):
-            raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
-        if len(request.prompt) + (request.embed is None) > self.context:
-            raise ContextError(
-                "prompt",
-                "longer than the model's context",
-                found=f"{len(request.prompt)} tokens",
-                expected=f"fewer than {self.context}",
-            )
-        if request.choices > self._sequences:
-            raise LoragraftError(
-                "n", "too many choices", found=request.choices, expected=f"at most {self._sequences}"
-            )
+        request.check(self.context, self._sequences)
         with self._wake:
             if self._state != "running":
                 raise BusyError("server", "is stopping")
@@ -140,7 +132,7 @@ class Scheduler:
                 )
             job = Job(request, time.monotonic())
             self._jobs[request.number] = job
-            self._waiting.setdefault(job.adapters, deque()).append(job)
+            self._waiting.add(job)
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
@@ -170,7 +162,7 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Requests that wait."""
-        return sum(len(queue) for queue in list(self._waiting.values()))
+        return len(self._waiting)
 
     @property
     def active(self) -> int:
@@ -241,13 +233,7 @@ class Scheduler:
         blocked = False
         while not blocked:
             blocked = True
-            for adapters in list(self._waiting):
-                with self._wake:
-                    queue = self._waiting[adapters]
-                    if not queue:
-                        del self._waiting[adapters]
-                        continue
-                    job = queue[0]
+            for job in self._waiting.firsts():
                 try:
                     lease = self._leased(job)
                 except LoragraftError as error:
@@ -258,10 +244,7 @@ class Scheduler:
                     continue
                 if job.request.choices > room:
                     return  # else requests for one reply took every place that is left, and it never had its turn
-                with self._wake:
-                    queue.popleft()
-                    # To the back of the line of adapters.
-                    self._waiting[adapters] = self._waiting.pop(adapters)
+                self._waiting.take(job)
                 job.admitted = time.monotonic()
                 blocked = False
                 try:
@@ -376,9 +359,7 @@ class Scheduler:
             return
         start = time.perf_counter()
         try:
-            found = self._forward(
-                plan, self._hidden.beside if embeds else partial(self._logits, replies_only)
-            )
+            found = self._forward(plan, partial(self._outputs, plan, replies_only, embeds))
             if found is None:
                 return
             self._check()
@@ -386,7 +367,7 @@ class Scheduler:
             for job in {id(job): job for job, _, _ in plan}.values():
                 self._fail(job, error)
             return
-        logits, hidden = found
+        given, hidden = found
         rows = sum(len(rows.tokens) for _, _, rows in plan)
         seconds = time.perf_counter() - start
         if replies_only:
@@ -401,18 +382,18 @@ class Scheduler:
                 continue  # failed by an earlier row of this pass
             try:
                 if choice is not None:
-                    self._read_on(job, choice, piece.tokens, logits[mine])
+                    self._read_on(job, choice, piece.tokens, given[mine])
                 elif job.request.embed is not None:
                     assert hidden is not None
                     self._text_read(job, hidden[mine])
                 else:
-                    self._prompt_read(job, len(piece.tokens), logits[mine])
+                    self._prompt_read(job, len(piece.tokens), given[mine])
             except LoragraftError as error:
                 self._fail(job, error)
             except Exception as bug:  # of this request: the others go on
                 self._fail(job, _bug(bug))
 
-    def _compose(self) -> Iterator[tuple[Job, Choice | None, Rows]]:
+    def _compose(self) -> Iterator[Planned]:
         """The rows of the next pass: every reply's next token with guesses behind it, then pieces of prompts."""
         replies = [
             (job, choice) for job in self._running for choice in job.choices if choice.next is not None
@@ -439,16 +420,20 @@ class Scheduler:
         room = min(job.request.max_tokens, self.context - len(job.request.prompt)) - len(choice.made)
         return choice.lookup.guesses(replies, self.costs, room - 1)
 
-    def _logits(self, replies_only: bool, pieces: list[Rows]) -> tuple[Floats, Floats | None]:
+    def _outputs(
+        self, plan: Plan, replies_only: bool, embeds: bool, pieces: list[Rows]
+    ) -> tuple[Sequence[Output], Floats | None]:
+        """What the pass gives of each wanted row, and where texts are embedded, their hidden states."""
+        if embeds:
+            logits, hidden = self._hidden.beside(pieces)
+            return list(logits), hidden
         batch = Batch.of(pieces, self._program.length)
         # Not before: NumPy gives Python's lock away even to count to one, and would wait for whoever was woken.
         if not (replies_only and self.outbox.can_wait(self._pass_seconds)):
             self.outbox.hand_out()
-        return self._program.forward(batch), None
+        return outputs(self._program, batch, [job.request for job, _, _ in plan]), None
 
-    def _forward(
-        self, plan: Sequence[tuple[Job, Choice | None, Rows]], run: Callable[[list[Rows]], T]
-    ) -> T | None:
+    def _forward(self, plan: Plan, run: Callable[[list[Rows]], T]) -> T | None:
         """What `run` gives of the batch. Where the memory for states is full, forgets kept prefixes, then fails the
         request that came last; None if the batch must be composed again without it."""
         pieces = [piece for _, _, piece in plan]
@@ -461,7 +446,7 @@ class Scheduler:
                 self._fail(max((job for job, _, _ in plan), key=lambda job: job.admitted), full)
                 return None
 
-    def _prompt_read(self, job: Job, tokens: int, logits: Floats) -> None:
+    def _prompt_read(self, job: Job, tokens: int, given: Sequence[Output]) -> None:
         request = job.request
         job.read += tokens
         if job.read == job.invoked:
@@ -487,14 +472,14 @@ class Scheduler:
             job.choices.append(choice)
         job.sequence = None
         for choice in list(job.choices):
-            self._continue(job, choice, logits[0])
+            self._continue(job, choice, given[0])
 
-    def _read_on(self, job: Job, choice: Choice, tokens: Ids, logits: Floats) -> None:
+    def _read_on(self, job: Job, choice: Choice, tokens: Ids, given: Sequence[Output]) -> None:
         """A reply's token and the guesses behind it were read: go on as far as the guesses are what is drawn."""
         start, right = self._program.length(choice.sequence) - len(tokens), 0
         for number in range(len(tokens)):
             choice.valid = start + number + 1
-            self._continue(job, choice, logits[number])
+            self._continue(job, choice, given[number])
             if choice.next is None or number + 1 == len(tokens) or choice.next != tokens[number + 1]:
                 break
             right += 1
@@ -506,20 +491,20 @@ class Scheduler:
         if choice.sequence >= 0 and self._program.length(choice.sequence) > choice.valid:
             self._program.truncate_sequence(choice.sequence, choice.valid)
 
-    def _continue(self, job: Job, choice: Choice, logits: Floats) -> None:
+    def _continue(self, job: Job, choice: Choice, given: Output) -> None:
         """Choose the next token of a reply and send what can be sent."""
         request = job.request
-        if not np.isfinite(logits.max()):
+        if not np.isfinite(peak := peak_of(given)):
             raise LoragraftError(
                 self._subject,
                 "the model's predictions are not finite",
-                found=logits.max(),
+                found=peak,
                 hint="a weight holds NaN or infinity, or an adapter's strength is too large",
             )
         if len(choice.made) >= request.max_tokens:  # asked for none
             self._finish(job, choice, "length")
             return
-        token = choice.pick(logits, request.penalties)
+        token = choice.pick(given, request.penalties)
         ended = token in self._tokenizer.end_ids
         complete = choice.constraint.accept(token) if choice.constraint is not None else False
         if ended:
@@ -529,7 +514,8 @@ class Scheduler:
         if choice.lookup is not None:
             choice.lookup.push(token)
         self.outbox.made(job.adapters)
-        choice.unsent.append(Scored.of(token, logits, request.logprobs))
+        told = None if isinstance(given, Likeliest) else given
+        choice.unsent.append(Scored.of(token, told, request.logprobs))
         text = choice.stops.push(choice.decoder.push(token))
         full = len(request.prompt) + len(choice.made) >= self.context
         if choice.stops.hit or complete or full or len(choice.made) == request.max_tokens:
@@ -592,9 +578,7 @@ class Scheduler:
         with self._wake:
             if self._jobs.pop(job.request.number, None) is None:
                 return
-            queue = self._waiting.get(job.adapters)
-            if queue is not None and job in queue:
-                queue.remove(job)
+        self._waiting.remove(job)
         if job in self._running:
             self._running.remove(job)
         for sequence in [job.sequence, *(choice.sequence for choice in job.choices)]:

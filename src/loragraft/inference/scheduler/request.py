@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.arrays import Floats, Ids
-from loragraft.errors import LoragraftError
+from loragraft.errors import ContextError, LoragraftError
 from loragraft.inference.sampling import Sampling
 
 Pooling = Literal["mean", "last"]
@@ -72,9 +72,9 @@ class Scored:
     top: tuple[tuple[int, float], ...] = ()
 
     @classmethod
-    def of(cls, token: int, logits: Floats, top: int | None) -> Scored:
+    def of(cls, token: int, logits: Floats | None, top: int | None) -> Scored:
         """`token` under `logits` [vocab], with the `top` likeliest beside it; None: the token only."""
-        if top is None:
+        if top is None or logits is None:
             return cls(token)
         wide = logits.astype(np.float64)
         wide -= wide.max()
@@ -190,3 +190,24 @@ class Request:
     embed: Pooling | None = None
     """Instead of continuing the prompt, give its hidden states, pooled."""
     number: int = field(default_factory=lambda: next(_numbers))
+
+    def check(self, context: int, sequences: int) -> None:
+        """Raises LoragraftError for a prompt that is empty or leaves no room in the model's `context`, and for more
+        choices than can be made at once."""
+        if not len(self.prompt):
+            raise LoragraftError("prompt", "is empty", hint="this model puts no BOS token before it")
+        if len(self.prompt) + (self.embed is None) > context:
+            raise ContextError(
+                "prompt",
+                "longer than the model's context",
+                found=f"{len(self.prompt)} tokens",
+                expected=f"fewer than {context}",
+            )
+        if self.choices > sequences:
+            raise LoragraftError("n", "too many choices", found=self.choices, expected=f"at most {sequences}")
+
+    @property
+    def likeliest_only(self) -> bool:
+        """Whether its replies are the likeliest tokens, and nothing is told of others."""
+        free = self.constraint is None and self.logprobs is None and not self.penalties.active
+        return free and self.embed is None and self.sampling.greedy
