@@ -26,6 +26,7 @@ MODULES = (
     "huggingface.test_mlx",
     "huggingface.test_bitsandbytes_weights",
     "huggingface.test_integer_weights",
+    "huggingface.test_packed_weights",
     "adapters.test_receipt",
     "formats.test_torch_file",
     "cli.test_inputs_stay",

@@ -319,7 +319,11 @@ def test_an_adapter_merged_into_the_base_as_trained(tmp_path: Path) -> None:
         ({"g_idx": np.zeros(100, "i4")}, "does not fit"),
         ({"qweight": np.ones((32, 256), "f4")}, "qweight of .* does not fit: found F32"),
         ({"checkpoint_format": "marlin"}, "in a layout that is not read: found 'marlin'"),
-        ({"quant_method": "awq", "version": "gemv"}, "in a layout that is not read: found version gemv"),
+        (
+            {"quant_method": "awq", "version": "gemv_fast"},
+            "in a layout that is not read: found version gemv_fast",
+        ),
+        ({"quant_method": "awq", "version": "gemv"}, "does not fit"),
         ({"quant_method": "awq"}, "does not fit"),
         ({"quant_method": "aqlm"}, "unsupported quantization: quant_method"),
     ],

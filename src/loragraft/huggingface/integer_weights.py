@@ -8,7 +8,9 @@ Each is (code - zero) * scale, in the type of the scales, as the libraries compu
   (nn_modules/qlinear), ModelCloud/GPTQModel.
 - AWQ (Lin et al. 2023, arXiv 2306.00978), version "gemm": `X.qweight` [in, out / 8] holds rows, eight codes to a word
   in the order 0 2 4 6 1 3 5 7; `X.qzeros` and `X.scales` as GPTQ's, with the same order and nothing subtracted. Source:
-  casper-hansen/AutoAWQ (modules/linear/gemm.py, utils/packing_utils.py).
+  casper-hansen/AutoAWQ (modules/linear/gemm.py, utils/packing_utils.py). Version "gemv": `X.qweight` [out, in / 8]
+  holds rows, the lowest code first; `X.qzeros` [out, words] so too, and `X.scales` [out, 8 * words], of which the
+  groups are the first (modules/linear/gemv.py).
 - AutoRound (Cheng et al. 2023, arXiv 2309.05516): either of these, as `packing_format` says, often without `g_idx`; its
   own packing is GPTQ's with nothing subtracted. Source: intel/auto-round (export/export_to_autoround/export.py).
 - compressed-tensors: `X.weight_packed` I32 [out, in * bits / 32], codes raised by half their range; `X.weight_shape`;
@@ -60,13 +62,15 @@ def gptq_or_awq(path: Path, config: dict[str, Any], name: str, find: Find) -> In
     layout."""
     config = as_gptq_or_awq(path, config, name)
     weight, zeros, scales, groups = (find(part) for part in PARTS)
-    words = _words(path, name, weight, "qweight")
+    words = words_of(path, name, weight, "qweight")
     if scales is None or scales.dtype not in _FLOATS or len(scales.shape) != 2:
         raise _misfit(path, name, "scales", scales, "floating-point numbers [groups, out]")
     method = config.get("quant_method")
+    if method == "awq" and str(config.get("version")).lower() == "gemv":
+        return _gemv(path, config, name, words, words_of(path, name, zeros, "qzeros"), scales)
     if method == "awq" or (method != "gptq" and words.shape[1] * 8 == scales.shape[1]):
-        return _awq(path, config, name, words, _words(path, name, zeros, "qzeros"), scales)
-    return _gptq(path, config, name, words, _words(path, name, zeros, "qzeros"), scales, groups)
+        return _awq(path, config, name, words, words_of(path, name, zeros, "qzeros"), scales)
+    return _gptq(path, config, name, words, words_of(path, name, zeros, "qzeros"), scales, groups)
 
 
 def as_gptq_or_awq(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def _gptq(
         raise _misfit(path, name, "qzeros", zeros, f"[{count}, {out * bits // 32}]")
     subtracted = 1 if layout == "gptq" else 0
     offsets = _unpacked(_array(zeros).T, bits, out).T + subtracted
-    factors = _floats(path, name, scales)
+    factors = finite(path, name, scales)
     note = None
     if subtracted and (offsets == 1 << bits).any():
         note = (
@@ -145,7 +149,7 @@ def _gptq(
     def value(start: int, stop: int) -> tuple[Any, Any]:
         return offsets.T[start:stop, of_input], factors.T[start:stop, of_input]
 
-    return Integers(_computed(name, (out, columns), scales, codes, value), bits, note)
+    return Integers(computed(name, (out, columns), scales, codes, value), bits, note)
 
 
 def _awq(
@@ -162,7 +166,7 @@ def _awq(
             path,
             "AWQ weights in a layout that is not read",
             found=f"version {version}, {config.get('bits', 4)} bits"[:60],
-            expected="version gemm, 4 bits",
+            expected="version gemm or gemv, 4 bits",
             hint="take the repository's version in this one, or the model that was quantized",
         )
     columns, out = words.shape[0], 8 * words.shape[1]
@@ -173,7 +177,7 @@ def _awq(
         raise _misfit(path, name, "qzeros", zeros, f"[{count}, {words.shape[1]}]")
     place = np.argsort(_AWQ_ORDER)
     offsets = _eights(_array(zeros))[..., place].reshape(count, out)
-    factors = _floats(path, name, scales)
+    factors = finite(path, name, scales)
     of_input = np.arange(columns) // (columns // count)
     stored = _array(words)
 
@@ -185,12 +189,50 @@ def _awq(
     def value(start: int, stop: int) -> tuple[Any, Any]:
         return offsets.T[start:stop, of_input], factors.T[start:stop, of_input]
 
-    return Integers(_computed(name, (out, columns), scales, codes, value), 4)
+    return Integers(computed(name, (out, columns), scales, codes, value), 4)
+
+
+def _gemv(
+    path: Path,
+    config: dict[str, Any],
+    name: str,
+    words: CheckpointTensor,
+    zeros: CheckpointTensor,
+    scales: CheckpointTensor,
+) -> Integers:
+    if config.get("bits", config.get("w_bit", 4)) != 4:
+        raise UnsupportedError(path, "AWQ weights, version gemv", found=config.get("bits"), expected="4 bits")
+    out, columns = words.shape[0], 8 * words.shape[1]
+    size = config.get("group_size", config.get("q_group_size", 128))
+    size = columns if size == -1 else size
+    if type(size) is not int or size < 1 or columns % size:
+        raise CheckpointError(
+            path,
+            f"{name} does not fall into groups",
+            found=f"{columns} inputs, group_size {size!r}"[:80],
+            expected="a group_size that divides them",
+        )
+    count = columns // size
+    if zeros.shape[0] != out or 8 * zeros.shape[1] < count:
+        raise _misfit(path, name, "qzeros", zeros, f"[{out}, at least {-(-count // 8)}]")
+    if scales.shape[0] != out or scales.shape[1] < count:
+        raise _misfit(path, name, "scales", scales, f"[{out}, at least {count}]")
+    offsets = _eights(_array(zeros)).reshape(out, -1)[:, :count]
+    factors = finite(path, name, scales)[:, :count]
+    stored, of_input = _array(words), np.arange(columns) // size
+
+    def codes(start: int, stop: int) -> Numbers:
+        return _eights(stored[start:stop]).reshape(-1, columns)
+
+    def value(start: int, stop: int) -> tuple[Any, Any]:
+        return offsets[start:stop, of_input], factors[start:stop, of_input]
+
+    return Integers(computed(name, (out, columns), scales, codes, value, words), 4)
 
 
 def packed_weight(path: Path, name: str, packed: CheckpointTensor, find: Find, bits: int | None) -> Integers:
     """compressed-tensors' pack-quantized. `bits`: as the configuration says, for where the shapes do not tell."""
-    words = _words(path, name, packed, "weight_packed")
+    words = words_of(path, name, packed, "weight_packed")
     shape = find("weight_shape")
     sizes = [] if shape is None else [int(length) for length in _whole(path, shape)]
     rows, width = words.shape
@@ -208,7 +250,7 @@ def packed_weight(path: Path, name: str, packed: CheckpointTensor, find: Find, b
         if zeros.dtype != "I32" or zeros.shape != (-(-rows * bits // 32), count):
             raise _misfit(path, name, "weight_zero_point", zeros, f"I32 [{-(-rows * bits // 32)}, {count}]")
         offsets = _unpacked(_array(zeros), bits, rows)
-    factors = np.broadcast_to(_floats(path, name, scales), (rows, count))
+    factors = np.broadcast_to(finite(path, name, scales), (rows, count))
     stored = _array(words)
 
     def codes(start: int, stop: int) -> Numbers:
@@ -217,7 +259,7 @@ def packed_weight(path: Path, name: str, packed: CheckpointTensor, find: Find, b
     def value(start: int, stop: int) -> tuple[Any, Any]:
         return offsets[start:stop, of_input], factors[start:stop, of_input]
 
-    return Integers(_computed(name, (rows, columns), scales, codes, value, words), bits)
+    return Integers(computed(name, (rows, columns), scales, codes, value, words), bits)
 
 
 def byte_weight(path: Path, name: str, stored: CheckpointTensor, find: Find) -> Integers:
@@ -232,7 +274,7 @@ def byte_weight(path: Path, name: str, stored: CheckpointTensor, find: Find) -> 
         raise _misfit(path, name, "weight_zero_point", zeros, f"I8 {scales.shape}")
     shape = (rows if len(scales.shape) == 2 and scales.shape[0] == rows else 1, scales.shape[1])
     offsets = np.zeros(shape, np.int32) if zeros is None else zeros.array().astype(np.int32).reshape(shape)
-    factors = _floats(path, name, scales).reshape(shape)
+    factors = finite(path, name, scales).reshape(shape)
     of_row = np.arange(rows) if shape[0] == rows else np.zeros(rows, np.intp)
     bytes_ = stored.array()
 
@@ -243,10 +285,10 @@ def byte_weight(path: Path, name: str, stored: CheckpointTensor, find: Find) -> 
         at = of_row[start:stop, None]
         return offsets[at, of_input], factors[at, of_input]
 
-    return Integers(_computed(name, (rows, columns), scales, codes, value, stored), 8)
+    return Integers(computed(name, (rows, columns), scales, codes, value, stored), 8)
 
 
-def _computed(
+def computed(
     name: str,
     shape: tuple[int, int],
     scales: CheckpointTensor,
@@ -254,7 +296,8 @@ def _computed(
     value: Callable[[int, int], tuple[Any, Any]],
     stored: CheckpointTensor | None = None,
 ) -> TensorSource:
-    """`stored`: what holds the codes, if its rows are the weight's."""
+    """(codes - offset) * factor in the type of the scales: of rows start to stop, `codes` [rows, in] and `value`, its
+    offset and factor. `stored`: what holds the codes, if its rows are the weight's."""
     kind = BY_NAME[scales.dtype]
 
     def rows(start: int, stop: int) -> Bytes:
@@ -295,7 +338,7 @@ def _array(words: CheckpointTensor) -> npt.NDArray[Any]:
     return words.data().view("<u4").reshape(words.shape)
 
 
-def _words(path: Path, name: str, tensor: CheckpointTensor | None, part: str) -> CheckpointTensor:
+def words_of(path: Path, name: str, tensor: CheckpointTensor | None, part: str) -> CheckpointTensor:
     if tensor is None or tensor.dtype not in ("I32", "U32") or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise _misfit(path, name, part, tensor, "a matrix, I32")
     return tensor
@@ -309,7 +352,7 @@ def _whole(path: Path, tensor: CheckpointTensor) -> Numbers:
     return tensor.array().astype(np.int64)
 
 
-def _floats(path: Path, name: str, scales: CheckpointTensor) -> npt.NDArray[np.float32]:
+def finite(path: Path, name: str, scales: CheckpointTensor) -> npt.NDArray[np.float32]:
     found = float_rows(scales.data().reshape(1, -1), BY_NAME[scales.dtype]).reshape(scales.shape)
     if not np.isfinite(found).all():
         raise CheckpointError(path, f"the scales of {name} hold NaN or infinity", found=scales.name)

@@ -19,7 +19,7 @@ from loragraft.formats.checkpoint import Checkpoint
 #: `quant_method`; the algorithms of ModelOpt (`quant_algo`) and the formats of compressed-tensors that are read.
 _METHODS = (
     *("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes", "gptq", "awq"),
-    *("auto-round", "intel/auto-round"),
+    *("auto-round", "intel/auto-round", "hqq", "marlin"),
 )
 _ALGORITHMS = (
     "NVFP4",

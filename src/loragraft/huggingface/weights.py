@@ -19,7 +19,10 @@ from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
 from loragraft.huggingface.bitsandbytes_weights import COMPANIONS, eight_bit_weight, four_bit_weight
+from loragraft.huggingface.hqq_weights import PARTS as HQQ_PARTS
+from loragraft.huggingface.hqq_weights import hqq_weight
 from loragraft.huggingface.integer_weights import AUTO_ROUND, PARTS, byte_weight, gptq_or_awq, packed_weight
+from loragraft.huggingface.marlin_weights import marlin_weight
 from loragraft.huggingface.mlx_weights import mlx_packing, mlx_weight
 from loragraft.huggingface.mxfp4_weights import mxfp4_weight
 from loragraft.huggingface.quantization_config import read_quantization_config
@@ -155,6 +158,12 @@ class _Reader:
                 others.append(self._mlx_weight(stem, tensor))
             elif part in ("scales", "biases") and self._is_mlx(stem):
                 continue
+            elif part in ("B", "s") and f"{stem}.B" in self._tensors:
+                if part == "B":
+                    others.append(self._integers(stem, tensor))
+            elif part in HQQ_PARTS and f"{stem}.W_q" in self._tensors:
+                if part == "W_q":
+                    others.append(self._integers(stem, tensor))
             elif part not in _COMPANIONS and not name.endswith(_CACHE_SCALES):
                 others.append(self._plain(tensor))
         for obstacle, names in self.dequantized.items():
@@ -225,14 +234,18 @@ class _Reader:
         return Weight(codes.name, source)
 
     def _integers(self, stem: str, codes: CheckpointTensor) -> Weight:
-        """Whole numbers with scales, of GPTQ, AWQ or compressed-tensors."""
+        """Whole numbers with scales, of GPTQ, AWQ, HQQ or compressed-tensors."""
         settings, name = dict(self._config.settings), f"{stem}.weight"
         part = codes.name.rpartition(".")[2]
 
         def find(companion: str) -> CheckpointTensor | None:
             return self._companion(stem, companion)
 
-        if part == "qweight":
+        if part == "B":
+            who, found = "GPTQ", marlin_weight(self._path, name, find)
+        elif part == "W_q":
+            who, found = "HQQ", hqq_weight(self._path, name, find)
+        elif part == "qweight":
             found = gptq_or_awq(self._path, settings, name, find)
             method = settings.get("quant_method")
             who = "AWQ" if method == "awq" else "AutoRound" if method in AUTO_ROUND else "GPTQ"
