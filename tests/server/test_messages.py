@@ -144,3 +144,13 @@ def test_refusals_are_anthropic_s(client: anthropic.Anthropic, served: Served) -
     ):
         stranger.messages.create(**settings)
     assert unknown.value.body["error"]["type"] == "authentication_error"  # type: ignore[index,call-overload]
+
+
+def test_text_is_streamed_beside_tools(client: anthropic.Anthropic) -> None:
+    settings: dict[str, Any] = {"model": "kjv", "messages": HELLO, "max_tokens": 24, "extra_body": GREEDY}
+    whole = client.messages.create(**settings, tools=[WEATHER])
+    with client.messages.stream(**settings, tools=[WEATHER]) as stream:
+        texts = list(stream.text_stream)
+        final = stream.get_final_message()
+    assert len(texts) > 4
+    assert "".join(texts) == final.content[0].text == whole.content[0].text  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -305,7 +306,7 @@ def test_control_tokens_in_variables_of_the_template_are_text(tmp_path: Path) ->
     [
         ({"n": 0}, "n", 400),
         ({"temperature": -1}, "temperature", 400),
-        ({"top_p": 0}, "top_p", 400),
+        ({"top_p": 1.5}, "top_p", 400),
         ({"frobnicate": 1}, "frobnicate", 400),
         ({"max_tokens": "many"}, "max_tokens", 400),
         ({"messages": []}, "messages", 400),
@@ -450,3 +451,80 @@ def test_as_many_texts_as_langchain_embeds_at_once(client: openai.OpenAI) -> Non
     assert [item.index for item in vectors] == list(range(600))
     alone = client.embeddings.create(model="kjv", input=texts[333])
     assert alone.data[0].embedding == vectors[333].embedding
+
+
+FUNCTION = {"name": "weather", "parameters": {"type": "object", "properties": {"n": {"type": "boolean"}}}}
+TOOL: list[Any] = [{"type": "function", "function": FUNCTION}]
+
+
+def test_text_is_streamed_beside_tools(client: openai.OpenAI) -> None:
+    """And its tokens' probabilities: both came at the end only, or not at all."""
+    settings: dict[str, Any] = {"model": "kjv", "messages": HELLO, "max_tokens": 24, "temperature": 0}
+    settings |= {"tools": TOOL, "logprobs": True}
+    whole = client.chat.completions.create(**settings)
+    choices = [chunk.choices[0] for chunk in client.chat.completions.create(**settings, stream=True)]
+    texts = [choice.delta.content for choice in choices if choice.delta.content]
+    assert len(texts) > 4
+    assert "".join(texts) == whole.choices[0].message.content
+    tokens = [each.token for choice in choices if choice.logprobs for each in choice.logprobs.content]
+    assert tokens == [each.token for each in whole.choices[0].logprobs.content]
+    called = client.chat.completions.create(**settings, stream=True, tool_choice="required")
+    logprobs = [choice.logprobs for chunk in called for choice in chunk.choices if choice.logprobs]
+    assert "".join(each.token for part in logprobs for each in part.content).startswith('{"name"')
+
+
+def test_the_effort_of_reasoning_is_for_templates_that_read_it(tmp_path: Path, served: Served) -> None:
+    body = {"model": "kjv", "messages": HELLO, "max_tokens": 1, "reasoning_effort": "low"}
+    refused = http.post(f"{served.url}/v1/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")
+    model = chat_model(tmp_path)
+    config = model / "tokenizer_config.json"
+    facts = json.loads(config.read_text())
+    template = facts["chat_template"] + "{{ (reasoning_effort or '') * 40 }}"
+    config.write_text(json.dumps({**facts, "chat_template": template}))
+    with serving(model) as server:
+
+        def read(path: str, **more: object) -> int:
+            found = http.post(f"{server.url}/v1/{path}", json={"model": "kjv", **more}).json()["usage"]
+            if path == "messages":
+                return int(found["input_tokens"] + found["cache_read_input_tokens"])
+            return int(found.get("prompt_tokens") or found["input_tokens"])
+
+        asked = {"messages": HELLO, "max_tokens": 1}
+        plain = read("chat/completions", **asked)
+        given = read("chat/completions", **asked, reasoning_effort="low")
+        assert given > plain + 30
+        assert read("responses", input=HELLO[0]["content"], reasoning={"effort": "low"}) == given
+        assert read("messages", **asked, output_config={"effort": "low"}) == given
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_options_of_a_stream_need_one(served: Served, path: str) -> None:
+    asked = {
+        "model": "kjv",
+        "messages": HELLO,
+        "prompt": "a",
+        "input": "a",
+        "stream_options": {"include_usage": True},
+    }
+    kept = {"chat/completions": "messages", "completions": "prompt", "responses": "input"}[path]
+    body = {name: value for name, value in asked.items() if name in ("model", "stream_options", kept)}
+    answer = http.post(f"{served.url}/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream_options")
+
+
+def test_top_p_of_0_is_greedy(client: openai.OpenAI) -> None:
+    settings: dict[str, Any] = {"model": "kjv", "messages": HELLO, "max_tokens": 8}
+    greedy = client.chat.completions.create(**settings, temperature=0)
+    least = client.chat.completions.create(
+        **settings, temperature=1, top_p=0, extra_body={"top_k": None, "min_p": None}
+    )
+    assert least.choices[0].message.content == greedy.choices[0].message.content
+
+
+def test_a_base_url_without_v1(served: Served) -> None:
+    with (
+        openai.OpenAI(base_url=served.url, api_key="none", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError, match="clients need /v1 in the base URL: /v1/chat/completions"),
+    ):
+        client.chat.completions.create(model="kjv", messages=HELLO)  # type: ignore[arg-type]

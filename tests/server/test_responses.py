@@ -143,3 +143,13 @@ def test_what_is_not_honoured_is_refused(client: openai.OpenAI, settings: dict[s
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(**{"model": "kjv", "input": HELLO, **settings})
     assert param in str(refused.value.param)
+
+
+def test_text_is_streamed_beside_tools(client: openai.OpenAI) -> None:
+    settings: dict[str, Any] = {"model": "kjv", "input": HELLO, "max_output_tokens": 24, "temperature": 0}
+    whole = client.responses.create(**settings, tools=[WEATHER])
+    events = list(client.responses.create(**settings, tools=[WEATHER], stream=True))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert len(deltas) > 4
+    (done,) = [event.text for event in events if event.type == "response.output_text.done"]
+    assert "".join(deltas) == done == whole.output_text

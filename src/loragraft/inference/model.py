@@ -124,12 +124,11 @@ class Model:
         """Whether it has a chat template; one without continues texts."""
         return "tokenizer.chat_template" in self.source.metadata
 
-    @property
-    def template_takes_tools(self) -> bool:
-        """Whether the chat template reads `tools`."""
+    def template_reads(self, name: str) -> bool:
+        """Whether the chat template has a variable of this name."""
         from loragraft.inference.chat import template_of
 
-        return "tools" in template_of(self.source)
+        return name in template_of(self.source)
 
     def logits(self, ids: Sequence[int] | Ids, *, last_only: bool = False, first: int = 0) -> Floats:
         """Logits float32 [n - first, vocab] of the tokens from `first` on of the sequence `ids`, read from its start,

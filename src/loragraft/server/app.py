@@ -101,7 +101,10 @@ async def _api_error(http: HttpRequest, error: Exception) -> Response:
 
 async def _http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = {404: f"no such path: {http.url.path}", 405: f"{http.method} is not possible on {http.url.path}"}
+    path = http.url.path
+    known = any(getattr(route, "path", None) == f"/v1{path}" for route in http.app.routes)
+    hint = f"; clients need /v1 in the base URL: /v1{path}" if known else ""
+    what = {404: f"no such path: {path}{hint}", 405: f"{http.method} is not possible on {http.url.path}"}
     return ApiError(what.get(error.status_code, error.detail), status=error.status_code).response(
         http.url.path
     )

@@ -15,24 +15,31 @@ T = TypeVar("T")
 
 
 class Aside:
-    """Two threads for templates, tokens and grammars. `waiting`: calls that may wait for them; more are refused."""
+    """Two threads for templates and tokens, one more for requests with a grammar: compiling it may take seconds.
+    `waiting`: calls that may wait for them; more are refused."""
 
     def __init__(self, waiting: int) -> None:
         self._threads = ThreadPoolExecutor(2, "aside")
+        self._slow = ThreadPoolExecutor(1, "grammars")
         self._most = waiting
         self._count = 0
 
     def close(self) -> None:
         """Refuse nothing more: what waits is given up."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._slow):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)`. Raises what it raises; ApiError where too many wait, or what came is nested too deeply."""
+    async def run(self, function: Callable[..., T], *args: Any, slow: bool = False) -> T:
+        """`function(*args)`; `slow`: it compiles a grammar.
+
+        Raises what it raises; ApiError where too many wait, or what came is nested too deeply.
+        """
         if self._count >= self._most:
             raise api_error(BusyError("server", "too many requests are being read", found=self._count))
         self._count += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args))
+            threads = self._slow if slow else self._threads
+            return await asyncio.get_running_loop().run_in_executor(threads, partial(function, *args))
         except RecursionError:
             raise ApiError("the request is nested too deeply") from None
         finally:

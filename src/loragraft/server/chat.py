@@ -12,11 +12,12 @@ from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
 from loragraft.server.constraints import Grammars
-from loragraft.server.conversing import Conversing, said_and_called, tools_of
+from loragraft.server.conversing import Conversing, constrains, said_and_called, tools_of
 from loragraft.server.errors import ApiError, naming_fields, unhonoured
 from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import ChatRequest
 from loragraft.server.state import State
+from loragraft.server.tools import Speech
 
 
 class ChatCompletions:
@@ -30,7 +31,9 @@ class ChatCompletions:
         body = await read_body(http, ChatRequest, self._state.limits)
         with naming_fields(_names(body)):
             running = Running(
-                self._state, await unless_gone(self._state.aside.run(self.request, body), http), body
+                self._state,
+                await unless_gone(self._state.aside.run(self.request, body, slow=constrains(body)), http),
+                body,
             )
             if body.stream:
                 return await streamed(running, self._events(body, running), http)
@@ -39,7 +42,7 @@ class ChatCompletions:
         assert running.done is not None
         choices = [self._choice(number, reply, body) for number, reply in enumerate(replies)]
         whole = {
-            "id": answers.new_id("chatcmpl"),
+            "id": answers.new_id("chatcmpl-"),
             "object": "chat.completion",
             "created": answers.now(),
             "model": body.model,
@@ -78,7 +81,7 @@ class ChatCompletions:
 
     async def _events(self, body: ChatRequest, running: Running) -> AsyncIterator[bytes]:
         head = {
-            "id": answers.new_id("chatcmpl"),
+            "id": answers.new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
             "created": answers.now(),
             "model": body.model,
@@ -95,28 +98,34 @@ class ChatCompletions:
             return answers.event(body_of(number, delta, None, logprobs))
 
         tools = tools_of(body)
+        speeches = [Speech(bool(tools)) for _ in range(running.request.choices)]
+        untold: list[list[Scored]] = [[] for _ in speeches]
         last: Json | None = None
+
+        def told(number: int) -> Json | None:
+            """The probabilities of tokens that came since the last chunk."""
+            tokens, untold[number] = untold[number], []
+            return self._logprobs(tokens) if body.logprobs and tokens else None
+
         try:
             for number in range(running.request.choices):
                 yield chunk(number, {"role": "assistant", "content": ""})
-            # A reply that may turn out to be a call is held back: what of it is text is known at its end.
-            held = [Reply() for _ in range(running.request.choices)]
             async for event in running:
                 if isinstance(event, Piece):
-                    logprobs = self._logprobs(list(event.tokens)) if body.logprobs else None
-                    if tools:
-                        held[event.choice].text += event.text
-                    else:
-                        yield chunk(event.choice, {"content": event.text}, logprobs=logprobs)
+                    number = event.choice
+                    untold[number] += event.tokens
+                    text = speeches[number].push(event.text)
+                    if text or not tools:
+                        yield chunk(number, {"content": text}, told(number))
                 elif isinstance(event, Finished):
-                    reason: str = event.reason
-                    if tools:
-                        said, calls = said_and_called(held[event.choice].text, body)
-                        if said:
-                            yield chunk(event.choice, {"content": said})
-                        for index, call in enumerate(calls):
-                            yield chunk(event.choice, {"tool_calls": [{"index": index, **call.body()}]})
-                        reason = "tool_calls" if calls else reason
+                    number, reason = event.choice, str(event.reason)
+                    said, calls = said_and_called(speeches[number].text, body)
+                    rest = speeches[number].rest(said)
+                    if rest or (untold[number] and body.logprobs and not calls):
+                        yield chunk(number, {"content": rest}, told(number))
+                    for index, call in enumerate(calls):
+                        yield chunk(number, {"tool_calls": [{"index": index, **call.body()}]}, told(number))
+                    reason = "tool_calls" if calls else reason
                     if last is not None:
                         yield answers.event(last)
                     last = body_of(event.choice, {}, reason)  # kept for what ran, which is known in a moment
@@ -153,10 +162,6 @@ def _check_fields(body: ChatRequest) -> None:
         raise unhonoured("service_tier", body.service_tier, "there is one tier")
     if body.modalities not in (None, ["text"]):
         raise unhonoured("modalities", body.modalities, "replies are text")
-    if body.reasoning_effort not in (None, "none"):
-        raise unhonoured(
-            "reasoning_effort", body.reasoning_effort, "pass what the template knows in chat_template_kwargs"
-        )
     if body.verbosity not in (None, "medium"):
         raise unhonoured("verbosity", body.verbosity, "the model has no such setting")
     for name, instead in _ELSEWHERE.items():

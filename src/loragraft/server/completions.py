@@ -38,7 +38,9 @@ class Completions:
     async def __call__(self, http: HttpRequest) -> Response:
         body = await read_body(http, CompletionRequest, self._state.limits)
         with naming_fields(_NAMES):
-            requests = await unless_gone(self._state.aside.run(self.requests, body), http)
+            requests = await unless_gone(
+                self._state.aside.run(self.requests, body, slow=body.grammar is not None), http
+            )
             running = [Running(self._state, request, body) for request in requests]
             prompts = [request.prompt for request in requests]
             if body.stream:
@@ -51,7 +53,7 @@ class Completions:
         ]
         first = running[0]
         whole = {
-            "id": answers.new_id("cmpl"),
+            "id": answers.new_id("cmpl-"),
             "object": "text_completion",
             "created": answers.now(),
             "model": body.model,
@@ -120,7 +122,7 @@ class Completions:
 
     async def _events(self, body: CompletionRequest, prompt: Ids, running: Running) -> AsyncIterator[bytes]:
         head = {
-            "id": answers.new_id("cmpl"),
+            "id": answers.new_id("cmpl-"),
             "object": "text_completion",
             "created": answers.now(),
             "model": body.model,

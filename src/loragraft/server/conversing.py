@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from loragraft.errors import LoragraftError
 from loragraft.inference.scheduler.request import Constraint, Request
 from loragraft.server.constraints import Grammars
-from loragraft.server.errors import ApiError, api_error
+from loragraft.server.errors import ApiError, api_error, unhonoured
 from loragraft.server.options import request_of
 from loragraft.server.prompts import chat_ids
 from loragraft.server.schema import ChatRequest, NamedTool, Tool
@@ -40,10 +41,10 @@ class Conversing:
                 param="messages",
             )
         messages, told = body.messages, tools or None
-        if tools and not state.model.template_takes_tools:
+        if tools and not state.model.template_reads("tools"):
             messages, told = with_instruction(messages, tools), None
         try:
-            prompt = chat_ids(state.model, messages, tools=told, extra=body.chat_template_kwargs, begun=begun)
+            prompt = chat_ids(state.model, messages, tools=told, extra=self._variables(body), begun=begun)
         except LoragraftError as error:
             raise api_error(error) from None
         most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -56,6 +57,19 @@ class Conversing:
             constraint=constraint,
             show_special=bool(tools),
         )
+
+    def _variables(self, body: ChatRequest) -> dict[str, Any] | None:
+        """The template's own: those of the client, and the effort of reasoning where the template reads it."""
+        effort, given = body.reasoning_effort, body.chat_template_kwargs
+        if effort is not None and self.state.model.template_reads("reasoning_effort"):
+            return {"reasoning_effort": effort, **(given or {})}
+        if effort not in (None, "none"):
+            raise unhonoured(
+                "reasoning_effort",
+                effort,
+                "the model's template does not read it; pass what it reads in chat_template_kwargs",
+            )
+        return given
 
     def _constraint(self, body: ChatRequest, tools: list[Tool]) -> Callable[[], Constraint] | None:
         form, must_call = body.response_format, _must_call(body)
@@ -80,6 +94,15 @@ class Conversing:
         if form.json_schema is None or form.json_schema.schema is None:
             raise ApiError("response_format: json_schema needs a schema", param="response_format")
         return self._grammars.json_schema(form.json_schema.schema, "response_format")
+
+
+def constrains(body: ChatRequest) -> bool:
+    """Whether a grammar must be compiled for it."""
+    return body.grammar is not None or _must_call(body) or _form_of(body) != "text"
+
+
+def _form_of(body: ChatRequest) -> str:
+    return "text" if body.response_format is None else body.response_format.type
 
 
 def said_and_called(text: str, body: ChatRequest) -> tuple[str, list[Call]]:

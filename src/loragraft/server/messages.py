@@ -14,7 +14,7 @@ from loragraft.inference.scheduler.request import Finished, Piece
 from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
-from loragraft.server.conversing import Conversing, said_and_called
+from loragraft.server.conversing import Conversing, constrains, said_and_called, tools_of
 from loragraft.server.errors import ApiError, naming_fields, unhonoured
 from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import (
@@ -37,10 +37,15 @@ from loragraft.server.schema_messages import (
     ToolChoice,
     Turn,
 )
-from loragraft.server.tools import Call
+from loragraft.server.tools import Call, Speech
 
 #: What this API calls the fields of a chat.
-_NAMES = {"prompt": "messages", "stop": "stop_sequences", "response_format": "output_config.format"}
+_NAMES = {
+    "prompt": "messages",
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "reasoning_effort": "output_config.effort",
+}
 
 
 class Messages:
@@ -60,10 +65,14 @@ class Messages:
         if body.output_config is not None and body.output_config.format is not None:
             schema = JsonSchema(name="answer", schema=body.output_config.format.schema)
             chat.response_format = ResponseFormat(type="json_schema", json_schema=schema)
-        number = answers.new_id("msg")
+        number = answers.new_id("msg_")
         read = partial(self._conversing.request, begun=begun)
         with naming_fields(_NAMES):
-            running = Running(self._state, await unless_gone(self._state.aside.run(read, chat), http), body)
+            running = Running(
+                self._state,
+                await unless_gone(self._state.aside.run(read, chat, slow=constrains(chat)), http),
+                body,
+            )
             if body.stream:
                 return await streamed(running, _events(number, body, chat, running), http)
             async with running:
@@ -86,7 +95,7 @@ class Messages:
         chat, begun = _chat_of(body)
         read = partial(self._conversing.request, begun=begun)
         with naming_fields(_NAMES):
-            request = await unless_gone(self._state.aside.run(read, chat), http)
+            request = await unless_gone(self._state.aside.run(read, chat, slow=constrains(chat)), http)
         return answers.answer({"input_tokens": len(request.prompt)})
 
 
@@ -111,7 +120,7 @@ def _message(number: str, body: MessagesRequest, running: Running, content: list
 
 def _used(call: Call) -> Json:
     arguments = json.loads(call.arguments)
-    return {"type": "tool_use", "id": answers.new_id("toolu"), "name": call.name, "input": arguments}
+    return {"type": "tool_use", "id": answers.new_id("toolu_"), "name": call.name, "input": arguments}
 
 
 def _reason(reply: Reply, calls: list[Call]) -> str:
@@ -125,8 +134,7 @@ def _reason(reply: Reply, calls: list[Call]) -> str:
 async def _events(
     number: str, body: MessagesRequest, chat: ChatRequest, running: Running
 ) -> AsyncIterator[bytes]:
-    """The events of a stream, in Anthropic's order. Where tools may be called, a reply is held back until it is known
-    what of it is text."""
+    """The events of a stream, in Anthropic's order."""
 
     def event(kind: str, **facts: Any) -> bytes:
         return answers.named_event(kind, {"type": kind, **facts})
@@ -139,22 +147,21 @@ async def _events(
 
     try:
         yield event("message_start", message=_message(number, body, running, [])) + event("ping")
-        reply, opened = Reply(), False
+        reply, opened, speech = Reply(), False, Speech(bool(tools_of(chat)))
         async for came in running:
             if isinstance(came, Piece):
-                reply.text += came.text
-                if not chat.tools and came.text:
+                if text := speech.push(came.text):
                     first = b"" if opened else begin(0, {"type": "text", "text": ""})
                     opened = True
-                    yield first + delta(0, type="text_delta", text=came.text)
+                    yield first + delta(0, type="text_delta", text=text)
             elif isinstance(came, Finished):
                 reply.reason, reply.stop_text = came.reason, came.stop_text
-        said, calls = said_and_called(reply.text, chat)
-        index = 0
-        if said or not calls:
+        said, calls = said_and_called(speech.text, chat)
+        index, rest = 0, speech.rest(said)
+        if opened or rest or not calls:
             first = b"" if opened else begin(0, {"type": "text", "text": ""})
-            text = b"" if opened or not said else delta(0, type="text_delta", text=said)
-            yield first + text + event("content_block_stop", index=0)
+            last = delta(0, type="text_delta", text=rest) if rest else b""
+            yield first + last + event("content_block_stop", index=0)
             index = 1
         for at, call in enumerate(calls, index):
             yield (
@@ -197,6 +204,7 @@ def _chat_of(body: CountRequest) -> tuple[ChatRequest, str]:
             tool_choice=kinds.get(choice.type, named),
             parallel_tool_calls=not choice.disable_parallel_tool_use,
             chat_template_kwargs=body.chat_template_kwargs,
+            reasoning_effort=None if body.output_config is None else body.output_config.effort,
         ),
         begun,
     )
@@ -244,8 +252,6 @@ def _check_fields(body: MessagesRequest) -> None:
     """Fields that are known and have one honoured value."""
     if body.thinking is not None and body.thinking.get("type") != "disabled":
         raise unhonoured("thinking", body.thinking, "pass what the template knows in chat_template_kwargs")
-    if body.output_config is not None and body.output_config.effort is not None:
-        raise unhonoured("output_config.effort", body.output_config.effort, "the model has no such setting")
     if body.service_tier not in (None, "auto", "standard_only"):
         raise unhonoured("service_tier", body.service_tier, "there is one tier")
     if body.max_tokens < 1:

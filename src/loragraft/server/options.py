@@ -26,6 +26,8 @@ def request_of(
 ) -> Request:
     """The scheduler's request for `prompt`. Raises ApiError naming the field that is out of range."""
     limits = state.limits
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options: needs stream", param="stream_options")
     choices = 1 if body.n is None else body.n
     _within("n", choices, 1, limits.choices)
     stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
@@ -65,10 +67,10 @@ def nobody(event: object) -> None:
 def _sampling(body: Generating) -> Sampling:
     try:
         return Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_k=body.top_k,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            min_p=body.min_p,
+            temperature=1.0 if body.temperature is None else 0.0 if body.top_p == 0 else body.temperature,
+            top_k=body.top_k or 0,
+            top_p=body.top_p or 1.0,  # of 0 the likeliest token is left: greedy
+            min_p=body.min_p or 0.0,
             seed=None if body.seed is None else _seed(body.seed),
         )
     except LoragraftError as error:

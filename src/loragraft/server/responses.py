@@ -14,7 +14,7 @@ from loragraft.inference.scheduler.request import Finished, Piece
 from loragraft.server import answers
 from loragraft.server.answers import Json
 from loragraft.server.bodies import read_body
-from loragraft.server.conversing import Conversing, said_and_called
+from loragraft.server.conversing import Conversing, constrains, said_and_called, tools_of
 from loragraft.server.errors import ApiError, naming_fields, unhonoured
 from loragraft.server.running import Reply, Running, complete, receipt, receipt_header, streamed, unless_gone
 from loragraft.server.schema import (
@@ -30,7 +30,7 @@ from loragraft.server.schema import (
     ToolFunction,
 )
 from loragraft.server.schema_responses import FlatNamedTool, FlatTool, Item, ResponsesRequest, TextFormat
-from loragraft.server.tools import Call
+from loragraft.server.tools import Call, Speech
 
 #: What this API calls the fields of a chat.
 _NAMES = {
@@ -38,6 +38,7 @@ _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
 }
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 
@@ -55,7 +56,9 @@ class Responses:
         chat = _chat_of(body)
         answer = _Answer(body)
         with naming_fields(_NAMES):
-            request = await unless_gone(self._state.aside.run(self._conversing.request, chat), http)
+            request = await unless_gone(
+                self._state.aside.run(self._conversing.request, chat, slow=constrains(chat)), http
+            )
             running = Running(self._state, request, body)
             if body.stream:
                 return await streamed(running, _events(answer, chat, running), http)
@@ -69,7 +72,7 @@ class _Answer:
     """The response object, as it grows."""
 
     def __init__(self, body: ResponsesRequest) -> None:
-        self.id = answers.new_id("resp")
+        self.id = answers.new_id("resp_")
         self.output: list[Json] = []
         form = TextFormat() if body.text is None else body.text.format
         self._facts: Json = {
@@ -84,7 +87,7 @@ class _Answer:
             "model": body.model,
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
             "store": False,
             "temperature": body.temperature,
             "text": {"format": {"type": form.type, **_described_format(form)}},
@@ -101,7 +104,7 @@ class _Answer:
 
     def add(self, said: str, calls: list[Call]) -> None:
         if said or not calls:
-            self.output.append(message_item(answers.new_id("msg"), said))
+            self.output.append(message_item(answers.new_id("msg_"), said))
         self.output += [call_item(call) for call in calls]
 
     def finished(self, running: Running, reason: str) -> Json:
@@ -140,18 +143,17 @@ def text_part(text: str) -> Json:
 
 def call_item(call: Call) -> Json:
     return {
-        "id": answers.new_id("fc"),
+        "id": answers.new_id("fc_"),
         "type": "function_call",
         "status": "completed",
-        "call_id": answers.new_id("call"),
+        "call_id": answers.new_id("call_"),
         "name": call.name,
         "arguments": call.arguments,
     }
 
 
 async def _events(answer: _Answer, chat: ChatRequest, running: Running) -> AsyncIterator[bytes]:
-    """The events of a stream, in OpenAI's order. Where tools may be called, a reply is held back until it is known
-    what of it is text."""
+    """The events of a stream, in OpenAI's order."""
     count = 0
 
     def event(kind: str, **facts: Any) -> bytes:
@@ -159,7 +161,7 @@ async def _events(answer: _Answer, chat: ChatRequest, running: Running) -> Async
         count += 1
         return answers.named_event(kind, {"type": kind, "sequence_number": count - 1, **facts})
 
-    number = answers.new_id("msg")
+    number = answers.new_id("msg_")
     place: Json = {"item_id": number, "output_index": 0, "content_index": 0}
     opened = False
 
@@ -199,18 +201,18 @@ async def _events(answer: _Answer, chat: ChatRequest, running: Running) -> Async
         yield event("response.created", response=answer.whole("in_progress")) + event(
             "response.in_progress", response=answer.whole("in_progress")
         )
-        reply = Reply()
+        reply, speech, told = Reply(), Speech(bool(tools_of(chat))), ""
         async for came in running:
             if isinstance(came, Piece):
-                reply.text += came.text
-                if not chat.tools and came.text:
-                    yield (b"" if opened else opening()) + delta(came.text)
+                if text := speech.push(came.text):
+                    told += text
+                    yield (b"" if opened else opening()) + delta(text)
             elif isinstance(came, Finished):
                 reply.reason = came.reason
-        said, calls = said_and_called(reply.text, chat)
-        if said or not calls:
-            unsent = b"" if opened else opening() + (delta(said) if said else b"")
-            yield unsent + closing(said)
+        said, calls = said_and_called(speech.text, chat)
+        rest = speech.rest(said)
+        if opened or rest or not calls:
+            yield (b"" if opened else opening()) + (delta(rest) if rest else b"") + closing(told + rest)
         for call in calls:
             yield called(call)
         whole = answer.finished(running, reply.reason)
@@ -250,6 +252,7 @@ def _chat_of(body: ResponsesRequest) -> ChatRequest:
         parallel_tool_calls=body.parallel_tool_calls,
         response_format=None if body.text is None else _format(body.text.format),
         chat_template_kwargs=body.chat_template_kwargs,
+        reasoning_effort=(body.reasoning or {}).get("effort"),
     )
 
 
@@ -306,6 +309,8 @@ def _plain(value: Any) -> Any:
 
 def _check_fields(body: ResponsesRequest) -> None:
     """Fields that are known and have one honoured value."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options: needs stream", param="stream_options")
     if body.store:
         raise unhonoured("store", body.store, "this server stores nothing")
     for name in ("previous_response_id", "conversation", "prompt"):
@@ -317,7 +322,7 @@ def _check_fields(body: ResponsesRequest) -> None:
         raise unhonoured("truncation", body.truncation, "a conversation is read whole or refused")
     if body.include:
         raise unhonoured("include", body.include, "there is nothing more to include")
-    if any((body.reasoning or {}).values()):
+    if any(value for name, value in (body.reasoning or {}).items() if name != "effort"):
         raise unhonoured("reasoning", body.reasoning, "pass what the template knows in chat_template_kwargs")
     if body.service_tier not in (None, "auto", "default"):
         raise unhonoured("service_tier", body.service_tier, "there is one tier")

@@ -38,8 +38,8 @@ class Generating(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stop: str | list[str] | None = None
     temperature: float | None = 1.0
     top_p: float | None = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    top_k: int | None = 0
+    min_p: float | None = 0.0
     presence_penalty: float | None = 0.0
     frequency_penalty: float | None = 0.0
     logit_bias: dict[str, float] | None = None

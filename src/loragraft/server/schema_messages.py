@@ -88,5 +88,5 @@ class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
     service_tier: str | None = None
     # Not Anthropic's:
     lora: list[LoraChoice] | None = None
-    min_p: float = 0.0
+    min_p: float | None = 0.0
     seed: int | None = None

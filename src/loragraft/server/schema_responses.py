@@ -72,8 +72,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     prompt_cache_key: str | None = None
     # Not OpenAI's:
     lora: list[LoraChoice] | None = None
-    top_k: int = 0
-    min_p: float = 0.0
+    top_k: int | None = 0
+    min_p: float | None = 0.0
     seed: int | None = None
     stop: str | list[str] | None = None
     chat_template_kwargs: Json | None = None

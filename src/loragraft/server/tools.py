@@ -16,6 +16,8 @@ from loragraft.server.answers import new_id
 from loragraft.server.schema import Message, NamedTool, Tool, ToolCall
 
 _OPENING, _CLOSING = "<tool_call>", "</tool_call>"
+#: What a call begins with, wherever it stands in a reply.
+_SIGNS = (_OPENING, "[TOOL_CALLS]", "<|python_tag|>")
 _INSTRUCTION = (
     "You can call these functions, given as JSON:\n{functions}\n"
     'To call one, answer with nothing but <tool_call>{{"name": NAME, "arguments": {{...}}}}</tool_call>.'
@@ -30,7 +32,7 @@ class Call:
 
     def body(self) -> dict[str, Any]:
         return {
-            "id": new_id("call"),
+            "id": new_id("call_"),
             "type": "function",
             "function": {"name": self.name, "arguments": self.arguments},
         }
@@ -96,7 +98,7 @@ def find_calls(text: str, tools: Sequence[Tool]) -> tuple[str, list[Call]]:
         calls = [call for body, _, _ in parts for call in _calls_in(body, names)]
         if calls:
             return (said + "".join(rest for _, _, rest in parts)).strip(), calls
-    for opening in ("[TOOL_CALLS]", "<|python_tag|>"):
+    for opening in _SIGNS[1:]:
         said, sign, body = text.partition(opening)
         if sign and (calls := _calls_in(body, names)):
             return said.strip(), calls
@@ -116,3 +118,37 @@ def _calls_in(text: str, names: set[str]) -> list[Call]:
         arguments = item.get("arguments", item.get("parameters", {}))
         calls.append(Call(item["name"], arguments if isinstance(arguments, str) else json.dumps(arguments)))
     return calls
+
+
+class Speech:
+    """A reply as it comes: what of it can be sent, while it may still turn out to call a function."""
+
+    def __init__(self, tools: bool) -> None:
+        self.text = ""
+        self._tools = tools
+        self._sent = 0
+
+    def push(self, text: str) -> str:
+        """Take more of the reply. What was not given yet and is certain to be said, not called."""
+        self.text += text
+        end = len(self.text)
+        if self._tools:
+            if self.text.lstrip()[:1] in ("", "{", "["):
+                return ""  # a call may be nothing but JSON
+            found = [at for sign in _SIGNS if (at := self.text.find(sign, self._sent)) >= 0]
+            end = min(found) if found else end - _begun(self.text)
+            end = len(self.text[:end].rstrip())  # find_calls drops the white space before a call
+        new = self.text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return new
+
+    def rest(self, said: str) -> str:
+        """Of `said` (`find_calls` of the whole text), what was not given."""
+        given = self.text[: self._sent]
+        return said.removeprefix(given if said.startswith(given) else given.lstrip())
+
+
+def _begun(text: str) -> int:
+    """How many characters at the end may be the beginning of a sign."""
+    lengths = range(min(len(text), max(map(len, _SIGNS)) - 1), 0, -1)
+    return next((n for n in lengths if any(sign.startswith(text[-n:]) for sign in _SIGNS)), 0)

@@ -54,8 +54,8 @@ class Confined:
             except BaseException:
                 self._end()  # whatever it would still say is no answer to the next request
                 raise
-            if not found:
-                self._end()
+            if not found or "spent" in answer:
+                self._end()  # it is gone, or holds memory that the next needs
             return answer
 
     def close(self) -> None:

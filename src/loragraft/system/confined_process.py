@@ -24,7 +24,7 @@ def answered(answer: Callable[[Any], Any], request: Any, max_seconds: int) -> di
     try:
         return {"answer": answer(request)}
     except MemoryError:
-        return {"problem": "it takes too much memory"}
+        return {"problem": "it takes too much memory", "spent": True}  # what follows may find none, too
     except RecursionError:
         return {"problem": "it is nested too deeply"}
     except Exception as problem:
