@@ -16,6 +16,16 @@ from loragraft.archs.tensors import SQUEEZED, Tensor, in_layer
 from loragraft.formats.gguf.values import Metadata, Value
 
 CONV, ATTENTION = "conv", "full_attention"
+#: Of both classes, with experts and without.
+DEFAULTS = {
+    "norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 128000,
+    "num_key_value_heads": 8,
+    "conv_L_cache": 3,
+    "tie_word_embeddings": True,
+}
+BIASES = {"conv_bias": frozenset(["in_proj", "out_proj", "conv"])}
 _FEED_FORWARD = (
     "intermediate_size",
     "block_ff_dim",
@@ -66,18 +76,13 @@ LFM2 = ConfigClass(
     "Lfm2ForCausalLM",
     keys=tuple(_WIDTH if "intermediate_size" in rule.config_keys else rule for rule in _KEYS),
     defaults={
-        "norm_eps": 1e-5,
-        "rope_theta": 1000000.0,
-        "max_position_embeddings": 128000,
-        "num_key_value_heads": 8,
+        **DEFAULTS,
         "intermediate_size": 12288,
-        "conv_L_cache": 3,
         "block_multiple_of": 256,
         "block_ffn_dim_multiplier": 1.0,
         "block_auto_adjust_ff_dim": True,
-        "tie_word_embeddings": True,
     },
-    biases={"conv_bias": frozenset(["in_proj", "out_proj", "conv"])},
+    biases=BIASES,
     ignores=frozenset(["tie_embedding"]),
     experts=False,
 )

@@ -73,21 +73,16 @@ LFM2_MOE = ConfigClass(
         )
     ),
     defaults={
-        "norm_eps": 1e-5,
-        "rope_theta": 1000000.0,
-        "max_position_embeddings": 128000,
-        "num_key_value_heads": 8,
+        **lfm2.DEFAULTS,
         "intermediate_size": 7168,
         "moe_intermediate_size": 1792,
         "num_experts": 32,
         "num_experts_per_tok": 4,
         "num_dense_layers": 2,
-        "conv_L_cache": 3,
         "norm_topk_prob": True,
         "use_expert_bias": True,
-        "tie_word_embeddings": True,
     },
-    biases={"conv_bias": frozenset(["in_proj", "out_proj", "conv"])},
+    biases=lfm2.BIASES,
     ignores=frozenset(["tie_embedding"]),
     experts=True,
 )
