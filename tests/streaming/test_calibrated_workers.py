@@ -123,22 +123,14 @@ def test_a_worker_that_plans_something_else_is_refused(
 
 
 def test_by_the_command_line_and_after_the_driver_was_killed(tmp_path: Path) -> None:
-    """Layers that were written stay as they are; the rest is rounded by workers to the same bytes."""
-    (tmp_path / "text.txt").write_text(data("shakespeare-valid.txt").read_text()[:12000])
-    words = ["merge", BASE, "--lora", ADAPTER, "--type", "Q4_0", "--calibrate", "text.txt"]
-    words += ["--calibrate-windows", "2", "--prune-layers", "2,3", "-t", "1", "-o"]
-
-    def run(*more: str, doom: str = "") -> subprocess.CompletedProcess[str]:
-        code = f"{doom}\nfrom loragraft.cli import main\nmain()"
-        return subprocess.run(
-            [sys.executable, "-c", code, *map(str, words), *more],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-
-    done = run("one.gguf")
-    assert done.returncode == 0, done.stderr
+    """Layers that were written stay as they are; the rest is rounded by workers to the bytes of this process, however
+    many threads its BLAS has."""
+    given = tmp_path / "text.txt"
+    given.write_text(data("shakespeare-valid.txt").read_text()[:12000])
+    options = QuantizeOptions(calibrate=[given], calibrate_windows=2, prune_layers=[2, 3])
+    lg.merge(BASE, [ADAPTER], tmp_path / "one.gguf", type="Q4_0", options=options)
+    words = ["merge", BASE, "--lora", ADAPTER, "--type", "Q4_0", "--calibrate", "text.txt", "-t", "1", "-o"]
+    words += ["two.gguf", "--calibrate-windows", "2", "--prune-layers", "2,3", "--workers", "2"]
     doom = (
         "import os, signal\n"
         "from loragraft.streaming.journal import Journal\n"
@@ -149,12 +141,15 @@ def test_by_the_command_line_and_after_the_driver_was_killed(tmp_path: Path) -> 
         "    count += 1\n"
         "    if count == 10:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Journal.add = add_or_die"
+        "Journal.add = add_or_die\n"
+        "from loragraft.__main__ import main\n"
+        "main()"
     )
-    killed = run("two.gguf", "--workers", "2", doom=doom)
+    killed = subprocess.run([sys.executable, "-c", doom, *map(str, words)], cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "two.gguf").exists()
-    done = run("two.gguf", "--workers", "2", "--resume")
+    words = [sys.executable, "-m", "loragraft", *words, "--resume"]
+    done = subprocess.run(list(map(str, words)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stderr
     assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()

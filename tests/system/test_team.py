@@ -12,7 +12,7 @@ import pytest
 from loragraft.errors import LoragraftError
 from loragraft.system.workers.crew import MAX_LOSSES, Crew, Done, Failed, Lost, Make
 from loragraft.system.workers.processes import answered
-from loragraft.system.workers.team import Alone, Placed, doing
+from loragraft.system.workers.team import Alone, Placed
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Here(Crew):
 
 
 def make() -> Callable[[Any], Any]:
-    return doing([])
+    said: list[str] = []
+    return lambda message: message.do(said)
 
 
 def conversation(team: Placed) -> list[list[Any]]:

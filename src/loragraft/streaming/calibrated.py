@@ -47,6 +47,7 @@ from loragraft.streaming.rounding_site import (
 )
 from loragraft.streaming.walk import products_of
 from loragraft.streaming.writing import WholeTensors, steps_digest
+from loragraft.system import blas
 from loragraft.system.memory import give_back
 from loragraft.system.workers.crew import Crew
 from loragraft.system.workers.team import Alone, Placed, Team
@@ -79,7 +80,7 @@ def round_layers(
     Raises QuantizeError, and LoragraftError for activations that are not finite, and for workers that keep dying.
     """
     layers = Layers(plan, backend, threads)
-    with _team(layers, plan, calibration, backend, hands, progress) as team:
+    with blas.one_thread(), _team(layers, plan, calibration, backend, hands, progress) as team:
         return _Rounding(layers, calibration, team, tensors, progress).run()
 
 

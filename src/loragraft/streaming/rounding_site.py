@@ -30,9 +30,10 @@ from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.steps import Step
 from loragraft.streaming.walk import Walk
 from loragraft.streaming.writing import steps_digest
+from loragraft.system import blas
 from loragraft.system.memory import give_back
 from loragraft.system.threads import in_threads
-from loragraft.system.workers.team import Message, doing
+from loragraft.system.workers.team import Message
 
 #: Tokens for each column that moments need to be trusted as they are; with fewer, damping grows.
 ENOUGH = 4
@@ -457,4 +458,10 @@ class SiteMaker:
                 "one finds other files than the driver does",
                 hint="have the same inputs and the same loragraft on every machine",
             )
-        return doing(Site(Layers(plan, self.backend, self.threads), self.calibration))
+        site = Site(Layers(plan, self.backend, self.threads), self.calibration)
+
+        def do(message: Message) -> Any:
+            with blas.one_thread():
+                return message.do(site)
+
+        return do

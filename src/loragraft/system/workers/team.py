@@ -6,7 +6,7 @@ to know, and gets the same message. A message says itself what is to be done (`d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from loragraft.errors import LoragraftError
@@ -129,12 +129,3 @@ class Placed:
         if worker in self._workers:
             self._workers[self._workers.index(worker)] = None
             self.lost += 1
-
-
-def doing(site: Any) -> Callable[[Message], Any]:
-    """A worker's function."""
-
-    def do(message: Message) -> Any:
-        return message.do(site)
-
-    return do
