@@ -17,6 +17,8 @@ import pytest
 import loragraft as lg
 from loragraft.streaming import spreading
 from paths import data
+from streaming.test_calibrated import source
+from streaming.test_calibrated_workers import rounded
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 BASE, ADAPTER = data("llama-kjv"), data("llama-kjv.shakespeare")
@@ -80,6 +82,30 @@ def test_twenty_kills_of_workers_at_random(
     assert killed == 20
     assert (tmp_path / "m.gguf").read_bytes() == merged
     summary["ray"] = "20 kills of random workers: same bytes"
+
+
+def test_calibrated_rounding_and_actors_that_die(cluster: Any, tmp_path: Path) -> None:
+    from loragraft.system.workers.rays import RayCrew
+
+    given, killed = 0, 0
+
+    class Deadly(RayCrew):
+        def give(self, worker: Any, part: Any) -> None:
+            nonlocal given, killed
+            super().give(worker, part)
+            given += 1
+            if given in (4, 25):  # in the gradients, and within a layer
+                self._ray.kill(self._actors[str(worker)])
+                killed += 1
+
+    model = source(tmp_path, "llama")
+    report = rounded(model, tmp_path / "one.gguf")
+    with Deadly("ray") as crew:
+        assert crew.size == 3
+        found = rounded(model, tmp_path / "three.gguf", crew)
+    assert killed == 2
+    assert (tmp_path / "three.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
+    assert found == report
 
 
 def test_a_process_that_is_killed_from_outside(
