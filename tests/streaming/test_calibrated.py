@@ -19,7 +19,7 @@ from loragraft.backends.reference import ReferenceBackend
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.source import ModelSource
 from loragraft.quants.filetypes import file_type
-from loragraft.streaming import calibrated, rounding_site
+from loragraft.streaming import calibrated, output_gradients, rounding_site
 from loragraft.streaming.calibrated import round_layers
 from loragraft.streaming.calibration import Calibration, CalibrationReport
 from loragraft.streaming.held_out import HeldOutLoss
@@ -153,7 +153,15 @@ def test_a_run_that_was_stopped_is_continued_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             written(model, tmp_path / "out.gguf", text())
     rounded, last = [], 100
+    back, backwards = output_gradients.GradientPasses.back, list[int]()
+
+    def noted(self: Any, layer: int, *rest: Any) -> Any:
+        backwards.append(layer)
+        return back(self, layer, *rest)
+
+    monkeypatch.setattr(output_gradients.GradientPasses, "back", noted)
     written(model, tmp_path / "out.gguf", text(), resume=True)
+    assert backwards == [1]  # the gradients of what is written are not measured again
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert {name.split(".")[1] for name in rounded} == {"1", "weight"}
 

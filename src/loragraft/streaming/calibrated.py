@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -45,6 +46,7 @@ from loragraft.streaming.rounding_site import (
     is_rounded,
     reason_of,
 )
+from loragraft.streaming.steps import Step
 from loragraft.streaming.walk import products_of
 from loragraft.streaming.writing import WholeTensors, steps_digest
 from loragraft.system import blas
@@ -156,7 +158,8 @@ class _Rounding:
         with Gradients(
             self.layers, how.windows, how.folder, every=how.every, team=self.team
         ) as self.gradients:
-            self.gradients.measure(self.progress)
+            done = (self._is_done(self.layers.part(layer)) for layer in range(self.layers.count))
+            self.gradients.measure(self.progress, sum(1 for _ in takewhile(bool, done)))
             return self._run_layers()
 
     def _run_layers(self) -> CalibrationReport:
@@ -214,10 +217,15 @@ class _Rounding:
 
     def _earlier(self, part: Graph) -> dict[str, Bytes] | None:
         """What an earlier run wrote of this slice, if it wrote all."""
-        steps = [self.steps[name] for name in multiplied(part) if self._is_rounded(name)]
-        if not all(map(self.tensors.holds, steps)):
+        if not self._is_done(part):
             return None
-        return {step.name: self.tensors.earlier(step) for step in steps}
+        return {step.name: self.tensors.earlier(step) for step in self._steps_of(part)}
+
+    def _is_done(self, part: Graph) -> bool:
+        return all(map(self.tensors.holds, self._steps_of(part)))
+
+    def _steps_of(self, part: Graph) -> list[Step]:
+        return [self.steps[name] for name in multiplied(part) if self._is_rounded(name)]
 
     # ---- rounding ----
 

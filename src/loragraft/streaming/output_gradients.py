@@ -252,10 +252,10 @@ class Gradients:
     def __exit__(self, *problem: object) -> None:
         self._file.close()
 
-    def measure(self, progress: Progress = SILENT) -> None:
-        """Run the passes."""
+    def measure(self, progress: Progress = SILENT, first: int = 0) -> None:
+        """Run the passes; layers before the `first` are not gone through backwards."""
         layers = self._layers.count
-        progress.start("Measuring gradients", 2 * layers + 1)
+        progress.start("Measuring gradients", 2 * layers + 1 - min(first, layers))
         places, hidden = [], None
         for layer in range(layers):
             hidden = self._forward(layer, hidden)
@@ -264,7 +264,7 @@ class Gradients:
         assert hidden is not None
         gradient = self._passed(self._each(lambda span, rows: FromLabels(span, hidden[rows])))
         progress.advance(1)
-        for layer in range(layers - 1, -1, -1):
+        for layer in range(layers - 1, first - 1, -1):
             assert gradient is not None
             entered, reached = self._file.read(places[layer - 1]) if layer else None, gradient
             gradient = self._passed(self._each(partial(_back, layer, entered, reached)))
