@@ -89,6 +89,11 @@ DIFFERS: dict[str, tuple[str, ...]] = {
         "gemma4-per-layer",
         "gemma4-shared",
     ),
+    "it has Gemma 3n's sizes as they were published, and does not load the file": (
+        "gemma3n",
+        "gemma3n-plain",
+        "gemma3n-three",
+    ),
     "it judges a group of experts by its best two": ("deepseek2-groups",),
     "it has Llama 4's chunks, temperature and layers without RoPE as they were published": (
         "llama4",

@@ -61,6 +61,17 @@ GEMMA4 = {
         },
     },
 }
+GEMMA3N = {
+    "head_dim": 8,
+    "sliding_window": 8,
+    "num_hidden_layers": 5,
+    "layer_types": [*TYPES4 * 2, "full_attention"],
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 0,
+    "laurel_rank": 5,
+    "pad_token_id": 0,
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.2,
@@ -385,6 +396,49 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             "layer_types": ["sliding_attention", *TYPES4 * 2, "full_attention"],
             "num_kv_shared_layers": 3,
             "use_double_wide_mlp": True,
+        },
+        None,
+    ),
+    "gemma3n": (
+        "Gemma3nText",
+        {
+            **GEMMA3N,
+            "num_kv_shared_layers": 2,
+            "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.25, 0.75],
+            "intermediate_size": [48, 40, 48, 56, 48],
+        },
+        None,
+    ),
+    "gemma3n-plain": (
+        "Gemma3nText",
+        {
+            **GEMMA3N,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 20000.0},
+            },
+            "altup_active_idx": 1,
+            "attention_bias": True,
+            "final_logit_softcapping": 5.0,
+            "tie_word_embeddings": False,
+        },
+        None,
+    ),
+    "gemma3n-three": (
+        "Gemma3nText",
+        {**GEMMA3N, "altup_num_inputs": 3, "num_hidden_layers": 2, "layer_types": TYPES4},
+        without("activation_sparsity_pattern", "final_logit_softcapping", "rope_parameters"),
+    ),
+    "gemma3n-published": (
+        "Gemma3nText",
+        {
+            **GEMMA3N,
+            "num_hidden_layers": 2,
+            "layer_types": TYPES4,
+            "intermediate_size": 2048,
+            "hidden_size_per_layer_input": 256,
+            "laurel_rank": 64,
+            "activation_sparsity_pattern": [0.95, 0.95],
         },
         None,
     ),
@@ -770,6 +824,20 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
 }
 
 
+def idle(config: Any) -> dict[str, list[int]]:
+    """What published checkpoints have and no layer takes up: Gemma 3n's keys and values of layers with another's."""
+    if config.model_type != "gemma3n_text":
+        return {}
+    rows, layers = config.num_key_value_heads * config.head_dim, config.num_hidden_layers
+    shapes = {"k_proj": [rows, config.hidden_size], "v_proj": [rows, config.hidden_size]}
+    shapes["k_norm"] = [config.head_dim]
+    return {
+        f"model.layers.{layer}.self_attn.{name}.weight": shape
+        for layer in range(layers - config.num_kv_shared_layers, layers)
+        for name, shape in shapes.items()
+    }
+
+
 def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -> tuple[dict[str, Any], Any]:
     base = {} if "text_config" in keys else BASE
     said = {key: value for key, value in {**base, **keys}.items() if value != ABSENT}
@@ -780,6 +848,7 @@ def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -
         model.save_pretrained(folder)
         saved = Path(folder) / "model.safetensors"
         shapes = {name: list(tensor.shape) for name, tensor in sorted(load_file(saved).items())}
+        shapes = dict(sorted((shapes | idle(config)).items()))
         language = config.text_config if not base else config
         save_file(weights(shapes, language.model_type), saved, {"format": "pt"})
         path = Path(folder) / "config.json"

@@ -263,6 +263,15 @@ void bind_program(nb::module_& m) {
             return p.add(binary_step(a, b, y, binary(name)));
         })
         .def("mul_rows", [](Program& p, Value a, Value b, Value y) { return p.add(mul_rows_step(a, b, y)); })
+        .def("match_rms", [](Program& p, Value x, Value y, Value to, int64_t n, float least) {
+            return p.add(match_rms_step(x, y, to, n, least));
+        })
+        .def("gaussian_top_k", [](Program& p, Value x, Value to, int64_t n, float deviations) {
+            return p.add(gaussian_top_k_step(x, to, n, deviations));
+        })
+        .def("channel_scale", [](Program& p, Value x, Value y, Vector weight) {
+            return p.add(channel_scale_step(x, y, floats(weight)));
+        })
         .def("split", [](Program& p, Value x, Value y, int64_t parts, int64_t start) {
             return p.add(split_step(x, y, parts, start));
         })

@@ -115,6 +115,8 @@ struct EngineKernels {
 
     void (*rms_norm)(const float* x, const float* w, float* y, int64_t n, float eps) = nullptr; // one group
     void (*layer_norm)(const float* x, const float* w, const float* b, float* y, int64_t n, float eps) = nullptr;
+    float (*mean)(const float* x, int64_t n) = nullptr;
+    float (*variance)(const float* x, int64_t n, float mean) = nullptr; // the mean of (x - mean)^2
     void (*silu)(const float* x, float* y, int64_t n) = nullptr;
     void (*silu_mul)(const float* gate, const float* up, float* y, int64_t n) = nullptr;
     void (*sigmoid)(const float* x, float* y, int64_t n) = nullptr;

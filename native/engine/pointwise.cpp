@@ -107,6 +107,9 @@ inline float sum_of(const float* x, int64_t n, float mean, bool squares) {
     return sum((acc[0] + acc[1]) + (acc[2] + acc[3])) + rest;
 }
 
+float mean_of(const float* x, int64_t n) { return sum_of(x, n, 0.0f, false) / float(n); }
+float variance_of(const float* x, int64_t n, float mean) { return sum_of(x, n, mean, true) / float(n); }
+
 void rms_norm(const float* x, const float* w, float* y, int64_t n, float eps) {
     const float inverse = 1.0f / std::sqrt(sum_of(x, n, 0.0f, true) / float(n) + eps);
     each(x, w, y, n, [inverse](vf v, vf g) { return v * inverse * g; });
@@ -141,6 +144,8 @@ void rope(const float* x, float* y, int head_dim, int rotary, bool adjacent, con
 void add_pointwise(KernelTable& k) {
     k.engine.rms_norm = rms_norm;
     k.engine.layer_norm = layer_norm;
+    k.engine.mean = mean_of;
+    k.engine.variance = variance_of;
     k.engine.silu = silu;
     k.engine.silu_mul = silu_mul;
     k.engine.sigmoid = sigmoid;

@@ -153,6 +153,9 @@ std::unique_ptr<Step> affine_step(Value x, Value y, float factor, float shift); 
 std::unique_ptr<Step> binary_step(Value a, Value b, Value y, Binary f);
 std::unique_ptr<Step> mul_rows_step(Value a, Value b, Value y); // each element of b for several of a
 std::unique_ptr<Step> xielu_step(Value x, Value y, float alpha_p, float alpha_n, float beta, float eps);
+std::unique_ptr<Step> match_rms_step(Value x, Value y, Value to, int64_t n, float least); // of each n elements of x
+std::unique_ptr<Step> gaussian_top_k_step(Value x, Value to, int64_t n, float deviations);
+std::unique_ptr<Step> channel_scale_step(Value x, Value y, std::vector<float> weight);
 std::unique_ptr<Step> split_step(Value x, Value y, int64_t parts, int64_t start);
 std::unique_ptr<Step> concat_step(Value a, Value b, Value y, int64_t parts);
 

@@ -81,6 +81,56 @@ std::unique_ptr<Step> xielu_step(Value x, Value y, float alpha_p, float alpha_n,
     });
 }
 
+std::unique_ptr<Step> match_rms_step(Value x, Value y, Value to, int64_t n, float least) {
+    check_alike(x, to);
+    require(n > 0 && x.width % n == 0 && y.width > 0 && y.space == x.space, "match_rms: widths");
+    return step_of(x.space, [=](Pass& pass) {
+        const float *from = pass.floats(x), *model = pass.floats(y);
+        float* out = pass.floats(to);
+        over_rows(pass.threads, pass.rows[x.space], x.width + y.width, [&](int64_t r) {
+            const EngineKernels& k = kernels().engine;
+            const float size = std::sqrt(k.variance(model + r * y.width, y.width, 0.0f));
+            for (int64_t at = r * x.width; at < (r + 1) * x.width; at += n) {
+                const float own = std::max(k.variance(from + at, n, 0.0f), least);
+                const float factor = size / std::sqrt(own);
+                for (int64_t i = at; i < at + n; ++i) {
+                    out[i] = from[i] * factor;
+                }
+            }
+        });
+    });
+}
+
+std::unique_ptr<Step> gaussian_top_k_step(Value x, Value to, int64_t n, float deviations) {
+    check_alike(x, to);
+    require(n > 0 && x.width % n == 0, "gaussian_top_k: widths");
+    return step_of(x.space, [=](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* out = pass.floats(to);
+        over_rows(pass.threads, pass.rows[x.space] * (x.width / n), n, [&](int64_t r) {
+            const EngineKernels& k = kernels().engine;
+            const float mean = k.mean(from + r * n, n);
+            const float cut = deviations * std::sqrt(k.variance(from + r * n, n, mean));
+            for (int64_t i = r * n; i < (r + 1) * n; ++i) {
+                const float above = from[i] - mean - cut;
+                out[i] = above < 0.0f ? 0.0f : above; // NaN stays NaN
+            }
+        });
+    });
+}
+
+std::unique_ptr<Step> channel_scale_step(Value x, Value y, std::vector<float> weight) {
+    check_alike(x, y);
+    const int64_t n = int64_t(weight.size());
+    require(n > 0 && x.width % n == 0, "channel_scale: the weight's size");
+    return step_of(x.space, [=, weight = std::move(weight)](Pass& pass) {
+        const float* from = pass.floats(x);
+        float* to = pass.floats(y);
+        over_rows(pass.threads, pass.rows[x.space] * (x.width / n), n,
+                  [&](int64_t r) { kernels().engine.mul(from + r * n, weight.data(), to + r * n, n); });
+    });
+}
+
 std::unique_ptr<Step> affine_step(Value x, Value y, float factor, float shift) {
     check_alike(x, y);
     return step_of(x.space, [=](Pass& pass) {

@@ -18,7 +18,8 @@ from loragraft.backends.gradients import Tape, missing
 from loragraft.backends.program import Options
 from loragraft.backends.recurrent_gradients import Scan
 from loragraft.backends.reference import ReferenceBackend, dequantized
-from loragraft.graph.ops import Graph, Node, Op
+from loragraft.graph.build import GraphBuilder
+from loragraft.graph.ops import Graph, Node, Op, TensorFact
 from loragraft.graph.slices import slice_graph
 from small_models import KV_HEADS, LAYERS, VOCAB, small_model
 
@@ -59,6 +60,23 @@ def test_what_attention_mixes_makes_the_gradient_of_the_values_weight(name: str)
     for weight, found in mixed.items():
         assert weight.endswith("attn_v.weight")
         assert np.allclose(found, plain[weight], rtol=1e-3, atol=1e-4 * np.abs(plain[weight]).max())
+
+
+def test_the_gradients_of_what_the_models_sizes_are_matched_by() -> None:
+    """AltUp's and the activations' cut, which no model that is cut by layers has."""
+    rng = np.random.default_rng(7)
+    shapes = {"token_embd": (VOCAB, 12), "a": (24, 12), "b": (24, 24), "c": (8, 12), "output": (VOCAB, 24)}
+    arrays = {f"{name}.weight": rng.standard_normal(shape, np.float32) / 3 for name, shape in shapes.items()}
+    arrays["scale.weight"] = rng.standard_normal(24, np.float32)
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in arrays.items()})
+    x = g.embed(g.tokens())
+    g.cut(x)
+    cut = g.add(Op.GAUSSIAN_TOP_K, (g.linear(x, "a"),), label="cut", deviations=0.5)
+    scaled = g.add(Op.CHANNEL_SCALE, (cut,), ("scale.weight",), "scaled")
+    parts = g.heads(g.linear(scaled, "b"), 2, "parts")
+    matched = g.add(Op.MATCH_RMS, (parts, g.linear(x, "c")), label="match", least=1e-5)
+    last = g.add(Op.LAST, (g.flat(matched, "flat"),), label="last")
+    gradients_hold(g.finish(g.linear(last, "output")), arrays, rng, VOCAB, 3e-4)
 
 
 RECURRENT = ["lfm2-bias", "qwen3_5", "granitehybrid", "nemotron_h"]

@@ -41,6 +41,7 @@ POINTWISE: list[tuple[Op, dict[str, Any], Callable[[Floats], Floats]]] = [
     (Op.SHIFT, {"value": 1.0}, lambda x: x + 1.0),
     (Op.LAYER_NORM, {"eps": 1e-6}, lambda x: centred(x)),
     (Op.RMS_NORM, {"eps": 1e-6, "group": 8}, lambda x: normed(x, 8)),
+    (Op.GAUSSIAN_TOP_K, {"deviations": 0.75}, lambda x: far_above(x, 0.75)),
 ]
 
 
@@ -52,6 +53,11 @@ def normed(x: Floats, group: int) -> Floats:
 def centred(x: Floats) -> Floats:
     away = x - x.mean(axis=-1, keepdims=True)
     return away / np.sqrt((away**2).mean(axis=-1, keepdims=True) + 1e-6)
+
+
+def far_above(x: Floats, deviations: float) -> Floats:
+    cut = x.mean(axis=-1, keepdims=True) + deviations * x.std(axis=-1, keepdims=True)
+    return np.maximum(x - cut, 0)
 
 
 def run(backend: Backend, op: Op, attrs: dict[str, Any], weights: dict[str, Floats]) -> Floats:
@@ -87,6 +93,30 @@ def test_extremes(backend: Backend, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
+def test_groups_as_large_as_another_value(backend: Backend, tolerance: float) -> None:
+    """Three groups of each row, times a number for each channel; one that is nearly nothing stays small, and a row
+    without a spread has nothing that is far above its mean."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 3, (VOCABULARY, WIDTH)).astype(np.float32)
+    x[1, : WIDTH // 3] = 1e-4
+    x[2] = 0.5
+    weights = {"token_embd.weight": x, "scale.weight": rng.normal(0, 1, WIDTH // 3).astype(np.float32)}
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in weights.items()})
+    whole = g.embed(g.tokens())
+    model = g.split(whole, 1, 6, "model")
+    matched = g.add(Op.MATCH_RMS, (g.heads(whole, 3, "parts"), model), label="match", least=1e-5)
+    scaled = g.add(Op.CHANNEL_SCALE, (matched,), ("scale.weight",), "scaled")
+    found = logits_of(backend, g.finish(g.flat(scaled, "flat")), weights, IDS)
+    groups = x[IDS].astype(np.float64).reshape(TOKENS, 3, -1)
+    size = np.sqrt((x[IDS, 1:6].astype(np.float64) ** 2).mean(axis=-1))[:, None, None]
+    own = np.sqrt(np.maximum((groups**2).mean(axis=-1, keepdims=True), 1e-5))
+    expected = (groups * size / own * weights["scale.weight"]).reshape(TOKENS, -1)
+    assert nmse(found, expected) < tolerance
+    assert nmse(found[1, : WIDTH // 3], expected[1, : WIDTH // 3]) < tolerance
+    assert not run(backend, Op.GAUSSIAN_TOP_K, {"deviations": 1.5}, {"token_embd.weight": x})[2].any()
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
 def test_learned_positions(backend: Backend, tolerance: float) -> None:
     """Continued over two calls; a position that the model has no row for is refused, and the sequence goes on."""
     rng = np.random.default_rng(2)
@@ -116,6 +146,7 @@ def test_learned_positions(backend: Backend, tolerance: float) -> None:
     [
         (Op.SOFT_CAP, {"cap": 0.0}, "cap: found 0.0, expected a number above 0"),
         (Op.CLAMP, {"low": 1.0, "high": 0.0}, "limits: found 1.0 to 0.0"),
+        (Op.GAUSSIAN_TOP_K, {}, "attribute deviations: found None, expected float"),
         (Op.RMS_NORM, {"eps": 1e-6, "group": 7}, "elements of a group: found 7, expected a divisor of 24"),
         (Op.RESHAPE, {"parts": 5}, "parts: found 5, expected 0, or a divisor of 24"),
         (Op.ALL_EXPERTS, {"count": 0}, "experts: found 0, expected at least 1"),

@@ -9,12 +9,12 @@ from loragraft.archs.arch import Arch
 from loragraft.archs.blocks import Attention, Decoder, Gated, geglu, rms_norm
 from loragraft.archs.blocks.per_layer import add_per_layer, embed_per_layer
 from loragraft.archs.gemma4_config import TEXT, rope_factors
-from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows
+from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows, shared_sources
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.rope import read_rope
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD, HEAD_NORMS, OUTER, Tensor, in_layer
-from loragraft.errors import FormatError, UnsupportedError
+from loragraft.errors import UnsupportedError
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
@@ -44,27 +44,10 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
         logit_softcap=keys.optional_number("final_logit_softcapping"),
         extra={
             "shared": shared,
-            "sources": _sources(h, shared),
+            "sources": shared_sources(h, shared),
             "per_layer": keys.count("embedding_length_per_layer_input", 0, least=0),
         },
     )
-
-
-def _sources(h: Hparams, shared: int) -> tuple[int, ...]:
-    """Of each layer, the one whose keys and values it has: the last ones have those of the last layer of their kind
-    that has its own."""
-    own = len(h.layers) - shared
-    sources = list(range(max(own, 0)))
-    for layer in h.layers[max(own, 0) :]:
-        alike = [i for i in range(own) if (h.layers[i].window is None) == (layer.window is None)]
-        if not alike:
-            raise FormatError(
-                "gemma4.attention.shared_kv_layers",
-                "no earlier layer of the same kind has keys",
-                found=shared,
-            )
-        sources.append(alike[-1])
-    return tuple(sources)
 
 
 def _tensors() -> tuple[Tensor, ...]:

@@ -242,3 +242,20 @@ def dense_below(keys: MetadataKeys, h: Hparams, step: int = 1) -> Hparams:
         return own if routed else replace(own, feed_forward="dense")
 
     return h.with_layers(layer)
+
+
+def shared_sources(h: Hparams, shared: int) -> tuple[int, ...]:
+    """Of each layer, the one whose keys and values it has: the last `shared` have those of the last layer of their kind
+    (with a window or without) that has its own."""
+    own = len(h.layers) - shared
+    sources = list(range(max(own, 0)))
+    for layer in h.layers[max(own, 0) :]:
+        alike = [i for i in range(own) if (h.layers[i].window is None) == (layer.window is None)]
+        if not alike:
+            raise FormatError(
+                f"{h.arch}.attention.shared_kv_layers",
+                "no earlier layer of the same kind has keys",
+                found=shared,
+            )
+        sources.append(alike[-1])
+    return tuple(sources)

@@ -215,6 +215,10 @@ class Tensor:
     """Whether the model has it; where GGUF calls a module by what else there is."""
     beside: str | None = None
     """Exports write this name only if the model has this other tensor of GGUF: where a module's name depends on it."""
+    stack: Callable[[Hparams], int] | None = None
+    """How many modules make up GGUF's stack, `{e}` in their names, if they are not the experts."""
+    padded: bool = False
+    """GGUF's has a row for every token; those that the checkpoint lacks are 0, as llama.cpp's converter has them."""
     after: str | None = None
     """The tensor of GGUF behind which llama.cpp's converter writes this one; None: where it comes."""
 

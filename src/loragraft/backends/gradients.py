@@ -301,6 +301,27 @@ def _from_layer_norm(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x
     return ((through - normed * np.mean(through * normed, axis=-1, keepdims=True)) * inverse,)
 
 
+def _from_match_rms(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats, y: Floats) -> Back:
+    """value = x * size / own, where size is y's root mean square and own x's, or the least that it counts as."""
+    least = np.float32(node.attrs["least"])
+    size = np.sqrt(np.mean(y * y, axis=-1)).reshape(len(y), *[1] * (x.ndim - 1))
+    square = np.mean(x * x, axis=-1, keepdims=True)
+    own = np.sqrt(np.maximum(square, least))
+    along = (g * x).sum(axis=-1, keepdims=True)
+    through = np.where(square > least, along / (square * x.shape[-1]), np.float32(0))
+    ratio = (along / own).reshape(len(y), -1).sum(axis=-1, keepdims=True)
+    flat = np.maximum(size.reshape(len(y), 1), np.float32(1e-30))
+    return (g - x * through) * (size / own), ratio * y / (flat * np.float32(y.shape[-1]))
+
+
+def _from_gaussian_top_k(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
+    through = np.where(value > 0, g, np.float32(0))
+    above = x - x.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(np.mean(above * above, axis=-1, keepdims=True))
+    steps = np.float32(node.attrs["deviations"]) * above / np.maximum(deviation, np.float32(1e-30))
+    return (through - through.mean(axis=-1, keepdims=True) * (1 + steps),)
+
+
 def _from_matmul(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x: Floats) -> Back:
     return (native.product(g, np.atleast_2d(t.weight(node.weights[0]))),)
 
@@ -479,6 +500,9 @@ _BACKWARD: Mapping[Op, Callable[..., Back]] = {
     Op.ALL_EXPERTS: _nothing,
     Op.RMS_NORM: _from_rms_norm,
     Op.LAYER_NORM: _from_layer_norm,
+    Op.MATCH_RMS: _from_match_rms,
+    Op.GAUSSIAN_TOP_K: _from_gaussian_top_k,
+    Op.CHANNEL_SCALE: _from_scale,
     Op.MATMUL: _from_matmul,
     Op.WEIGHT_SCALE: _from_scale,
     Op.DORA_SCALE: _from_scale,
@@ -517,6 +541,6 @@ _BACKWARD: Mapping[Op, Callable[..., Back]] = {
 }
 
 #: Ops whose backward rule needs neither their inputs nor their value.
-_BLIND = {Op.ADD, Op.BIAS, Op.SHIFT, Op.LAST, Op.WEIGHT_SCALE, Op.DORA_SCALE, Op.ARCH_SCALE}
+_BLIND = {Op.ADD, Op.BIAS, Op.SHIFT, Op.LAST, Op.WEIGHT_SCALE, Op.DORA_SCALE, Op.ARCH_SCALE, Op.CHANNEL_SCALE}
 #: Ops whose backward rule needs their value, or what they kept.
-_OWN_VALUE = {Op.ATTENTION, Op.SILU, Op.SIGMOID, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP}
+_OWN_VALUE = {Op.ATTENTION, Op.SILU, Op.SIGMOID, Op.GELU, Op.TANH, Op.SOFT_CAP, Op.CLAMP, Op.GAUSSIAN_TOP_K}

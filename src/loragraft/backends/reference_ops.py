@@ -375,6 +375,22 @@ def _xielu(s: Pass, node: Node, x: Floats) -> Array:
     return np.asarray(np.where(x > 0, alpha_p * x * x + beta * x, below))
 
 
+def _match_rms(s: Pass, node: Node, x: Floats, y: Floats) -> Array:
+    size = np.sqrt(np.mean(y * y, axis=-1)).reshape(len(y), *[1] * (x.ndim - 1))
+    own = np.mean(x * x, axis=-1, keepdims=True)
+    return np.asarray(x * (size / np.sqrt(np.maximum(own, np.float32(node.attrs["least"])))))
+
+
+def _gaussian_top_k(s: Pass, node: Node, x: Floats) -> Array:
+    above = x - x.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(np.mean(above * above, axis=-1, keepdims=True))
+    return np.asarray(np.maximum(above - np.float32(node.attrs["deviations"]) * deviation, np.float32(0)))
+
+
+def _channel_scale(s: Pass, node: Node, x: Floats) -> Array:
+    return x * s.weight(node.weights[0])
+
+
 def _clamp(s: Pass, node: Node, x: Floats) -> Array:
     low, high = node.attrs["low"], node.attrs["high"]
     return np.clip(x, None if low is None else np.float32(low), None if high is None else np.float32(high))
@@ -391,6 +407,9 @@ OPS: Mapping[Op, Run] = {
     Op.EMBED_LORA: _embed_lora,
     Op.RMS_NORM: _rms_norm,
     Op.LAYER_NORM: _layer_norm,
+    Op.MATCH_RMS: _match_rms,
+    Op.GAUSSIAN_TOP_K: _gaussian_top_k,
+    Op.CHANNEL_SCALE: _channel_scale,
     Op.MATMUL: _matmul,
     Op.WEIGHT_SCALE: _scale,
     Op.LORA: _lora,

@@ -52,38 +52,43 @@ def attach(
     to the next. Factors of columns are honoured where a product feeds the layer, whose other side's rows they scale as
     well (a gated feed-forward); rotations are not. A pair for `output.weight` changes the logits only, one for
     `token_embd.weight` the embedding only, tied or not, as in PEFT."""
-    chains = {chain.target: chain for chain in find_chains(graph)}
+    chains: dict[str, list[Chain]] = {}
+    for chain in find_chains(graph):
+        chains.setdefault(chain.target, []).append(
+            chain
+        )  # several where a layer multiplies by one weight again
     factors = factors or RowFactors()
-    if adapters and any(chain.at(Stage.LORA) for chain in chains.values()):
+    if adapters and any(chain.at(Stage.LORA) for several in chains.values() for chain in several):
         raise GraphError("graph", "has adapters already", hint="attach them all at once")
-    epilogues: dict[str, _Epilogue] = {}
+    epilogues: dict[int, _Epilogue] = {}  # by the product
     for number, (adapter, factor) in enumerate(adapters):
         if adapter.arch is not None and adapter.arch != graph.arch:
             raise AdapterError(
                 adapter.path, "made for another architecture", found=adapter.arch, expected=graph.arch
             )
         for target in dict.fromkeys([*adapter.pairs, *adapter.transforms]):
-            chain = chains.get(target)
-            if chain is None and target in graph.elsewhere:
+            if target not in chains and target in graph.elsewhere:
                 continue
-            if chain is None:
+            if target not in chains:
                 raise AdapterError(
                     adapter.path,
                     f"targets {target}, which is not a linear layer of this model",
                     hint=f"the model has {len(chains)} layers that take adapters, such as {next(iter(chains))}",
                 )
-            own = epilogues.setdefault(target, _Epilogue(graph, chain, weights, factors))
-            if target in adapter.pairs:
-                _check_fit(adapter, adapter.pairs[target], chain, graph)
-                own.add(adapter, adapter.pairs[target], factor, number)
-            if target in adapter.transforms:
+            for chain in chains[target]:
+                own = epilogues.setdefault(chain.product, _Epilogue(graph, chain, weights, factors))
+                if target in adapter.pairs:
+                    _check_fit(adapter, adapter.pairs[target], chain, graph)
+                    own.add(adapter, adapter.pairs[target], factor, number)
+                if target not in adapter.transforms:
+                    continue
                 transform = adapter.transforms[target]
                 before = _before(adapter, transform, chain, graph, chains)
                 own.multiply(adapter, transform, factor, number)
                 if before is not None:
-                    feeding = epilogues.setdefault(before.target, _Epilogue(graph, before, weights, factors))
-                    feeding.scale_result(transform, factor, number)
-    attached = with_epilogues(graph, {own.chain.product: own.steps() for own in epilogues.values()})
+                    feeding = _Epilogue(graph, before, weights, factors)
+                    epilogues.setdefault(before.product, feeding).scale_result(transform, factor, number)
+    attached = with_epilogues(graph, {product: own.steps() for product, own in epilogues.items()})
     tensors = {name: array for own in epilogues.values() for name, array in own.tensors.items()}
     facts = {name: TensorFact(array.shape, "F32") for name, array in tensors.items()}
     return replace(attached, tensors={**graph.tensors, **facts}), tensors
@@ -202,7 +207,7 @@ class _Epilogue:
 
 
 def _before(
-    adapter: Adapter, transform: Transform, chain: Chain, graph: Graph, chains: Mapping[str, Chain]
+    adapter: Adapter, transform: Transform, chain: Chain, graph: Graph, chains: Mapping[str, Sequence[Chain]]
 ) -> Chain | None:
     """The layer whose rows stand for the columns that `transform` scales; None if it scales none.
 
@@ -232,7 +237,7 @@ def _before(
     sides = (
         graph.nodes[source].inputs if graph.nodes[source].op is Op.MUL and users == [chain.product] else ()
     )
-    for own in chains.values():
+    for own in (chain for several in chains.values() for chain in several):
         alone = own.result in sides and [
             i for i, node in enumerate(graph.nodes) if own.result in node.inputs
         ] == [source]

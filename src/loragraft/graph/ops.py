@@ -36,6 +36,13 @@ class Op(StrEnum):
     LAYER_NORM = "layer_norm"
     """(x; w [d] or none, b [d] or none; eps) -> (x - mean) / std * w + b"""
 
+    MATCH_RMS = "match_rms"
+    """(x [..., n], y [m]; least) -> x * rms(y) / sqrt(max(mean(x^2), least)): each n elements of x as large as y"""
+    GAUSSIAN_TOP_K = "gaussian_top_k"
+    """(x; deviations) -> max(x - mean - deviations * std, 0): what is far above the mean, as if x were Gaussian"""
+    CHANNEL_SCALE = "channel_scale"
+    """(x; w [n]) -> x * w, each channel by its own"""
+
     MATMUL = "matmul"
     """(x [T, in]; W [out, in] or [in] for out = 1, input scale [1] if the file has one) -> [T, out]; W as stored:
     without any per-tensor scale. The input scale is a calibrated scale of 4-bit activations; float and 8-bit

@@ -107,6 +107,13 @@ def _rms_norm(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     return ins[0]
 
 
+def _match_rms(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
+    _need("axes of the second input", len(ins[1]), 1)
+    if not at["least"] > 0:
+        raise IllegalNode("least", at["least"], "a number above 0")
+    return ins[0]
+
+
 def _arch_scale(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
     if ws:
         return _scalar(ins, ws, at)
@@ -333,6 +340,9 @@ SIGNATURES: dict[Op, Signature] = {
     Op.EMBED_LORA: Signature("fi", _embed_lora, (2, 2), _SCALE),
     Op.RMS_NORM: Signature("f", _rms_norm, (0, 1), (("eps", _FLOAT), ("group", (int, type(None))))),
     Op.LAYER_NORM: Signature("f", _vector, (0, 2), (("eps", _FLOAT),)),
+    Op.MATCH_RMS: Signature("ff", _match_rms, attrs=(("least", _FLOAT),)),
+    Op.GAUSSIAN_TOP_K: Signature("f", _same, attrs=(("deviations", _FLOAT),)),
+    Op.CHANNEL_SCALE: Signature("f", _vector, (1, 1)),
     Op.MATMUL: Signature("f", _matmul, (1, 2)),
     Op.WEIGHT_SCALE: Signature("f", _scalar, (1, 1)),
     Op.LORA: Signature("ff", _lora, (2, 2), _SCALE),

@@ -25,7 +25,7 @@ from loragraft.huggingface.hyperparameters import check_expressible, hyperparame
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.huggingface.model_card import general_metadata
 from loragraft.huggingface.placement import Placement
-from loragraft.huggingface.resizing import grown, tokenizer_size
+from loragraft.huggingface.resizing import grown, padded, tokenizer_size
 from loragraft.huggingface.tensor_names import TensorNames
 from loragraft.huggingface.vocab import tokenizer_metadata
 from loragraft.huggingface.weights import Weight, read_weights
@@ -70,6 +70,11 @@ def open_checkpoint(folder: Path, *, dequantize: bool = False, intake: Intake = 
         _check_vocabulary(config, tensors)
         size = max(size, tokenizer_size(checkpoint))
         tensors = _resized(checkpoint.path, tensors, size, notes)
+    tensors |= {
+        tensor.gguf + ".weight": padded(tensors[tensor.gguf + ".weight"], rows)
+        for tensor in arch.tensors
+        if tensor.padded and tensor.gguf + ".weight" in tensors
+    }
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     metadata: Metadata = {
         **general_metadata(checkpoint.path.resolve(), arch.name, "model", shapes, notes),

@@ -66,8 +66,9 @@ class Placement:
             for place in places:
                 self._add(_Piece(place, weight))
         for name, pieces in self._stacks.items():
-            fused = next(iter(pieces.values())).place.tensor.fused is not None
-            count = next(iter(pieces.values())).place.parts if fused else self._names.experts
+            place = next(iter(pieces.values())).place
+            fused = place.tensor.fused is not None
+            count = place.parts if fused else place.stacked
             missing = [e for e in range(count) if e not in pieces]
             raise CheckpointError(
                 self._path,
@@ -92,7 +93,7 @@ class Placement:
             self._finish(name, [piece])
             return
         stack = self._stacks.setdefault(name, {})
-        count = piece.place.parts if fused is not None else self._names.experts
+        count = piece.place.parts if fused is not None else piece.place.stacked
         index = fused.index if fused is not None else expert
         if index is None or index in stack or index >= count:
             raise CheckpointError(

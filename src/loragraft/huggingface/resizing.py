@@ -42,6 +42,20 @@ def grown(source: TensorSource, rows: int) -> TensorSource:
     return Computed(source.name, (rows, source.columns), source.type, compute, [])
 
 
+def padded(source: TensorSource, rows: int) -> TensorSource:
+    """`source` [n, d] of floats with `rows` rows: those that it lacks are 0."""
+    if rows <= source.n_rows or not source.type.is_float:
+        return source
+    width = source.rows(0, 1).shape[1]
+
+    def compute(start: int, stop: int) -> Bytes:
+        old = source.rows(min(start, source.n_rows), min(stop, source.n_rows))
+        new = np.zeros((stop - start - len(old), width), np.uint8)
+        return np.ascontiguousarray(np.concatenate([old, new]))
+
+    return Computed(source.name, (rows, source.columns), source.type, compute, [])
+
+
 def _mean_row(source: TensorSource) -> Bytes:
     from loragraft.quants import native  # and with it every NumPy quantizer: slow to import
 

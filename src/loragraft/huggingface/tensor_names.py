@@ -36,7 +36,12 @@ class Place:
     h: Hparams
     layer: int
     expert: int | None = None
-    """It is one expert's matrix of the stack `name` [n_expert, out, in]."""
+    """It is one expert's matrix of the stack `name` [n_expert, out, in], or that of another module of several."""
+
+    @property
+    def stacked(self) -> int:
+        """How many matrices that stack has."""
+        return self.h.experts if self.tensor.stack is None else self.tensor.stack(self.h)
 
     @property
     def as_it_is(self) -> bool:
@@ -124,9 +129,12 @@ class TensorNames:
             for layer in range(self.layers if "{i}" in tensor.hf else 1):
                 number = str(layer)
                 hf, gguf = tensor.hf.replace("{i}", number), tensor.gguf.replace("{i}", number)
+                modules = range(tensor.stack(h)) if tensor.stack is not None else [None]
                 for part in [""] if tensor.exact else _PARTS:
-                    place = Place(gguf + part, tensor, h, layer)
-                    self._places.setdefault(hf + part, []).append(place)
+                    for module in modules:
+                        place = Place(gguf + part, tensor, h, layer, module)
+                        name = hf if module is None else hf.replace("{e}", str(module))
+                        self._places.setdefault(name + part, []).append(place)
 
     def by_name(self) -> dict[str, list[Place]]:
         """Every name that a tensor may have, with `{e}` for the expert, and where it goes."""
@@ -185,6 +193,9 @@ class CheckpointNames:
                 for each in places:
                     self._parts.setdefault(each.name, (hf, places))
             before = self._origins.setdefault(place.name, [])
+            if place.expert is not None:
+                before.append(Origin(hf, place.expert, place))
+                continue
             partly = others and (place.tensor.rows or place.tensor.columns)
             if partly or (before and (place.span is None or len(before) == place.parts)):
                 continue  # only a part of that tensor, or there are names that come before

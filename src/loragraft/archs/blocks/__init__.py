@@ -1,5 +1,6 @@
 """The parts that graphs are composed of. A `Part` takes the builder, the sizes, the value before it and the layer."""
 
+from loragraft.archs.blocks.altup import AltUp
 from loragraft.archs.blocks.attention import Attention
 from loragraft.archs.blocks.decoder import (
     Branch,
@@ -35,6 +36,7 @@ from loragraft.archs.blocks.mamba import Mamba2
 from loragraft.archs.blocks.short_conv import gated_short_conv, short_conv
 
 __all__ = [
+    "AltUp",
     "Attention",
     "Branch",
     "ClampedSwiglu",

@@ -33,12 +33,17 @@ def add_per_layer(g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
     """The residual stream behind a layer: with post_norm(proj(gelu(inp_gate(x)) * the layer's share), and scaled."""
     blk, width = f"blk.{layer}", h.extra["per_layer"]
     if width:
-        share = g.split(g.kept[_KEPT], layer * width, (layer + 1) * width, f"{blk}.per_layer")
-        if layer == len(h.layers) - 1:
-            share = g.add(Op.LAST, (share,), label="last")
-        gate = gelu(g, g.linear(x, f"{blk}.inp_gate"), f"{blk}.per_layer_act")
-        added = g.add(Op.MUL, (gate, share), label=f"{blk}.per_layer_gated")
-        added = g.rms_norm(g.linear(added, f"{blk}.proj"), f"{blk}.post_norm", h.norm_eps)
-        x = g.add(Op.ADD, (x, added), label=f"{blk}.per_layer_residual")
+        x = g.add(Op.ADD, (x, from_per_layer(g, h, x, layer)), label=f"{blk}.per_layer_residual")
     scale = f"{blk}.layer_output_scale.weight"
     return g.add(Op.ARCH_SCALE, (x,), (scale,), f"{blk}.layer_output_scale") if g.has(scale) else x
+
+
+def from_per_layer(g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+    """post_norm(proj(gelu(inp_gate(x)) * the layer's share))"""
+    blk, width = f"blk.{layer}", h.extra["per_layer"]
+    share = g.split(g.kept[_KEPT], layer * width, (layer + 1) * width, f"{blk}.per_layer")
+    if layer == len(h.layers) - 1:
+        share = g.add(Op.LAST, (share,), label="last")
+    gate = gelu(g, g.linear(x, f"{blk}.inp_gate"), f"{blk}.per_layer_act")
+    added = g.add(Op.MUL, (gate, share), label=f"{blk}.per_layer_gated")
+    return g.rms_norm(g.linear(added, f"{blk}.proj"), f"{blk}.post_norm", h.norm_eps)

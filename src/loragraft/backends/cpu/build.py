@@ -229,6 +229,14 @@ def _xielu(b: _Builder, node: Node, x: Any, y: Any) -> int:
     return int(b.program.xielu(x, y, at["alpha_p"], at["alpha_n"], at["beta"], at["eps"]))
 
 
+def _match_rms(b: _Builder, node: Node, x: Any, y: Any, to: Any) -> int:
+    return int(b.program.match_rms(x, y, to, b.shapes[node.inputs[0]][-1], node.attrs["least"]))
+
+
+def _gaussian_top_k(b: _Builder, node: Node, x: Any, to: Any) -> int:
+    return int(b.program.gaussian_top_k(x, to, b.shapes[node.inputs[0]][-1], node.attrs["deviations"]))
+
+
 def _rope(b: _Builder, node: Node, x: Any, y: Any) -> int:
     at = node.attrs
     return int(b.program.rope(x, y, b.rope_table(node), at["heads"], at["pairs"] == "adjacent"))
@@ -263,6 +271,9 @@ NODES: dict[Op, Callable[..., int]] = {
     Op.LAST: lambda b, node, x, y: b.program.last(x, y),
     Op.RMS_NORM: _rms_norm,
     Op.LAYER_NORM: _layer_norm,
+    Op.MATCH_RMS: _match_rms,
+    Op.GAUSSIAN_TOP_K: _gaussian_top_k,
+    Op.CHANNEL_SCALE: lambda b, node, x, y: b.program.channel_scale(x, y, b.weights.floats(node.weights[0])),
     Op.ARCH_SCALE: _arch_scale,
     Op.SHIFT: lambda b, node, x, y: b.program.affine(x, y, 1.0, node.attrs["value"]),
     Op.POSITION_SCALE: _position_scale,

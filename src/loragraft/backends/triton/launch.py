@@ -229,6 +229,23 @@ class Launcher:
         )
         return y
 
+    def gaussian_top_k(self, x: Any, deviations: float) -> Any:
+        """Of what the last axis has."""
+        x, size = x.contiguous(), x.shape[-1]
+        y = self.device.torch.empty_like(x)
+        self._rows.gaussian_top_k[(x.numel() // size,)](x, y, size, deviations, BLOCK=_power(size))
+        return y
+
+    def match_rms(self, x: Any, model: Any, least: float) -> Any:
+        """x [rows, ..., size] as large as `model` [rows, width]."""
+        x, model, size, width = x.contiguous(), model.contiguous(), x.shape[-1], model.shape[-1]
+        y = self.device.torch.empty_like(x)
+        groups = x.numel() // (size * max(len(x), 1))
+        self._rows.match_rms[(x.numel() // size,)](
+            x, model, y, size, groups, width, least, BLOCK=_power(size), WIDE=_power(width)
+        )
+        return y
+
     def softmax(self, x: Any) -> Any:
         """Of every row [rows, size]."""
         x = x.contiguous()

@@ -187,6 +187,9 @@ Run = Callable[..., Any]
 OPS: Mapping[Op, Run] = {
     Op.RMS_NORM: _norm,
     Op.LAYER_NORM: _norm,
+    Op.MATCH_RMS: lambda p, node, x, model: p.launch.match_rms(x, model, node.attrs["least"]),
+    Op.GAUSSIAN_TOP_K: lambda p, node, x: p.launch.gaussian_top_k(x, node.attrs["deviations"]),
+    Op.CHANNEL_SCALE: lambda p, node, x: x * p.small(node.weights[0]),
     Op.ARCH_SCALE: _arch_scale,
     Op.TOP_K: _top_k,
     Op.ROUTE: _route,

@@ -284,6 +284,13 @@ class Builder:
                 pass  # the program writes it
             case Op.RMS_NORM | Op.LAYER_NORM:
                 yield self._norm(node, inputs[0], y)
+            case Op.GAUSSIAN_TOP_K | Op.MATCH_RMS:
+                yield self._sized(node, y)
+            case Op.CHANNEL_SCALE:
+                width = self.shapes[inputs[0]][-1]
+                yield self._pointwise(
+                    "CHANNEL_SCALE", y, inputs[0], start=self.offset(node.weights[0]), part=width
+                )
             case Op.ROPE:
                 yield self._rope(node, inputs[0], y)
             case Op.ATTENTION:
@@ -364,23 +371,46 @@ class Builder:
         else:
             size = self._graph.tensors[node.weights[0]].shape[-1] if node.weights else node.attrs["group"]
         of_weight = self._graph.tensors[node.weights[0]].shape if node.weights else (1,)
-        groups, rows = self.width(x) // size, self._rows(y)
-        return self.dispatch(
-            shader("norms"),
-            lambda p: folded(rows(p) * groups),
-            {
-                "x": self.place(x),
-                "y": self.place(y),
-                "size": size,
-                "groups": groups,
-                "wanted": self._wanted(y),
-                "centred": int(centred),
-                "weight": self._offset(node.weights[0] if node.weights else None),
-                "weights": of_weight[0] if len(of_weight) > 1 else 1,
-                "bias": self._offset(node.weights[1] if len(node.weights) > 1 else None),
-                "eps": node.attrs["eps"],
-            },
+        return self._of_groups(
+            x,
+            y,
+            size,
+            kind=int(centred),
+            weight=self._offset(node.weights[0] if node.weights else None),
+            weights=of_weight[0] if len(of_weight) > 1 else 1,
+            bias=self._offset(node.weights[1] if len(node.weights) > 1 else None),
+            eps=node.attrs["eps"],
         )
+
+    def _sized(self, node: Node, y: int) -> Dispatch:
+        x, other, at = node.inputs[0], node.inputs[-1], node.attrs
+        matched = node.op is Op.MATCH_RMS
+        return self._of_groups(
+            x,
+            y,
+            self.shapes[x][-1],
+            kind=3 if matched else 2,
+            other=self.place(other),
+            other_size=self.width(other),
+            eps=at["least"] if matched else at["deviations"],
+        )
+
+    def _of_groups(self, x: int, y: int, size: int, **values: int | float) -> Dispatch:
+        """kernels/norms.wgsl on every `size` elements of x; it has the numbers of kinds."""
+        groups, rows = self.width(x) // size, self._rows(y)
+        usual: dict[str, int | float] = {
+            "x": self.place(x),
+            "y": self.place(y),
+            "size": size,
+            "groups": groups,
+            "wanted": self._wanted(y),
+            "weight": NONE,
+            "weights": 1,
+            "bias": NONE,
+            "other": 0,
+            "other_size": 1,
+        }
+        return self.dispatch(shader("norms"), lambda p: folded(rows(p) * groups), {**usual, **values})
 
     def _rope(self, node: Node, x: int, y: int) -> Dispatch:
         at = node.attrs
@@ -519,6 +549,7 @@ POINTWISE = (
     "XIELU",
     "POSITION_SCALE",
     "TIME_STEP",
+    "CHANNEL_SCALE",
 )
 
 
@@ -528,6 +559,7 @@ _KNOWN = {
         Op.LAST,
         Op.RMS_NORM,
         Op.LAYER_NORM,
+        *(Op.MATCH_RMS, Op.GAUSSIAN_TOP_K, Op.CHANNEL_SCALE),
         Op.ROPE,
         Op.ATTENTION,
         Op.TOP_K,

@@ -1,20 +1,29 @@
-// RMS norm over each group of `size` elements, or layer norm. A workgroup takes one group; 64 lanes share its sums.
+// What is made of a group of `size` elements and its mean square: RMS norm, layer norm, what lies far above the mean
+// (`gaussian_top_k`), the size of another value (`match_rms`). A workgroup takes one group; 64 lanes share its sums.
 struct Params {
   x: u32,
   y: u32,
   size: u32,
   groups: u32,     // of a row
   wanted: u32,
-  centred: u32,    // layer norm
+  kind: u32,       // one of those below
   weight: u32,     // in `constants`, or NONE
   weights: u32,    // groups have so many of them, in turn
   bias: u32,
-  eps: f32,
+  other: u32,      // of `match_rms`: the value whose rows give the size, and how long they are
+  other_size: u32,
+  eps: f32,        // of `gaussian_top_k`: deviations; of `match_rms`: the least mean square
 }
 @group(1) @binding(0) var<uniform> p: Params;
 
+const RMS = 0u;
+const CENTRED = 1u;
+const TOP = 2u;
+const MATCHED = 3u;
+
 var<workgroup> sums: array<f32, 64>;
 var<workgroup> squares: array<f32, 64>;
+var<workgroup> others: array<f32, 64>;
 
 @compute @workgroup_size(64)
 fn main(
@@ -26,7 +35,7 @@ fn main(
   let live = index < rows_of(p.wanted) * p.groups;
   let x = place(p.x) + index * p.size;
   var sum = 0.0;
-  if (live && p.centred != 0u) {
+  if (live && (p.kind == CENTRED || p.kind == TOP)) {
     for (var i = lane; i < p.size; i += 64u) {
       sum += arena[x + i];
     }
@@ -46,6 +55,14 @@ fn main(
     }
   }
   squares[lane] = square;
+  var size = 0.0;
+  if (live && p.kind == MATCHED) {
+    let row = place(p.other) + index / p.groups * p.other_size;
+    for (var i = lane; i < p.other_size; i += 64u) {
+      size = fma(arena[row + i], arena[row + i], size);
+    }
+  }
+  others[lane] = size;
   workgroupBarrier();
   if (!live) {
     return;
@@ -54,8 +71,27 @@ fn main(
   for (var i = 0u; i < 64u; i++) {
     total += squares[i];
   }
-  let root = sqrt(total / f32(p.size) + p.eps);
   let y = place(p.y) + index * p.size;
+  let variance = total / f32(p.size);
+  if (p.kind == TOP) {
+    let cut = p.eps * sqrt(variance);
+    for (var i = lane; i < p.size; i += 64u) {
+      arena[y + i] = max(arena[x + i] - mean - cut, 0.0);
+    }
+    return;
+  }
+  if (p.kind == MATCHED) {
+    var wanted = 0.0;
+    for (var i = 0u; i < 64u; i++) {
+      wanted += others[i];
+    }
+    let factor = sqrt(wanted / f32(p.other_size)) / sqrt(max(variance, p.eps));
+    for (var i = lane; i < p.size; i += 64u) {
+      arena[y + i] = arena[x + i] * factor;
+    }
+    return;
+  }
+  let root = sqrt(variance + p.eps);
   for (var i = lane; i < p.size; i += 64u) {
     var value = (arena[x + i] - mean) / root;
     if (p.weight != NONE) {

@@ -6,9 +6,10 @@ struct Params {
   y: u32,
   width: u32,    // of a row of y
   wanted: u32,
-  part: u32,     // of `broadcast`, `split` and `concat`: elements of y that belong together
+  part: u32,     // of `broadcast`, `split`, `concat`, `channel_scale`: elements of y that belong together
   stride: u32,   // of `split`: from one part of x to the next
-  start: u32,    // of `split`: the first of a part of x; of `concat`: elements of a part that x has; of `time_step`: b
+  start: u32,    // of `split`: the first of a part of x; of `concat`: elements of a part that x has; of `time_step`: b;
+                 // of `channel_scale`: the weight
   a: f32,
   b: f32,
   c: f32,
@@ -36,6 +37,7 @@ const COUNT = 16u;
 const XIELU = 17u;
 const POSITION_SCALE = 18u;
 const TIME_STEP = 19u;
+const CHANNEL_SCALE = 20u;
 
 fn sigmoid(x: f32) -> f32 {
   let small = exp(-abs(x));
@@ -131,6 +133,7 @@ fn main(
     case TIME_STEP: {  // low, high
       value = clamp(softplus(arena[x + index] + constants[p.start + index % p.width]), p.a, p.b);
     }
+    case CHANNEL_SCALE: { value = arena[x + index] * constants[p.start + index % p.part]; }
     case COUNT: { value = f32(index % p.width); }
     case POSITION_SCALE: { value = arena[x + index] * position_factor(index / p.width); }
     case LAST: { value = arena[x + source_row(index / p.width, 1u) * p.width + index % p.width]; }
