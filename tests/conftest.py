@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,7 @@ SUMMARY = pytest.StashKey[dict[str, str]]()
 def pytest_configure() -> None:
     for name in _SURROUNDINGS:
         os.environ.pop(name, None)
+    os.environ["HF_TOKEN_PATH"] = os.devnull  # nobody's own
     # A suite that a shell started in the background is deaf to Ctrl-C, and so would be the processes that it starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,6 +39,18 @@ def pytest_configure() -> None:
 def summary(pytestconfig: pytest.Config) -> dict[str, str]:
     """Lines to print at the end, by what they are about."""
     return pytestconfig.stash.setdefault(SUMMARY, {})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the first what is to be printed."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["summary"] = session.config.stash.get(SUMMARY, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    lines = getattr(node, "workeroutput", {}).get("summary", {})
+    node.config.stash.setdefault(SUMMARY, {}).update(lines)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -68,7 +68,9 @@ def run(backend: Backend, op: Op, attrs: dict[str, Any], weights: dict[str, Floa
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
-@pytest.mark.parametrize(("op", "attrs", "definition"), POINTWISE, ids=lambda item: str(item)[:40])
+@pytest.mark.parametrize(
+    ("op", "attrs", "definition"), POINTWISE, ids=lambda item: getattr(item, "__name__", str(item)[:40])
+)
 def test_pointwise(
     backend: Backend, tolerance: float, op: Op, attrs: dict[str, Any], definition: Callable[[Floats], Floats]
 ) -> None:

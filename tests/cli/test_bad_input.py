@@ -1,4 +1,4 @@
-"""Every kind of bad input, through the real command line: one line that names the file, what was found and what was
+"""Every kind of bad input, through the command line: one line that names the file, what was found and what was
 expected; exit code 1; the target as it was; never a traceback."""
 
 from __future__ import annotations
@@ -16,21 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import loragraft
 from killed import interrupted_after
 from paths import data
 
 BASE, ADAPTER = data("llama-kjv"), data("llama-kjv.shakespeare")
 OLD = b"what was there before"
-
-
-def loragraft(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "loragraft", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-    )
 
 
 def refused(folder: Path, *args: object, says: tuple[str, ...]) -> str:
@@ -130,6 +121,21 @@ def test_spoilt_gguf_for_other_commands(tmp_path: Path, gguf: bytes, command: li
     path = tmp_path / "spoilt.gguf"
     path.write_bytes(gguf[: len(gguf) // 2])
     refused(tmp_path, *command, path, says=("spoilt.gguf", "found", "expected"))
+
+
+def test_in_a_process_of_its_own(tmp_path: Path, gguf: bytes) -> None:
+    """As a shell has it; the others run within this process."""
+    path, target = tmp_path / "spoilt.gguf", tmp_path / "out.gguf"
+    path.write_bytes(gguf[: len(gguf) // 2])
+    target.write_bytes(OLD)
+    command = [sys.executable, "-m", "loragraft", "quantize", path, target, "Q4_K_M"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == refused(
+        tmp_path, "quantize", path, target, "Q4_K_M", says=("spoilt.gguf", "found", "expected")
+    )
+    usage = subprocess.run(command[:5], capture_output=True, text=True, timeout=120)
+    assert (usage.returncode, usage.stderr) == (2, loragraft("quantize", path).stderr)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import loragraft as lg
+from command_line import loragraft
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.divergence import kl
 from loragraft.evaluate.reading import read_beside
@@ -209,15 +210,13 @@ def test_command_line(tmp_path: Path) -> None:
     assert "The chosen types" in shown.stdout
     assert f"-o OUT.gguf --type Q3_K_M --tensor-type-file {tmp_path / 'types.txt'}" in shown.stderr
     assert "<!-- attn_output -->" in (tmp_path / "bits.svg").read_text()
-    parsed = json.loads(
-        subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
-    )
+    parsed = json.loads(loragraft(*args, "--json").stdout)
     assert {row["name"]: row["type"] for row in parsed["tensors"]}["blk.0.attn_v.weight"].lower() == types[
         r"^blk\.0\.attn_v\.weight$"
     ]
-    twice = subprocess.run([*command, "--bpw", "4"], capture_output=True, text=True)
+    twice = loragraft(*args, "--bpw", "4")
     assert (twice.returncode, "give one of --size, --bpw and --keep" in twice.stderr) == (2, True)
-    odd = subprocess.run([*command, "--size", "much"], capture_output=True, text=True)
+    odd = loragraft(*args, "--size", "much")
     assert (odd.returncode, "'much' is not a size" in odd.stderr) == (2, True)
 
 

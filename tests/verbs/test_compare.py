@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import loragraft as lg
+from command_line import loragraft
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.verbs.compare import Comparison, save_picture
@@ -138,9 +139,7 @@ def test_command_line(tmp_path: Path) -> None:
     table = subprocess.run(line, capture_output=True, text=True, check=True)
     for part in ("merged, Q4_K_M", "Q4_K_M + adapter", "merged, F16", "base alone", "perplexity", "kept"):
         assert part in table.stdout
-    measured = json.loads(
-        subprocess.run([*line, "--json"], capture_output=True, text=True, check=True).stdout
-    )
+    measured = json.loads(loragraft(*line[3:], "--json").stdout)
     assert [one["type"] for one in measured["types"]] == ["Q4_K_M"]
     assert measured["verdict"] == table.stdout.rstrip().rpartition("\n")[2]
     assert measured["types"][0]["merged"]["perplexity"]["tokens"] == 3 * 31
@@ -152,7 +151,7 @@ def test_several_types_on_the_command_line(tmp_path: Path) -> None:
     line = command(
         "--windows", 2, "--type", "Q2_K", "--type", "Q6_K", "--keep", "97%", "--plot", tmp_path / "kept.svg"
     )
-    shown = subprocess.run(line, capture_output=True, text=True, check=True)
+    shown = loragraft(*line[3:])
     labels = [row.split("  ")[0].strip() for row in shown.stdout.splitlines()]
     first = labels.index("merged, Q2_K")
     assert labels[first : first + 6] == [
@@ -179,21 +178,21 @@ def test_several_types_on_the_command_line(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused_before_anything_is_measured(options: tuple[str, str], code: int, says: str) -> None:
-    refused = subprocess.run(command(*options), capture_output=True, text=True, timeout=120)
+    refused = loragraft(*command(*options)[3:])
     assert refused.returncode == code
     assert says in refused.stderr
 
 
 def test_nothing_to_keep_and_an_importance_matrix(tmp_path: Path) -> None:
     matrix = data("gguf/llama-kjv.merged.imatrix.gguf")
-    line = command("--windows", 2, "--type", "IQ2_XXS", "--imatrix", matrix)
+    line = command("--windows", 2, "--type", "IQ2_XXS", "--imatrix", matrix)[3:]
     line[line.index(str(ADAPTER))] += "=0"
-    table = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    table = loragraft(*line).stdout
     assert "nan" not in table
     assert "The adapter changes nothing on this text" in table
-    drawn = subprocess.run([*line, "--plot", tmp_path / "x.svg"], capture_output=True, text=True)
+    drawn = loragraft(*line, "--plot", tmp_path / "x.svg")
     assert (drawn.returncode, "nothing to draw" in drawn.stderr) == (1, True)
-    refused = subprocess.run(line[:-2], capture_output=True, text=True)
+    refused = loragraft(*line[:-2])
     assert refused.returncode == 1
     assert "--imatrix" in refused.stderr
 

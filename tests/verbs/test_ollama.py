@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import loragraft as lg
+from command_line import loragraft
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.split import SplitLimits
 from loragraft.inference.chat import render
@@ -239,6 +240,15 @@ def test_the_command_creates_the_model_where_ollama_runs(tmp_path: Path) -> None
     assert "could not connect" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    lg.convert(data("llama-kjv"), folder / "m.gguf")
+    lg.convert_adapter(data("llama-kjv.shakespeare"), data("llama-kjv"), folder / "poet.gguf")
+    lg.split(folder / "m.gguf", folder / "parts", SplitLimits(max_tensors=20))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -249,13 +259,8 @@ def test_the_command_creates_the_model_where_ollama_runs(tmp_path: Path) -> None
         (["parts-00001-of-00002.gguf"], "one of several files of a model"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, words: list[str], says: str) -> None:
-    lg.convert(data("llama-kjv"), tmp_path / "m.gguf")
-    lg.convert_adapter(data("llama-kjv.shakespeare"), data("llama-kjv"), tmp_path / "poet.gguf")
-    lg.split(tmp_path / "m.gguf", tmp_path / "parts", SplitLimits(max_tensors=20))
-    done = subprocess.run(
-        [sys.executable, "-m", "loragraft", "ollama", *words], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_what_is_refused(files: Path, words: list[str], says: str) -> None:
+    done = loragraft("ollama", *words, cwd=files)
     assert done.returncode == 1, done.stderr
     assert says in done.stderr
-    assert not (tmp_path / "Modelfile").exists()
+    assert not (files / "Modelfile").exists()

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import constants
 
 import loragraft as lg
+from command_line import loragraft
 from loragraft.adapters.receipt import digest_of
 from loragraft.errors import FormatError
 from loragraft.system.remote import stores
@@ -118,21 +119,7 @@ def test_a_card_of_ours_is_replaced_and_another_stays(hub: FileServer, tmp_path:
 
 @pytest.mark.parametrize("to", ["acme/tuned", "hf://acme", "hf://acme/tuned/file", "s3://bucket/x"])
 def test_only_a_repository_is_pushed_to(hub: FileServer, tmp_path: Path, to: str) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "loragraft",
-            "merge",
-            str(data("llama-kjv")),
-            "--push",
-            to,
-            "-o",
-            str(tmp_path / "m.gguf"),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    done = loragraft("merge", data("llama-kjv"), "--push", to, "-o", tmp_path / "m.gguf")
     assert done.returncode == 1
     assert "is no repository of the hub" in done.stderr
     assert not (tmp_path / "m.gguf").exists()

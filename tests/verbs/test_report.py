@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 import loragraft as lg
+from command_line import loragraft
 from gguf_files import write_gguf
 from loragraft.evaluate.verdict import percent_text
 from loragraft.formats.gguf.values import Value
@@ -161,16 +160,12 @@ def test_plots_of_odd_numbers() -> None:
 
 def test_the_command_line_writes_it(tmp_path: Path) -> None:
     words = ["inspect", data("llama-kjv"), "--html", tmp_path / "r.html", "--no-tensors"]
-    done = subprocess.run(
-        [sys.executable, "-m", "loragraft", *map(str, words)], capture_output=True, text=True
-    )
+    done = loragraft(*words)
     assert done.returncode == 0, done.stderr
     assert "r.html" in done.stderr
     read((tmp_path / "r.html").read_text())
     words = ["check", data("llama-kjv"), "--html", tmp_path / "none" / "r.html"]
-    done = subprocess.run(
-        [sys.executable, "-m", "loragraft", *map(str, words)], capture_output=True, text=True
-    )
+    done = loragraft(*words)
     assert done.returncode == 1
     assert "its folder does not exist" in done.stderr
 
