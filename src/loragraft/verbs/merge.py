@@ -67,13 +67,15 @@ def merge(
     options = options or QuantizeOptions()
     progress = Noted(progress)
     work = _Merging(base, adapters, type, options, dequantize, base_as_trained, combination, receipts, intake)
-    model, plan, loaded, used = work.planned(progress)
-    if output is None:
-        return replace(dry_run(plan), adapters=used, notes=progress.notes)
-    target = named_path(output, OutputError)
+    target = None if output is None else named_path(output, OutputError)
     if workers is not None and isinstance(base, ModelSource):
         raise LoragraftError("workers", "open the model themselves", expected="its path")
-    with spread_over(workers, threads, partial(work.files, target)) as spread:
+    remake = partial(work.files, target or Path())
+    # Workers start while this process plans.
+    with spread_over(None if target is None else workers, threads, remake) as spread:
+        model, plan, loaded, used = work.planned(progress)
+        if target is None:
+            return replace(dry_run(plan), adapters=used, notes=progress.notes)
         first, text = None, b""
         if options.calibrate:
             from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import

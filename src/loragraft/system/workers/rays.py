@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Hashable
@@ -15,12 +16,19 @@ from loragraft.system.workers.processes import answered
 class _Actor:
     """A worker, on whichever node."""
 
-    def __init__(self, make: Make) -> None:
-        self._make, self._work = make, None
+    def __init__(self) -> None:
+        importlib.import_module("numpy")  # most of the time that what is asked for takes to import
+        self._make: Make | None = None
+        self._work: Any = None
+
+    def begin(self, make: Make) -> None:
+        self._make = make
 
     def do(self, part: Any) -> Any:
         if self._work is None:
-            made = answered(lambda _: self._make(), None)
+            assert self._make is not None
+            make = self._make
+            made = answered(lambda _: make(), None)
             if isinstance(made, BaseException):
                 return made
             (self._work,) = made
@@ -28,7 +36,8 @@ class _Actor:
 
 
 class RayCrew(Crew):
-    """As many actors as the cluster has CPUs for, each with `threads`; at most `size`, if it is given.
+    """As many actors as the cluster has CPUs for, each with `threads`; at most `size`, if it is given. They start at
+    once: they are ready, or nearly so, by the time that there is something to do.
 
     `address`: `ray` for the cluster that this machine belongs to (or RAY_ADDRESS names), or `ray://HOST:PORT`. Raises
     LoragraftError if there is none.
@@ -63,9 +72,14 @@ class RayCrew(Crew):
         self._actors: dict[str, Any] = {}
         self._hired = 0
         self._asked: dict[Any, str] = {}
+        self._idle = [self._started() for _ in range(self.size)]
+
+    def _started(self) -> Any:
+        return self._ray.remote(num_cpus=self.threads)(_Actor).remote()
 
     def hire(self, make: Make) -> Hashable:
-        actor = self._ray.remote(num_cpus=self.threads)(_Actor).remote(make)
+        actor = self._idle.pop() if self._idle else self._started()
+        actor.begin.remote(make)
         name = f"actor {self._hired}"
         self._hired += 1
         self._actors[name] = actor
@@ -93,8 +107,9 @@ class RayCrew(Crew):
             self._ray.kill(actor)
 
     def close(self) -> None:
-        for actor in self._actors.values():
+        for actor in [*self._actors.values(), *self._idle]:
             self._ray.kill(actor)
         self._actors.clear()
+        self._idle.clear()
         if self._began:
             self._ray.shutdown()
