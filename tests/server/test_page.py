@@ -186,7 +186,7 @@ def test_a_server_that_is_lost_and_comes_back(browser: Any, tmp_path: Path) -> N
         opened.get_by_role("button", name="Try again").click()
         opened.locator(".facts details").wait_for(timeout=60_000)
         assert opened.locator(".error").count() == 0
-        assert "8 tokens (no more were allowed)" in opened.locator(".facts").inner_text()
+        assert "8 tokens (the limit)" in opened.locator(".facts").inner_text()
         opened.close()
 
 

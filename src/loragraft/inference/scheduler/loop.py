@@ -103,6 +103,7 @@ class Scheduler:
         self._wake = threading.Condition()
         self._waiting = Waiting(self._wake)
         self._running: list[Job] = []
+        self._loading = 0
         self._jobs: dict[int, Job] = {}
         self._state = "new"
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
@@ -229,7 +230,10 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Move waiting requests to the running ones while there is room, one of each adapter in turn."""
+        if not self._waiting:
+            return
         room = self._sequences - sum(job.request.choices for job in self._running)
+        self._loading = sum(1 for job in list(self._jobs.values()) if job.lease and not job.lease.ready)
         blocked = False
         while not blocked:
             blocked = True
@@ -261,9 +265,9 @@ class Scheduler:
         if job.lease is None:
             job.lease = self.shelf.lease(job.request.adapters, load=False)
         if job.lease is None:
-            loading = sum(1 for each in list(self._jobs.values()) if each.lease and not each.lease.ready)
-            if loading >= _MOST_LOADING:
+            if self._loading >= _MOST_LOADING:
                 return None
+            self._loading += 1
             job.lease = self.shelf.lease(job.request.adapters)
         return job.lease if job.lease is not None and self.shelf.ready(job.lease) else None
 

@@ -60,7 +60,7 @@ export class Reply {
 
   #account(chunk, waited, took, reason) {
     const made_ = chunk.usage.completion_tokens;
-    const cut = reason === "length" ? " (no more were allowed)" : "";
+    const cut = reason === "length" ? " (the limit)" : "";
     const speed = made_ > 1 ? ` · ${((made_ - 1) / (took / 1000)).toFixed(1)} tokens/s` : "";
     this.facts.textContent =
       `${this.label} · ${made_} tokens${cut}${speed} · first after ${(waited / 1000).toFixed(2)} s · `;
