@@ -88,8 +88,8 @@ class Weight:
 def read_weights(
     checkpoint: Checkpoint, notes: list[str], *, dequantize: bool = False, reasons: list[str] | None = None
 ) -> list[Weight]:
-    """Every weight of the folder, in the order in which llama.cpp's converter writes them: NVFP4 weights first, then
-    the others, each file by file and by name.
+    """Every weight of the folder, in the order in which llama.cpp's converter writes them: NVFP4 weights first, packed
+    whole numbers last, each file by file and by name.
 
     `dequantize`: quantized weights that GGUF cannot carry become floats, and `reasons` says why. Raises CheckpointError
     for companions that do not fit, UnsupportedError for a quantization that is not understood, or that GGUF cannot
@@ -130,7 +130,7 @@ class _Reader:
                 f"{self._path.name} is AWQ: factors of the activations are folded into its norms, so adapters must "
                 "have been trained on it, not on the model it was quantized from"
             )
-        four_bit, others = [], []
+        four_bit, others, packed = [], [], []
         for name, tensor in self._tensors.items():
             stem, _, part = name.rpartition(".")
             if self._is_mxfp4(name):
@@ -145,10 +145,10 @@ class _Reader:
                 continue
             elif part in PARTS and f"{stem}.qweight" in self._tensors:
                 if part == "qweight":
-                    others.append(self._integers(stem, tensor))
-            elif (part == "weight_packed" and tensor.dtype == "I32") or (
-                part == "weight" and tensor.dtype == "I8" and f"{stem}.weight_scale" in self._tensors
-            ):
+                    packed.append(self._integers(stem, tensor))
+            elif part == "weight_packed" and tensor.dtype == "I32":
+                packed.append(self._integers(stem, tensor))
+            elif part == "weight" and tensor.dtype == "I8" and f"{stem}.weight_scale" in self._tensors:
                 others.append(self._integers(stem, tensor))
             elif part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
                 four_bit.append(self._nvfp4(stem, tensor))
@@ -173,7 +173,7 @@ class _Reader:
         for name in self._tensors:
             if name.rpartition(".")[2] in _COMPANIONS and name not in self._used:
                 self._check_harmless(name)
-        return four_bit + others
+        return four_bit + others + packed
 
     def _plain(self, tensor: CheckpointTensor) -> Weight:
         stem, _, part = tensor.name.rpartition(".")
