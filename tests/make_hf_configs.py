@@ -399,6 +399,20 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "gemma4-experts": (
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+            "attention_k_eq_v": True,
+            "num_hidden_layers": 2,
+            "layer_types": TYPES4,
+        },
+        None,
+    ),
     "gemma3n": (
         "Gemma3nText",
         {

@@ -46,7 +46,7 @@ TARGETS = {
     "nemotron_h": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
 }
 #: Cases of a type that has a first case of another architecture.
-ALSO = ("nemotron_h_moe", "granite4", "granite4-experts")
+ALSO = ("nemotron_h_moe", "granite4", "granite4-experts", "gemma4-experts")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 

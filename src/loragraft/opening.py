@@ -14,8 +14,10 @@ from loragraft.adapters.effect import idle_note
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
 from loragraft.adapters.rebase import rebase
+from loragraft.archs import ARCHS
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.model import open_gguf
+from loragraft.formats.gguf.scales import scale_of
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.contents import Kind, Role, recognise
 from loragraft.huggingface.intake import STRICT, Intake
@@ -60,6 +62,7 @@ def load_adapter(
         adapter = read_gguf_adapter(found.path, base)
     else:
         adapter = open_peft(found.path, base, mlx=found.kind is Kind.MLX_ADAPTER, intake=intake)
+    _check_scales(adapter, base)
     if adapter.invocation and not invoked:
         raise AdapterError(
             adapter.path,
@@ -77,6 +80,21 @@ def load_adapter(
     if note := idle_note(adapter):
         adapter.notes.append(note)
     return adapter
+
+
+def _check_scales(adapter: Adapter, base: ModelSource) -> None:
+    """Raises AdapterError for a pair on a weight that the architecture itself scales, adapter included."""
+    outer = ARCHS.by_name(base.arch).outer_scales if ARCHS.has_name(base.arch) else ()
+    for target in {**adapter.pairs, **adapter.transforms}:
+        scale = scale_of(target, base.tensors)
+        if scale is not None and target.split(".")[-2] in outer:
+            raise AdapterError(
+                adapter.path,
+                f"adapts {target}, and the base multiplies what its experts give by numbers of their own",
+                found=scale,
+                expected="an adapter of other linears",
+                hint="merge it in transformers with peft's merge_and_unload, and convert the result",
+            )
 
 
 def load_adapters(

@@ -555,7 +555,7 @@ def test_an_embedding_for_each_layer_has_every_token(tmp_path: Path) -> None:
     [
         ("num_kv_shared_layers", 6, "bad num_kv_shared_layers: found 6, expected less than 6"),
         ("num_kv_shared_layers", 5, "no earlier layer of the same kind has keys: found 5"),
-        ("enable_moe_block", True, "enable_moe_block"),
+        ("enable_moe_block", True, "num_experts is missing or zero"),
         ("layer_types", ["full_attention"], "bad layer_types"),
         (
             "per_layer_config",

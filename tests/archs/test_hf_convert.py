@@ -19,6 +19,9 @@ GOLDEN = converted()
 #: Written beside the converter's: what llama.cpp assumes otherwise than transformers computes.
 OURS = {
     "gemma2": {"attention.scale"},
+    "gemma4-per-layer": {"final_logit_softcapping"},
+    "gemma4-shared": {"final_logit_softcapping"},
+    "gemma4-experts": {"final_logit_softcapping"},
     "olmoe-norm": {"expert_weights_norm"},
     "falcon_h1": {
         *(

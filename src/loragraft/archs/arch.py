@@ -83,6 +83,9 @@ class Arch:
     """What GGUF calls its vocabulary, if it is spelled as SentencePiece's and merges by rank."""
     llama_cpp: PublishedArch = field(default_factory=PublishedArch)
     """What llama.cpp's file for it knows of linears."""
+    outer_scales: frozenset[str] = frozenset()
+    """Linears of a layer whose `.scale` in GGUF is the architecture's own: in transformers it multiplies what an
+    adapter adds as well, so that they take none."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keys of GGUF that the graph does not read, as it computes what they say at this value; others are refused."""
 

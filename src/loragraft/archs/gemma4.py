@@ -1,12 +1,13 @@
 """Gemma 4, its text model: heads of two sizes, values that may be the keys, layers that take up the keys and values of
-an earlier one, and an embedding of every token for each layer (Gemma Team 2026). Its config.json: `gemma4_config`."""
+an earlier one, experts beside the feed-forward network, and an embedding of every token for each layer (Gemma Team
+2026). Its config.json: `gemma4_config`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from loragraft.archs.arch import Arch
-from loragraft.archs.blocks import Attention, Decoder, Gated, geglu, rms_norm
+from loragraft.archs.blocks import Attention, Decoder, Gated, Routed, geglu, rms_norm
 from loragraft.archs.blocks.per_layer import add_per_layer, embed_per_layer
 from loragraft.archs.gemma4_config import TEXT, rope_factors
 from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_windows, shared_sources
@@ -14,13 +15,12 @@ from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.rope import read_rope
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS
 from loragraft.archs.tensors import FEED_FORWARD, HEAD_NORMS, OUTER, Tensor, in_layer
-from loragraft.errors import UnsupportedError
+from loragraft.graph.build import GraphBuilder, Ref
+from loragraft.graph.ops import Op
 
 
 def hyperparameters(keys: MetadataKeys) -> Hparams:
     h = read_decoder(keys)
-    if h.experts:
-        raise UnsupportedError("gemma4.expert_count", "experts, of Gemma 4", found=h.experts)
     count, first = len(h.layers), h.layers[0]
     windows = read_windows(keys, count)
     shared = keys.count("attention.shared_kv_layers", 0, least=0)
@@ -50,6 +50,38 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
     )
 
 
+def _router(g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+    """Of x / rms(x), each of its channels times a number of its own."""
+    blk = f"blk.{layer}"
+    scale = f"{blk}.ffn_gate_inp.scale"
+    g.fact(scale)
+    normed = g.plain_rms_norm(x, h.width, h.norm_eps, f"{blk}.ffn_gate_inp_norm")
+    scaled = g.add(Op.CHANNEL_SCALE, (normed,), (scale,), f"{blk}.ffn_gate_inp_scaled")
+    return g.linear(scaled, f"{blk}.ffn_gate_inp", arch_scale=h.width**-0.5)
+
+
+_DENSE = Gated(geglu)
+_ROUTED = Routed(normalize=True, gate=geglu, router=_router, norm="pre_ffw_norm_2")
+
+
+def feed_forward(g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
+    """A gated network of the normed value, and beside it, in models that have them, experts of the value behind a norm
+    of their own; both have a norm behind them then."""
+    blk = f"blk.{layer}"
+    dense = _DENSE(g, h, g.rms_norm(x, f"{blk}.ffn_norm", h.norm_eps), layer)
+    if not g.has(f"{blk}.ffn_gate_inp.weight"):
+        return dense
+    dense = g.rms_norm(dense, f"{blk}.post_ffw_norm_1", h.norm_eps)
+    routed = _ROUTED(g, h, x, layer)
+    routed = g.rms_norm(routed, f"{blk}.post_ffw_norm_2", h.norm_eps)
+    return g.add(Op.ADD, (dense, routed), label=f"{blk}.ffn_sum")
+
+
+def _in_layer(hf: str, gguf: str) -> Tensor:
+    """A parameter without a module of its own."""
+    return Tensor(f"model.layers.{{i}}.{hf}", f"blk.{{i}}.{gguf}", exact=True)
+
+
 def _tensors() -> tuple[Tensor, ...]:
     return (
         *OUTER,
@@ -63,10 +95,18 @@ def _tensors() -> tuple[Tensor, ...]:
         in_layer("pre_feedforward_layernorm", "ffn_norm"),
         *FEED_FORWARD,
         in_layer("post_feedforward_layernorm", "post_ffw_norm"),
+        in_layer("router.proj", "ffn_gate_inp"),
+        _in_layer("router.scale", "ffn_gate_inp.scale"),
+        _in_layer("router.per_expert_scale", "ffn_down_exps.scale"),
+        _in_layer("experts.gate_up_proj", "ffn_gate_up_exps.weight"),
+        _in_layer("experts.down_proj", "ffn_down_exps.weight"),
+        in_layer("pre_feedforward_layernorm_2", "pre_ffw_norm_2"),
+        in_layer("post_feedforward_layernorm_1", "post_ffw_norm_1"),
+        in_layer("post_feedforward_layernorm_2", "post_ffw_norm_2"),
         in_layer("per_layer_input_gate", "inp_gate"),
         in_layer("per_layer_projection", "proj"),
         in_layer("post_per_layer_input_norm", "post_norm"),
-        Tensor("model.layers.{i}.layer_scalar", "blk.{i}.layer_output_scale.weight", exact=True),
+        _in_layer("layer_scalar", "layer_output_scale.weight"),
     )
 
 
@@ -77,6 +117,7 @@ ARCH = Arch(
     hparams=hyperparameters,
     extra_tensors=rope_factors,
     vocabulary="gemma4",
+    outer_scales=frozenset(["ffn_down_exps"]),
     build=Decoder(
         attention=Attention(
             pairs="halves",
@@ -84,7 +125,8 @@ ARCH = Arch(
             value_norm=True,
             source=lambda h, layer: h.extra["sources"][layer],
         ),
-        feed_forward=Gated(geglu),
+        feed_forward=feed_forward,
+        pre_norms=("attn_norm", None),
         post_norms=("post_attention_norm", "post_ffw_norm"),
         begin=embed_per_layer,
         behind=add_per_layer,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from loragraft.archs.arch import ConfigClass
 from loragraft.archs.config import CONTEXT, Config
-from loragraft.archs.keys import FILE_TYPE, Computed, Count, GgufModel, Layers, Number, usual
+from loragraft.archs.keys import FILE_TYPE, Computed, Count, GgufModel, Layers, usual
 from loragraft.archs.keys.values import shortest
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value, ValueType
@@ -94,6 +94,43 @@ def _feed_forward_back(model: GgufModel) -> dict[str, Any]:
     return {"intermediate_size": widths[0], "use_double_wide_mlp": max(widths) > widths[0]}
 
 
+def _experts(config: Config) -> Metadata:
+    if not config.get("enable_moe_block"):
+        return {}
+    return {
+        "expert_count": Value.u32(config.integer("num_experts")),
+        "expert_used_count": Value.u32(config.integer("top_k_experts")),
+    }
+
+
+def _experts_width(config: Config) -> Metadata:
+    if not config.get("enable_moe_block"):
+        return {}
+    width = config.integer("moe_intermediate_size", "expert_intermediate_size")
+    return {"expert_feed_forward_length": Value.u32(width)}
+
+
+def _experts_back(model: GgufModel) -> dict[str, Any]:
+    if not model.h.experts:
+        return {"enable_moe_block": False}
+    return {
+        "enable_moe_block": True,
+        "num_experts": model.h.experts,
+        "top_k_experts": model.h.experts_used,
+        "moe_intermediate_size": model.keys.count("expert_feed_forward_length"),
+    }
+
+
+def _cap(config: Config) -> Metadata:
+    """0: none. The converter then leaves it out, and llama.cpp caps at 30."""
+    return {"final_logit_softcapping": Value.f32(config.optional_number("final_logit_softcapping") or 0.0)}
+
+
+def _cap_back(model: GgufModel) -> dict[str, Any]:
+    cap = model.h.logit_softcap
+    return {"final_logit_softcapping": None if cap is None else shortest(cap)}
+
+
 def _kv_heads(config: Config) -> Metadata:
     own = config.n_kv_heads
     full = _of_full_layers(config, "num_key_value_heads", "num_global_key_value_heads")
@@ -170,6 +207,7 @@ def _attention(config: Config) -> Metadata:
         ),
         "attention.key_length_swa": Value.u32(sliding),
         "attention.value_length_swa": Value.u32(sliding),
+        **_experts_width(config),
         "rope.dimension_count": Value.u32(full),
         "rope.dimension_count_swa": Value.u32(sliding),
     }
@@ -211,6 +249,7 @@ TEXT = ConfigClass(
         ),
         Computed(frozenset(["rope_parameters"]), _bases, _ropes_back),
         usual.rms_norm(),
+        Computed(frozenset(["enable_moe_block", "num_experts", "top_k_experts"]), _experts, _experts_back),
         Computed(
             frozenset(["head_dim", "global_head_dim"]),
             lambda config: dict.fromkeys(
@@ -218,12 +257,12 @@ TEXT = ConfigClass(
             ),
         ),
         FILE_TYPE,
-        Number("final_logit_softcapping", "final_logit_softcapping"),
+        Computed(frozenset(["final_logit_softcapping"]), _cap, _cap_back),
         Computed(
             frozenset(
                 """
                 layer_types sliding_window num_kv_shared_layers hidden_size_per_layer_input attention_k_eq_v
-                vocab_size_per_layer_input
+                vocab_size_per_layer_input moe_intermediate_size expert_intermediate_size
                 """.split()  # noqa: SIM905
             ),
             _attention,
@@ -252,9 +291,6 @@ TEXT = ConfigClass(
     requires={
         "hidden_activation": ("gelu_pytorch_tanh",),
         "use_bidirectional_attention": (None, "vision"),
-        # a scale for each expert, which GGUF has where it has those of NVFP4
-        "enable_moe_block": (False,),
         "attention_bias": (False,),
     },
-    ignores=frozenset(["num_experts", "top_k_experts", "moe_intermediate_size", "expert_intermediate_size"]),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ from loragraft.archs.blocks.feed_forward import Activation, Gate, gate_of, swigl
 from loragraft.archs.hparams import Hparams, Routing
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
+
+Part = Callable[[GraphBuilder, Hparams, Ref, int], Ref]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,14 @@ class Routed:
     """The expert's weight multiplies what enters it, not what it gives (Llama 4): of one expert for each token."""
     plain: Activation | None = None
     """Of networks without a gate: down(plain(up(x))), the shared one too."""
+    router: Part | None = None
+    """What makes the logits; None: `ffn_gate_inp` of x."""
+    norm: str | None = None
+    """Of what enters the experts, not the router, by its name in a layer: an RMS norm (Gemma 4)."""
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
-        logits = g.linear(x, f"{blk}.ffn_gate_inp")
+        logits = self.router(g, h, x, layer) if self.router else g.linear(x, f"{blk}.ffn_gate_inp")
         routing = h.routing or Routing(self.gating, self.normalize)
         ids = self._choose(g, h, routing, logits, blk)
         route = g.add(
@@ -40,6 +47,8 @@ class Routed:
             scale=routing.scale,
         )
         entering = g.add(Op.MUL, (x, route), label=f"{blk}.ffn_scaled") if self.scaled_inputs else x
+        if self.norm is not None:
+            entering = g.rms_norm(entering, f"{blk}.{self.norm}", h.norm_eps)
         if g.has(f"{blk}.ffn_latent_down.weight"):
             entering = g.linear(entering, f"{blk}.ffn_latent_down")
         down = g.experts(self._active(g, h, entering, ids, blk), ids, f"{blk}.ffn_down_exps")

@@ -12,7 +12,10 @@ def companion(weight: str, part: str) -> str:
 
 def scale_of(weight: str, tensors: Container[str]) -> str | None:
     """The tensor that holds the per-tensor (per-expert) scale of `weight`, if the file has one: `<base>.scale`. The
-    weight of a tied output may keep it under the output's name."""
+    weight of a tied output may keep it under the output's name. Routers have none: what is called so multiplies their
+    inputs (Gemma 4)."""
+    if weight.endswith(".ffn_gate_inp.weight"):
+        return None
     names = [companion(weight, "scale")]
     if weight == "token_embd.weight" and "output.weight" not in tensors:
         names.append("output.scale")

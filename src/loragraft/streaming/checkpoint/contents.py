@@ -55,7 +55,8 @@ class Contents:
         """Of vectors that have another one in the checkpoint."""
         self._done: set[str] = set()
         for name, tensor in model.tensors.items():
-            if name.endswith((".scale", ".input_scale")) or name == "rope_freqs.weight":
+            companions = name.endswith((".scale", ".input_scale")) and not self._names.origins(name)
+            if companions or name == "rope_freqs.weight":
                 continue
             self._sort(name, tensor)
         self._add_scalars()
@@ -133,7 +134,7 @@ class Contents:
                 tensor,
                 order,
                 expert,
-                self._factor(scale_of(name, self.model.tensors), expert) or 1.0,
+                self._factor(self._scale_of(name), expert) or 1.0,
                 self._factor(companion(name, "input_scale"), expert),
                 self._deltas.get(name, ()),
                 None if columns is None else np.argsort(columns),
@@ -146,7 +147,10 @@ class Contents:
                 self._add_linear(matrix, (scale_group(name), expert))
 
     def _add_linear(self, matrix: Matrix, group: Hashable) -> None:
-        if self._mxfp4 or matrix.transposed or matrix.source.columns % GROUP:
+        """Quantized only as a module's weight: a parameter without a module (Gemma 4's experts) has no layout in NVFP4
+        that transformers loads."""
+        alone = not matrix.name.endswith(".weight")
+        if self._mxfp4 or matrix.transposed or alone or matrix.source.columns % GROUP:
             self.floats[matrix.name] = matrix
         else:
             self.groups.setdefault(group, []).append(matrix)
@@ -172,7 +176,7 @@ class Contents:
                 raise UnsupportedError(
                     self.model.path, f"lacks {place.name}", expected="a whole language model"
                 )
-            scale = tensors.get(scale_of(place.name, tensors) or "")
+            scale = tensors.get(self._scale_of(place.name) or "")
             stacks.append(
                 HeadStack(
                     tensors[place.name],
@@ -196,7 +200,7 @@ class Contents:
         rows = sum(tensors[place.name].n_rows for place in found) // experts
         parts = []
         for place in found:
-            scale = tensors.get(scale_of(place.name, tensors) or "")
+            scale = tensors.get(self._scale_of(place.name) or "")
             multiplier = None if scale is None else values_of(scale).reshape(-1)
             order = place.order(rows)
             order = np.arange(rows) if order is None else order
@@ -233,6 +237,11 @@ class Contents:
             order = place.column_order(whole.shape[1])
             whole[:, order] = part
         self.vectors[name] = in_memory(name, whole)
+
+    def _scale_of(self, weight: str) -> str | None:
+        """The scale that goes into the weight; None for one that the checkpoint has beside it (Gemma 4's experts)."""
+        scale = scale_of(weight, self.model.tensors)
+        return None if scale is None or self._names.origins(scale) else scale
 
     def _factor(self, name: str | None, expert: int) -> float | None:
         tensor = self.model.tensors.get(name or "")
