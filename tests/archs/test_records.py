@@ -36,7 +36,7 @@ def test_gguf_knows_the_names(arch: Arch) -> None:
     assert arch.name in gguf.MODEL_ARCH_NAMES.values()
     known = {name.replace("{bid}", "{i}") for name in gguf.TENSOR_NAMES.values()}
     for tensor in arch.tensors:
-        name = re.sub(r"\.(weight|bias)$", "", tensor.gguf) if tensor.exact else tensor.gguf
+        name = re.sub(r"\.(weight|bias|scale)$", "", tensor.gguf) if tensor.exact else tensor.gguf
         assert name in known, tensor.gguf
         assert ("{i}" in tensor.gguf) == ("{i}" in tensor.hf), tensor.hf
 
