@@ -14,7 +14,7 @@ weights' standard deviation added to every matrix of the base first, since the p
 - `base`: the base alone at F16, what 0 % of the fine-tune is;
 - `llama-quantize`: with an importance matrix of the same windows that the others see (NVFP4, MXFP4: by --tensor-type);
 - `nearest`: ours, with that importance matrix;
-- `feedback`: ours, --calibrate;
+- `feedback`: ours, `merge --calibrate`;
 - `budget`: types chosen as `loragraft budget --calibrate` does at the type's size, then rounded with feedback;
 - `four-over-six`, `fp8-sweep` (of NVFP4): the block scales of Cook et al. (arXiv:2512.02010), and those of least
   squared error, ModelOpt's sweep; matrices of the F16 merge made what they mean.
@@ -229,12 +229,12 @@ class Bench:
             options = lg.QuantizeOptions(
                 calibrate=[data(f"text/{TRAIN}")], calibrate_windows=CALIBRATION, **rules
             )
-            lg.quantize(self.merged(model), out, mix, options=options)
+            lg.merge(self.base(model), [self.sources(model)[1]], out, type=mix, options=options)
         elif way == "budget":
             calibrate = {"calibrate": [data(f"text/{TRAIN}")], "calibrate_windows": CALIBRATION}
             types = self.budget_types(model, mix, calibrate)
             options = lg.QuantizeOptions(tensor_types=types, **calibrate)
-            lg.quantize(self.merged(model), out, mix, options=options)
+            lg.merge(self.base(model), [self.sources(model)[1]], out, type=mix, options=options)
         elif way in NVFP4_RULES and kind == "NVFP4":
             self._as_nvfp4(model, out, NVFP4_RULES[way])
         else:

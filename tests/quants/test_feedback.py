@@ -16,7 +16,7 @@ from loragraft.arrays import Floats
 from loragraft.errors import QuantizeError
 from loragraft.quants import feedback as definition
 from loragraft.quants import native, nvfp4, reference, rounding
-from loragraft.quants.feedback import TILE, Schedule, prepare, prepare_outputs, schedule
+from loragraft.quants.feedback import TILE, Schedule, prepare, prepare_outputs, schedule, share_lost
 from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import BY_NAME
 
@@ -313,3 +313,25 @@ def test_gradients_that_mislead_do_not_make_it_worse_than_nearest() -> None:
     moments = prepare(h, grid.sub)
     found = rounding.round_matrix(w, kind, moments, importance(h), outputs=outputs)
     assert found.cost <= found.nearest
+
+
+@pytest.mark.parametrize(("base", "name"), [("Q4_0", "Q4_0"), ("Q4_K", "Q5_K")])
+def test_less_of_a_change_is_lost_that_is_known(base: str, name: str) -> None:
+    """A base on a grid, and a change of a small part of its step: rounding takes some of it back. What the joint cost
+    may grow by is little."""
+    kind, grid = BY_NAME[name], GRIDS[name]
+    h, g = moments_of(inputs(256)), moments_of(gradients(70))
+    moments, outputs = prepare(h, grid.sub), prepare_outputs(g)
+    assert outputs is not None
+    before = native.dequantize(native.quantize(matrix(70, 256), BY_NAME[base]), BY_NAME[base])
+    rng = np.random.default_rng(5)
+    change = rng.standard_normal((70, 4)) @ rng.standard_normal((4, 256))
+    change = np.asarray(change * (0.015 * before.std() / change.std()), np.float32)
+    w = before + change
+    found = [
+        rounding.round_matrix(w, kind, moments, importance(h), outputs=outputs, change=known)
+        for known in (None, change)
+    ]
+    lost = [share_lost(w - native.dequantize(one.data, kind), change, moments, outputs) for one in found]
+    assert abs(lost[1]) < 0.6 * lost[0]
+    assert found[1].cost < 1.2 * found[0].cost

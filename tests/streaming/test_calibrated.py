@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from gguf_files import write_gguf
+from loragraft.adapters.delta import Delta
 from loragraft.archs.graphs import model_graph
 from loragraft.arrays import Ids
 from loragraft.backends.batch import Piece
@@ -25,7 +27,10 @@ from loragraft.streaming.calibration import Calibration, CalibrationReport
 from loragraft.streaming.held_out import HeldOutLoss
 from loragraft.streaming.model_writer import write_model
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.streaming.plan import WritePlan, plan_quantize
+from loragraft.streaming.plan import WritePlan, plan_merge, plan_quantize
+from loragraft.streaming.rounding_site import change_of
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import chunks
 from loragraft.streaming.writing import WholeTensors
 from loragraft.system.output import OutputFile
 from small_models import LAYERS, VOCAB, small_model
@@ -256,3 +261,19 @@ def test_a_run_that_goes_on_tells_it_too(tmp_path: Path, monkeypatch: pytest.Mon
     again = written(model, tmp_path / "out.gguf", text(), resume=True, calibration=how)
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert [loss.kl for loss in again.held_out] == [loss.kl for loss in whole.held_out]
+
+
+def test_what_adapters_change_is_what_rounding_is_told(tmp_path: Path) -> None:
+    """Of one matrix of a stack, too."""
+    rng = np.random.default_rng(4)
+    model = source(tmp_path, "llama/experts")
+    name = "blk.1.ffn_down_exps.weight"
+    experts, out, columns = model.tensors[name].shape
+    a, b = (rng.standard_normal(shape, np.float32) for shape in ((experts, 2, columns), (experts, out, 2)))
+    plan = plan_merge(model, file_type("Q4_0"), QuantizeOptions(), {name: (Delta(a, b, 0.5),)})
+    (step,) = (step for step in plan.steps if step.name == name)
+    merged = np.concatenate([floats_of(chunk) for chunk in chunks(step)]).reshape(experts, out, columns)
+    found = change_of(step, merged[1], out)
+    assert found is not None
+    assert np.allclose(found, 0.5 * b[1] @ a[1], atol=1e-2)
+    assert change_of(replace(step, deltas=()), merged[1], out) is None

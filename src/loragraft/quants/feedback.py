@@ -19,6 +19,10 @@ those of a matrix of their own to w_r + sum over the earlier s of V_sr (w_s - q_
 Then each block is visited again, as all others have become: sweeps towards w_b + G_bb^-1 G_bs (w_s - q_s), s being all
 rows of the others (`round_again`).
 
+Errors of all layers add up where they point the same way. With an adapter they do: each matrix goes back to the base a
+little. So for that second visit a matrix whose change is known is moved on by the part of it that is lost
+(`share_lost`).
+
 This is the definition. The native core (native/quant/feedback.cpp) does the same operations on every row in the same
 order, all in float32, and gives the same numbers.
 """
@@ -266,6 +270,20 @@ def joint_cost(error: Floats, moments: Moments, outputs: OutputFactor) -> float:
         float(np.vdot(weighed[:, b * sub : (b + 1) * sub], native.product(ordered, panel)))
         for b, panel in enumerate(moments.h)
     )
+
+
+def share_lost(error: Floats, change: Floats, moments: Moments, outputs: OutputFactor) -> float:
+    """The part of `change`, what an adapter does to a matrix, that rounding has taken back: tr(G E H D^T) over
+    tr(G D H D^T), E = W - Q being the `error` and D the change, both float32 [rows, cols]. 0 if D does nothing."""
+    ordered, changed = (np.ascontiguousarray(x[:, moments.order]) for x in (error, change))
+    weighed, sub = native.product(outputs.g, changed), moments.sub
+    lost = whole = 0.0
+    for b, panel in enumerate(moments.h):
+        columns = slice(b * sub, (b + 1) * sub)
+        done = native.product(weighed, panel)
+        lost += float(np.vdot(ordered[:, columns], done))
+        whole += float(np.vdot(changed[:, columns], done))
+    return lost / whole if whole > 0 else 0.0
 
 
 def round_in_turn(w: Floats, outputs: OutputFactor, round_rows: Callable[[Floats, Order], Floats]) -> Floats:

@@ -26,6 +26,7 @@ from loragraft.quants.feedback import (
     round_again,
     round_in_turn,
     schedule,
+    share_lost,
 )
 from loragraft.quants.grids import GRIDS, HALVES, Grid, Parts
 from loragraft.quants.lattices import GROUP, LATTICES
@@ -62,13 +63,15 @@ def round_matrix(
     importance: Floats,
     *,
     outputs: OutputFactor | None = None,
+    change: Floats | None = None,
     scale: float = 0.0,
     plan: Schedule | None = None,
     threads: int = 1,
 ) -> Rounded:
     """`w` float32 [rows, cols] as `kind`, for inputs with the given second moments and mean squares `importance`
     float32 [cols]; with `outputs`, blocks of rows make up for those before them, and costs are tr(G E H E^T), unless
-    that costs more than rounding to nearest. `scale`: the per-tensor scale of NVFP4; 0 for none.
+    that costs more than rounding to nearest; `change` is for `round_for_outputs`. `scale`: the per-tensor scale of
+    NVFP4; 0 for none.
 
     Raises QuantizeError for arrays that do not fit together.
     """
@@ -76,7 +79,7 @@ def round_matrix(
     factor = moments.mean * float(unit) ** 2
     if outputs is not None:
         data = round_for_outputs(
-            w, kind, moments, importance, outputs, scale=scale, plan=plan, threads=threads
+            w, kind, moments, importance, outputs, change=change, scale=scale, plan=plan, threads=threads
         )
         cost, usual = (
             joint_cost(
@@ -109,11 +112,13 @@ def round_for_outputs(
     importance: Floats,
     outputs: OutputFactor,
     *,
+    change: Floats | None = None,
     scale: float = 0.0,
     plan: Schedule | None = None,
     threads: int = 1,
 ) -> Bytes:
-    """The rows of `round_matrix` with `outputs`, whatever they cost."""
+    """The rows of `round_matrix` with `outputs`, whatever they cost. `change` float32 [rows, cols]: what an adapter has
+    added to `w`, none of which is to be lost."""
     unit = _unit(kind, scale)
     data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
     first = plan or schedule(GRIDS[kind.name]) if kind.name in GRIDS else Schedule(0, ())
@@ -140,7 +145,10 @@ def round_for_outputs(
             data[rows] = grid.join(found)
         return native.dequantize(data[rows], kind) * unit
 
-    round_again(w, round_in_turn(w, outputs, in_turn), outputs, once_more)
+    rounded, target = round_in_turn(w, outputs, in_turn), w
+    if change is not None:
+        target = w + np.float32(share_lost(w - rounded, change, moments, outputs)) * change
+    round_again(target, rounded, outputs, once_more)
     return data
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from loragraft.streaming.layers import Layers, multiplied
 from loragraft.streaming.moments import InputMoments, MomentSums, moment_sums
 from loragraft.streaming.output_gradients import GradientPasses, groups
 from loragraft.streaming.plan import WritePlan
-from loragraft.streaming.steps import Step
+from loragraft.streaming.rows import floats_of
+from loragraft.streaming.steps import Chunk, Step
 from loragraft.streaming.walk import Walk
 from loragraft.streaming.writing import steps_digest
 from loragraft.system import blas
@@ -257,7 +258,8 @@ class _Rounder:
     def _rows(self, job: Job, prepared: feedback.Moments | None, threads: int) -> RoundedRows:
         step, whole = self._steps[job.name], self._site.weights[job.name]
         matrix = whole.reshape(-1, *whole.shape[-2:])[job.matrix]
-        w = matrix[groups(len(matrix))[job.group]]
+        span = groups(len(matrix))[job.group]
+        w = matrix[span]
         importance, scale = self._moments.mean_squares[job.matrix], scale_of(step, job.matrix)
         usual = nearest(w, step, importance, scale)
         told = usual if self._message.telling else None
@@ -267,7 +269,9 @@ class _Rounder:
         g, held = self._message.outputs.get((job.name, job.group)), self._message.held.get(job.name)
         with naming(step.name):
             outputs = None if g is None else feedback.prepare_outputs(g, self._how.output_damping)
-            group = _Group(w, step.type, prepared, importance, outputs, scale, threads)
+            first = job.matrix * step.matrix_rows + span.start
+            change = None if outputs is None else change_of(step, w, first)
+            group = _Group(w, step.type, prepared, importance, outputs, change, scale, threads)
             data, cost = group.checked() if held is None else group.judged(held, usual)
         return RoundedRows(data, told, cost=cost)
 
@@ -290,6 +294,7 @@ class _Group:
     moments: feedback.Moments
     importance: Floats
     outputs: feedback.OutputFactor | None
+    change: Floats | None
     scale: float
     threads: int
 
@@ -308,6 +313,7 @@ class _Group:
                 self.moments,
                 self.importance,
                 self.outputs,
+                change=self.change,
                 scale=self.scale,
                 threads=self.threads,
             )
@@ -325,6 +331,7 @@ class _Group:
             self.moments,
             self.importance,
             outputs=outputs,
+            change=self.change,
             scale=self.scale,
             threads=self.threads,
         )
@@ -337,6 +344,13 @@ class _Group:
 def nearest(w: Floats, step: Step, importance: Floats, scale: float) -> Bytes:
     known = importance if importance.any() else np.ones_like(importance)
     return rounding.nearest(w, step.type, known, scale)
+
+
+def change_of(step: Step, w: Floats, first: int) -> Floats | None:
+    """What adapters have added to `w`, rows of `step` from `first` on; None if there are none."""
+    if not step.deltas:
+        return None
+    return w - floats_of(Chunk(replace(step, deltas=()), first, first + len(w)), rounded=False)
 
 
 def scale_of(step: Step, matrix: int) -> float:

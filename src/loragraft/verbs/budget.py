@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,8 @@ def budget(
         without = _reader(base, how, workers) if adapters else None
         if without is not None:
             check_vocabulary(without, full)
-        bench = _Bench(full, without, judge, options, Path(place), how, threads, progress, workers)
+        merged = partial(merge, base, adapters, dequantize=True) if adapters and options.calibrate else None
+        bench = _Bench(full, without, judge, options, Path(place), how, threads, progress, workers, merged)
         mixes = bench.mix_sizes()
         if bits_per_weight is not None:
             size = bench.size_of(bits_per_weight)
@@ -290,6 +291,8 @@ class _Bench:
     threads: int
     progress: Progress
     workers: Workers | None
+    merged: Callable[..., object] | None
+    """Merges and quantizes: calibration wants to know what adapters change. None if `full` need only be quantized."""
 
     def plan(self, mix: str) -> WritePlan:
         return plan_quantize(self.full.source, file_type(mix), self.options)
@@ -391,12 +394,11 @@ class _Bench:
         """The model as `mix`, but for `types`; and its divergences [windows, tokens]."""
         patterns = tuple((_pattern(name), choice.type) for name, choice in types.items())
         path = self.folder / "judged.gguf"
-        options = replace(self.options, tensor_types=patterns)
-        quantize(
-            self.full.opening.path,
+        write = self.merged or partial(quantize, self.full.opening.path)
+        write(
             path,
-            mix,
-            options=options,
+            type=mix,
+            options=replace(self.options, tensor_types=patterns),
             threads=self.how.threads,
             workers=self.workers,
             progress=self.progress,
