@@ -102,6 +102,11 @@ def held(model: Model, scheduler: Scheduler, tokens: int, **more: object) -> tup
     return made, gate
 
 
+def start(scheduler: Scheduler, made: Asked) -> Asked:
+    scheduler.submit(made.request)
+    return made
+
+
 def text_of(made: Asked) -> str:
     pieces = []
     while not isinstance(event := made.events.get(timeout=120), Done):
@@ -403,6 +408,30 @@ def test_a_broken_adapter_leaves_no_file_open(model: Model, tmp_path: Path) -> N
     finally:
         gc.enable()
         shelf.close()
+
+
+def test_a_bug_that_comes_again_when_requests_are_ended_ends_no_thread(
+    model: Model, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scheduler's thread ended with it, and nobody had an answer from then on."""
+    close = model.program.close_sequence
+
+    def broken(sequence: int) -> None:
+        raise RuntimeError("broken")
+
+    def raising(*given: object) -> None:
+        raise RuntimeError("first")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.program, "close_sequence", broken)
+        patched.setattr(scheduler, "_embed", raising)
+        made = [asked(model, "And the king", 4) for _ in range(3)]
+        for each in made:
+            scheduler.submit(each.request)
+        ends = [each.end() for each in made]
+    assert all(isinstance(end, Failed) and "this is a bug" in str(end.error) for end in ends)
+    assert model.program.close_sequence == close
+    assert text_of(start(scheduler, asked(model, "And the king", 4)))
 
 
 def test_a_bug_in_loading_is_its_own_request_s_error(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,7 +16,7 @@ from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, Pooled
 from loragraft.inference.scheduler.lookup import Lookup
 from loragraft.inference.scheduler.outputs import Likeliest, Output
-from loragraft.inference.scheduler.prefixes import AdapterKey
+from loragraft.inference.scheduler.prefixes import AdapterKey, common_prefix
 from loragraft.inference.scheduler.request import Constraint, Done, Penalties, Ran, Request, Scored
 from loragraft.inference.scheduler.shelf import Lease
 from loragraft.inference.scheduler.stopping import StopTexts
@@ -159,3 +160,13 @@ class Job:
 def wanted_rows(rows: Rows) -> int:
     """How many rows of logits are wanted of it."""
     return {"none": 0, "last": 1}.get(str(rows.wants), len(rows.tokens))
+
+
+def being_read(jobs: Iterable[Job], key: AdapterKey, prompt: Ids) -> Iterator[tuple[int, int]]:
+    """Prompts of `jobs` that are being read now and begin like `prompt`, under the adapters `key`: (sequence, shared
+    length)."""
+    for other in jobs:
+        if other.lease is not None and other.sequence is not None and other.shared[0] == key:
+            shared = common_prefix(other.request.prompt[: other.shared[1]], prompt)
+            if shared:
+                yield other.sequence, shared

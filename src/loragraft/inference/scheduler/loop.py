@@ -25,11 +25,11 @@ from loragraft.backends.program import Program
 from loragraft.errors import BusyError, LoragraftError, PoolError, TimeLimitError
 from loragraft.inference.sampling import Sampler
 from loragraft.inference.scheduler.embedding import LONGEST, HiddenStates, Pooled
-from loragraft.inference.scheduler.job import Choice, Job, wanted_rows
+from loragraft.inference.scheduler.job import Choice, Job, being_read, wanted_rows
 from loragraft.inference.scheduler.lookup import Lookup, PassCosts
 from loragraft.inference.scheduler.outbox import Outbox
 from loragraft.inference.scheduler.outputs import Likeliest, Output, outputs, peak_of
-from loragraft.inference.scheduler.prefixes import AdapterKey, PrefixCache, common_prefix
+from loragraft.inference.scheduler.prefixes import PrefixCache
 from loragraft.inference.scheduler.request import (
     Embedded,
     Event,
@@ -195,7 +195,8 @@ class Scheduler:
             except Exception as bug:  # whatever it is, nobody must wait for an answer that never comes
                 error = _bug(bug)
                 for job in list(self._jobs.values()):
-                    self._fail(job, error)
+                    with suppress(Exception):  # what is broken may be what ends a request, too
+                        self._fail(job, error)
         for job in list(self._jobs.values()):
             self._fail(job, BusyError("server", "stopped before the request was done"))
         self.outbox.hand_out()
@@ -289,7 +290,7 @@ class Scheduler:
         prompt, most = job.request.prompt, len(job.request.prompt) - 1
         if job.invoked:
             prompt, most = prompt[: job.invoked], job.invoked
-        for sequence, shared in [*self._under_way(key, prompt), *self._cache.longest(key, prompt)]:
+        for sequence, shared in [*being_read(self._running, key, prompt), *self._cache.longest(key, prompt)]:
             length = min(shared, most)
             if length <= job.cached:
                 continue
@@ -300,14 +301,6 @@ class Scheduler:
             if job.sequence is not None:
                 self._program.close_sequence(job.sequence)
             job.sequence, job.cached, job.read = fork, length, length
-
-    def _under_way(self, key: AdapterKey, prompt: Ids) -> Iterator[tuple[int, int]]:
-        """Prompts that are being read now: (sequence, shared length)."""
-        for other in self._running:
-            if other.lease is not None and other.sequence is not None and other.shared[0] == key:
-                shared = common_prefix(other.request.prompt[: other.shared[1]], prompt)
-                if shared:
-                    yield other.sequence, shared
 
     def _embed(self) -> None:
         """Read texts to embed, as many as one pass takes: whole ones, of which nobody wants logits."""
@@ -575,8 +568,10 @@ class Scheduler:
             self._cache.add(job.lease.early_key, job.request.prompt[: job.invoked], fork)
 
     def _fail(self, job: Job, error: LoragraftError) -> None:
-        self._end(job, "failed")
-        self._emit(job, Failed(error))
+        try:
+            self._end(job, "failed")
+        finally:
+            self._emit(job, Failed(error))
 
     def _end(self, job: Job, how: str) -> None:
         with self._wake:
