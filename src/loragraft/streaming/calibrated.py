@@ -269,43 +269,41 @@ class _Rounding:
             own = self.gradients.of(name)
             outputs |= {(name, group): g for group, g in enumerate(own.moments if own is not None else ())}
         given = self._shared_out(jobs)
-        messages: list[Round | None] = []
-        for own_jobs in given:
-            summed = sorted(
-                {
-                    job.matrix
-                    for job in own_jobs
-                    if reason_of(self.steps[job.name], moments, job.matrix) is None
-                }
-            )
-            names = {job.name for job in own_jobs}
-            whole = len(given) == 1
-            messages.append(
-                Round(
-                    own_jobs,
-                    moments if whole else replace(moments, sums=moments.sums[summed]),
-                    range(len(moments.counts)) if whole else summed,
-                    {name: own for name, own in mixed.items() if name in names},
-                    {
-                        (j.name, j.group): outputs[j.name, j.group]
-                        for j in own_jobs
-                        if (j.name, j.group) in outputs
-                    },
-                    {name: x for name, x in held.items() if name in names},
-                    self.judge is not None,
-                )
-                if own_jobs
-                else None
-            )
+        messages = [
+            self._round(own_jobs, moments, mixed, outputs, held) if own_jobs else None for own_jobs in given
+        ]
         del mixed, outputs
-        if len(given) > 1:
-            moments.forget_sums()
+        moments.forget_sums()
         results = self.team.step(messages)
         return {
             job: rows
             for own_jobs, own_rows in zip(given, results, strict=True)
             for job, rows in zip(own_jobs, own_rows or (), strict=True)
         }
+
+    def _round(
+        self,
+        jobs: Sequence[Job],
+        moments: InputMoments,
+        mixed: Mapping[str, Floats],
+        outputs: Mapping[tuple[str, int], Floats],
+        held: Mapping[str, Floats],
+    ) -> Round:
+        """What a place has to know for its jobs, and no more."""
+        wanted = {job.matrix for job in jobs if reason_of(self.steps[job.name], moments, job.matrix) is None}
+        summed, sums = sorted(wanted), moments.sums
+        if len(summed) < len(sums):  # else they are not copied: there may be nothing larger in memory
+            sums = sums[summed]
+        names, groups_of = {job.name for job in jobs}, {(job.name, job.group) for job in jobs}
+        return Round(
+            jobs,
+            replace(moments, sums=sums),
+            summed,
+            {name: own for name, own in mixed.items() if name in names},
+            {group: own for group, own in outputs.items() if group in groups_of},
+            {name: x for name, x in held.items() if name in names},
+            self.judge is not None,
+        )
 
     def _shared_out(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """The jobs of each place: the largest ones first, each to the one that has least to do."""

@@ -122,28 +122,37 @@ def _ended(worker: subprocess.Popen[bytes]) -> int:
 
 
 def _write(stream: IO[bytes], message: Any) -> None:
-    data = pickle.dumps(message, protocol=5)
-    rest = memoryview(_LENGTH.pack(len(data)) + data)
-    while rest:
-        rest = rest[stream.write(rest) :]
+    """Arrays go as they lie in memory, behind the rest."""
+    arrays: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
+    buffers = [array.raw() for array in arrays]
+    sizes = b"".join(_LENGTH.pack(buffer.nbytes) for buffer in buffers)
+    head = _LENGTH.pack(len(buffers)) + _LENGTH.pack(len(data)) + sizes
+    for part in (memoryview(head), memoryview(data), *buffers):
+        done = 0
+        while done < len(part):
+            done += stream.write(part[done:])
     stream.flush()
 
 
 def _read(stream: IO[bytes]) -> Any:
     """Raises EOFError if the other side is no more."""
-    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
-    return pickle.loads(_exactly(stream, length))
+    count, length = (_LENGTH.unpack(_exactly(stream, _LENGTH.size))[0] for _ in range(2))
+    sizes = [_LENGTH.unpack(_exactly(stream, _LENGTH.size))[0] for _ in range(count)]
+    data = _exactly(stream, length)
+    return pickle.loads(data, buffers=[_exactly(stream, size) for size in sizes])
 
 
-def _exactly(stream: IO[bytes], count: int) -> bytes:
-    pieces = []
-    while count:
-        piece = stream.read(count)
-        if not piece:
+def _exactly(stream: IO[bytes], count: int) -> bytearray:
+    """What an array may be made of, and written to."""
+    data = bytearray(count)
+    rest = memoryview(data)
+    while rest:
+        got = stream.readinto(rest)  # type: ignore[attr-defined]
+        if not got:
             raise EOFError
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)
+        rest = rest[got:]
+    return data
 
 
 def answered(work: Any, part: Any) -> Any:
