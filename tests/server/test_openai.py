@@ -307,6 +307,8 @@ def test_control_tokens_in_variables_of_the_template_are_text(tmp_path: Path) ->
         ({"n": 0}, "n", 400),
         ({"temperature": -1}, "temperature", 400),
         ({"top_p": 1.5}, "top_p", 400),
+        ({"messages": [{"role": "user"}]}, "messages.content", 400),
+        ({"messages": [{"role": "system", "content": None}, *HELLO]}, "messages.content", 400),
         ({"frobnicate": 1}, "frobnicate", 400),
         ({"max_tokens": "many"}, "max_tokens", 400),
         ({"messages": []}, "messages", 400),

@@ -86,6 +86,11 @@ def _plain(message: Message) -> dict[str, Any]:
             if part.type not in ("text", "refusal"):
                 raise unhonoured("messages.content.type", part.type, "this model reads text only")
         content = "".join(part.text or part.refusal or "" for part in content)
+    if content is None and message.role != "assistant":
+        raise ApiError(
+            f"messages.content: found none in a message of the role {message.role}, expected a text",
+            param="messages.content",
+        )
     plain["content"] = "" if content is None else content
     if message.audio is not None or message.function_call is not None:
         raise unhonoured("messages", "audio or function_call", "this field is not supported")
