@@ -41,8 +41,14 @@ pins: $(VENV)/tested
 quickstart: $(VENV)/installed
 	@sh examples/quickstart.sh
 
-test: $(VENV)/tested
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not oracle and not browser and not real and not remote and not ray"
+# JOBS=2: in so many processes, with pytest-xdist.
+JOBS ?=
+$(VENV)/spread: $(VENV)/tested
+	$(BIN)/$(PIP) "pytest-xdist>=3.6"
+	touch $@
+
+test: $(VENV)/tested $(if $(JOBS),$(VENV)/spread)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q $(if $(JOBS),-n $(JOBS) --dist worksteal) -m "not slow and not oracle and not browser and not real and not remote and not ray"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
