@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from loragraft.system.workers.crew import Crew, Make, Spread
 
 #: Weights of a part: a few hundredths of a second of work, so that the last ones end together.
 PART_WEIGHTS = 1 << 23
+#: What is left of a model that was rounded before is written here, if it is no more: it takes no longer than new
+#: workers take to start.
+LITTLE = 1 << 27
 
 Remake = Callable[[], Sequence["writing.FilePlan"]]
 """Picklable. Makes in a worker the plan that the driver made."""
@@ -168,7 +171,7 @@ def spread_pass(
     subject: Path | str = "",
     progress: Progress = SILENT,
     label: str = "Writing",
-    written: Container[str] = (),
+    written: Collection[str] = (),
 ) -> int:
     """As `writing.run_pass`, by the workers of `how`; how many of them died. Raises what they raise."""
     todo = [
@@ -177,7 +180,13 @@ def spread_pass(
         for step in part.steps
         if step.name not in written
     ]
-    progress.start(label, sum(step.weights for _, _, step in todo))
+    left = sum(step.weights for _, _, step in todo)
+    if written and left < LITTLE:
+        writing.run_pass(
+            parts, threads=how.threads, subject=subject, progress=progress, label=label, written=written
+        )
+        return 0
+    progress.start(label, left)
     waiting = []
     for number, part, step in todo:
         rows = sum(stop - start for start, stop in part.done(step))
