@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 
-from served import Served, chat_model, serving
+from served import Served, chat_model, http, serving
 
 SAID = [{"role": "user", "content": "Say"}]
 LONG = "and the king " * 2000
@@ -99,7 +98,7 @@ def said(text: str) -> list[dict[str, str]]:
 def test_an_error_names_the_client_s_field(
     served: Served, path: str, body: dict[str, Any], field: str, stream: bool
 ) -> None:
-    answer = httpx.post(f"{served.url}/v1/{path}", json={**body, "stream": stream}, timeout=60)
+    answer = http.post(f"{served.url}/v1/{path}", json={**body, "stream": stream})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["message"].startswith(f"{field}: ")
@@ -118,12 +117,12 @@ def test_an_error_names_the_client_s_field(
 def test_an_error_of_what_is_not_streamed(
     served: Served, path: str, body: dict[str, Any], field: str
 ) -> None:
-    answer = httpx.post(f"{served.url}/v1/{path}", json=body, timeout=60)
+    answer = http.post(f"{served.url}/v1/{path}", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"].startswith(f"{field}: ")
 
 
 def test_a_prompt_that_is_too_long_has_openai_s_code(served: Served) -> None:
     """Clients cut a conversation short by it."""
-    answer = httpx.post(f"{served.url}/v1/chat/completions", json={**CHAT, "messages": said(LONG)})
+    answer = http.post(f"{served.url}/v1/chat/completions", json={**CHAT, "messages": said(LONG)})
     assert answer.json()["error"]["code"] == "context_length_exceeded"

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2 as httpx
 import pytest
 
 import loragraft as lg
 from paths import data
-from served import Served, chat_model, serving
+from served import Served, chat_model, http, serving
 
 pytestmark = pytest.mark.browser
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -196,7 +195,7 @@ def test_adapters_that_come_and_go_are_seen(browser: Any, tmp_path: Path) -> Non
         opened.goto(server.url)
         opened.locator(".adapters label").first.wait_for()
         slide(opened, 0, 0.5)
-        httpx.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": "poet"}).raise_for_status()
+        http.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": "poet"}).raise_for_status()
         opened.fill("#prompt", "Go on")
         opened.keyboard.press("Enter")
         opened.locator(".error", has_text="no adapter 'poet'").wait_for()
