@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from rounding import CALIBRATION, CONTEXT, TEXTS, TRAIN, WINDOWS, Bench, data
+from tables import measured, print_table
 
 GGUF = ("Q4_1", "Q4_0", "Q4_K_M", "NVFP4")
 #: The types that each base is merged to: its own, and those that are as small as a folder.
@@ -157,13 +158,14 @@ def table(cells: list[Cell]) -> None:
         if "base" not in found:
             continue
         base = found["base"]
-        print(f"\n{name}, {base.size / 1e6:.1f} MB: the base alone is at {base.kl:.4f}\n")
-        print("| way | MB | KL | % kept | seconds |\n|---|--:|--:|--:|--:|")
-        for way, cell in sorted(found.items()):
-            print(
-                f"| {way} | {cell.size / 1e6:.1f} | {cell.kl:.5f} ± {cell.error:.5f} "
-                f"| {100 * (1 - cell.kl / base.kl):.2f} | {cell.seconds:.0f} |"
-            )
+        print_table(
+            f"{name}, {base.size / 1e6:.1f} MB: the base alone is at {base.kl:.5f}",
+            ["way", "MB", "KL", "% kept", "seconds"],
+            [
+                [way, *measured(cell.size, cell.kl, cell.error, base.kl), f"{cell.seconds:.0f}"]
+                for way, cell in sorted(found.items())
+            ],
+        )
 
 
 def main() -> None:

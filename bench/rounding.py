@@ -42,6 +42,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from paths import data
+from tables import measured, print_table
 
 TYPES = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "MXFP4", "NVFP4")
 WAYS = ("base", "llama-quantize", "nearest", "feedback")
@@ -308,6 +309,7 @@ def _four_over_six(x: np.ndarray, scale: float) -> np.ndarray:
 
 
 NVFP4_RULES = {"four-over-six": _four_over_six, "fp8-sweep": _fp8_sweep}
+ALL_WAYS = (*WAYS[1:], "budget", *NVFP4_RULES)
 
 
 def _digest(file: Path) -> str:
@@ -359,25 +361,26 @@ def table(cells: list[Cell], models: list[str], types: list[str]) -> None:
         base = found.get((model, "F16", "base"))
         if base is None:
             continue
-        print(f"\n{model}: the base alone is at {base.kl['held out']:.4f} ({base.kl['general']:.4f})\n")
-        print("| type | MB | way | KL held out | general | % kept | of llama-quantize's KL | seconds |")
-        print("|---|--:|---|--:|--:|--:|--:|--:|")
+        whole, rows = base.kl["held out"], []
         for kind in types:
-            peer = [
-                cell
-                for way in ("llama-quantize", "nearest")
-                if (cell := found.get((model, kind, way))) is not None
-            ]
-            best = min((cell.kl["held out"] for cell in peer), default=float("nan"))
-            for way in (*WAYS[1:], "budget", *NVFP4_RULES):
-                cell = found.get((model, kind, way))
-                if cell is not None:
-                    kl = cell.kl["held out"]
-                    print(
-                        f"| {kind} | {cell.size / 1e6:.1f} | {way} | {kl:.4f} ± {cell.error['held out']:.4f} "
-                        f"| {cell.kl['general']:.4f} | {100 * (1 - kl / base.kl['held out']):.1f} "
-                        f"| {kl / best:.3f} | {cell.seconds:.0f} |"
-                    )
+            ways = [found[model, kind, way] for way in ALL_WAYS if (model, kind, way) in found]
+            peers = [cell.kl["held out"] for cell in ways if cell.way in ("llama-quantize", "nearest")]
+            for cell in ways:
+                kl = cell.kl["held out"]
+                rows.append(
+                    [
+                        *(kind, cell.way),
+                        *measured(cell.size, kl, cell.error["held out"], whole),
+                        f"{cell.kl['general']:.5f}",
+                        f"{kl / min(peers, default=float('nan')):.3f}",
+                        f"{cell.seconds:.0f}",
+                    ]
+                )
+        print_table(
+            f"{model}: the base alone is at {whole:.5f} (general: {base.kl['general']:.5f})",
+            ["type", "way", "MB", "KL", "% kept", "general", "of llama-quantize's KL", "seconds"],
+            rows,
+        )
 
 
 def main() -> None:

@@ -90,15 +90,7 @@ def round_matrix(
         if cost < usual:
             return Rounded(data, factor * usual, factor * cost, 0)
     data = nearest(w, kind, importance, scale)
-    if kind.name in LATTICES:
-        values = native.dequantize(data, kind)
-        found, after, before = lattices.rounded(w, kind.name, data, values, moments, threads=threads)
-    else:
-        grid, x = GRIDS[kind.name], w / unit
-        parts = grid.split(data)
-        _, before = feedback(x, grid, parts, moments, Schedule(0, (), forward=False), threads=threads)
-        rounded, after = feedback(x, grid, parts, moments, plan, threads=threads)
-        found = grid.join(rounded)
+    found, after, before = _rounder(kind, moments, unit, plan, threads).costed(w, data)
     better = after < before
     data[better] = found[better]
     costs = np.where(better, after, before)
@@ -120,29 +112,15 @@ def round_for_outputs(
     """The rows of `round_matrix` with `outputs`, whatever they cost. `change` float32 [rows, cols]: what an adapter has
     added to `w`, none of which is to be lost."""
     unit = _unit(kind, scale)
+    rounder = _rounder(kind, moments, unit, plan, threads)
     data = np.empty((len(w), kind.row_bytes(w.shape[1])), np.uint8)
-    first = plan or schedule(GRIDS[kind.name]) if kind.name in GRIDS else Schedule(0, ())
-    again = Schedule(first.step, first.sweeps[1:], forward=False)
 
     def in_turn(target: Floats, rows: Order) -> Floats:
-        data[rows] = nearest(target, kind, importance, scale)
-        return improved(target, rows, first)
+        data[rows] = rounder.anew(target, nearest(target, kind, importance, scale))
+        return native.dequantize(data[rows], kind) * unit
 
     def once_more(target: Floats, rows: Order) -> Floats:
-        return improved(target, rows, again)
-
-    def improved(target: Floats, rows: Order, how: Schedule) -> Floats:
-        if kind.name in LATTICES:
-            start = (target, kind.name, data[rows], native.dequantize(data[rows], kind), moments)
-            if how.forward:
-                data[rows] = lattices.rounded(*start, threads=threads)[0]
-            else:
-                data[rows] = lattices.swept(*start, threads=threads)
-        else:
-            grid = GRIDS[kind.name]
-            parts = grid.split(data[rows])
-            found, _ = feedback(target / unit, grid, parts, moments, how, losses=False, threads=threads)
-            data[rows] = grid.join(found)
+        data[rows] = rounder.again(target, data[rows])
         return native.dequantize(data[rows], kind) * unit
 
     rounded, target = round_in_turn(w, outputs, in_turn), w
@@ -150,6 +128,65 @@ def round_for_outputs(
         target = w + np.float32(share_lost(w - rounded, change, moments, outputs)) * change
     round_again(target, rounded, outputs, once_more)
     return data
+
+
+class _OnGrid:
+    """Rounds rows of a type with a grid, whose scales count in `unit`s."""
+
+    def __init__(
+        self, kind: QuantType, moments: Moments, unit: np.float32, plan: Schedule | None, threads: int
+    ) -> None:
+        self._grid, self._moments, self._unit, self._threads = GRIDS[kind.name], moments, unit, threads
+        self._plan = plan or schedule(self._grid)
+
+    def costed(self, w: Floats, data: Bytes) -> tuple[Bytes, Floats, Floats]:
+        """The rows, with the scales of `data` to begin with; what each costs so, and cost as `data`."""
+        grid, parts, x = self._grid, self._grid.split(data), w / self._unit
+        as_it_is = Schedule(0, (), forward=False)
+        _, before = feedback(x, grid, parts, self._moments, as_it_is, threads=self._threads)
+        rounded, after = feedback(x, grid, parts, self._moments, self._plan, threads=self._threads)
+        return grid.join(rounded), after, before
+
+    def anew(self, w: Floats, data: Bytes) -> Bytes:
+        """The rows, with the scales of `data` to begin with."""
+        return self._improved(w, data, self._plan)
+
+    def again(self, w: Floats, data: Bytes) -> Bytes:
+        """What sweeps alone make of `data`."""
+        return self._improved(w, data, Schedule(self._plan.step, self._plan.sweeps[1:], forward=False))
+
+    def _improved(self, w: Floats, data: Bytes, plan: Schedule) -> Bytes:
+        grid, x = self._grid, w / self._unit
+        found, _ = feedback(
+            x, grid, grid.split(data), self._moments, plan, losses=False, threads=self._threads
+        )
+        return grid.join(found)
+
+
+class _OnLattice:
+    """The same for a type with a codebook."""
+
+    def __init__(self, kind: QuantType, moments: Moments, threads: int) -> None:
+        self._kind, self._moments, self._threads = kind, moments, threads
+
+    def costed(self, w: Floats, data: Bytes) -> tuple[Bytes, Floats, Floats]:
+        values = native.dequantize(data, self._kind)
+        return lattices.rounded(w, self._kind.name, data, values, self._moments, threads=self._threads)
+
+    def anew(self, w: Floats, data: Bytes) -> Bytes:
+        return self.costed(w, data)[0]
+
+    def again(self, w: Floats, data: Bytes) -> Bytes:
+        values = native.dequantize(data, self._kind)
+        return lattices.swept(w, self._kind.name, data, values, self._moments, threads=self._threads)
+
+
+def _rounder(
+    kind: QuantType, moments: Moments, unit: np.float32, plan: Schedule | None, threads: int
+) -> _OnGrid | _OnLattice:
+    if kind.name in LATTICES:
+        return _OnLattice(kind, moments, threads)
+    return _OnGrid(kind, moments, unit, plan, threads)
 
 
 def nearest(w: Floats, kind: QuantType, importance: Floats, scale: float = 0.0) -> Bytes:
