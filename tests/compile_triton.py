@@ -30,7 +30,7 @@ from loragraft.backends.triton.device import Device, GpuFacts
 from loragraft.backends.triton.program import TritonProgram
 from loragraft.backends.triton.rounding import TritonRounding
 from loragraft.graph.build import GraphBuilder
-from loragraft.graph.ops import TensorFact
+from loragraft.graph.ops import Op, TensorFact
 from loragraft.quants import accelerator, rounding
 from loragraft.quants.feedback import prepare
 from loragraft.quants.grids import GRIDS
@@ -122,6 +122,17 @@ def launch_models(device: Device, options: Options) -> None:
         run(TritonProgram(device, g.finish(g.linear(g.embed(g.tokens()), "output")), weights, options))
 
 
+def launch_sizes(device: Device, options: Options) -> None:
+    """What makes values as large as others, and cuts them (Gemma 3n)."""
+    rng = np.random.default_rng(0)
+    weights = {"token_embd.weight": rng.normal(0, 1, (64, 256)).astype(np.float32)}
+    g = GraphBuilder("sizes", facts_of(weights))
+    x = g.embed(g.tokens())
+    top = g.add(Op.GAUSSIAN_TOP_K, (x,), label="top", deviations=0.5)
+    matched = g.add(Op.MATCH_RMS, (g.heads(top, 4, "parts"), x), label="matched", least=1e-5)
+    run(TritonProgram(device, g.finish(g.flat(matched, "flat")), weights, options))
+
+
 def launch_rounding(device: Device) -> None:
     rng = np.random.default_rng(0)
     x, w = (rng.normal(0, 1, (rows, 256)).astype(np.float32) for rows in (600, 20))
@@ -140,6 +151,7 @@ def main() -> None:
     launch_rounding(device)
     for options in (Options(), Options(activations="f32")):
         launch_models(device, options)
+        launch_sizes(device, options)
     wanted = {word for word in sys.argv[2:] if word.islower()}
     kinds_wanted = set(sys.argv[2:]) - wanted
     failed = 0

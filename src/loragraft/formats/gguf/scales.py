@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 def companion(weight: str, part: str) -> str:
@@ -10,13 +16,14 @@ def companion(weight: str, part: str) -> str:
     return f"{weight.removesuffix('.weight')}.{part}"
 
 
-def scale_of(weight: str, tensors: Container[str]) -> str | None:
+def scale_of(weight: str, tensors: Mapping[str, Shaped]) -> str | None:
     """The tensor that holds the per-tensor (per-expert) scale of `weight`, if the file has one: `<base>.scale`. The
-    weight of a tied output may keep it under the output's name. Routers have none: what is called so multiplies their
-    inputs (Gemma 4)."""
-    if weight.endswith(".ffn_gate_inp.weight"):
-        return None
+    weight of a tied output may keep it under the output's name. A router's is one number; what else is called so
+    multiplies what enters it, each channel by its own (Gemma 4)."""
     names = [companion(weight, "scale")]
     if weight == "token_embd.weight" and "output.weight" not in tensors:
         names.append("output.scale")
-    return next((name for name in names if name in tensors), None)
+    found = next((name for name in names if name in tensors), None)
+    if found is not None and weight.endswith(".ffn_gate_inp.weight") and tuple(tensors[found].shape) != (1,):
+        return None
+    return found
