@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/engine.h"
+#include "engine/scratch.h"
 #include "simd/bytes.h"
 #include "simd/half.h"
 
@@ -22,42 +23,96 @@ struct Bfloats {
     static inline vf lanes(const uint8_t* p) { return load_bfloat(p); }
 };
 
-// Asks for the rows of B that finish16 will want for rows [row, row + 16), a group of rows ahead: the products before it are one stream that
-// the processor reads ahead by itself, each B is another of which each piece would be waited for.
-inline void prefetch_epilogue(const Linear& l, int64_t row) {
-    if (row >= l.rows) {
-        return;
-    }
-    const uint8_t* asked = nullptr;
-    for (int64_t t = 0; l.row_end && t < l.columns; ++t) {
-        const RowEnd& end = l.row_end[y_row(l, t)];
-        for (int i = 0; i < end.n_terms; ++i) {
-            const LoraTerm& term = end.terms[i];
-            if (term.b == asked) {
-                continue; // as the column before
-            }
-            asked = term.b;
-            const int64_t bytes = factor_group_bytes(term.form, term.rank);
-            const uint8_t* b = term.b + row / 16 * bytes;
-            for (int64_t at = 0; at < bytes; at += 64) {
-                __builtin_prefetch(b + at);
+// Asks for B of the rows that finish16 will come to, a few lines at a time while their products are computed. The weight is
+// one stream, which the processor reads ahead by itself; each B is another, and each piece of it would be waited for.
+class EndsAhead {
+  public:
+    // Of all columns of the product; valid until the thread makes the next.
+    explicit EndsAhead(const Linear& l) {
+        thread_local static Scratch<Piece> memory;
+        int64_t most = 0;
+        for (int64_t t = 0; l.row_end && t < l.columns; ++t) {
+            most += l.row_end[y_row(l, t)].n_terms;
+        }
+        pieces_ = memory.get(most);
+        for (int64_t t = 0; most && t < l.columns; ++t) {
+            const RowEnd& end = l.row_end[y_row(l, t)];
+            for (int i = 0; i < end.n_terms; ++i) {
+                const LoraTerm& term = end.terms[i];
+                if (!count_ || pieces_[count_ - 1].b != term.b) { // columns of one adapter lie together
+                    pieces_[count_++] = {term.b, factor_group_bytes(term.form, term.rank)};
+                }
             }
         }
     }
-}
 
-// Adds sixteen rows of B xa.
+    // For rows [row, last), to be asked for in `turns` calls of `ask`.
+    void begin(int64_t row, int64_t last, int64_t turns) {
+        first_ = row / 16;
+        groups_ = (last + 15) / 16 - first_;
+        int64_t lines = 0;
+        for (int64_t i = 0; groups_ > 0 && i < count_; ++i) {
+            lines += (groups_ * pieces_[i].bytes + LINE - 1) / LINE + 1;
+        }
+        each_ = (lines + turns - 1) / turns;
+        piece_ = 0;
+        at_ = end_ = nullptr;
+    }
+    template <int LOCALITY> void ask() {
+        for (int64_t i = 0; i < each_; ++i) {
+            if (at_ >= end_) {
+                if (piece_ == count_) {
+                    each_ = 0;
+                    return;
+                }
+                const Piece& piece = pieces_[piece_++];
+                at_ = piece.b + first_ * piece.bytes;
+                end_ = at_ + groups_ * piece.bytes;
+                at_ -= uintptr_t(at_) % LINE;
+            }
+            __builtin_prefetch(at_, 0, LOCALITY);
+            at_ += LINE;
+        }
+    }
+
+  private:
+    static constexpr int64_t LINE = 64;
+    struct Piece {
+        const uint8_t* b;
+        int64_t bytes; // of 16 rows
+    };
+    Piece* pieces_;
+    int64_t count_ = 0;
+    int64_t first_ = 0, groups_ = 0, each_ = 0, piece_ = 0;
+    const uint8_t *at_ = nullptr, *end_ = nullptr;
+};
+
+// Adds sixteen rows of B xa. Four sums, which do not wait for each other.
 template <class B> inline void add_term(const LoraTerm& term, int64_t row, vf* v) {
     const uint8_t* b = term.b + row * term.rank * B::BYTES;
-    for (int r = 0; r < term.rank; ++r) {
-        const vf xa = splat(term.xa[r]);
-        for (int i = 0; i < 16 / LANES; ++i) {
-            v[i] = fma(B::lanes(b + (r * 16 + i * LANES) * B::BYTES), xa, v[i]);
+    for (int i = 0; i < 16 / LANES; ++i) {
+        vf sums[4] = {v[i]};
+        const auto add = [&](int r, vf& sum) {
+            sum = fma(B::lanes(b + (r * 16 + i * LANES) * B::BYTES), splat(term.xa[r]), sum);
+        };
+        int r = 0;
+        for (; r + 4 <= term.rank; r += 4) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                add(r + j, sums[j]);
+            }
         }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) { // rank r in sum r % 4, so that a rank of zeros behind it changes no bit
+            if (r + j < term.rank) {
+                add(r + j, sums[j]);
+            }
+        }
+        v[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
 }
 
-// N ranks of B in 8 bits, for xa times their scales. Four sums, which do not wait for each other.
+// N ranks of B in 8 bits, for xa times their scales; four sums as above.
 template <int N> inline void add_codes(const int8_t* codes, const float* xa, vf* v) {
     for (int i = 0; i < 16 / LANES; ++i) {
         vf sums[4] = {v[i]};

@@ -14,6 +14,7 @@ namespace lg::LG_ISA {
 namespace {
 
 constexpr int GROUP = 16;        // rows that are finished together
+constexpr int64_t FEW = 16;      // columns whose adapters' B of a group fit into the first-level cache
 constexpr int64_t COLUMNS = 256; // swept by one group after the other, so that they stay in the last cache
 constexpr int R = 4;
 #if defined(LG_ISA_avx512) || defined(__aarch64__)
@@ -100,11 +101,19 @@ void group_columns(const Linear& l, const Stream& stream, const uint8_t* w, int6
     }
 }
 
+int64_t tiles_of(int64_t columns) { return (columns + C - 1) / C; }
+
 // One group of rows with columns [t, end), in tiles that are as even as can be.
 template <class W>
-void group(const Linear& l, const Stream& stream, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t, int64_t end) {
+void group(const Linear& l, const Stream& stream, EndsAhead& ends, const uint8_t* w, int64_t row_bytes, int64_t row, int64_t t,
+           int64_t end) {
     while (t < end) {
-        const int64_t tiles = (end - t + C - 1) / C, width = (end - t + tiles - 1) / tiles;
+        const int64_t tiles = tiles_of(end - t), width = (end - t + tiles - 1) / tiles;
+        if (l.columns <= FEW) {
+            ends.ask<3>();
+        } else {
+            ends.ask<2>(); // more than the first-level cache holds
+        }
         switch (width) {
         case 1: group_columns<W, 1>(l, stream, w, row_bytes, row, t); break;
         case 2: group_columns<W, 2>(l, stream, w, row_bytes, row, t); break;
@@ -122,17 +131,14 @@ void group(const Linear& l, const Stream& stream, const uint8_t* w, int64_t row_
 // Float weights, straight from the rows.
 template <class W> void from_rows(const Linear& l, int64_t first, int64_t last) {
     const Stream stream(l.weight + first * l.row_bytes, l.weight + last * l.row_bytes, l.then);
+    EndsAhead ends(l);
     for (int64_t t = 0; t < l.columns; t += COLUMNS) {
         const int64_t end = std::min(l.columns, t + COLUMNS);
-        const bool few = l.columns <= 16;
-        if (few) {
-            prefetch_epilogue(l, first);
-        }
+        ends.begin(first, std::min(first + GROUP, last), 1);
+        ends.ask<3>();
         for (int64_t row = first; row < last; row += GROUP) {
-            if (few) {
-                prefetch_epilogue(l, row + GROUP);
-            }
-            group<W>(l, stream, l.weight + row * l.row_bytes, l.row_bytes, row, t, end);
+            ends.begin(row + GROUP, std::min(row + 2 * GROUP, last), tiles_of(end - t));
+            group<W>(l, stream, ends, l.weight + row * l.row_bytes, l.row_bytes, row, t, end);
         }
     }
 }
@@ -154,12 +160,14 @@ void linear_f32(const Linear& l, int64_t first, int64_t last) {
     }
     thread_local static Scratch<float> memory;
     float* floats = memory.get(GROUP * l.cols);
+    EndsAhead ends(l);
     for (int64_t row = first; row < last; row += GROUP) {
         for (int64_t r = 0; r < GROUP && row + r < last; ++r) {
             to_floats(l.type, l.weight + (row + r) * l.row_bytes, floats + r * l.cols, l.cols);
         }
         const uint8_t* rows = (const uint8_t*)floats;
-        group<Singles>(l, {rows, rows + GROUP * l.cols * 4, rows}, rows, l.cols * 4, row, 0, l.columns);
+        ends.begin(row, std::min(row + GROUP, last), tiles_of(l.columns));
+        group<Singles>(l, {rows, rows + GROUP * l.cols * 4, rows}, ends, rows, l.cols * 4, row, 0, l.columns);
     }
 }
 

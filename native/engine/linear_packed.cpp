@@ -131,9 +131,12 @@ template <class P> void few(const Linear& l, int64_t first, int64_t last) {
     const int32_t* start = starts<P>(l, start_memory);
     const int64_t bytes = group_bytes<P>(l.cols);
     const Stream stream(l.packed + first / GROUP * bytes, l.packed + (last + GROUP - 1) / GROUP * bytes, l.then);
-    prefetch_epilogue(l, first);
+    EndsAhead ends(l);
+    ends.begin(first, std::min(first + GROUP, last), 1);
+    ends.ask<3>();
     for (int64_t row = first; row < last; row += GROUP) {
-        prefetch_epilogue(l, row + GROUP);
+        ends.begin(row + GROUP, std::min(row + 2 * GROUP, last), 1);
+        ends.ask<3>();
         for (int64_t t = 0; t < l.columns;) {
             const int64_t left = l.columns - t, passes = (left + FEW - 1) / FEW;
             int64_t width = (left + passes - 1) / passes;

@@ -176,8 +176,10 @@ template <class P> void sweep_panels(const Linear& l, int64_t group_bytes, int64
     float* acc = sums.get(l.columns * ROWS);
     Panel& p = *panels.get(1);
     const int32_t* start = starts<P>(l, start_memory);
+    EndsAhead ends(l);
     for (int64_t row = first; row < last; row += ROWS) {
         std::fill_n(acc, l.columns * ROWS, 0.0f);
+        ends.begin(row, std::min(row + ROWS, last), (l.cols + DEPTH - 1) / DEPTH * (l.columns / C));
         int groups = 0;
         for (int64_t k = 0; k < l.cols; k += DEPTH) {
             const int depth = int(std::min<int64_t>(DEPTH, l.cols - k));
@@ -187,6 +189,7 @@ template <class P> void sweep_panels(const Linear& l, int64_t group_bytes, int64
             int64_t t = 0;
             for (; t + C <= l.columns; t += C) {
                 next.ask();
+                ends.ask<2>(); // the first-level cache is full
                 tiles<P, C>(p, groups, depth, columns_at<P, C>(l, start, t, k), acc + t * ROWS);
             }
             for (; t < l.columns; ++t) {

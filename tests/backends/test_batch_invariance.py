@@ -161,3 +161,25 @@ def feed(
         found, logits = logits[: len(piece.tokens)], logits[len(piece.tokens) :]
         assert np.array_equal(found, wanted)
     assert len(logits) == 0
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_0"])
+@pytest.mark.parametrize("model", ["llama", "qwen3moe"])
+def test_forty_sequences_under_forty_sets_of_adapters(model: str, kind: str) -> None:
+    """More columns than those few that the native backend multiplies without unpacking the weights."""
+    backend = NativeBackend()
+    program, slots = prepared(backend, model, kind, 2)
+    judge, _ = prepared(backend, model, kind, 1)
+    sets: list[AdapterSet] = [((slots[i % ADAPTERS], 1.0 + i / 64),) for i in range(40)]
+    pieces = [
+        Piece(program.open_sequence(), np.array([i % VOCAB], np.int32), chosen)
+        for i, chosen in enumerate(sets)
+    ]
+    try:
+        logits = program.run(pieces)
+    finally:
+        for piece in pieces:
+            program.close_sequence(piece.sequence)
+    for i, chosen in enumerate(sets):
+        assert np.array_equal(logits[i], alone(judge, [(i % VOCAB, chosen)])[0]), i
+    assert len(np.unique(logits, axis=0)) == len(sets)
