@@ -1,6 +1,7 @@
 #include "engine/adapters.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -242,6 +243,12 @@ AdapterSet::AdapterSet(const std::vector<std::pair<const Adapter*, double>>& mem
         }
     }
     look_ahead();
+    changed();
+}
+
+void AdapterSet::changed() {
+    static std::atomic<uint64_t> last{0};
+    serial_ = ++last;
 }
 
 // From the last step on, as each also asks for where the one behind it says what to ask for.
@@ -277,6 +284,7 @@ void AdapterSet::rescale(int step, size_t member, size_t lora_layer, const float
             const bool q8 = layer.b.form() == FactorForm::Q8;
             own_.push_back(std::make_unique<PackedB>(b, experts, rows, rank, q8, arena_));
             set_b(term, lora_layer, *own_.back());
+            changed();
             return;
         }
     }
@@ -289,6 +297,7 @@ void AdapterSet::dora(int step, size_t layer, std::vector<float> factors) {
         dora.resize(layer + 1);
     }
     dora[layer] = std::move(factors);
+    changed();
 }
 
 SetStep& AdapterSet::linear(int step) {

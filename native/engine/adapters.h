@@ -143,11 +143,15 @@ class AdapterSet {
     void dora(int step, size_t layer, std::vector<float> factors);
     const SetStep* linear_at(int step) const;
     const std::vector<SetEmbed>* embed_at(int step) const;
+    uint64_t serial() const { return serial_; } // no other set's; another one whenever the set is changed
 
   private:
     Arena arena_{ARENA_BLOCK};
     SetStep& linear(int step);
     void look_ahead();
+    void changed();
+
+    uint64_t serial_ = 0;
 
     std::map<int, SetStep> linears_;
     std::vector<const SetStep*> by_step_; // the same, or null

@@ -85,9 +85,27 @@ void Program::begin(const Rows& rows, const std::vector<const AdapterSet*>& sets
     pass_.segments.resize(used);
     pass_.rows[ALL] = rows.count;
     pass_.rows[WANTED] = int64_t(pass_.wanted.size());
+    bind();
     for (const auto& table : tables_) {
         table->fill(rows);
     }
+}
+
+// Sequences that go on token by token make the same pass again and again.
+void Program::bind() {
+    key_.assign({uint64_t(pass_.rows[ALL]), uint64_t(pass_.rows[WANTED]), uint64_t(reinterpret_cast<uintptr_t>(pass_.memory))});
+    for (const Segment& segment : pass_.segments) {
+        key_.push_back(segment.set->serial());
+        for (const std::vector<int32_t>& rows : segment.rows) {
+            key_.push_back(rows.size());
+            key_.insert(key_.end(), rows.begin(), rows.end());
+        }
+    }
+    if (key_ != last_key_) {
+        ++pass_.binding;
+        key_.swap(last_key_);
+    }
+    pass_.linear.last = nullptr;
 }
 
 void Program::run(const Rows& rows, const std::vector<const AdapterSet*>& sets, const Value& value, float* output,

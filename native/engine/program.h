@@ -59,13 +59,25 @@ struct Routing {
     std::vector<int32_t> start, x_row, y_row;
 };
 
+// What the adapters of a pass do in one linear step: the products with A, and what the epilogue of the layers reads.
+struct Bound {
+    uint64_t binding = 0;         // of the pass that it was made for
+    bool any = false;             // whether there are adapters at all
+    std::vector<Linear> products; // without x
+    Scratch<float> gamma, xa;     // the products' factors, and what comes of them
+    Scratch<int32_t> x_rows;
+    Scratch<LoraTerm> terms;
+    Scratch<RowEnd> product_ends, ends; // ends: [layers][rows * used]
+    int64_t n_gamma = 0, n_terms = 0, n_ends = 0;
+    Bound* next = nullptr; // of the step that comes after it
+};
+
 // What the linear steps work with; kept from one to the next.
 struct LinearScratch {
-    Scratch<float> xa;
-    Scratch<LoraTerm> terms;
-    Scratch<RowEnd> ends;
+    Bound bound;
+    Bound* last = nullptr; // of the last step with adapters that keeps its own
     std::vector<Scratch<float>> rounded;
-    std::vector<Linear> tasks, a_tasks;
+    std::vector<Linear> tasks;
     std::vector<Routing> routings;
 };
 
@@ -82,6 +94,7 @@ struct Pass {
     std::vector<RowPlace> places;
     std::vector<int32_t> wanted; // which rows are
     std::vector<Segment> segments;
+    uint64_t binding = 0; // another number whenever rows, segments or their memory are not those of the pass before
     const Look* look = nullptr;
     float* memory = nullptr;
     float* output = nullptr;
@@ -223,6 +236,7 @@ class Program {
 
   private:
     void begin(const Rows& rows, const std::vector<const AdapterSet*>& sets);
+    void bind();
 
     ThreadPool threads_;
     const std::vector<LayerShape> layers_;
@@ -231,6 +245,7 @@ class Program {
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<std::unique_ptr<RopeTable>> tables_;
     Scratch<float> memory_;
+    std::vector<uint64_t> key_, last_key_; // of the pass's binding, and of the one before it
     Pass pass_;
 };
 

@@ -40,6 +40,8 @@ bool give_columns(Linear& l, const Routing& r, int64_t expert) {
     return l.columns > 0;
 }
 
+constexpr int64_t KEPT_ROWS = 64; // of a pass for which steps keep what they have bound
+
 class LinearStep : public Step {
   public:
     LinearStep(int number, Value x, const Value* ids, std::vector<LayerSite> layers)
@@ -95,8 +97,8 @@ class LinearStep : public Step {
         if (scratch.routings.size() < segments + 1) {
             scratch.routings.resize(segments + 1);
         }
-        const Adapted adapted = adaptations(pass);
-        RowEnd* ends = adapted.terms ? scratch.ends.get(int64_t(layers_.size()) * rows * used_) : nullptr;
+        Bound* bound = pass.segments.empty() ? nullptr : &bind(pass, rows, ids, each);
+        RowEnd* ends = bound && bound->any ? bound->ends.get(bound->n_ends) : nullptr;
         Routing& all = scratch.routings[segments];
         if (routed_) {
             sort(all, ids, rows * used_, experts_, [&](int64_t p) { return each == 1 ? p / used_ : p; });
@@ -128,23 +130,13 @@ class LinearStep : public Step {
             }
         }
         if (ends) {
-            adapt(pass, adapted, rows, ids, each, ends);
-            for (const Segment& segment : pass.segments) {
-                const SetStep* set = segment.set->linear_at(number_);
-                for (size_t i = 0; set && i < set->ahead.size(); ++i) {
-                    __builtin_prefetch(set->ahead[i], 0, 2);
-                }
-            }
+            multiply_by_a(pass, *bound, rows * each);
+            look_ahead(pass, *bound);
         }
         run_linears(pass.threads, scratch.tasks);
     }
 
   private:
-    // How many products with rows of A there are, and terms of rows of y.
-    struct Adapted {
-        int64_t products = 0, terms = 0;
-    };
-
     // x as the layer's product sees it: float, in 8 bits, or rounded to NVFP4 (a row for each pair, where experts have
     // scales of their own).
     Activations input(Pass& pass, const LayerSite& layer, int64_t rows, const int32_t* ids, int64_t each,
@@ -179,52 +171,49 @@ class LinearStep : public Step {
         return a;
     }
 
-    Adapted adaptations(const Pass& pass) const {
-        Adapted found;
+    // What the pass's adapters do in this step. A dense step keeps it for the next pass of few rows.
+    Bound& bind(Pass& pass, int64_t rows, const int32_t* ids, int64_t each) const {
+        const bool keeps = !routed_ && rows <= KEPT_ROWS;
+        Bound& bound = keeps ? bound_ : pass.linear.bound;
+        if (!keeps || bound.binding != pass.binding) {
+            make(pass, bound, rows, ids, each);
+            bound.binding = pass.binding;
+        }
+        if (keeps && bound.any) {
+            if (pass.linear.last) {
+                pass.linear.last->next = &bound;
+            }
+            pass.linear.last = &bound;
+        }
+        return bound;
+    }
+
+    void make(Pass& pass, Bound& bound, int64_t rows, const int32_t* ids, int64_t each) const {
+        // Pairs of rows and experts that have adapters, those of each stack of A, and numbers of x A^T.
+        int64_t pairs = 0, stack_pairs = 0, products = 0;
+        bound.n_gamma = bound.n_terms = 0;
         for (const Segment& segment : pass.segments) {
             const SetStep* set = segment.set->linear_at(number_);
-            const int64_t pairs = int64_t(segment.rows[space].size()) * used_;
+            const int64_t own = int64_t(segment.rows[space].size()) * used_;
+            pairs += own;
             for (size_t t = 0; set && t < set->terms.size(); ++t) {
                 const StepLora& lora = *set->terms[t].lora;
-                found.products += pairs * lora.rank;
-                found.terms += pairs * int64_t(lora.layers.size());
+                stack_pairs += own * int64_t(lora.stacks.size());
+                bound.n_gamma += lora.rank;
+                products += own * lora.rank;
+                bound.n_terms += own * int64_t(lora.layers.size());
             }
         }
-        return found;
-    }
-
-    // What adapters do to every row of every layer's y, [layers][rows * used].
-    void adapt(Pass& pass, const Adapted& adapted, int64_t rows, const int32_t* ids, int64_t each, RowEnd* ends) const {
-        LinearScratch& scratch = pass.linear;
-        float* xa = scratch.xa.get(adapted.products);
-        multiply_by_a(pass, ids, each, xa);
-        const int64_t n = rows * used_;
-        std::fill_n(ends, int64_t(layers_.size()) * n, RowEnd{});
-        LoraTerm* term = scratch.terms.get(adapted.terms);
-        for (const Segment& segment : pass.segments) {
-            const SetStep* set = segment.set->linear_at(number_);
-            if (!set) {
-                continue;
-            }
-            const std::vector<int32_t>& own = segment.rows[space];
-            for (size_t i = 0; i < layers_.size(); ++i) {
-                term = fill_ends(*set, i, own, ids, xa, ends + int64_t(i) * n, term);
-            }
-            for (const SetTerm& t : set->terms) {
-                xa += int64_t(own.size()) * used_ * t.lora->rank;
-            }
+        bound.products.clear();
+        bound.any = bound.n_terms > 0;
+        if (!bound.any) {
+            return;
         }
-    }
-
-    // x A^T for every adapter of every segment, times the adapters' scales, one after the other in `xa`.
-    void multiply_by_a(Pass& pass, const int32_t* ids, int64_t each, float* xa) const {
-        LinearScratch& scratch = pass.linear;
-        scratch.a_tasks.clear();
-        Activations as_it_is;
-        as_it_is.rows = pass.rows[space] * each;
-        as_it_is.cols = cols_;
-        as_it_is.x = pass.floats(x_);
-        float* y = xa;
+        bound.n_ends = int64_t(layers_.size()) * rows * used_;
+        RowEnd* ends = bound.ends.get(bound.n_ends);
+        std::fill_n(ends, bound.n_ends, RowEnd{});
+        Room room{bound.xa.get(products), bound.gamma.get(bound.n_gamma), bound.x_rows.get(pairs), bound.terms.get(bound.n_terms),
+                  bound.product_ends.get(stack_pairs)};
         for (size_t s = 0; s < pass.segments.size(); ++s) {
             const Segment& segment = pass.segments[s];
             const SetStep* set = segment.set->linear_at(number_);
@@ -232,48 +221,92 @@ class LinearStep : public Step {
                 continue;
             }
             const std::vector<int32_t>& own = segment.rows[space];
-            const int64_t pairs = int64_t(own.size()) * used_;
-            Routing& routing = scratch.routings[s];
-            if (routed_) {
-                chosen_.resize(size_t(pairs));
-                for (int64_t p = 0; p < pairs; ++p) {
-                    chosen_[size_t(p)] = ids[own[size_t(p / used_)] * used_ + p % used_];
-                }
-                sort(routing, chosen_.data(), pairs, experts_, [&](int64_t p) {
-                    const int64_t row = own[size_t(p / used_)];
-                    return each == 1 ? row : row * used_ + p % used_;
-                });
+            for (size_t i = 0; i < layers_.size(); ++i) {
+                room.term = fill_ends(*set, i, own, ids, room.xa, ends + int64_t(i) * rows * used_, room.term);
             }
-            for (const SetTerm& t : set->terms) {
-                for (const StackedA& stack : t.lora->stacks) {
-                    const bool q8 = stack.kept.form == FactorForm::Q8;
-                    for (int64_t e = 0; e < experts_; ++e) {
-                        Linear l = stack.task(e, cols_);
-                        l.x = q8 ? pass.quantized(x_, cols_) : as_it_is;
-                        l.columns = pairs;
-                        l.x_row = own.data();
-                        l.y = y;
-                        if ((!routed_ || give_columns(l, routing, e)) && l.columns) {
-                            scratch.a_tasks.push_back(l);
-                        }
-                    }
-                    y += pairs * stack.rank;
-                }
-            }
+            add_products(*set, own, ids, each, pass.linear.routings[s], bound.products, room);
         }
-        run_linears(pass.threads, scratch.a_tasks, &scratch.tasks);
+    }
+
+    // What is left of a Bound's memory.
+    struct Room {
+        float *xa, *gamma;
+        int32_t* x_row;
+        LoraTerm* term;
+        RowEnd* end;
+    };
+
+    // x A^T of a segment's adapters, times their scales, as products of its rows `own`.
+    void add_products(const SetStep& set, const std::vector<int32_t>& own, const int32_t* ids, int64_t each, Routing& routing,
+                      std::vector<Linear>& products, Room& room) const {
+        const int64_t pairs = int64_t(own.size()) * used_;
+        if (routed_) {
+            chosen_.resize(size_t(pairs));
+            for (int64_t p = 0; p < pairs; ++p) {
+                chosen_[size_t(p)] = ids[own[size_t(p / used_)] * used_ + p % used_];
+            }
+            sort(routing, chosen_.data(), pairs, experts_, [&](int64_t p) {
+                const int64_t row = own[size_t(p / used_)];
+                return each == 1 ? row : row * used_ + p % used_;
+            });
+        }
+        const int32_t* x_row = std::copy(own.begin(), own.end(), room.x_row) - own.size();
+        room.x_row += own.size();
+        for (const SetTerm& t : set.terms) {
+            std::copy(t.gamma.begin(), t.gamma.end(), room.gamma);
+            for (const StackedA& stack : t.lora->stacks) {
+                RowEnd end;
+                end.dora_scale = room.gamma + stack.first; // a factor of each row of the product, as this is
+                std::fill_n(room.end, pairs, end);
+                for (int64_t e = 0; e < experts_; ++e) {
+                    Linear l = stack.task(e, cols_);
+                    l.columns = pairs;
+                    l.x_row = x_row;
+                    l.y = room.xa;
+                    l.row_end = room.end;
+                    if ((!routed_ || give_columns(l, routing, e)) && l.columns) {
+                        products.push_back(l);
+                    }
+                }
+                room.xa += pairs * stack.rank;
+                room.end += pairs;
+            }
+            room.gamma += t.gamma.size();
+        }
+    }
+
+    // x A^T for every adapter of every segment.
+    void multiply_by_a(Pass& pass, Bound& bound, int64_t x_rows) const {
+        Activations as_it_is;
+        as_it_is.rows = x_rows;
+        as_it_is.cols = cols_;
+        as_it_is.x = pass.floats(x_);
+        for (Linear& product : bound.products) {
+            product.x = product.packed ? pass.quantized(x_, cols_) : as_it_is;
+        }
+        run_linears(pass.threads, bound.products, &pass.linear.tasks);
+    }
+
+    // Asks for what the step behind this one reads to find its adapters' numbers.
+    void look_ahead(const Pass& pass, const Bound& bound) const {
+        if (bound.next && bound.next->binding == pass.binding) {
+            Bound& next = *bound.next;
+            ask_for(next.products.data(), next.products.size());
+            ask_for(next.gamma.get(0), next.n_gamma);
+            ask_for(next.terms.get(0), next.n_terms);
+            ask_for(next.ends.get(0), next.n_ends);
+            return;
+        }
         for (const Segment& segment : pass.segments) {
             const SetStep* set = segment.set->linear_at(number_);
-            for (size_t t = 0; set && t < set->terms.size(); ++t) {
-                for (const StackedA& stack : set->terms[t].lora->stacks) {
-                    const float* gamma = set->terms[t].gamma.data() + stack.first;
-                    for (int64_t p = 0; p < int64_t(segment.rows[space].size()) * used_; ++p, xa += stack.rank) {
-                        for (int64_t r = 0; r < stack.rank; ++r) {
-                            xa[r] *= gamma[r];
-                        }
-                    }
-                }
+            for (size_t i = 0; set && i < set->ahead.size(); ++i) {
+                __builtin_prefetch(set->ahead[i], 0, 2);
             }
+        }
+    }
+    template <typename T> static void ask_for(const T* start, size_t count) {
+        for (size_t at = 0; at < count * sizeof(T); at += 64) {
+            __builtin_prefetch(reinterpret_cast<const uint8_t*>(start) + at, 0, 2);
         }
     }
 
@@ -311,6 +344,7 @@ class LinearStep : public Step {
     const std::vector<LayerSite> layers_;
     int64_t used_, cols_, experts_;
     mutable std::vector<int32_t> chosen_;
+    mutable Bound bound_;
 };
 
 } // namespace

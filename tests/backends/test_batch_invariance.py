@@ -183,3 +183,26 @@ def test_forty_sequences_under_forty_sets_of_adapters(model: str, kind: str) -> 
     for i, chosen in enumerate(sets):
         assert np.array_equal(logits[i], alone(judge, [(i % VOCAB, chosen)])[0]), i
     assert len(np.unique(logits, axis=0)) == len(sets)
+
+
+def test_an_adapter_in_the_place_of_one_that_was_dropped() -> None:
+    """The same rows pass after pass, whose adapters are another's in the same slot, or have another strength."""
+    backend = NativeBackend()
+    fresh = prepared.__wrapped__
+    program, _ = fresh(backend, "llama", "Q4_0", 2)
+    shapes = linears("llama", layer=0) | linears("llama", layer=1)
+    piece = np.array([3], np.int32)
+    seen = []
+    for seed, strength in ((1, 1.0), (2, 1.0), (2, 0.5)):
+        adapter = random_adapter(np.random.default_rng(seed), shapes, rank=9)
+        slot = program.add_adapter(adapter)
+        sequence = program.open_sequence()
+        both = [program.run([Piece(sequence, piece, ((slot, strength),))]) for _ in range(2)]
+        program.close_sequence(sequence)
+        program.drop_adapter(slot)
+        judge, _ = fresh(backend, "llama", "Q4_0", 1)
+        chosen = ((judge.add_adapter(adapter), strength),)
+        assert np.array_equal(np.concatenate(both), alone(judge, [(3, chosen)] * 2))
+        seen.append(both[0])
+    assert not np.array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[1], seen[2])

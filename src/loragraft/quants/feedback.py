@@ -175,27 +175,32 @@ def _factor_panels(panels: Sequence[Floats], threads: int, block: int = 128) -> 
                 native.product(left, -panel[first : first + columns.shape[1]].T, rows, add=True)
 
         in_threads(take_away, range(0, stop, _ROWS_AT_ONCE), threads)
-        own = _cholesky(columns[first:].astype(np.float64))
-        columns[first:] = own
-        columns[:first] = native.product(columns[:first], np.linalg.inv(own).T.astype(np.float32))
+        diagonals.append(_factor_columns(columns))
         for number, panel in enumerate(here):
             panel[:] = columns[: len(panel), number * sub : (number + 1) * sub]
-        diagonals.append(np.diagonal(own))
     return np.concatenate(diagonals[::-1]).astype(np.float32)
 
 
 def _factor_in_place(a: Floats, block: int = 128) -> Floats:
-    """Make of `a` float32 [n, n], symmetric, U upper triangular with U U^T = a. Returns its diagonal [n]. In the same
-    order as `_factor_panels`."""
+    """Make of `a` float32 [n, n], symmetric, U upper triangular with U U^T = a, as `_factor_panels` does of panels.
+    Returns its diagonal [n]."""
     for stop in range(len(a), 0, -block):
         first = max(0, stop - block)
         if stop < len(a):
             a[:stop, first:stop] -= native.product(a[:stop, stop:], a[first:stop, stop:].T)
-        own = _cholesky(a[first:stop, first:stop].astype(np.float64))
-        a[first:stop, first:stop] = own
-        a[:first, first:stop] = native.product(a[:first, first:stop], np.linalg.inv(own).T.astype(np.float32))
+        _factor_columns(a[:stop, first:stop])
         a[stop:, first:stop] = 0
     return np.diagonal(a).copy()
+
+
+def _factor_columns(columns: Floats) -> Floats:
+    """Make of a block of the matrix's columns, down to its diagonal's end, less what those right of it take away,
+    U's. Returns the block's diagonal."""
+    first = len(columns) - columns.shape[1]
+    own = _cholesky(columns[first:].astype(np.float64))
+    columns[first:] = own
+    columns[:first] = native.product(columns[:first], np.linalg.inv(own).T.astype(np.float32))
+    return np.diagonal(own).astype(np.float32)
 
 
 def _cholesky(h: Doubles) -> Doubles:
