@@ -94,6 +94,8 @@ DIFFERS: dict[str, tuple[str, ...]] = {
         "gemma3n-plain",
         "gemma3n-three",
     ),
+    "its weights of experts are of one softmax over all": ("phimoe", "phimoe-short"),
+    "it wants an output of its own, with a bias, and does not load the file": ("phimoe-plain",),
     "it judges a group of experts by its best two": ("deepseek2-groups",),
     "it has Llama 4's chunks, temperature and layers without RoPE as they were published": (
         "llama4",

@@ -129,6 +129,7 @@ LLAMA4 = {
     "attention_chunk_size": 8,
     "pad_token_id": None,
 }
+PHIMOE = {"num_local_experts": 16, "num_experts_per_tok": 2}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 ABSENT = "absent"
 """For a key of BASE that the class does not have."""
@@ -197,6 +198,8 @@ def old_gemma3(config: dict[str, Any]) -> None:
     del config["layer_types"], config["_sliding_window_pattern"]
 
 
+PHI_MOE = named("architectures", ["PhiMoEForCausalLM"])
+"""As the files on the hub have it."""
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
     "llama": ("Llama", {}, None),
     "llama-unread": ("Llama", {}, unread),
@@ -510,6 +513,24 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
             **rope("longrope", original_max_position_embeddings=32, **LONG),
         },
         None,
+    ),
+    "phimoe": ("Phimoe", {**PHIMOE, "attention_bias": True, "lm_head_bias": True}, PHI_MOE),
+    "phimoe-plain": ("Phimoe", {**PHIMOE, "sliding_window": 8, "tie_word_embeddings": True}, PHI_MOE),
+    "phimoe-short": (
+        "Phimoe",
+        {
+            **PHIMOE,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            **rope(
+                "longrope",
+                original_max_position_embeddings=64,
+                short_mscale=1.25,
+                long_mscale=1.25,
+                **LONG,
+            ),
+        },
+        PHI_MOE,
     ),
     "glm": (
         "Glm",

@@ -41,6 +41,11 @@ Gating gating_of(const std::string& name) {
     return name.empty() ? Gating::NONE : name == "softmax" ? Gating::SOFTMAX : Gating::SIGMOID;
 }
 
+Gates gates_of(const std::string& name) {
+    require(name == "softmax" || name == "sigmoid" || name == "sparse_mixer", "no such gates");
+    return name == "softmax" ? Gates::SOFTMAX : name == "sigmoid" ? Gates::SIGMOID : Gates::SPARSE_MIXER;
+}
+
 std::vector<LayerShape> shapes(const std::vector<std::tuple<int, int, int, int64_t>>& layers) {
     std::vector<LayerShape> shapes;
     for (const auto& [kv_heads, key_dim, value_dim, window] : layers) {
@@ -296,9 +301,11 @@ void bind_program(nb::module_& m) {
              [](Program& p, Value x, Value y, float alpha_p, float alpha_n, float beta, float eps) {
                  return p.add(xielu_step(x, y, alpha_p, alpha_n, beta, eps));
              })
-        .def("route", [](Program& p, Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale) {
-            return p.add(route_step(logits, ids, weights, softmax, normalize, scale));
-        })
+        .def("route",
+             [](Program& p, Value logits, Value ids, Value weights, const std::string& gates, bool normalize,
+                float scale, float margin) {
+                 return p.add(route_step(logits, ids, weights, gates_of(gates), normalize, scale, margin));
+             })
         .def("experts_sum",
              [](Program& p, Value y, Value weights, Value sum) { return p.add(experts_sum_step(y, weights, sum)); })
         .def(

@@ -175,7 +175,10 @@ std::unique_ptr<Step> concat_step(Value a, Value b, Value y, int64_t parts);
 // program_routing.cpp
 std::unique_ptr<Step> all_experts_step(Value ids); // 0 to its width - 1, in each row
 std::unique_ptr<Step> top_k_step(Value logits, Value ids);
-std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale);
+enum class Gates { SOFTMAX, SIGMOID, SPARSE_MIXER };
+// `margin`: of SPARSE_MIXER, how far below an expert's logit others may be that its softmax counts
+std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, Gates gates, bool normalize, float scale,
+                                 float margin);
 std::unique_ptr<Step> experts_sum_step(Value y, Value weights, Value sum);
 
 // program_choice.cpp: as top_k_step, of the gates' values plus a bias, within the best groups

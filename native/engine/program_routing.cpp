@@ -54,9 +54,9 @@ class TopKStep : public Step {
 
 class RouteStep : public Step {
   public:
-    RouteStep(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale)
-        : Step(logits.space), logits_(logits), ids_(ids), weights_(weights), softmax_(softmax), normalize_(normalize),
-          scale_(scale) {
+    RouteStep(Value logits, Value ids, Value weights, Gates gates, bool normalize, float scale, float margin)
+        : Step(logits.space), logits_(logits), ids_(ids), weights_(weights), gates_(gates), normalize_(normalize),
+          scale_(scale), margin_(margin) {
         require(ids.width == weights.width && ids.space == space && weights.space == space, "route: widths");
     }
     void run(Pass& pass) const override {
@@ -67,14 +67,16 @@ class RouteStep : public Step {
             float* weights = pass.floats(weights_) + row * used;
             const float largest = *std::max_element(logits, logits + experts);
             float total = 0.0f;
-            for (int64_t e = 0; softmax_ && e < experts; ++e) {
+            for (int64_t e = 0; gates_ == Gates::SOFTMAX && e < experts; ++e) {
                 total += std::exp(logits[e] - largest);
             }
             float chosen = 0.0f;
             for (int64_t j = 0; j < used; ++j) {
                 require(ids[j] >= 0 && ids[j] < experts, "route: no such expert");
                 const float x = logits[ids[j]];
-                weights[j] = softmax_ ? std::exp(x - largest) / total : 1.0f / (1.0f + std::exp(-x));
+                weights[j] = gates_ == Gates::SPARSE_MIXER ? 1.0f / near(logits, ids, j)
+                             : gates_ == Gates::SOFTMAX    ? std::exp(x - largest) / total
+                                                           : 1.0f / (1.0f + std::exp(-x));
                 chosen += weights[j];
             }
             for (int64_t j = 0; j < used; ++j) {
@@ -84,9 +86,22 @@ class RouteStep : public Step {
     }
 
   private:
+    // The sum of e^(l - m) over experts that were not chosen before number j and are near its logit m.
+    float near(const float* logits, const int32_t* ids, int64_t j) const {
+        const float own = logits[ids[j]];
+        float total = 0.0f;
+        for (int64_t e = 0; e < logits_.width; ++e) {
+            const bool before = std::find(ids, ids + j, int32_t(e)) != ids + j;
+            const bool far = (own - logits[e]) / std::max(std::fabs(logits[e]), own) > margin_; // 0 / 0 is near
+            total += before || far ? 0.0f : std::exp(logits[e] - own);
+        }
+        return total;
+    }
+
     const Value logits_, ids_, weights_;
-    const bool softmax_, normalize_;
-    const float scale_;
+    const Gates gates_;
+    const bool normalize_;
+    const float scale_, margin_;
 };
 
 class ExpertsSumStep : public Step {
@@ -120,8 +135,9 @@ class ExpertsSumStep : public Step {
 
 std::unique_ptr<Step> all_experts_step(Value ids) { return std::make_unique<AllExpertsStep>(ids); }
 std::unique_ptr<Step> top_k_step(Value logits, Value ids) { return std::make_unique<TopKStep>(logits, ids); }
-std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, bool softmax, bool normalize, float scale) {
-    return std::make_unique<RouteStep>(logits, ids, weights, softmax, normalize, scale);
+std::unique_ptr<Step> route_step(Value logits, Value ids, Value weights, Gates gates, bool normalize, float scale,
+                                 float margin) {
+    return std::make_unique<RouteStep>(logits, ids, weights, gates, normalize, scale, margin);
 }
 std::unique_ptr<Step> experts_sum_step(Value y, Value weights, Value sum) {
     return std::make_unique<ExpertsSumStep>(y, weights, sum);

@@ -231,9 +231,10 @@ class engine:
             logits: engine.Value,
             ids: engine.Value,
             weights: engine.Value,
-            softmax: bool,
+            gates: str,
             normalize: bool,
             scale: float,
+            margin: float,
             /,
         ) -> int: ...
         def experts_sum(self, y: engine.Value, weights: engine.Value, total: engine.Value, /) -> int: ...

@@ -332,6 +332,7 @@ ONE_WAY = {
     "qwen2-llama3",
     "nemotron-llama3",
     "phi3-short",
+    "phimoe-short",
     "phi3-long",
     "hunyuan-alpha",
     "falcon_h1-tied",
@@ -423,7 +424,7 @@ def test_what_a_silent_configuration_means(tmp_path: Path, case: str) -> None:
     assert config_of(plain.metadata, shapes, None)["rope_scaling"]["rope_type"] == "default"
 
 
-@pytest.mark.parametrize("case", ["phi3-short", "phi3-long"])
+@pytest.mark.parametrize("case", ["phi3-short", "phi3-long", "phimoe-short"])
 def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> None:
     lg.convert(write(tmp_path / "m", case), tmp_path / "m.gguf", type="F16")
     model = lg.load(tmp_path / "m.gguf", backend="reference").source
@@ -582,3 +583,32 @@ def test_gemma_4_has_two_ropes_where_its_configuration_is_silent(tmp_path: Path)
     metadata = lg.load(folder).source.metadata
     assert metadata["gemma4.rope.freq_base"].data == 1e6
     assert metadata["gemma4.rope.freq_base_swa"].data == 1e4
+
+
+def test_phi_moe_as_it_was_published(tmp_path: Path) -> None:
+    """With `rope_scaling` and the original context beside it; scales that differ are refused."""
+
+    def published(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        rope = config.pop("rope_parameters")
+        config["original_max_position_embeddings"] = rope.pop("original_max_position_embeddings")
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+
+    def differing(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        config["rope_parameters"]["long_mscale"] = 1.5
+
+    old, new = (
+        lg.load(write(tmp_path / name, "phimoe-short", edit)).source.metadata
+        for name, edit in (("old", published), ("new", None))
+    )
+    assert {key: old[key].data for key in old if key.startswith("phimoe.")} == {
+        key: new[key].data for key in new if key.startswith("phimoe.")
+    }
+    with pytest.raises(lg.LoragraftError, match=r"that differ: found 1.25 and 1.5, expected the same number"):
+        lg.load(write(tmp_path / "m", "phimoe-short", differing))
+    with pytest.raises(lg.LoragraftError, match="SparseMixer takes two experts: found 3, expected 2"):
+        lg.load(write(tmp_path / "k", "phimoe", lambda config, tensors: config.update(num_experts_per_tok=3)))
+    with pytest.raises(lg.LoragraftError, match="router_jitter_noise"):
+        lg.load(
+            write(tmp_path / "j", "phimoe", lambda config, tensors: config.update(router_jitter_noise=0.1))
+        )

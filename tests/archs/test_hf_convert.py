@@ -57,6 +57,7 @@ OURS = {
 }
 #: Written otherwise: the converter has 1e-5 for every GLM, and does not read GLM-4.7's list of layers.
 OTHER = {
+    "phimoe-short": {"rope.scaling.attn_factor"},
     "glm": {"attention.layer_norm_rms_epsilon"},
     "glm4_moe_lite": {"leading_dense_block_count"},
     "glm4_moe_lite-groups": {"leading_dense_block_count"},

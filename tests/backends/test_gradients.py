@@ -79,6 +79,22 @@ def test_the_gradients_of_what_the_models_sizes_are_matched_by() -> None:
     gradients_hold(g.finish(g.linear(last, "output")), arrays, rng, VOCAB, 3e-4)
 
 
+def test_the_gradients_of_sparse_mixer() -> None:
+    """Where all logits are near the best: in random models nearly none is."""
+    rng = np.random.default_rng(11)
+    shapes = {"token_embd": (VOCAB, 12), "a": (6, 12), "output": (VOCAB, 2)}
+    arrays = {f"{name}.weight": rng.standard_normal(shape, np.float32) / 3 for name, shape in shapes.items()}
+    g = GraphBuilder("test", {name: TensorFact(array.shape, "F32") for name, array in arrays.items()})
+    x = g.embed(g.tokens())
+    g.cut(x)
+    logits = g.add(Op.SHIFT, (g.linear(x, "a"),), label="near", value=200.0)
+    ids = g.add(Op.TOP_K, (logits,), label="top", k=2)
+    at = {"gating": "sparse_mixer", "normalize": False, "scale": 1.5, "margin": 0.02}
+    route = g.add(Op.ROUTE, (logits, ids), label="route", **at)
+    last = g.add(Op.LAST, (route,), label="last")
+    gradients_hold(g.finish(g.linear(last, "output")), arrays, rng, VOCAB, 3e-4)
+
+
 RECURRENT = ["lfm2-bias", "qwen3_5", "granitehybrid", "nemotron_h"]
 
 

@@ -318,3 +318,36 @@ def test_a_matrix_for_each_head(backend: Backend, tolerance: float) -> None:
     turned = np.einsum("thi,hoi->tho", own[..., :4], weights["stack.weight"])
     expected = np.concatenate([turned, own[..., 4:]], axis=-1).reshape(TOKENS, -1)
     assert nmse(logits_of(backend, graph, weights, IDS), expected) < tolerance
+
+
+def mixed_sparsely(logits: Floats, margin: float) -> Floats:
+    """SparseMixer's weights of two experts, as its paper and transformers have them, in float64."""
+    found = []
+    for row in logits.astype(np.float64):
+        own, weights = row.copy(), []
+        for _ in range(2):
+            best = int(np.argmax(own))
+            near = (own[best] - row) / np.maximum(np.abs(row), own[best]) <= margin
+            powers = np.where(near & np.isfinite(own), np.exp(own - own[best]), 0.0)
+            weights.append(1 / powers.sum())
+            own[best] = -np.inf
+        found.append(weights)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
+def test_sparse_mixer(backend: Backend, tolerance: float) -> None:
+    """Logits that lie close together, above 0 and below."""
+    rng = np.random.default_rng(8)
+    logits = (rng.choice([-1.0, 1.0], (VOCABULARY, 1)) * rng.uniform(1, 1.06, (VOCABULARY, WIDTH))).astype(
+        np.float32
+    )
+    weights = {"token_embd.weight": logits}
+    g = GraphBuilder("test", {"token_embd.weight": TensorFact(logits.shape, "F32")})
+    x = g.embed(g.tokens())
+    ids = g.add(Op.TOP_K, (x,), label="top", k=2)
+    at = {"gating": "sparse_mixer", "normalize": False, "scale": 1.0, "margin": 0.02}
+    graph = g.finish(g.add(Op.ROUTE, (x, ids), label="route", **at))
+    found, expected = logits_of(backend, graph, weights, IDS), mixed_sparsely(logits[IDS], 0.02)
+    assert (expected < 0.5).any()
+    assert nmse(found, expected) < tolerance

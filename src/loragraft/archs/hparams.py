@@ -31,7 +31,7 @@ class Sharpening:
 class Routing:
     """How tokens are shared out among experts, where a file says it."""
 
-    gating: Literal["softmax", "sigmoid"]
+    gating: Literal["softmax", "sigmoid", "sparse_mixer"]
     normalize: bool
     """Whether the weights of the experts chosen are made to sum to 1."""
     scale: float = 1.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from loragraft.arrays import Array, Floats, Ids
 from loragraft.backends.recurrent_gradients import Scan, convolved, from_convolved
-from loragraft.backends.reference_ops import OPS
+from loragraft.backends.reference_ops import OPS, sparse_mixer
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.quants import native
 
@@ -347,6 +347,8 @@ def _from_experts_scale(
 
 
 def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits: Floats, ids: Ids) -> Back:
+    if node.attrs["gating"] == "sparse_mixer":
+        return _from_sparse_mixer(node, g, logits, ids), None
     softmax = node.attrs["gating"] == "softmax"
     gates = _softmax(logits) if softmax else _sigmoid(logits)
     place = ids.astype(np.int64)
@@ -361,6 +363,19 @@ def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits
     if softmax:
         return gates * (all_gates - (all_gates * gates).sum(axis=-1, keepdims=True)), None
     return all_gates * gates * (1 - gates), None
+
+
+def _from_sparse_mixer(node: Node, g: Floats, logits: Floats, ids: Ids) -> Floats:
+    gates = sparse_mixer(logits, ids, node.attrs["margin"])  # [T, k, E]
+    place = ids.astype(np.int64)[..., None]
+    chosen = np.take_along_axis(gates, place, axis=-1)
+    g = g * np.float32(node.attrs["scale"])
+    if node.attrs["normalize"]:
+        total = chosen[..., 0].sum(axis=-1, keepdims=True)
+        g = (g - (g * chosen[..., 0] / total).sum(axis=-1, keepdims=True)) / total
+    back = -chosen * gates
+    np.put_along_axis(back, place, np.take_along_axis(back, place, axis=-1) + chosen, axis=-1)
+    return np.asarray((g[..., None] * back).sum(axis=1))
 
 
 def _from_experts_sum(

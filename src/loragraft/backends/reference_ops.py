@@ -181,9 +181,27 @@ def _softmax(x: Floats) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
+def sparse_mixer(logits: Floats, ids: Ids, margin: float) -> Array:
+    """Of a ROUTE node, the softmaxes [T, k, E] that each expert's value is of."""
+    found, left = [], np.ones(logits.shape, np.bool_)
+    for place in range(ids.shape[1]):
+        own = ids[:, place : place + 1].astype(np.int64)
+        largest = np.take_along_axis(logits, own, axis=-1)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is near
+            far = (largest - logits) / np.maximum(np.abs(logits), largest) > np.float32(margin)
+        powers = np.where(left & ~far, np.exp(logits - largest), np.float32(0))
+        found.append(powers / powers.sum(axis=-1, keepdims=True))
+        np.put_along_axis(left, own, False, axis=-1)
+    return np.stack(found, axis=1)
+
+
 def _route(s: Pass, node: Node, logits: Floats, ids: Ids) -> Array:
-    gates = _gates(logits, node.attrs["gating"])
-    chosen = np.take_along_axis(gates, ids.astype(np.int64), axis=-1)
+    place = ids.astype(np.int64)
+    if node.attrs["gating"] == "sparse_mixer":
+        gates = sparse_mixer(logits, ids, node.attrs["margin"])
+        chosen = np.take_along_axis(gates, place[..., None], axis=-1)[..., 0]
+    else:
+        chosen = np.take_along_axis(_gates(logits, node.attrs["gating"]), place, axis=-1)
     if node.attrs["normalize"]:
         chosen = chosen / chosen.sum(axis=-1, keepdims=True)
     return chosen * np.float32(node.attrs["scale"])

@@ -77,8 +77,10 @@ class Op(StrEnum):
     with a bias these plus the bias. Of `groups` groups of experts, only those in the best `groups_used` are chosen
     from; a group is as good as the sum of its best `group_best` experts."""
     ROUTE = "route"
-    """(logits [T, E], ids [T, k]; gating "softmax" | "sigmoid", normalize, scale) -> weights [T, k]: the gate's values
-    of the experts chosen, made to sum to 1 if `normalize`, times `scale`"""
+    """(logits [T, E], ids [T, k]; gating "softmax" | "sigmoid" | "sparse_mixer", normalize, scale, margin or none) ->
+    weights [T, k]: the gate's values of the experts chosen, made to sum to 1 if `normalize`, times `scale`. Of
+    "sparse_mixer" each expert's value is of a softmax over those that were not chosen before it and whose logits l are
+    near its own m: (m - l) / max(|l|, m) <= margin (Liu et al. 2024, arXiv 2409.12136)"""
     EXPERTS_SUM = "experts_sum"
     """(y [T, k, d], weights [T, k]) -> [T, d]"""
 

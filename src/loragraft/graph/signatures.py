@@ -166,7 +166,7 @@ def _top_k(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
 
 def _check_gating(gating: object, known: tuple[str | None, ...]) -> None:
     if gating not in known:
-        raise IllegalNode("gating", gating, "softmax or sigmoid")
+        raise IllegalNode("gating", gating, " or ".join(name for name in known if name))
 
 
 def _check_groups(experts: int, at: Any) -> None:
@@ -179,7 +179,9 @@ def _check_groups(experts: int, at: Any) -> None:
 
 
 def _route(ins: Sequence[Dims], ws: Sequence[Dims], at: Any) -> Dims:
-    _check_gating(at["gating"], ("softmax", "sigmoid"))
+    _check_gating(at["gating"], ("softmax", "sigmoid", "sparse_mixer"))
+    if (at["gating"] == "sparse_mixer") != (at.get("margin") is not None):
+        raise IllegalNode("margin", at.get("margin"), "a number for sparse_mixer, none for others")
     return ins[1]
 
 
@@ -356,7 +358,16 @@ SIGNATURES: dict[Op, Signature] = {
     Op.EXPERTS_BIAS: Signature("fi", _experts_vector, (1, 1)),
     Op.ALL_EXPERTS: Signature("f", _all_experts, attrs=(("count", _INT),), gives="i"),
     Op.TOP_K: Signature("f", _top_k, (0, 1), (("k", _INT), *_CHOICE), gives="i"),
-    Op.ROUTE: Signature("fi", _route, attrs=(("gating", _STR), ("normalize", (bool,)), ("scale", _FLOAT))),
+    Op.ROUTE: Signature(
+        "fi",
+        _route,
+        attrs=(
+            ("gating", _STR),
+            ("normalize", (bool,)),
+            ("scale", _FLOAT),
+            ("margin", (float, type(None))),
+        ),
+    ),
     Op.EXPERTS_SUM: Signature("ff", _experts_sum),
     Op.POSITION_SCALE: Signature(
         "f", _position_scale, attrs=(("length", _FLOAT), ("offset", _FLOAT), ("slope", _FLOAT))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from loragraft.archs.blocks.feed_forward import Activation, Gate, gate_of, swiglu
 from loragraft.archs.hparams import Hparams, Routing
@@ -22,7 +22,9 @@ class Routed:
     Where the file has `ffn_latent_down` and `ffn_latent_up`, the experts are between these (Nemotron 3)."""
 
     normalize: bool
-    gating: Literal["softmax", "sigmoid"] = "softmax"
+    gating: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
+    margin: float | None = None
+    """Of `sparse_mixer`."""
     gate: Gate = swiglu
     scaled_inputs: bool = False
     """The expert's weight multiplies what enters it, not what it gives (Llama 4): of one expert for each token."""
@@ -38,6 +40,7 @@ class Routed:
         logits = self.router(g, h, x, layer) if self.router else g.linear(x, f"{blk}.ffn_gate_inp")
         routing = h.routing or Routing(self.gating, self.normalize)
         ids = self._choose(g, h, routing, logits, blk)
+        margin: dict[str, Any] = {} if self.margin is None else {"margin": self.margin}
         route = g.add(
             Op.ROUTE,
             (logits, ids),
@@ -45,6 +48,7 @@ class Routed:
             gating=routing.gating,
             normalize=routing.normalize,
             scale=routing.scale,
+            **margin,
         )
         entering = g.add(Op.MUL, (x, route), label=f"{blk}.ffn_scaled") if self.scaled_inputs else x
         if self.norm is not None:

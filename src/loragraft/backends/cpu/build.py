@@ -216,7 +216,8 @@ def _top_k(b: _Builder, node: Node, logits: Any, ids: Any) -> int:
 
 def _route(b: _Builder, node: Node, logits: Any, ids: Any, y: Any) -> int:
     at = node.attrs
-    return int(b.program.route(logits, ids, y, at["gating"] == "softmax", at["normalize"], at["scale"]))
+    margin = at.get("margin") or 0.0
+    return int(b.program.route(logits, ids, y, at["gating"], at["normalize"], at["scale"], margin))
 
 
 def _position_scale(b: _Builder, node: Node, x: Any, y: Any) -> int:

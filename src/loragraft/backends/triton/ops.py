@@ -129,9 +129,24 @@ def _sum_columns(x: Any) -> Any:
     return total
 
 
+def _sparse_mixer(p: Pass, logits: Any, ids: Any, margin: float) -> Any:
+    found, left = [], p.torch.ones_like(logits, dtype=p.torch.bool)
+    for place in range(ids.shape[1]):
+        own = ids[:, place : place + 1]
+        largest = p.torch.gather(logits, 1, own)
+        far = (largest - logits) / p.torch.maximum(logits.abs(), largest) > margin
+        powers = p.torch.exp(logits - largest).masked_fill(far | ~left, 0.0)
+        found.append(1 / _sum_columns(powers))
+        left = left.scatter(1, own, False)
+    return p.torch.stack(found, dim=1)
+
+
 def _route(p: Pass, node: Node, logits: Any, ids: Any) -> Any:
     at = node.attrs
-    chosen = p.torch.gather(_gates(p, logits, at["gating"]), 1, ids.long())
+    if at["gating"] == "sparse_mixer":
+        chosen = _sparse_mixer(p, logits, ids.long(), at["margin"])
+    else:
+        chosen = p.torch.gather(_gates(p, logits, at["gating"]), 1, ids.long())
     if at["normalize"]:
         chosen = chosen / _sum_columns(chosen)[:, None]
     return chosen * at["scale"]

@@ -9,7 +9,8 @@ struct Params {
   used: u32,
   width: u32,      // of a row of the sum
   wanted: u32,
-  gating: u32,     // 0 none, 1 softmax, 2 sigmoid
+  gating: u32,     // 0 none, 1 softmax, 2 sigmoid, 3 sparse_mixer
+  margin: f32,     // of sparse_mixer
   normalize: u32,
   bias: u32,       // of top_k, in `constants`, or NONE
   groups: u32,     // of top_k: experts come from the best `groups_used` of so many groups,
@@ -122,13 +123,34 @@ fn top_k(row: u32) {
   }
 }
 
+// Of sparse_mixer: number j's share of those that were not chosen before it and are near it.
+fn share_of(logits: Logits, ids: u32, j: u32) -> f32 {
+  let own = arena[logits.x + u32(arena[ids + j])];
+  var total = 0.0;
+  for (var e = 0u; e < p.experts; e++) {
+    var before = false;
+    for (var i = 0u; i < j; i++) {
+      before = before || u32(arena[ids + i]) == e;
+    }
+    let logit = arena[logits.x + e];
+    let far = own - logit > p.margin * max(abs(logit), own);
+    total += select(exp(logit - own), 0.0, before || far);
+  }
+  return 1.0 / total;
+}
+
 fn route(row: u32) {
   let logits = logits_of(row);
   let ids = place(p.other) + row * p.used;
   let y = place(p.y) + row * p.used;
   var sum = 0.0;
   for (var j = 0u; j < p.used; j++) {
-    let gate = gate_of(logits, u32(arena[ids + j]));
+    var gate = 0.0;
+    if (p.gating == 3u) {
+      gate = share_of(logits, ids, j);
+    } else {
+      gate = gate_of(logits, u32(arena[ids + j]));
+    }
     sum += gate;
     arena[y + j] = gate;
   }
