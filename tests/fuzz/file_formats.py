@@ -162,12 +162,17 @@ class Torch(Binary):
         with zipfile.ZipFile(io.BytesIO(self.seeds[0])) as old, zipfile.ZipFile(out, "w") as new:
             for name in old.namelist():
                 content = old.read(name)
-                new.writestr(name, mutated_bytes(rng, content) if name.endswith("pkl") else content)
+                new.writestr(_undated(name), mutated_bytes(rng, content) if name.endswith("pkl") else content)
         return out.getvalue()
 
     def read(self, path: Path) -> None:
         for tensor in read_torch_file(path).values():
             tensor.data()
+
+
+def _undated(name: str) -> zipfile.ZipInfo:
+    """The same bytes at any time."""
+    return zipfile.ZipInfo(name)
 
 
 class _Rebuilt:
@@ -199,10 +204,10 @@ def _torch_bytes() -> bytes:
     pickled, out = io.BytesIO(), io.BytesIO()
     _TorchPickler(pickled, 2).dump({"a.weight": _Rebuilt("0"), "b.weight": _Rebuilt("1")})
     with zipfile.ZipFile(out, "w") as file:
-        file.writestr("m/data.pkl", pickled.getvalue())
+        file.writestr(_undated("m/data.pkl"), pickled.getvalue())
         for key in "01":
-            file.writestr(f"m/data/{key}", np.arange(4, dtype="<f4").tobytes())
-        file.writestr("m/byteorder", "little")
+            file.writestr(_undated(f"m/data/{key}"), np.arange(4, dtype="<f4").tobytes())
+        file.writestr(_undated("m/byteorder"), "little")
     return out.getvalue()
 
 

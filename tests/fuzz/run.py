@@ -5,9 +5,10 @@
     python tests/fuzz/run.py --format gguf --seed 123 --mutants 1    one of them again
 
 A mutant is made of its format, its seed and the corpus: what led somewhere new, in this run and in those before it (in
-build/fuzz/corpus). Seeds are printed, and the inputs that failed are kept in build/fuzz. Exit code 1 if anything but
-reading or refusing happened: a crash, a hang, an exception of another kind, more memory than allowed, or a message of
-more than one line.
+build/fuzz/corpus). One process at a time works on a format: with --mutants, and no corpus from before, a seed makes the
+same mutants on every machine. Seeds are printed, and the inputs that failed are kept in build/fuzz. Exit code 1 if
+anything but reading or refusing happened: a crash, a hang, an exception of another kind, more memory than allowed, or a
+message of more than one line.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def run_batch(name: str, first: int, count: int, tally: Tally, corpus: Path) -> 
                 corpus,
             ]
             with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-                process = subprocess.Popen(command, stdout=out, stderr=err)
+                surroundings = {**os.environ, "PYTHONHASHSEED": "0"}
+                process = subprocess.Popen(command, stdout=out, stderr=err, env=surroundings)
                 hung = _wait(process, folder / "progress")
             at = _seed(folder / "progress", first)
             done = False
@@ -177,23 +179,28 @@ def main() -> None:
     deadline = None if chosen.seconds is None else time.monotonic() + chosen.seconds
     wanted = chosen.mutants or (None if chosen.seconds else 100_000)
     done: Counter[str] = Counter()
-    lock = threading.Lock()
+    busy: set[str] = set()
+    changed = threading.Condition()
+    goal = {
+        name: wanted * share // sum(shares.values()) if wanted else None for name, share in shares.items()
+    }
+    if len(names) == 1 and wanted:
+        goal[names[0]] = wanted
 
     def next_batch() -> tuple[str, int, int] | None:
-        """Of the format that is furthest behind its share."""
-        with lock:
-            if deadline is not None and time.monotonic() > deadline:
-                return None
-            goal = {
-                name: wanted * share // sum(shares.values()) if wanted else None
-                for name, share in shares.items()
-            }
-            if len(names) == 1 and wanted:
-                goal[names[0]] = wanted
-            open_ = [name for name in names if goal[name] is None or done[name] < (goal[name] or 0)]
-            if not open_:
-                return None
-            name = min(open_, key=lambda name: done[name] / shares[name])
+        """Of the format that is furthest behind its share, of those that nobody works on."""
+        with changed:
+            while True:
+                if deadline is not None and time.monotonic() > deadline:
+                    return None
+                open_ = [name for name in names if goal[name] is None or done[name] < (goal[name] or 0)]
+                if not open_:
+                    return None
+                if free := [name for name in open_ if name not in busy]:
+                    break
+                changed.wait()
+            name = min(free, key=lambda name: done[name] / shares[name])
+            busy.add(name)
             left = BATCH if goal[name] is None else (goal[name] or 0) - done[name]
             few = shares[name] * (20 if done[name] else 2)  # so that every format has its turn soon
             count = min(BATCH if wanted else max(60, few), BATCH, left)
@@ -203,7 +210,12 @@ def main() -> None:
 
     def work() -> None:
         while (batch := next_batch()) is not None:
-            run_batch(*batch, tally, chosen.keep / "corpus")
+            try:
+                run_batch(*batch, tally, chosen.keep / "corpus")
+            finally:
+                with changed:
+                    busy.discard(batch[0])
+                    changed.notify_all()
 
     threads = [threading.Thread(target=work) for _ in range(chosen.processes)]
     for thread in threads:

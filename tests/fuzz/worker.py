@@ -79,7 +79,7 @@ def main() -> None:
             outcomes["read"] += 1
         except LoragraftError as error:
             outcomes["refused"] += 1
-            outcome = re.sub(r"[0-9]+|'.*?'", "", error.problem)[:60]
+            outcome = re.sub(r"[0-9]+|'.*?'", "", error.problem.replace(str(folder), ""))[:60]
             message = str(error)
             if "\n" in message or len(message) > 6500 or not message.isprintable():
                 report("message", seed, path, message)
