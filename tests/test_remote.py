@@ -14,7 +14,10 @@ import pytest
 
 import loragraft as lg
 from gguf_files import write_gguf
+from loragraft.errors import LoragraftError
+from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.values import Value
+from loragraft.opening import open_model
 from loragraft.system.remote import blocks
 from loragraft.system.remote.paths import RemotePath, as_path, is_url
 from paths import data
@@ -109,6 +112,21 @@ def test_a_long_header_is_read_as_far_as_it_goes(hub: FileServer, tmp_path: Path
     assert [each.value for each in found.metadata if each.key == "tokenizer.ggml.tokens"] == [tokens]
     header = path.stat().st_size - 4096 * 1024 * 4
     assert header < hub.sent["big.gguf"] <= 1.25 * header + 3 * blocks.BLOCK
+
+
+def test_a_file_of_this_disk_is_checked_whole_while_another_is_remote(
+    hub: FileServer, tmp_path: Path
+) -> None:
+    far = open_model(as_path(f"hf://{BASE}"))
+    near = tmp_path / "near.gguf"
+    lg.convert(data("llama-kjv"), near, type="F16")
+    tensor = open_gguf(near).tensors["blk.1.ffn_up.weight"]
+    with near.open("r+b") as file:
+        file.seek(tensor.offset)  # type: ignore[attr-defined]
+        file.write(b"\0\x7e")
+    with pytest.raises(LoragraftError, match="is not finite"):
+        lg.check(near)
+    assert far.tensors  # in use until here
 
 
 def test_a_passing_failure_is_tried_again(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:

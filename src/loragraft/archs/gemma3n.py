@@ -52,8 +52,7 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
     windows = read_windows(keys, len(h.layers), lambda layer: layer % 5 < 4)
 
     def layer(index: int, own: Layer) -> Layer:
-        window = windows[index]
-        return replace(own, window=window, rope=own.rope if window is None else local)
+        return replace(own, window=windows[index], rope=own.rope if windows[index] is None else local)
 
     h = h.with_layers(layer)
     altup = keys.count("altup.num_inputs", 4, least=2, most=16)
@@ -83,12 +82,8 @@ def _cuts(keys: MetadataKeys, layers: int) -> tuple[float, ...]:
         or len(data) != layers
         or not (data < np.inf).all()
     ):
-        raise FormatError(
-            f"{keys.arch}.{_CUTS}",
-            "bad metadata value",
-            found=repr(data)[:80],
-            expected=f"{layers} numbers, or -inf",
-        )
+        name, wanted = f"{keys.arch}.{_CUTS}", f"{layers} numbers, or -inf"
+        raise FormatError(name, "bad metadata value", found=repr(data)[:80], expected=wanted)
     return tuple(float(cut) for cut in data)
 
 

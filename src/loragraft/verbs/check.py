@@ -32,7 +32,8 @@ from loragraft.inference.tokenizer import Tokenizer
 from loragraft.opening import AdapterArguments, load_adapters, open_model
 from loragraft.progress import SILENT, Progress
 from loragraft.streaming.verify import check_finite
-from loragraft.system.mapped import intact, reads_remotely
+from loragraft.system.mapped import intact
+from loragraft.system.remote.paths import RemotePath
 from loragraft.system.threads import thread_count
 from loragraft.units import count_text, plural
 
@@ -109,7 +110,7 @@ def check(
     source, loaded = load_adapters(adapters, base)
     graph, extra = attach(model_graph(source), loaded, source.tensors)
     verify(graph)
-    if not reads_remotely():  # over a network it would take the whole file
+    if not isinstance(source.path, RemotePath):  # over a network it would take the whole file
         check_finite(source.tensors.values(), source.path, threads=thread_count(None), progress=progress)
     notes = [*source.notes, *(note for adapter, _ in loaded for note in adapter.notes)]
     for adapter, _ in loaded:
