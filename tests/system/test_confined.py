@@ -20,6 +20,7 @@ def answer(request):
 """
 
 
+@pytest.mark.unsanitized  # AddressSanitizer's allocator ends the process where there is no memory
 def test_memory_that_is_never_given_back_does_not_refuse_all_that_follows(tmp_path: Path) -> None:
     """It met the limit of memory from then on, for ever."""
     program = tmp_path / "program.py"
