@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,11 +165,15 @@ def test_quotations_without_end_are_text(page: Any) -> None:
 
 def test_a_server_that_is_lost_and_comes_back(browser: Any, tmp_path: Path) -> None:
     model = chat_model(tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    # So that the reply can't have ended, however fast it is made: it repeats itself, without an end.
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1 << 15}))
     with serving(model) as server:
         opened = browser.new_page(viewport={"width": 1200, "height": 800})
         opened.goto(server.url)
         opened.locator(".adapters .none").first.wait_for()
-        opened.fill("#max-tokens", "900")
+        opened.fill("#temperature", "0")
+        opened.fill("#max-tokens", "32000")
         opened.fill("#prompt", "Go on")
         opened.keyboard.press("Enter")
         opened.locator(".reply p").first.wait_for(timeout=60_000)
