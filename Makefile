@@ -145,7 +145,7 @@ SANITIZED_TESTS ?= tests/quants tests/backends tests/formats tests/system tests/
 test-sanitized: $(SANITIZED)/installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" OPENBLAS_NUM_THREADS=1 \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/venv/bin/python -m pytest -q -p no:cacheprovider \
+	$(SANITIZED)/venv/bin/python -m pytest -q \
 	  -m "not slow and not oracle and not real and not remote and not ray and not unsanitized" $(SANITIZED_TESTS)
 
 # What several threads share, under ThreadSanitizer.

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,9 @@ from paths import data
 http = SimpleNamespace(
     **{name: partial(getattr(httpx2, name), timeout=120, verify=False) for name in ("get", "post")}
 )
+
+STACKS = signal.SIGUSR1
+_TELLS_STACKS = f"import faulthandler\nfaulthandler.register({int(STACKS)})\n"
 
 #: A plain template in the manner of ChatML, whose marks are this vocabulary's control tokens.
 TEMPLATE = (
@@ -58,12 +62,29 @@ def scaled_adapter(folder: Path, factor: float, seed: int) -> Path:
     return folder
 
 
+def comes(seen: Callable[[], object], looks: int = 12_000) -> bool:
+    """Whether it is so, in some time: two minutes, of those in which this machine runs. A virtual machine may be
+    stopped, and its clock goes on."""
+    for _ in range(looks):
+        if seen():
+            return True
+        time.sleep(0.01)
+    return bool(seen())
+
+
 @dataclass
 class Served:
-    """A server that runs: its address and process."""
+    """A server that runs: its address and process, and what it has said."""
 
     url: str
     process: subprocess.Popen[str]
+    said: list[str] = field(default_factory=list, repr=False)
+
+    def stacks(self) -> str:
+        """Where each of its threads is now, and what it said before: why it hangs."""
+        self.process.send_signal(STACKS)
+        time.sleep(1)
+        return "".join(self.said)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -75,10 +96,8 @@ def serving(
     model: Path, *options: object, env: dict[str, str] | None = None, before: str = ""
 ) -> Iterator[Served]:
     """`loragraft serve` of `model` on a free port, until the block ends; `before`: Python that is run first."""
-    start = ["-m", "loragraft"]
-    if before:
-        start = ["-c", before + "from loragraft.__main__ import main\nmain()\n"]
-    command = [sys.executable, *start, "serve", str(model), "--port", "0", *map(str, options)]
+    start = _TELLS_STACKS + before + "from loragraft.__main__ import main\nmain()\n"
+    command = [sys.executable, "-c", start, "serve", str(model), "--port", "0", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
     assert process.stderr is not None
     said: list[str] = []
@@ -93,7 +112,7 @@ def serving(
         # What it says later must not fill the pipe.
         reading = threading.Thread(target=said.extend, args=(process.stderr,))
         reading.start()
-        yield Served(found[1], process)
+        yield Served(found[1], process, said)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 import loragraft as lg
 from paths import data
-from served import Served, chat_model, http, refuses_to_start, scaled_adapter, serving
+from served import Served, chat_model, comes, http, refuses_to_start, scaled_adapter, serving
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,7 @@ def names(served: Served) -> list[str]:
 
 def wait_until(seen: Callable[[], object]) -> None:
     """Until a change in the folder has been seen, once a second."""
-    end = time.monotonic() + 120
-    while not seen():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    assert comes(seen)
 
 
 def wait_for(served: Served, wanted: list[str]) -> None:

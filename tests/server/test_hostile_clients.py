@@ -10,7 +10,7 @@ import select
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 
 import loragraft as lg
 from paths import data
-from served import Served, chat_model, http, serving
+from served import Served, chat_model, comes, http, serving
 
 LONG = {"model": "kjv", "prompt": "And", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}
 SAID = [{"role": "user", "content": "hi"}]
@@ -51,17 +51,11 @@ def running(served: Served) -> int:
     return int(health["running"]) + int(health["waiting"])
 
 
-def comes(seen: Callable[[], object], seconds: float = 120) -> bool:
-    """Whether it is so, in some time."""
-    until = time.monotonic() + seconds
-    while not seen() and time.monotonic() < until:
-        time.sleep(0.01)
-    return bool(seen())
-
-
 def idle(served: Served) -> bool:
-    """Whether nothing runs any more, soon: replies of 4000 tokens that go on would take longer."""
-    return comes(lambda: not running(served))
+    """Whether nothing runs any more, in some time."""
+    over = comes(lambda: not running(served))
+    assert over, served.stacks()
+    return over
 
 
 def connection(served: Served) -> socket.socket:
