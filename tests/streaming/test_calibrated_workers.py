@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.writing import WholeTensors
 from loragraft.system.workers.crew import Crew
 from loragraft.system.workers.processes import ProcessCrew
+from loragraft.verbs.planned import plan_again
 from loragraft.verbs.quantize import _Quantizing
 from paths import data
 from streaming.test_calibrated import NATIVE, source, text
@@ -42,8 +44,8 @@ def rounded(
 ) -> CalibrationReport:
     options = QuantizeOptions(pure=True, calibrate=["text"], token_embedding_type="Q8_0")
     work = _Quantizing(model.path, file_type(kind), options)
-    plan, reports = work.plan(), []
-    hands = None if crew is None else Hands(crew, work.plan, 1)
+    plan, reports = plan_again(work), []
+    hands = None if crew is None else Hands(crew, partial(plan_again, work), 1)
 
     def first(tensors: WholeTensors) -> None:
         reports.append(round_layers(plan, how(), NATIVE, tensors, threads=2, hands=hands))

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
-from pathlib import Path
 
 from loragraft.adapters.collect import collect_deltas
 from loragraft.adapters.combine import Combination, combine
-from loragraft.adapters.lora import Adapter
-from loragraft.adapters.receipt import BASE, AdapterReceipt, receipt_of, receipts_metadata
-from loragraft.errors import AdapterError, LoragraftError, OutputError, naming
+from loragraft.adapters.receipt import BASE, receipt_of, receipts_metadata
+from loragraft.errors import AdapterError, naming
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import AdapterArguments, load_adapters, open_model
-from loragraft.progress import SILENT, Noted, Progress
+from loragraft.progress import SILENT, Progress
 from loragraft.quants.filetypes import FileType, file_type
 from loragraft.quants.roles import layer_of
-from loragraft.streaming.model_writer import dry_run, file_plans, write_model
 from loragraft.streaming.nvfp4_scales import NVFP4
 from loragraft.streaming.options import QuantizeOptions
-from loragraft.streaming.plan import WritePlan, plan_merge
+from loragraft.streaming.plan import plan_merge
 from loragraft.streaming.report import WriteReport
-from loragraft.streaming.spreading import spread_over
-from loragraft.streaming.writing import FilePlan
-from loragraft.system.files import files_of, named_path
-from loragraft.system.threads import thread_count
+from loragraft.system.files import files_of
 from loragraft.system.workers import Workers
 from loragraft.system.workers.crew import Crew
+from loragraft.verbs.planned import Planned, write_planned
 
 
 def merge(
@@ -64,59 +58,25 @@ def merge(
     Raises `FormatError`, `AdapterError` (an adapter that does not fit, or holds what would not be used),
     `QuantizeError`, `OutputError`, `UnsupportedError`.
     """
-    options = options or QuantizeOptions()
-    progress = Noted(progress)
-    work = _Merging(base, adapters, type, options, dequantize, base_as_trained, combination, receipts, intake)
-    target = None if output is None else named_path(output, OutputError)
-    if workers is not None and isinstance(base, ModelSource):
-        raise LoragraftError("workers", "open the model themselves", expected="its path")
-    remake = partial(work.files, target or Path())
-    # Workers start while this process plans.
-    with spread_over(None if target is None else workers, threads, remake) as spread:
-        model, plan, loaded, used = work.planned(progress)
-        if target is None:
-            return replace(dry_run(plan), adapters=used, notes=progress.notes)
-        first, text = None, b""
-        if options.calibrate:
-            from loragraft.inference.calibration import calibrated  # and with it a tokenizer: slow to import
-
-            first, text = calibrated(
-                model,
-                plan,
-                options,
-                threads=thread_count(threads),
-                spread=spread,
-                replan=work.plan,
-                progress=progress,
-            )
-        report = write_model(
-            model,
-            plan,
-            target,
-            options,
-            recipe=[*((str(a.path), scale) for a, scale in loaded), text, str(combination or "")],
-            first=first,
-            spread=spread,
-            inputs=[*(path for a, _ in loaded for path in files_of(a.path)), *options.files],
-            threads=thread_count(threads),
-            progress=progress,
-            label=f"Merging to {plan.target}" if loaded else f"Converting to {plan.target}",
-        )
-    if loaded and not options.calibrate:
-        from loragraft.streaming.change_kept import kept_note
-
-        with naming(model.path):
-            note = kept_note(plan.steps, "add --calibrate TEXT, or take a larger type")
-        if note is not None:
-            progress.note(note)
-    return replace(report, adapters=used, notes=progress.notes)
+    work = _Merging(
+        base,
+        adapters,
+        type,
+        options or QuantizeOptions(),
+        dequantize,
+        base_as_trained,
+        combination,
+        receipts,
+        intake,
+    )
+    return write_planned(work, output, threads=threads, workers=workers, progress=progress)
 
 
 @dataclass(frozen=True)
 class _Merging:
     """What is to be merged, as it was asked for: what a worker needs to plan the same."""
 
-    base: str | PathLike[str] | ModelSource
+    source: str | PathLike[str] | ModelSource
     adapters: AdapterArguments
     type: str | int | FileType | None
     options: QuantizeOptions
@@ -126,10 +86,8 @@ class _Merging:
     receipts: bool
     intake: Intake
 
-    def planned(
-        self, progress: Progress
-    ) -> tuple[ModelSource, WritePlan, list[tuple[Adapter, float]], tuple[AdapterReceipt, ...]]:
-        model, kind = self.base, self.type
+    def planned(self, progress: Progress) -> Planned:
+        model, kind = self.source, self.type
         if not isinstance(model, ModelSource):
             model = open_model(model, dequantize=self.dequantize or self.base_as_trained, intake=self.intake)
         if self.base_as_trained:
@@ -153,14 +111,17 @@ class _Merging:
             progress.note(note)
         if lost := sum(layer_of(name) in self.options.prune_layers for name in deltas):
             progress.note(f"{lost} of {len(deltas)} adapted weights lie in pruned layers and go with them")
-        return model, plan, loaded, used
-
-    def plan(self) -> WritePlan:
-        return self.planned(SILENT)[1]
-
-    def files(self, output: Path) -> list[FilePlan]:
-        model, plan, _, _ = self.planned(SILENT)
-        return file_plans(model, plan, output, self.options)
+        return Planned(
+            model,
+            plan,
+            f"Merging to {plan.target}" if loaded else f"Converting to {plan.target}",
+            used,
+            recipe=(
+                *((str(adapter.path), strength) for adapter, strength in loaded),
+                str(self.combination or ""),
+            ),
+            inputs=tuple(path for adapter, _ in loaded for path in files_of(adapter.path)),
+        )
 
 
 def _as_trained(model: ModelSource) -> ModelSource:
