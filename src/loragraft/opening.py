@@ -82,12 +82,19 @@ def load_adapter(
     return adapter
 
 
+def outer_scale(target: str, base: ModelSource) -> str | None:
+    """The tensor of the architecture's own that multiplies what `target` gives, adapter included; None: there is none,
+    and an adapter on `target` can be."""
+    outer = ARCHS.by_name(base.arch).outer_scales if ARCHS.has_name(base.arch) else frozenset()
+    return (
+        scale_of(target, base.tensors) if target.removesuffix(".weight").rpartition(".")[2] in outer else None
+    )
+
+
 def _check_scales(adapter: Adapter, base: ModelSource) -> None:
     """Raises AdapterError for a pair on a weight that the architecture itself scales, adapter included."""
-    outer = ARCHS.by_name(base.arch).outer_scales if ARCHS.has_name(base.arch) else ()
     for target in {**adapter.pairs, **adapter.transforms}:
-        scale = scale_of(target, base.tensors)
-        if scale is not None and target.split(".")[-2] in outer:
+        if (scale := outer_scale(target, base)) is not None:
             raise AdapterError(
                 adapter.path,
                 f"adapts {target}, and the base multiplies what its experts give by numbers of their own",

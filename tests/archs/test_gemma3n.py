@@ -1,10 +1,10 @@
-"""Gemma 3n beyond its logits: wrappers, rows of no token, what is refused, and rows of a batch to the bit."""
+"""Gemma 3n beyond its logits: wrappers, rows of no token, and what is refused."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +12,9 @@ from safetensors.numpy import save_file
 
 import loragraft as lg
 from archs.test_hf_configs import TEXT_ONLY, write
-from archs.test_hf_peft import write_adapter
 from hf_configs import VOCABULARY, logits, records, weights, write_tokenizer
 from loragraft.archs.gemma3n import _deviations
 from loragraft.archs.graphs import read_hparams
-from loragraft.backends.batch import Piece
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.values import Value, ValueType
 from loragraft.formats.views import values_of
@@ -96,27 +94,6 @@ def test_deviations_of_a_file_are_checked(tmp_path: Path, values: list[float]) -
     model.source.metadata["gemma3n.activation_sparsity_scale"] = Value.numbers(ValueType.FLOAT32, values)
     with pytest.raises(lg.LoragraftError, match=r"activation_sparsity_scale: bad metadata value"):
         read_hparams(model.source.metadata)
-
-
-@pytest.mark.parametrize("backend", ["reference", "native"])
-def test_a_row_is_what_its_sequence_alone_would_give(
-    tmp_path: Path, backend: Literal["reference", "native"]
-) -> None:
-    """Beside another sequence, with and without an adapter, in pieces, and after a rewind."""
-    ids = logits()["ids"].astype(np.int32)[:20]
-    folder, adapter = write(tmp_path / "m", "gemma3n"), write_adapter(tmp_path / "a", "gemma3n")
-    model = lg.load(folder, adapters=[adapter], backend=backend, threads=2, activations="f32", context=64)
-    program, one = model.program, model.program.open_sequence()
-    used = model.adapters.active
-    assert used
-    alone = program.run([Piece(one, ids, used, "all")])
-    program.close_sequence(one)
-    first, second = program.open_sequence(), program.open_sequence()
-    program.run([Piece(first, ids[:9], used, "all"), Piece(second, ids[::-1][:5].copy(), (), "all")])
-    both = program.run([Piece(second, ids[3:6], (), "all"), Piece(first, ids[9:15], used, "all")])
-    np.testing.assert_array_equal(both[3:], alone[9:15])
-    program.truncate_sequence(first, 11)
-    np.testing.assert_array_equal(program.run([Piece(first, ids[11:], used, "all")]), alone[11:])
 
 
 def test_quantized_it_runs_as_its_weights_say(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""Gemma 4's experts beyond their logits: adapters on them, and files quantized and run."""
+"""Gemma 4's experts beyond their logits: adapters on them, whole routers, and files quantized and run."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import loragraft as lg
 from archs.test_hf_configs import write
@@ -59,3 +62,58 @@ def test_scales_of_experts_and_routers_stay_beside_quantized_weights(tmp_path: P
         for backend in ("reference", "native")
     )
     assert nmse(native, reference) < NATIVE_F32
+
+
+def moved(*modules: str) -> Any:
+    """An edit of `write`: the tensors whose names end so, in the last layer, grow by a half."""
+
+    def edit(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        for name in tensors:
+            if name.startswith("model.layers.1.") and name.endswith(modules):
+                tensors[name] = tensors[name] * np.float32(1.5)
+
+    return edit
+
+
+def test_an_extracted_adapter_leaves_out_what_none_can_carry(tmp_path: Path) -> None:
+    """It says so, and gives the logits of what it has; scales of the architecture are tensors of their own."""
+    base = write(tmp_path / "m", "gemma4-experts")
+    carried, scaled = ("q_proj.weight", "gate_up_proj"), ("experts.down_proj", "router.scale")
+    all_of_it = write(tmp_path / "t", "gemma4-experts", moved(*carried, *scaled))
+    report = lg.extract(base, all_of_it, tmp_path / "a.gguf", rank=48)
+    assert {one.target for one in report.modules} == {
+        "blk.1.attn_q.weight",
+        "blk.1.ffn_gate_up_exps.weight",
+    }
+    assert set(report.left_out) == {"blk.1.ffn_down_exps.weight", "blk.1.ffn_gate_inp.scale"}
+    assert any("no adapter can carry them (blk.1.ffn_down_exps.weight): gemma4" in n for n in report.notes)
+    adapted, wanted = (
+        lg.load(path, adapters=adapters, backend="reference", activations="f32").logits(logits()["ids"])
+        for path, adapters in (
+            (base, [tmp_path / "a.gguf"]),
+            (write(tmp_path / "part", "gemma4-experts", moved(*carried)), []),
+        )
+    )
+    assert nmse(adapted, wanted) < 1e-11
+
+
+def test_a_router_that_is_saved_whole_keeps_its_scale(tmp_path: Path) -> None:
+    """`modules_to_save`: what multiplies the router's input is no scale of its weight."""
+    base, name = write(tmp_path / "m", "gemma4-experts"), "model.layers.1.router.proj.weight"
+    tuned = write(tmp_path / "t", "gemma4-experts", moved("router.proj.weight"))
+    whole = weights(records()["gemma4-experts"]["shapes"])[name] * np.float32(1.5)
+    adapter = tmp_path / "a"
+    adapter.mkdir()
+    said = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(said | {"modules_to_save": ["proj"]}))
+    q = "model.layers.1.self_attn.q_proj"
+    nothing = {f"{q}.lora_A.weight": np.zeros((1, 32)), f"{q}.lora_B.weight": np.zeros((64, 1))}
+    tensors = {f"base_model.model.{key}": array for key, array in {**nothing, name: whole}.items()}
+    save_file(
+        {key: np.float32(array) for key, array in tensors.items()}, adapter / "adapter_model.safetensors"
+    )
+    found, wanted = (
+        lg.load(path, adapters=adapters, backend="reference", activations="f32").logits(logits()["ids"])
+        for path, adapters in ((base, [adapter]), (tuned, []))
+    )
+    np.testing.assert_array_equal(found, wanted)

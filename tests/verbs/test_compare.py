@@ -9,10 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import loragraft as lg
+from archs.test_hf_configs import write
+from archs.test_hf_peft import write_adapter
 from command_line import loragraft
+from hf_configs import VOCABULARY
 from loragraft.errors import LoragraftError
 from loragraft.evaluate.deployment import Deployment
 from loragraft.verbs.compare import Comparison, save_picture
@@ -242,3 +246,14 @@ def test_what_activations_cost_is_told_apart() -> None:
         assert "is not in the file" not in alone.verdict
     small = lg.compare(BASE, [ADAPTER], text, types=["Q3_K_M"], keep=0.9)
     assert "is not in the file" not in small.verdict
+
+
+@pytest.mark.parametrize("case", ["gemma3n", "gemma4-experts", "phimoe"])
+def test_models_with_more_than_attention_and_one_network(tmp_path: Path, case: str) -> None:
+    """Small random ones with an adapter on every linear: a folder, both deployments in Q8_0."""
+    text = "".join(map(chr, np.random.default_rng(0).integers(0x21, 0x21 + VOCABULARY, 80)))
+    base, adapter = write(tmp_path / "m", case), write_adapter(tmp_path / "a", case)
+    (found,) = lg.compare(base, [adapter], lg.Measurement(text, context=32), types=["Q8_0"]).types
+    for row in (found.merged, found.runtime):
+        assert row.kept is not None
+        assert 0.9 < row.kept.value < 1

@@ -14,7 +14,7 @@ from loragraft.adapters.lora import EMBEDDING, OUTPUT, Adapter, TokenRows
 from loragraft.adapters.transform import Transform
 from loragraft.arrays import Bytes, Floats
 from loragraft.errors import AdapterError
-from loragraft.formats.gguf.scales import companion
+from loragraft.formats.gguf.scales import companion, scale_of
 from loragraft.formats.gguf.values import Value
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import Computed, float_rows, in_memory, widened
@@ -131,7 +131,7 @@ def _replaced(
                 expected=1,
             )
         source = _blend(unscaled(tensors, name), widened(source), strength)
-    companions = {companion(name, part) for part in _PARTS}
+    companions = {scale_of(name, tensors), companion(name, "input_scale")}
     kept = {other: tensor for other, tensor in tensors.items() if other not in companions}
     kept[name] = source
     return kept
@@ -140,9 +140,10 @@ def _replaced(
 def unscaled(tensors: Mapping[str, TensorSource], name: str) -> TensorSource:
     """The values of a tensor as F32, with its scale (one, or one per expert) multiplied in."""
     plain = widened(tensors[name])
-    scale = tensors.get(companion(name, "scale"))
-    if scale is None:
+    found = scale_of(name, tensors)
+    if found is None:
         return plain
+    scale = tensors[found]
     factors = float_rows(scale.rows(0, scale.n_rows), scale.type).reshape(-1)
     each = plain.n_rows // len(factors)
 

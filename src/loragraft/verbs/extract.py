@@ -18,10 +18,11 @@ from loragraft.adapters.spectrum import LowRank, low_rank, squared_norm
 from loragraft.arrays import Floats
 from loragraft.errors import AdapterError, LoragraftError, OutputError, check_number
 from loragraft.formats.gguf.model import model_files
+from loragraft.formats.gguf.scales import scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.intake import STRICT, Intake
-from loragraft.opening import open_model
+from loragraft.opening import open_model, outer_scale
 from loragraft.progress import SILENT, Noted, Progress
 from loragraft.system.files import named_path
 from loragraft.system.threads import in_threads, thread_count
@@ -109,6 +110,7 @@ def extract(
     )
     progress = Noted(progress)
     names = _common(source, target)
+    scaled = {name for name in names if outer_scale(name, source) is not None}
     pairs: dict[str, LoraPair] = {}
     report = ExtractReport(path, kind, [], 0.0)
     whole: dict[str, TensorSource] = {}
@@ -120,7 +122,7 @@ def extract(
         """The pair of a matrix; None for what gets none."""
         before, after = _both(source, target, name)
         found = None
-        if before.shape == after.shape and _is_adapted(name, after, embeddings):
+        if before.shape == after.shape and _is_adapted(name, after, embeddings) and name not in scaled:
             own = Difference(before, after, 0, after.shape[-2])
             # For an energy, also what all singular vectors of the smaller side take.
             with room.of(own.nbytes + (32 * min(own.shape) ** 2 if energy is not None else 0)):
@@ -153,10 +155,16 @@ def extract(
             if report.left_out
             else f"are these the same weights? Compare the files: sha256sum {source.path} {target.path}",
         )
-    if report.left_out:
+    never = [name for name in report.left_out if name in scaled]
+    if never:
         progress.note(
-            f"{len(report.left_out)} tensors differ and are not carried{_listed(report.left_out)}: --norms carries "
-            "norms, --embeddings the embedding and the output"
+            f"{len(never)} tensors differ and no adapter can carry them{_listed(never)}: {source.arch} multiplies what "
+            "these experts give by numbers of their own"
+        )
+    if others := [name for name in report.left_out if name not in scaled]:
+        progress.note(
+            f"{len(others)} tensors differ and are not carried{_listed(others)}: --norms carries norms, --embeddings "
+            "the embedding and the output"
         )
     adapter = Adapter(
         Path(path.name).with_suffix(""),
@@ -198,8 +206,11 @@ def _common(source: ModelSource, target: ModelSource) -> list[str]:
             found=target.arch,
             expected=f"{source.arch}, as {source.path}",
         )
+    scales = {scale_of(name, source.tensors) for name in source.tensors}
     names = [
-        name for name in source.tensors if not name.endswith((".scale", ".input_scale", "rope_freqs.weight"))
+        name
+        for name in source.tensors
+        if name not in scales and not name.endswith((".input_scale", "rope_freqs.weight"))
     ]
     if OUTPUT in target.tensors and OUTPUT not in source.tensors:
         names.append(OUTPUT)
