@@ -1,6 +1,6 @@
-"""A crew of processes of this machine. (`python -m loragraft.system.workers.processes` is one of them.)
+"""A crew of processes of this machine: copies of this one, or each `python -m loragraft.system.workers.processes`.
 
-Parent and worker speak by pickles over the worker's standard input and output; neither reads what a stranger wrote.
+Parent and worker speak by pickles over two pipes; neither reads what a stranger wrote.
 """
 
 from __future__ import annotations
@@ -14,26 +14,34 @@ import signal
 import struct
 import subprocess
 import sys
+import weakref
 from collections.abc import Hashable
 from typing import IO, Any
 
 from loragraft.errors import LoragraftError
+from loragraft.system.workers.copies import Copy, is_alone
 from loragraft.system.workers.crew import Crew, Done, Failed, Lost, Make
+
+_Process = subprocess.Popen[bytes] | Copy
 
 _LENGTH = struct.Struct("<Q")
 
 
 class ProcessCrew(Crew):
-    """`size` processes, which start at once: they are ready by the time that there is something to do."""
+    """`size` processes, which start at once: they are ready by the time that there is something to do.
+
+    These are copies of this process, where it may be copied. One that takes the place of another never is: by now this
+    process may have locked its output, and a lock is held as long as a copy lives.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._workers: dict[int, subprocess.Popen[bytes]] = {}
+        self._workers: dict[int, _Process] = {}
         self._selector = selectors.DefaultSelector()
-        self._idle: list[subprocess.Popen[bytes]] = []
+        self._idle: list[_Process] = []
         try:
             for _ in range(size):
-                self._idle.append(_started())
+                self._idle.append(_started(copied=is_alone()))
         except BaseException:
             self.close()
             raise
@@ -74,12 +82,12 @@ class ProcessCrew(Crew):
         self._idle.clear()
         self._selector.close()
 
-    def _send(self, worker: subprocess.Popen[bytes], message: Any) -> None:
+    def _send(self, worker: _Process, message: Any) -> None:
         assert worker.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its end is seen where its answer would be
             _write(worker.stdin, message)
 
-    def _news(self, worker: subprocess.Popen[bytes]) -> Done | Failed | Lost:
+    def _news(self, worker: _Process) -> Done | Failed | Lost:
         assert worker.stdout is not None
         try:
             answer = _read(worker.stdout)
@@ -90,30 +98,39 @@ class ProcessCrew(Crew):
             Failed(worker.pid, answer) if isinstance(answer, BaseException) else Done(worker.pid, answer[0])
         )
 
-    def _forget(self, worker: subprocess.Popen[bytes]) -> int:
+    def _forget(self, worker: _Process) -> int:
         self._workers.pop(worker.pid, None)
         assert worker.stdout is not None
         self._selector.unregister(worker.stdout)
         return _ended(worker)
 
 
-def _started() -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "loragraft.system.workers.processes"]
+#: This process's ends of all pipes to workers.
+_ENDS: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _started(*, copied: bool = False) -> _Process:
     try:
-        return subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # an answer in a buffer of ours would not wake the selector
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        worker = Copy(_serve, list(_ENDS)) if copied else _python()
     except OSError as problem:
         raise LoragraftError(
             "workers", f"the system will not start so many: {problem.strerror}", hint="ask for fewer"
         ) from None
+    _ENDS.update(stream for stream in (worker.stdin, worker.stdout) if stream is not None)
+    return worker
 
 
-def _ended(worker: subprocess.Popen[bytes]) -> int:
+def _python() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "loragraft.system.workers.processes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,  # an answer in a buffer of ours would not wake the selector
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+
+def _ended(worker: _Process) -> int:
     """Its status, when it is no more."""
     for stream in (worker.stdin, worker.stdout):
         with contextlib.suppress(OSError):
@@ -165,11 +182,9 @@ def answered(work: Any, part: Any) -> Any:
         return LoragraftError("workers", f"one failed: {problem!r}")
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
-    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+def _serve(asked: IO[bytes], answers: IO[bytes]) -> None:
+    """Do what is asked, until the other side is no more."""
     os.dup2(2, 1)  # whatever a library prints is no answer
-    importlib.import_module("numpy")  # most of the time that what is asked for takes to import
     try:
         make, work = _read(asked), None
         while True:
@@ -183,6 +198,13 @@ def main() -> None:
             _write(answers, answered(work, part))
     except (EOFError, BrokenPipeError):
         return
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
+    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    importlib.import_module("numpy")  # most of the time that what is asked for takes to import
+    _serve(asked, answers)
 
 
 if __name__ == "__main__":
