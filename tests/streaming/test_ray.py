@@ -63,6 +63,7 @@ def test_twenty_kills_of_workers_at_random(
     from loragraft.system.workers.rays import RayCrew
 
     monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 15)
+    monkeypatch.setattr(spreading, "BATCH_WEIGHTS", 1)
     chance, given, killed = random.Random(7), 0, 0
     doomed = set(
         itertools.accumulate(chance.randint(5, 8) for _ in range(20))
@@ -112,6 +113,7 @@ def test_a_process_that_is_killed_from_outside(
     cluster: Any, tmp_path: Path, merged: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 16)
+    monkeypatch.setattr(spreading, "BATCH_WEIGHTS", 1)
     stop, killed = threading.Event(), []
 
     def kill() -> None:

@@ -32,6 +32,7 @@ BASE, ADAPTER = data("llama-kjv"), data("llama-kjv.shakespeare")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 17)
+    monkeypatch.setattr(spreading, "BATCH_WEIGHTS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,24 @@ def test_workers_that_die_are_replaced(tmp_path: Path, merged: bytes) -> None:
     assert any("4 of the workers died" in note for note in said.notes)
 
 
+def test_parts_are_given_together(tmp_path: Path, merged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several to each worker, fewer towards the end; all of them are done again by another if it dies."""
+    monkeypatch.setattr(spreading, "BATCH_WEIGHTS", 1 << 19)
+    batches: list[int] = []
+
+    class Counting(Deadly):
+        def give(self, worker: Hashable, part: Any) -> None:
+            batches.append(len(part))
+            super().give(worker, part)
+
+    crew = Counting(2, {1, 4})
+    lg.merge(BASE, [(ADAPTER, 0.5)], tmp_path / "m.gguf", type="Q4_K_M", workers=crew)
+    assert crew.killed == 2
+    assert (tmp_path / "m.gguf").read_bytes() == merged
+    assert max(batches[:4]) > 3
+    assert batches[-1] == 1
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random(tmp_path: Path, merged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreading, "PART_WEIGHTS", 1 << 15)
@@ -151,7 +170,7 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path, merged: bytes) -> None:
         "import os, signal, sys, loragraft as lg\n"
         "from loragraft.streaming import spreading\n"
         "from loragraft.streaming.journal import Journal\n"
-        "spreading.PART_WEIGHTS = 1 << 17\n"
+        "spreading.PART_WEIGHTS, spreading.BATCH_WEIGHTS = 1 << 17, 1\n"
         "add, count = Journal.add, 0\n"
         "def add_or_die(self, *span):\n"
         "    global count\n"

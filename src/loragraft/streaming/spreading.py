@@ -1,8 +1,8 @@
 """The pass over the weights, spread over workers: each makes the same plan and writes rows of the same files.
 
 A part is some rows of one tensor. Every offset is known, so a worker that sees the temporary file writes them at their
-place; one that does not (on another machine, or where the output is an object in a bucket) sends them back. The driver
-keeps the journal, and gives the files their names.
+place; one that does not (on another machine, or where the output is an object in a bucket) sends them back. Workers get
+several parts at once, fewer towards the end. The driver keeps the journal, and gives the files their names.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +32,15 @@ from loragraft.system.workers.crew import Crew, Make, Spread
 
 #: Weights of a part: a few hundredths of a second of work, so that the last ones end together.
 PART_WEIGHTS = 1 << 23
+#: Weights of the parts that a worker is given together while there is much to do: it takes a cluster's driver a
+#: millisecond or more to give anything.
+BATCH_WEIGHTS = 1 << 25
 #: What is left of a model that was rounded before is written here, if it is no more: it takes no longer than new
 #: workers take to start.
 LITTLE = 1 << 27
 
+Sent = list[tuple[str, int, bytes]]
+"""Of a part, what a worker could not write: names, offsets and bytes."""
 Remake = Callable[[], Sequence["writing.FilePlan"]]
 """Picklable. Makes in a worker the plan that the driver made."""
 
@@ -90,7 +94,7 @@ class Worker:
     boot: str
     """The driver's machine, since it was started."""
 
-    def __call__(self) -> Callable[[Part], list[tuple[str, int, bytes]]]:
+    def __call__(self) -> Callable[[Sequence[Part]], list[Sent]]:
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
         files = self.remake()
@@ -108,16 +112,19 @@ class Worker:
 
 
 class _Rows:
-    """Does parts: what it returns was not written, and is to be."""
+    """Does parts: what it returns of each was not written, and is to be."""
 
     def __init__(self, files: Sequence[writing.FilePlan], worker: Worker) -> None:
         self._files, self._worker = files, worker
         self._steps = [{step.name: step for step in file.steps} for file in files]
         self._places = [_opened(partial) for partial in worker.partials]
 
-    def __call__(self, part: Part) -> list[tuple[str, int, bytes]]:
+    def __call__(self, parts: Sequence[Part]) -> list[Sent]:
+        return list(map(self._one, parts))
+
+    def _one(self, part: Part) -> Sent:
         file, step, place = self._files[part.file], self._steps[part.file][part.name], self._places[part.file]
-        sent: list[tuple[str, int, bytes]] = []
+        sent: Sent = []
         lock, buffers = threading.Lock(), threading.local()
 
         def write(chunk: Chunk) -> None:
@@ -195,7 +202,7 @@ def spread_pass(
         waiting += [Part(number, step.name, start, stop) for start, stop in _spans(step, part)]
     steps: dict[str, Step] = {step.name: step for _, _, step in todo}
 
-    def done(part: Part, sent: Any) -> None:
+    def written_or_sent(part: Part, sent: Sent) -> None:
         step, output = steps[part.name], parts[part.file]
         for name, offset, data in sent:
             output.writer.write(name, offset, data)
@@ -204,6 +211,10 @@ def spread_pass(
         if output.journal is not None:
             output.journal.add(part.name, part.start, part.stop)
         progress.advance((part.stop - part.start) * step.source.columns)
+
+    def done(batch: Sequence[Part], sent: Sequence[Sent]) -> None:
+        for part, own in zip(batch, sent, strict=True):
+            written_or_sent(part, own)
 
     partials = tuple(
         str(part.writer.output.partial.resolve()) if isinstance(part.writer.output, OutputFile) else None
@@ -220,7 +231,8 @@ def spread_pass(
         os.getcwd(),
         boot_id(),
     )
-    spread = Spread(how.crew, make, waiting, done, ahead=1)
+    batches = list(_batches(waiting, steps, how.crew.size))
+    spread = Spread(how.crew, make, batches, done, ahead=1)
     spread.run()
     if spread.lost:
         progress.note(f"{spread.lost} of the workers died; what they were doing was done again")
@@ -236,3 +248,17 @@ def _spans(step: Step, part: writing.OutputPart) -> Iterator[tuple[int, int]]:
             yield begin, min(begin + at_once, start)
             begin = min(begin + at_once, start)
         begin = max(begin, stop)
+
+
+def _batches(parts: Sequence[Part], steps: Mapping[str, Step], workers: int) -> Iterator[tuple[Part, ...]]:
+    """The parts, in their order: as many together as leave each worker four more such batches."""
+    weights = [(part.stop - part.start) * steps[part.name].source.columns for part in parts]
+    left, first = sum(weights), 0
+    while first < len(parts):
+        most = min(max(left // (4 * workers), PART_WEIGHTS), BATCH_WEIGHTS)
+        stop, size = first + 1, weights[first]
+        while stop < len(parts) and size + weights[stop] <= most:
+            size += weights[stop]
+            stop += 1
+        yield tuple(parts[first:stop])
+        left, first = left - size, stop
