@@ -405,7 +405,10 @@ MEMBERS = [
     Member(
         "invocation_string of aLoRAs before PEFT had them",
         lambda p: adapter(p, invocation_string="<|judge|>"),
-        ("invocation_string is not supported", "loragraft tokenize BASE TEXT"),
+        (
+            "invocation_string is not supported",
+            "loragraft tokenize BASE -p TEXT --parse-special --no-add-special",
+        ),
     ),
     Member(
         "layers_to_transform that the tensors are not of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from numbers import Real
@@ -14,6 +14,7 @@ from loragraft.adapters.effect import idle_note
 from loragraft.adapters.gguf_adapter import read_gguf_adapter
 from loragraft.adapters.lora import Adapter
 from loragraft.adapters.rebase import rebase
+from loragraft.adapters.receipt import RECEIPTS, digest_of, receipts_in
 from loragraft.archs import ARCHS
 from loragraft.errors import AdapterError
 from loragraft.formats.gguf.model import open_gguf
@@ -114,7 +115,24 @@ def load_adapters(
     other.
     """
     loaded = read_adapters(adapters, base, intake=intake, invoked=invoked)
+    merged = {digest: (name, scale) for name, scale, _, digest in receipts_in(base.metadata) if digest}
+    if merged:
+        loaded = [(_with_note_of_merged(adapter, base, merged), scale) for adapter, scale in loaded]
     return rebase(base, loaded), loaded
+
+
+def _with_note_of_merged(
+    adapter: Adapter, base: ModelSource, merged: Mapping[str, tuple[str, float]]
+) -> Adapter:
+    """`adapter`, with a note if its weights are among those that were merged into `base`, by their sha256."""
+    known = merged.get(digest_of(adapter.files))
+    if known is None:
+        return adapter
+    note = (
+        f"{adapter.path}: is in {base.path.name} already ({known[0]} at {known[1]:g}, as its {RECEIPTS} say), and is "
+        "added once more"
+    )
+    return replace(adapter, notes=[*adapter.notes, note])
 
 
 def read_adapters(

@@ -19,6 +19,7 @@ from loragraft.cli import app
 from loragraft.formats.gguf.reader import GGUFFile
 from loragraft.formats.views import float_rows, widened
 from loragraft.opening import load_adapter, open_model
+from loragraft.quants.roles import layer_of
 from loragraft.quants.types import F32
 from paths import data
 from peft_golden import adapter_folder, base_folder
@@ -83,6 +84,9 @@ def test_norms_are_those_of_the_merged_weights(case: str, tmp_path: Path) -> Non
     model = open_model(base)
     norms = target_norms(model, load_adapter(folder, model), 0.5)
     changed = set()
+    assert [norm.target for norm in norms] == sorted(
+        (norm.target for norm in norms), key=lambda name: layer_of(name)
+    )
     for norm in norms:
         after = values(tmp_path / "o.gguf", norm.target)
         before = values(base, norm.target) if norm.target in model.tensors else np.zeros_like(after)

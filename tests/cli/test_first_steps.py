@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from loragraft.cli import app
@@ -47,7 +48,28 @@ def test_a_folder_that_is_there(tmp_path: Path) -> None:
 def test_models_that_do_not_differ(tmp_path: Path) -> None:
     said = refused("extract", BASE, BASE, "-o", tmp_path / "a", "--rank", 2)
     assert "found 0 other tensors that differ, expected another model; are these the same weights?" in said
+    weights = BASE / "model.safetensors"
+    assert said.rstrip().endswith(f"Compare the files: sha256sum {weights} {weights}")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        (["merge", BASE, ADAPTER, "-o", "x.gguf"], f"--lora {ADAPTER}?"),
+        (["run", BASE, "What say you,"], "--prompt 'What say you,'?"),
+        (["tokenize", BASE, "valid.txt"], "--file valid.txt?"),
+    ],
+)
+def test_an_argument_too_many(
+    command: list[object], meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("valid.txt").write_text("text")
+    done = CliRunner().invoke(app, list(map(str, command)), prog_name="loragraft")
+    assert done.exit_code == 2
+    assert f"did you mean {meant} See loragraft {command[0]} --help\n" in done.output
+    assert done.output.count("\n") == 1
 
 
 def test_a_folder_of_models_and_adapters(tmp_path: Path) -> None:

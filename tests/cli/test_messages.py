@@ -65,6 +65,17 @@ def test_an_adapter_given_twice(tmp_path: Path) -> None:
     assert note not in run("merge", BASE, "--lora", ADAPTER, "--dry-run")
 
 
+def test_an_adapter_that_was_merged_before(tmp_path: Path) -> None:
+    run("merge", BASE, "--lora", f"{ADAPTER}=0.5", "-o", tmp_path / "m.gguf")
+    note = (
+        f"{ADAPTER}: is in m.gguf already (llama-kjv.shakespeare at 0.5, as its loragraft.adapters.* say), and is "
+        "added once more\n"
+    )
+    assert note in run("merge", tmp_path / "m.gguf", "--lora", ADAPTER, "--dry-run")
+    assert note in run("run", tmp_path / "m.gguf", "--lora", ADAPTER, "-p", "x", "-n", 1)
+    assert "already" not in run("merge", tmp_path / "m.gguf", "--dry-run")
+
+
 @pytest.mark.parametrize("words", [["merge", "x", "-t", "100000"], ["quantize", "x", "Q8_0", "100000"]])
 def test_threads_beyond_any_machine_are_refused(words: list[str]) -> None:
     assert "100000 is not in the range 1<=x<=1024" in run(*words, code=2)

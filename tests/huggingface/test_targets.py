@@ -94,3 +94,17 @@ def test_a_router_is_named_by_its_weight() -> None:
     assert targets.name("model.layers.1.mlp.gate")
     assert not targets.name("model.layers.1.mlp.shared_experts.gate_proj")
     assert not targets.name("model.layers.1.mlp.experts.gate_up_proj")
+
+
+def test_patterns_see_the_name_of_a_parameter(tmp_path: Path) -> None:
+    """Where target_parameters names a weight, PEFT 0.21.2 looks its name up with `.weight`, and excludes nothing."""
+    one = {
+        "target_modules": ["o_proj"],
+        "target_parameters": ["self_attn.q_proj.weight", "layers.1.self_attn.k_proj.weight"],
+        "exclude_modules": ["q_proj"],
+        "alpha_pattern": {"q_proj": 32, "k_proj.weight": 8, "o_proj": 4},
+    }
+    pairs = load_adapter(changed(tmp_path / "a", **one), open_model(BASE)).pairs
+    scales = {name: pairs[f"blk.1.attn_{name}.weight"].scale for name in ("q", "k", "output")}
+    assert scales == {"q": 2.0, "k": 1.0, "output": 0.5}
+    assert len(pairs) == 4 + 1 + 4

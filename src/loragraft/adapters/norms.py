@@ -16,6 +16,7 @@ from loragraft.arrays import Floats
 from loragraft.formats.gguf.scales import scale_of
 from loragraft.formats.source import ModelSource, TensorSource
 from loragraft.formats.views import float_rows, widened
+from loragraft.quants.roles import layer_of
 from loragraft.quants.types import F32
 
 _CHUNK_WEIGHTS = 1 << 18
@@ -39,12 +40,13 @@ class TargetNorm:
 
 
 def target_norms(base: ModelSource, adapter: Adapter, strength: float) -> list[TargetNorm]:
-    """The norms of every tensor of `base` that `adapter` has something for, in the base's order. Reads these tensors
-    once. Raises AdapterError for an adapter that does not fit."""
+    """The norms of every tensor of `base` that `adapter` has something for, layer by layer. Reads these tensors once.
+    Raises AdapterError for an adapter that does not fit."""
     tuned, deltas = collect_deltas(rebase(base, [(adapter, strength)]), [(adapter, strength)])
     order = {name: number for number, name in enumerate(tuned.tensors)}
     names = sorted(
-        {*deltas, *adapter.replaced, *adapter.rows, *adapter.biases} & order.keys(), key=order.__getitem__
+        {*deltas, *adapter.replaced, *adapter.rows, *adapter.biases} & order.keys(),
+        key=lambda name: (layer_of(name), order[name]),
     )
 
     def measure(name: str) -> TargetNorm:

@@ -69,6 +69,7 @@ _MAX_NAMES = 1024
 
 #: Why the keys that are refused cannot be ignored.
 _REFUSED = {
+    "arrow_config": "it chooses among adapters by the input",
     "layer_replication": "it repeats layers of the base",
 }
 #: Keys of the tuners' base classes that every method may have.
@@ -133,10 +134,16 @@ class LoraSettings:
     """Another method than LoRA, of which the fields above say nothing but `saved` and `token_ids`."""
 
     def rank_of(self, name: str) -> int:
-        return int(self.rank_pattern.find(name, self.rank))
+        return int(self.rank_pattern.find(self._full(name), self.rank))
 
     def alpha_of(self, name: str) -> float:
-        return float(self.alpha_pattern.find(name, self.alpha))
+        return float(self.alpha_pattern.find(self._full(name), self.alpha))
+
+    def _full(self, name: str) -> str:
+        """What the patterns see of a module: where target_parameters names its weight, the parameter's name."""
+        weight = f"{name}.weight"
+        named = any(f".{weight}".endswith(f".{parameter}") for parameter in self.parameters)
+        return weight if named else name
 
     def scale_of(self, name: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
@@ -245,10 +252,13 @@ def _refuse_unknown(path: Path, key: str, value: Any) -> None:
     if value in (None, False, "none") or (isinstance(value, list | dict | str) and not value):
         return
     reason = _REFUSED.get(key, "loragraft does not know what it does to the weights")
-    hint = merge_with_peft(path)
+    hint = RUN_WITH_PEFT if key == "arrow_config" else merge_with_peft(path)
     if key == "invocation_string":  # of aLoRA, before PEFT had it
         reason = "peft has tokens in its place"
-        hint = f"write its tokens into {path} as {_INVOCATION}; they are: loragraft tokenize BASE TEXT"
+        hint = (
+            f"write its tokens into {path} as {_INVOCATION}; they are: "
+            "loragraft tokenize BASE -p TEXT --parse-special --no-add-special"
+        )
     raise AdapterError(
         path,
         f"{key} is not supported: {reason}",

@@ -11,7 +11,10 @@ Every command also takes --quiet and --verbose. The functions import what they n
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -60,6 +63,10 @@ argument = functools.partial(click.argument, cls=Argument)
 option = functools.partial(click.option, cls=Option)
 flag = functools.partial(option, is_flag=True)
 
+#: How click says that there is one argument too many.
+_EXTRA = re.compile(r"Got unexpected extra argument \((.+)\)", re.DOTALL)
+_TEXTS = (".txt", ".md", ".jsonl", ".raw")
+
 _EVERYWHERE = (
     Option(["--quiet", "-q"], is_flag=True, help="Print results and errors only."),
     Option(["--verbose", "-v"], is_flag=True, help="Say more; tracebacks for internal errors."),
@@ -77,7 +84,25 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if any(parameter.required for parameter in self.params):
             help_if_bare(ctx, args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if meant := self._meant(error.message):
+                raise click.UsageError(error.message + meant, ctx) from None
+            raise
+
+    def _meant(self, message: str) -> str:
+        """The option that an argument too many was probably meant for: a file or folder, or a text."""
+        extra = _EXTRA.fullmatch(message)
+        if extra is None:
+            return ""
+        path = Path(extra[1])
+        likely = ("--text", "--file") if path.suffix in _TEXTS else ("--lora",)
+        names = {name for parameter in self.params for name in parameter.opts}
+        for name in likely if _is_there(path) else ("--prompt",):
+            if name in names:
+                return f"; did you mean {name} {shlex.quote(extra[1])}?"
+        return ""
 
     def invoke(self, ctx: click.Context) -> None:
         console.configure(quiet=ctx.params.pop("quiet"), verbose=ctx.params.pop("verbose"))
@@ -128,3 +153,10 @@ def help_if_bare(ctx: click.Context, args: list[str]) -> None:
     if not args and not ctx.resilient_parsing:
         click.echo(ctx.get_help(), err=True, color=ctx.color)
         ctx.exit(2)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

@@ -48,10 +48,12 @@ class Targets:
 
     def name(self, module: str) -> bool:
         """Whether the configuration names `module` (as the model calls it, without PEFT's prefix)."""
-        if self._excluded(module) or any(saved in f".{module}." for saved in self._saved):
+        if any(saved in f".{module}." for saved in self._saved):
             return False
-        if self._weights(module):  # target_parameters names its weight (a router's)
+        if self._weights(module):  # target_parameters names its weight (a router's); nothing excludes that
             return True
+        if self._excluded(module):
+            return False
         if not self._wanted(module):  # a tied output follows the embedding
             return self._tied and module.endswith("lm_head") and self._wanted(_EMBEDDING)
         return self._layers is None or self._layer_of(module) in self._layers

@@ -25,19 +25,20 @@ _ALWAYS = frozenset(
 _HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _from_model_config
-    _name_or_path activation_function add_cross_attention attention_dropout attention_softmax_in_fp32
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens cache_implementation chunk_size_feed_forward
-    cross_attention_hidden_size custom_pipelines diversity_penalty do_sample dtype early_stopping embedding_dropout
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task gradient_checkpointing
-    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id language
-    layer_norm_epsilon length_penalty max_length max_new_tokens max_sequence_length min_length mlp_type
-    model_max_length name no_repeat_ngram_size norm_type num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_router_logits output_scores prefix pretraining_tp problem_type
-    pruned_heads remove_invalid_values repetition_penalty resid_pdrop residual_dropout return_dict
-    return_dict_in_generate rope_interleaved router_aux_loss_coef router_jitter_noise
-    scale_attention_softmax_in_fp32 scale_attn_weights seq_length suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-    typical_p use_bfloat16 use_cache use_flash_attention use_flash_attn
+    _model_name_or_path _name_or_path activation_function add_cross_attention attention_dropout
+    attention_softmax_in_fp32 attn_implementation auto_map bad_words_ids begin_suppress_tokens
+    cache_implementation chunk_size_feed_forward cross_attention_hidden_size custom_pipelines diversity_penalty
+    do_sample dtype early_stopping embedding_dropout encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task gradient_checkpointing hidden_dropout id2label
+    initializer_range is_decoder is_encoder_decoder is_llama_config label2id language layer_norm_epsilon
+    length_penalty max_length max_new_tokens max_sequence_length min_length mlp_type model_max_length name
+    no_repeat_ngram_size norm_type num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_router_logits output_scores prefix pretraining_tp problem_type pruned_heads
+    remove_invalid_values repetition_penalty resid_pdrop residual_dropout return_dict return_dict_in_generate
+    rope_interleaved router_aux_loss_coef router_jitter_noise scale_attention_softmax_in_fp32 scale_attn_weights
+    seq_length suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    use_flash_attention use_flash_attn
     """.split()  # noqa: SIM905
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from loragraft.formats.views import in_memory, values_of
 from loragraft.huggingface.intake import STRICT, Intake
 from loragraft.opening import open_model, outer_scale
 from loragraft.progress import SILENT, Noted, Progress
+from loragraft.quants.roles import layer_of
 from loragraft.system.files import named_path
 from loragraft.system.threads import in_threads, thread_count
 from loragraft.verbs.adapter_files import kind_of, write_adapter
@@ -153,7 +155,7 @@ def extract(
             expected="another model",
             hint="add --embeddings or --norms if these are what was tuned"
             if report.left_out
-            else f"are these the same weights? Compare the files: sha256sum {source.path} {target.path}",
+            else f"are these the same weights? Compare the files: {_compared(source, target)}",
         )
     never = [name for name in report.left_out if name in scaled]
     if never:
@@ -197,7 +199,7 @@ def _check(rank: int | None, energy: float | None) -> None:
 
 
 def _common(source: ModelSource, target: ModelSource) -> list[str]:
-    """The tensors of both, in the base's order. A tied output that one of them has as a tensor of its own is its
+    """The tensors of both, layer by layer. A tied output that one of them has as a tensor of its own is its
     embedding in the other."""
     if source.arch != target.arch:
         raise AdapterError(
@@ -221,7 +223,7 @@ def _common(source: ModelSource, target: ModelSource) -> list[str]:
         raise AdapterError(
             target.path, "is of another size", found=f"{layers} layers", expected=f"{own}, as {source.path}"
         )
-    return [name for name in names if name not in missing]
+    return sorted((name for name in names if name not in missing), key=layer_of)
 
 
 def _both(source: ModelSource, target: ModelSource, name: str) -> tuple[TensorSource, TensorSource]:
@@ -302,3 +304,14 @@ def _pair(
 
 def _listed(names: list[str]) -> str:
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def _compared(*models: ModelSource) -> str:
+    """A command that compares the files of weights; sha256sum reads no folder."""
+    weights = [
+        path
+        for model in models
+        for path in model_files(model)
+        if path.suffix in (".gguf", ".safetensors", ".bin") or not model.path.is_dir()
+    ]
+    return shlex.join(["sha256sum", *map(str, weights[:8])])
