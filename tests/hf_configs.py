@@ -141,14 +141,25 @@ def weights(shapes: Shapes, model_type: str = "llama") -> dict[str, npt.NDArray[
             low, high = -3.5, 0.5
         bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
         unit = (bits >> np.uint64(40)).astype(np.float64) / 2**24
-        drawn[name] = (low + (high - low) * unit).astype(np.float32).reshape(shape)
+        values = low + (high - low) * unit
+        if model_type == "bitnet":  # whose sums are exact in float32, in any order
+            values = np.rint(values * 1024) / 1024
+        drawn[name] = values.astype(np.float32).reshape(shape)
     return drawn
 
 
 def as_published(
     tensors: dict[str, npt.NDArray[np.float32]], model_type: str
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """As the files on the hub have them, which llama.cpp's converter reads: Qwen3-VL's experts [experts, in, out]."""
+    """As the files on the hub have them, which llama.cpp's converter reads: Qwen3-VL's experts [experts, in, out],
+    BitNet's norms under the names of the first BitNet."""
+    if model_type == "bitnet":
+        old = {"attn_sub_norm": "inner_attn_ln", "ffn_sub_norm": "ffn_layernorm"}
+        return {
+            name.replace(part, old.get(part, part)): values
+            for name, values in tensors.items()
+            for part in [name.split(".")[-2]]
+        }
     if model_type != "qwen3_vl_moe_text":
         return tensors
     turned = ("experts.gate_up_proj", "experts.down_proj")

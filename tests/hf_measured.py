@@ -33,7 +33,12 @@ DIFFERS: dict[str, tuple[str, ...]] = {
         "starcoder2-window",
     ),
     "it has EXAONE 4's windows in models of 64 layers only": ("exaone4",),
-    "it computes with the architecture's usual activation": ("llama-gelu", "mixtral-quick-gelu"),
+    "it computes with the architecture's usual activation": (
+        "llama-gelu",
+        "mixtral-quick-gelu",
+        "bitnet-online",
+    ),
+    "it has no output of its own there, and does not load the file": ("bitnet", "bitnet-bias"),
     "it has no place for these biases, and does not load the file": (
         "arcee-bias",
         "deepseek2-bias",

@@ -198,6 +198,15 @@ def old_gemma3(config: dict[str, Any]) -> None:
     del config["layer_types"], config["_sliding_window_pattern"]
 
 
+def online(config: dict[str, Any]) -> None:
+    """Masters that are rounded as they are used."""
+    config["quantization_config"] = {
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": "online",
+    }
+
+
 PHI_MOE = named("architectures", ["PhiMoEForCausalLM"])
 """As the files on the hub have it."""
 CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
@@ -345,6 +354,14 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
         None,
     ),
+    "bitnet": ("BitNet", {}, None),
+    "bitnet-online": ("BitNet", {"tie_word_embeddings": True}, online),
+    "bitnet-silu": (
+        "BitNet",
+        {"tie_word_embeddings": True, "hidden_act": "silu", **rope("linear", factor=4.0)},
+        None,
+    ),
+    "bitnet-bias": ("BitNet", {"attention_bias": True, "num_key_value_heads": None}, None),
     "arcee": ("Arcee", {}, None),
     "arcee-bias": ("Arcee", {"attention_bias": True, "mlp_bias": True}, None),
     "arcee-yarn": ("Arcee", {"head_dim": 16, **rope("yarn", **YARN)}, None),
@@ -891,7 +908,7 @@ def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -
         if edit is not None:
             edit(written)
         path.write_text(json.dumps(written))
-        model = auto.from_pretrained(folder, attn_implementation="eager").float().eval()
+        model = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
         with torch.no_grad():
             logits = model(ids).logits[0, ::STEP].numpy()
     return {"config": written, "shapes": shapes}, logits
@@ -900,6 +917,8 @@ def run(kind: str, keys: dict[str, Any], edit: Edit | None, ids: torch.Tensor) -
 def main() -> None:
     """Those of `SETS` that the command line names, or all."""
     torch.set_num_threads(1)
+    # activations stay as they are: docs/decisions/0010-bitnet-activations.md
+    transformers.integrations.bitnet.ActQuant.apply = lambda activation: activation
     transformers.logging.set_verbosity_error()
     ids = np.random.default_rng(0).integers(2, VOCABULARY, 48)
     chosen = tuple(sys.argv[1:])

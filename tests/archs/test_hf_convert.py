@@ -18,6 +18,7 @@ from loragraft.huggingface.intake import Intake
 GOLDEN = converted()
 #: Written beside the converter's: what llama.cpp assumes otherwise than transformers computes.
 OURS = {
+    "bitnet-online": {"hidden_activation"},
     "gemma2": {"attention.scale"},
     "gemma4-per-layer": {"final_logit_softcapping"},
     "gemma4-shared": {"final_logit_softcapping"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loragraft.archs import (
     apertus,
     arcee,
+    bitnet,
     bloom,
     command_r,
     deepseek2,
@@ -59,6 +60,7 @@ ARCHS = Registry(
     [
         apertus.ARCH,
         arcee.ARCH,
+        bitnet.ARCH,
         bloom.ARCH,
         bloom.MPT_ARCH,
         command_r.ARCH,

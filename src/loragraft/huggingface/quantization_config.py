@@ -15,11 +15,13 @@ from typing import Any
 
 from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint
+from loragraft.huggingface.bitnet_weights import METHOD as BITNET
+from loragraft.huggingface.bitnet_weights import check_bitnet, is_online
 
 #: `quant_method`; the algorithms of ModelOpt (`quant_algo`) and the formats of compressed-tensors that are read.
 _METHODS = (
     *("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes", "gptq", "awq"),
-    *("auto-round", "intel/auto-round", "hqq", "marlin"),
+    *("auto-round", "intel/auto-round", "hqq", "marlin", BITNET),
 )
 _ALGORITHMS = (
     "NVFP4",
@@ -100,7 +102,9 @@ def read_quantization_config(checkpoint: Checkpoint, notes: list[str]) -> Quanti
             found=", ".join(_objects(transforms["config_groups"]))[:80],
             hint="merge into the model before it was quantized",
         )
-    if quantization and is_floating(checkpoint):
+    if quantization.get("quant_method") == BITNET:
+        check_bitnet(path, quantization)
+    if quantization and is_floating(checkpoint) and not is_online(quantization):
         method = quantization.get("quant_method") or quantization.get("quant_algo") or "of no method"
         notes.append(
             f"{path / 'config.json'}: {key} ({str(method)[:40]}) is passed over: all weights are floating-point numbers"

@@ -18,6 +18,7 @@ from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.checkpoint import Checkpoint, CheckpointTensor
 from loragraft.formats.source import TensorSource
 from loragraft.formats.views import Computed, Stored, float_rows, widened
+from loragraft.huggingface import bitnet_weights as bitnet
 from loragraft.huggingface.bitsandbytes_weights import COMPANIONS, eight_bit_weight, four_bit_weight
 from loragraft.huggingface.hqq_weights import PARTS as HQQ_PARTS
 from loragraft.huggingface.hqq_weights import hqq_weight
@@ -98,7 +99,7 @@ def read_weights(
     reader = _Reader(checkpoint, notes, dequantize)
     weights = reader.read()
     if reasons is not None:
-        computed = reader.dequantized | ({"FP8": reader.fp8} if reader.fp8 else {})
+        computed = reader.dequantized | reader.floats
         reasons += [f"{reason} ({len(names)} weights)" for reason, names in computed.items()]
     return weights
 
@@ -116,8 +117,8 @@ class _Reader:
         self._used: set[str] = set()
         self.dequantized: dict[str, list[str]] = {}
         """Weights that become floats, by the reason."""
-        self.fp8: list[str] = []
-        """Those that always do."""
+        self.floats: dict[str, list[str]] = {}
+        """Those that always do, by what they are."""
 
     def read(self) -> list[Weight]:
         if "NVFP4_AWQ" in self._config.algorithms.values():
@@ -150,6 +151,8 @@ class _Reader:
                 packed.append(self._integers(stem, tensor))
             elif part == "weight" and tensor.dtype == "I8" and f"{stem}.weight_scale" in self._tensors:
                 others.append(self._integers(stem, tensor))
+            elif part == "weight" and tensor.dtype == "U8" and self._is_bitnet:
+                others.append(self._bitnet(stem, tensor))
             elif part == "weight_packed" or (part == "weight" and tensor.dtype == "U8"):
                 four_bit.append(self._nvfp4(stem, tensor))
             elif part == "weight" and tensor.dtype == "F8_E4M3":
@@ -169,6 +172,11 @@ class _Reader:
         for obstacle, names in self.dequantized.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self._notes.append(f"{names[0]}{more}: dequantized, as {obstacle}")
+        if bitnets := self.floats.get("BitNet"):
+            self._notes.append(
+                f"{self._path.name}: {len(bitnets)} weights have three levels (BitNet); what enters these linears is "
+                "not rounded to 8 bits, as it is in training and in transformers"
+            )
         self._report_cache_scales()
         for name in self._tensors:
             if name.rpartition(".")[2] in _COMPANIONS and name not in self._used:
@@ -192,8 +200,21 @@ class _Reader:
                 found=tensor.dtype,
                 expected=" or ".join(_FLOATS),
             )
-        source = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor)
-        return Weight(tensor.name, widened(source) if tensor.dtype == "F64" else source)
+        stored = Stored(tensor.name, tensor.shape or (1,), BY_NAME[tensor.dtype], tensor)
+        source = widened(stored) if tensor.dtype == "F64" else stored
+        if bitnet.is_online(self._config.settings) and bitnet.is_linear(tensor.name, tensor.shape):
+            self.floats.setdefault("BitNet", []).append(tensor.name)
+            source = bitnet.rounded_weight(source)
+        return Weight(tensor.name, source)
+
+    @property
+    def _is_bitnet(self) -> bool:
+        return self._config.settings.get("quant_method") == bitnet.METHOD
+
+    def _bitnet(self, stem: str, codes: CheckpointTensor) -> Weight:
+        self.floats.setdefault("BitNet", []).append(codes.name)
+        scale = self._scalar(stem, "weight_scale")
+        return Weight(codes.name, bitnet.packed_weight(self._path, codes, scale, self._config.settings))
 
     def _is_mxfp4(self, name: str) -> bool:
         """Whether it is one of the two tensors of such a weight."""
@@ -379,7 +400,7 @@ class _Reader:
                 expected=f"{stem}.weight_scale or .weight_scale_inv",
             )
         rows, columns = codes.shape
-        self.fp8.append(codes.name)
+        self.floats.setdefault("FP8", []).append(codes.name)
         factors = self._values(scales)
         if factors.ndim == 4 and factors.shape[1::2] == (1, 1):  # ModelOpt's blocks: [out/128, 1, in/128, 1]
             factors = factors.reshape(factors.shape[::2])

@@ -56,6 +56,8 @@ TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vl", "llava")
 def skipped(case: str) -> bool:
     if case in (*TOWERS, *ALSO) or case.startswith("llama4"):
         return False
+    if case.startswith("bitnet"):  # weights are rounded whatever config.json says
+        return case != "bitnet-online"
     if case in ("ministral", "internvl", "idefics3", "qwen2", "qwen3", "phimoe", "phimoe-plain"):
         return True
     return case.startswith((*SKIPPED, "gemma3", "mistral")) and case not in GEMMA3N

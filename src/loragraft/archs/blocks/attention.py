@@ -32,6 +32,8 @@ class Attention:
     """Each head's query has a gate of as many elements behind it in the projection; what the head gives is multiplied
     by its sigmoid (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next)."""
 
+    sub_norm: Norm | None = None
+    """On what all heads give together, before the output (BitNet)."""
     value_norm: bool = False
     """v is divided by its root mean square, each head's by its own, without a weight (Gemma 4)."""
     source: Callable[[Hparams, int], int] | None = None
@@ -66,6 +68,8 @@ class Attention:
             gate = g.split(both, size, 2 * size, f"{blk}.attn_q.gate", 2 * size)
             gate = g.add(Op.SIGMOID, (gate,), label=f"{blk}.attn_gate_sigmoid")
             mixed = g.add(Op.MUL, (mixed, gate), label=f"{blk}.attn_gated")
+        if self.sub_norm is not None:
+            mixed = self.sub_norm(g, h, mixed, f"{blk}.attn_sub_norm")
         return g.linear(mixed, f"{blk}.attn_output")
 
     def _with_others(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int, source: int) -> Ref:

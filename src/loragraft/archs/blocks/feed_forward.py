@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from loragraft.archs.blocks.norms import Norm
 from loragraft.archs.hparams import Hparams
 from loragraft.graph.build import GraphBuilder, Ref
 from loragraft.graph.ops import Op
@@ -97,11 +98,16 @@ class Gated:
     """down(gate(ffn_gate(x), ffn_up(x))). Gate and up may be one tensor `ffn_up`, gate first."""
 
     gate: Gate
+    sub_norm: Norm | None = None
+    """Before `ffn_down` (BitNet)."""
 
     def __call__(self, g: GraphBuilder, h: Hparams, x: Ref, layer: int) -> Ref:
         blk = f"blk.{layer}"
         gate, up = self._gate_up(g, h.layers[layer].ff, x, blk)
-        return g.linear(gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act"), f"{blk}.ffn_down")
+        active = gate_of(h, self.gate)(g, gate, up, f"{blk}.ffn_act")
+        if self.sub_norm is not None:
+            active = self.sub_norm(g, h, active, f"{blk}.ffn_sub_norm")
+        return g.linear(active, f"{blk}.ffn_down")
 
     def _gate_up(self, g: GraphBuilder, ff: int, x: Ref, blk: str) -> tuple[Ref, Ref]:
         if g.has(f"{blk}.ffn_gate.weight"):
