@@ -20,8 +20,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> lg.Model:
 
 TEXTS = {
     "half a pair": ("a\ud800", "text: holds half of a surrogate pair"),
-    "bytes": (b"abc", "text: is no string: found bytes"),
-    "nothing": (None, "text: is no string: found NoneType"),
+    "bytes": (b"abc", "text: not a string: found bytes"),
+    "nothing": (None, "text: not a string: found NoneType"),
 }
 
 
@@ -47,14 +47,14 @@ def test_what_is_no_list_of_tokens(model: lg.Model, ids: Any) -> None:
 
 
 PATHS = {
-    "nul": ("a\0b", "a.x00b: is no name of a file"),
-    "half a pair": ("a\ud800b", "is no name of a file"),
+    "nul": ("a\0b", "a.x00b: is not a file name"),
+    "half a pair": ("a\ud800b", "is not a file name"),
     "long": ("x" * 300, "File name too long"),
     "longer": ("x/" * 3000, "File name too long"),
     "empty": ("", "path: is empty"),
-    "number": (5, "path: is no name of a file: found 5"),
-    "nothing": (None, "path: is no name of a file"),
-    "bytes": (b"model.gguf", "path: is no name of a file"),
+    "number": (5, "path: is not a file name: found 5"),
+    "nothing": (None, "path: is not a file name"),
+    "bytes": (b"model.gguf", "path: is not a file name"),
 }
 
 

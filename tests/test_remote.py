@@ -159,7 +159,7 @@ def test_a_connection_that_is_cut_is_made_again(
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("whole", "sends no parts of files"),
+        ("whole", "does not answer range requests"),
         ("more", "sends more than it was asked for"),
         ("less", "cannot be reached|the answer ends early"),
         ("other", "answered with another range"),
@@ -208,7 +208,7 @@ def test_a_file_that_changes_meanwhile_is_not_merged(hub: FileServer, tmp_path: 
         ("hf://acme/nothing", "no such file or folder"),
         (f"hf://{BASE}@no-such-branch", "no such file or folder"),
         (f"hf://{BASE}/nothing.gguf", "no such file"),
-        ("hf://datasets/acme", "is no model's repository"),
+        ("hf://datasets/acme", "is not a model repository"),
         ("hf://acme", "names no repository: expected hf://ORG/NAME"),
         ("ftp://host/model.gguf", "URLs of this kind are not read"),
         ("http://127.0.0.1:9/model.gguf", "cannot be reached"),

@@ -172,5 +172,5 @@ def listed(adapters: AdapterArguments) -> Sequence[AdapterArgument]:
     if isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], Real):
         return [(adapters[0], adapters[1])]  # one, with its strength
     if not isinstance(adapters, Sequence):
-        raise AdapterError("adapters", "are no list", found=repr(adapters)[:80], expected="paths")
+        raise AdapterError("adapters", "not a list", found=repr(adapters)[:80], expected="paths")
     return cast("Sequence[AdapterArgument]", adapters)

@@ -265,7 +265,7 @@ def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    says = ("empty: is no Hugging Face model", "no config.json")
+    says = ("empty: is not a Hugging Face model", "no config.json")
     refused(tmp_path, "merge", tmp_path / "empty", "-o", tmp_path / "out.gguf", says=says)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -40,4 +42,34 @@ def test_the_overview_says_what_the_command_says(name: str, summary: str, comman
 def test_examples_parse(line: str) -> None:
     ours = next(part for part in re.split(r" [|>#] |\$\(|\)", line) if "loragraft " in part)
     name, *words = shlex.split(ours[ours.index("loragraft ") :])[1:]
+    assert command_named(name).make_context(name, words).params
+
+
+@pytest.mark.parametrize(("name", "_", "command"), COMMANDS)
+def test_no_word_is_torn_at_a_line_s_end(name: str, _: str, command: Command) -> None:
+    """Lines are joined by spaces: "fine-" and "tune" would be printed as "fine- tune"."""
+    assert re.findall(r"\w-\n\s*\w", command.help or "") == []
+
+
+def commands_shown(page: Path) -> Iterator[str]:
+    """The commands in blocks of code, without those that leave words out ("...")."""
+    fenced = False
+    for line in re.sub(r"\\\n\s*", "", page.read_text()).splitlines():
+        fenced ^= line.startswith("```")
+        command = line.strip().removeprefix("$ ")
+        if (fenced or line.startswith("    ")) and command.startswith("loragraft ") and "..." not in command:
+            yield command
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHOWN = [(page.name, line) for page in PAGES if page.name != "cli.md" for line in commands_shown(page)]
+
+
+def test_pages_show_commands() -> None:
+    assert {"README.md", "rounding.md", "serving.md", "scale.md"} <= {page for page, _ in SHOWN}
+
+
+@pytest.mark.parametrize(("page", "line"), SHOWN)
+def test_commands_on_pages_parse(page: str, line: str) -> None:
+    name, *words = shlex.split(line, comments=True)[1:]
     assert command_named(name).make_context(name, words).params

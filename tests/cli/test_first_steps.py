@@ -30,7 +30,7 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
 def test_a_file_s_name_for_a_folder(tmp_path: Path) -> None:
     for to, what in (("mlx", "an mlx-lm"), ("peft", "a PEFT")):
         said = refused("convert", ADAPTER, "--base", BASE, "--to", to, "-o", tmp_path / "a.gguf")
-        assert f"a.gguf: is no name for {what} adapter, which is a folder" in said
+        assert f"a.gguf: is a file's name, but {what} adapter is a folder" in said
         assert f"-o {tmp_path}/a, or --to gguf" in said
     assert not list(tmp_path.iterdir())
 

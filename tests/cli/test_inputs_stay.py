@@ -53,7 +53,7 @@ def test_two_outputs_of_one_name(tmp_path: Path, gguf: Path) -> None:
     text = tmp_path / "text"
     text.write_text(hostile.TEXT)
     words = ("budget", gguf, "--text", text, "-o", tmp_path / "x.png", "--plot", tmp_path / "." / "x.png")
-    assert "is to be written twice" in refused(*words)
+    assert "would be written twice" in refused(*words)
 
 
 def test_another_file_of_a_split_model(tmp_path: Path, gguf: Path) -> None:

@@ -128,7 +128,7 @@ def test_broken_archives(tmp_path: Path) -> None:
     for name, content, says in (
         ("old", b"\x80\x02\x8a\nl\xfc\x9c", "is not a file of torch 1.6"),
         ("cut", whole[: len(whole) // 2], "broken archive"),
-        ("no-pickle", None, "is no archive of torch"),
+        ("no-pickle", None, "is not a torch archive"),
     ):
         path = tmp_path / name
         if content is None:

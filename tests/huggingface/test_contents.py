@@ -174,7 +174,7 @@ def test_nothing_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "found an empty folder" in refused(tmp_path / "empty", Role.ADAPTER)
     (tmp_path / "empty" / "notes.txt").write_text("x")
     assert "found notes.txt" in refused(tmp_path / "empty", Role.MODEL)
-    assert "is nothing that is known" in refused(tmp_path / "empty" / "notes.txt", Role.ANY)
+    assert "is not a kind of file that loragraft knows" in refused(tmp_path / "empty" / "notes.txt", Role.ANY)
     assert "no such file or folder" in refused(tmp_path / "nowhere", Role.MODEL)
     assert "found empty in" in refused(tmp_path / "nowhere", Role.MODEL)
     monkeypatch.chdir(tmp_path)

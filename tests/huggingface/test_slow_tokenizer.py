@@ -90,7 +90,7 @@ def test_what_sentencepiece_files_are_refused(tmp_path: Path) -> None:
         (model(algorithm=1), UnsupportedError, "found Unigram, expected BPE"),
         (b"\x0a\xff\xff\xff\xff\x7f", CheckpointError, "broken protocol buffer"),
         (b"\xff" * 20, CheckpointError, "broken protocol buffer"),
-        (field(7, 1), CheckpointError, "is no SentencePiece model"),
+        (field(7, 1), CheckpointError, "is not a SentencePiece model"),
         (field(1, field(1, 3) + field(2, 4.0)), CheckpointError, "piece 0 is malformed"),
         (field(1, field(1, b"a") + field(3, b"2")), CheckpointError, "bytes in field 3"),
         (model() + field(2, field(3, b"2")), CheckpointError, "bytes in field 3"),

@@ -66,5 +66,5 @@ def test_where_a_calibration_rounds() -> None:
         accelerator_named("webgpu")
     with pytest.raises(LoragraftError, match="device: no such device: found gpu"):
         accelerator_named("gpu")
-    with pytest.raises(LoragraftError, match="calibrate_device: is where a calibration rounds; give --calib"):
+    with pytest.raises(LoragraftError, match="calibrate_device: needs a calibration; give --calib"):
         lg.QuantizeOptions(calibrate_device="cuda")

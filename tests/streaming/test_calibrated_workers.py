@@ -119,7 +119,7 @@ def test_a_worker_that_plans_something_else_is_refused(
 ) -> None:
     with (
         Switching(1) as crew,
-        pytest.raises(lg.LoragraftError, match="one finds other files than the driver"),
+        pytest.raises(lg.LoragraftError, match="one of them finds other files than the driver"),
     ):
         rounded(open_gguf(alone["llama"][0]), tmp_path / "out.gguf", crew)
 

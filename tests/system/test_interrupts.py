@@ -71,7 +71,7 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, work: str
     command = [sys.executable, "-c", TRUNCATING, str(model), work, str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stderr == (
-        f"loragraft: error: {model}: became shorter, or could not be read, while it was in use; get it anew\n"
+        f"loragraft: error: {model}: became shorter, or could not be read, while it was in use; get it again\n"
     )
     assert done.returncode == 1
     assert os.listdir(tmp_path) == ["model.gguf"]

@@ -179,7 +179,7 @@ def test_the_least_that_keeps_a_share() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"size": 1, "bits_per_weight": 4.0}, "size: said twice"),
+        ({"size": 1, "bits_per_weight": 4.0}, "size: given twice"),
         ({"types": ["F16"]}, "F16: no type to choose from"),
         ({"types": ["IQ2_XXS"]}, "none of the types fits this tensor"),
         ({"size": 1_000_000}, "size: too small for these types"),

@@ -169,9 +169,9 @@ def test_what_there_is_no_adapter_of(tuned: Path, tmp_path: Path) -> None:
     base = data("llama-kjv")
     with pytest.raises(AdapterError, match=r"does not differ from llama-kjv"):
         lg.extract(base, base, tmp_path / "a", rank=4)
-    with pytest.raises(AdapterError, match=r"is of another architecture: found qwen2, expected llama"):
+    with pytest.raises(AdapterError, match=r"has another architecture: found qwen2, expected llama"):
         lg.extract(base, base_folder("qwen2", tmp_path / "other"), tmp_path / "a", rank=4)
-    with pytest.raises(AdapterError, match=r"is of another size: found 2 layers, expected 4"):
+    with pytest.raises(AdapterError, match=r"has another number of layers: found 2 layers, expected 4"):
         lg.extract(base, base_folder("llama", tmp_path / "small"), tmp_path / "a", rank=4)
     for settings in ({}, {"rank": 0}, {"energy": 1.5}):
         with pytest.raises(LoragraftError):

@@ -378,7 +378,7 @@ def test_07_a_model_that_is_quantized_is_refused_as_before(tmp_path: Path) -> No
     output = run("convert", folder, "-o", tmp_path / "o.gguf", code=1)
     assert "quantized by bitsandbytes to 4 bits" in output
     output = run("convert", folder, "-o", tmp_path / "o.gguf", "--dequantize", code=1)
-    assert "up_proj.weight is no tensor of codes: found F16" in output
+    assert "up_proj.weight does not hold codes: found F16" in output
 
 
 @shows("08", "config.json and tokenizer beside the adapter", "every verb sees the adapter")

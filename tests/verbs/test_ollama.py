@@ -253,8 +253,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "says"),
     [
         ([str(data("llama-kjv"))], "Ollama takes GGUF files"),
-        (["m.gguf", "--lora", str(data("llama-kjv.shakespeare"))], "is no GGUF adapter"),
-        (["m.gguf", "--name", "-rf /"], "is no name of a model"),
+        (["m.gguf", "--lora", str(data("llama-kjv.shakespeare"))], "is not a GGUF adapter"),
+        (["m.gguf", "--name", "-rf /"], "Ollama takes no such name"),
         (["m.gguf", "--lora", "poet.gguf", "--lora", "poet.gguf"], "uses only one adapter"),
         (["parts-00001-of-00002.gguf"], "one of several files of a model"),
     ],

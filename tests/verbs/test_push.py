@@ -121,7 +121,7 @@ def test_a_card_of_ours_is_replaced_and_another_stays(hub: FileServer, tmp_path:
 def test_only_a_repository_is_pushed_to(hub: FileServer, tmp_path: Path, to: str) -> None:
     done = loragraft("merge", data("llama-kjv"), "--push", to, "-o", tmp_path / "m.gguf")
     assert done.returncode == 1
-    assert "is no repository of the hub" in done.stderr
+    assert "is not a repository on the hub" in done.stderr
     assert not (tmp_path / "m.gguf").exists()
 
 

@@ -16,7 +16,7 @@ def merge_with_peft(path: Path) -> str:
     )
 
 
-RUN_WITH_PEFT = "run it with transformers and peft: there are no weights that do what it does"
+RUN_WITH_PEFT = "run it with transformers and peft: no weights can do what it does"
 RUN_INVOKED = (
     "run it beside its base, with these tokens in the prompt: loragraft run BASE --lora ADAPTER -p PROMPT, or serve "
     "it: loragraft serve BASE --lora ADAPTER"

@@ -226,13 +226,15 @@ def _as_trained(file: GGUFFile, pair: LoraPair, scale: float, first: int) -> Lor
     before it have."""
     factor = np.float32(scale) / np.float32(pair.scale)
     if not factor or not np.isfinite(factor):
-        raise AdapterError(file.path, f"{SCALES} has a scale of nothing for {pair.target}", found=scale)
+        raise AdapterError(
+            file.path, f"{SCALES} has a scale for {pair.target} that does not fit its B", found=scale
+        )
     b = _divided(pair.b, factor, str(file.metadata[DTYPE].data) if DTYPE in file.metadata else "F32")
     if PLACES in file.metadata:
         off = np.asarray(file.metadata[PLACES].data)[first : first + b.size].astype(np.int32).reshape(b.shape)
         b = (np.ascontiguousarray(b).view(np.int32) + off).view(np.float32)
         if not np.isfinite(b).all():
-            raise AdapterError(file.path, f"{PLACES} makes no numbers of the B of {pair.target}")
+            raise AdapterError(file.path, f"{PLACES} turns the B of {pair.target} into NaN or infinity")
     return replace(pair, b=b, scale=scale)
 
 
@@ -249,7 +251,7 @@ def _settings(file: GGUFFile) -> dict[str, object]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise AdapterError(file.path, f"{SETTINGS} is no JSON object", found=repr(text)[:80])
+        raise AdapterError(file.path, f"{SETTINGS} is not a JSON object", found=repr(text)[:80])
     return found
 
 
@@ -261,7 +263,9 @@ def _check_kind(file: GGUFFile, base: ModelSource) -> None:
         value = file.metadata.get(key)
         found = value.data if value is not None and value.type is ValueType.STRING else None
         if found != expected:
-            problem = "is for another architecture" if key == "general.architecture" else "is no LoRA adapter"
+            problem = (
+                "is for another architecture" if key == "general.architecture" else "is not a LoRA adapter"
+            )
             raise AdapterError(file.path, problem, found=f"{key} {found!r}", expected=repr(expected))
 
 

@@ -32,7 +32,7 @@ def _check(config: Config) -> Metadata:
     if given != usual:
         raise UnsupportedError(
             config.path,
-            "a pattern of a pattern of layers without position embedding that GGUF cannot express",
+            "a pattern of layers without position embedding that GGUF cannot express",
             found=f"no_rope_layers = {given!r}"[:120],
             expected="every fourth layer",
         )

@@ -52,7 +52,7 @@ PANELS: dict[str, dict[str, str]] = {
         "join": "Join the files of a split GGUF model into one, as llama-gguf-split --merge does.",
     },
     "Shell": {
-        "completion": "Print what teaches a shell to complete commands, options and files.",
+        "completion": "Print the script that lets a shell complete commands, options and files.",
     },
 }
 COMMANDS = tuple(name for commands in PANELS.values() for name in commands)

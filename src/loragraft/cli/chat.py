@@ -48,7 +48,7 @@ Ctrl-C stops a reply. A line that ends in \\ goes on in the next."""
     metavar="[NAME=]ADAPTER[=STRENGTH]",
     help="An adapter, active from the start. May be given several times.",
 )
-@option("--system", metavar="TEXT", help="What the system says.")
+@option("--system", metavar="TEXT", help="The system message.")
 @option("--temp", type=click.FloatRange(min=0), default=0.8, metavar="T", help="Temperature; 0 is greedy.")
 @option(
     "--predict", "-n", type=click.IntRange(min=1), default=512, metavar="N", help="Tokens of a reply at most."
@@ -58,8 +58,8 @@ Ctrl-C stops a reply. A line that ends in \\ goes on in the next."""
     "-s",
     type=click.IntRange(min=0),
     metavar="N",
-    default_text="drawn",
-    help="For the same replies again.",
+    default_text="random",
+    help="Set it to get the same replies again.",
 )
 @DEVICE
 @THREADS
@@ -194,7 +194,7 @@ def _number(text: str, subject: str, least: float = -math.inf) -> float:
     if not (math.isfinite(number) and number >= least):
         kind = "such as 0.5" if least < 0 else f"a number from {least:g} on, such as 0.5"
         raise LoragraftError(
-            subject, "not a number" if least < 0 else "cannot be so", found=repr(text), expected=kind
+            subject, "not a number" if least < 0 else "out of range", found=repr(text), expected=kind
         )
     return number
 

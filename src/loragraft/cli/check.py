@@ -54,9 +54,9 @@ def check(
     For every linear: its type, weight scale, adapters and bias, the order in which they are applied, and what
     llama.cpp's published graph would do with it (abort, drop the scale, or be right). With --text, the model also runs
     with each order deliberately broken. Printed for each: perplexity, mean KL divergence from the right order, and how
-    often both pick the same most likely token. Blocks that are alike share a line unless --verbose is given. That runs
-    in float32 on the reference backend, so it is slow and needs four bytes of memory per weight. A weight that is not
-    finite is an error.
+    often both pick the same most likely token. These runs are in float32 on the reference backend, so they are slow and
+    need four bytes of memory per weight. Blocks that are alike share a line unless --verbose is given. A weight that is
+    not finite is an error.
     """
     if plot is not None and measured is None:
         raise click.UsageError("--plot needs --text: the errors are measured on it")

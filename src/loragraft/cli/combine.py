@@ -47,8 +47,8 @@ def combine(
 ) -> None:
     """Make one adapter of several: their sum, cut to a rank, or by TIES, DARE, magnitude.
 
-    The methods are those of PEFT's add_weighted_adapter, with its results. cat is the exact sum, svd its best
-    approximation of a rank; linear sums A and B each for itself, which is no sum of the adapters.
+    The methods are those of PEFT's add_weighted_adapter, with its results. cat is the exact sum. svd is the best
+    approximation of it at a rank. linear sums the As and the Bs separately, which is not the sum of the adapters.
     """
     if not lora:
         raise click.UsageError("name the adapters with --lora, once for each")

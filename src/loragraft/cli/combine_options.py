@@ -37,7 +37,7 @@ def combine_options(
             "--density",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="D",
-            help="For ties, dare and magnitude_prune: the part of the values that stays.",
+            help="For ties, dare and magnitude_prune: the share of the values to keep.",
         ),
         option(
             "--rank",

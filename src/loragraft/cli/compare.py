@@ -87,9 +87,9 @@ def compare(
 
     Each --type is measured twice: merged and quantized, and quantized with the adapter applied at run time. The
     merged model at full precision and the bare base are measured too. The table shows perplexity, the mean KL
-    divergence from the full-precision model, how often both pick the same most likely token, the share of the fine-
-    tune kept, and the size. With several types it also names the smallest deployment that keeps enough. Only one type
-    at a time is on disk.
+    divergence from the full-precision model, how often both pick the same most likely token, the share of the
+    fine-tune kept, and the size. With several types it also names the smallest deployment that keeps enough. Only one
+    type at a time is on disk.
 
     Perplexity is computed as llama-perplexity does: the tokens are cut into windows of --context tokens, each
     starting with BOS if the model uses one. Only the second half of each window is scored. The share kept is 1 -

@@ -18,7 +18,7 @@ from loragraft.cli.command import argument, command
     "shell", metavar="bash|zsh|fish", type=click.Choice(["bash", "zsh", "fish"]), help="The shell to teach."
 )
 def completion(shell: str) -> None:
-    """Print what teaches a shell to complete commands, options and files."""
+    """Print the script that lets a shell complete commands, options and files."""
     group = click.get_current_context().find_root().command
     found = get_completion_class(shell)
     assert found is not None

@@ -58,10 +58,10 @@ def export(
 ) -> None:
     """Write a Hugging Face checkpoint in NVFP4, for vLLM, TensorRT-LLM and SGLang.
 
-    Adapters are merged first. Weights that are already NVFP4 keep their codes and scales bit for bit. The exception:
-    they share a scale (q/k/v, gate/up) with a weight that is not NVFP4 yet. All other weights are quantized. If the
-    source has no activation scales, the checkpoint is weight-only (W4A16). gpt-oss goes to its own layout: experts in
-    MXFP4, all else in BF16.
+    Adapters are merged first. Weights that are already NVFP4 keep their codes and scales bit for bit, unless they
+    share a scale (q/k/v, gate/up) with a weight that is not NVFP4 yet. All other weights are quantized. If the source
+    has no activation scales, the checkpoint is weight-only (W4A16). gpt-oss gets its own layout: experts in MXFP4, all
+    else in BF16.
     """
     from loragraft.verbs.export import MAX_SHARD_BYTES
 

@@ -59,8 +59,8 @@ def extract(
 ) -> None:
     """Make an adapter of the difference of two models.
 
-    Every weight's difference becomes its best pair of a rank. Both models may be quantized. What part of the difference
-    is kept is printed, weight by weight; what differs and is not carried is said.
+    The difference of each weight becomes the pair of that rank that is nearest to it. Both models may be quantized. For
+    each weight, the share of the difference that is kept is printed. What differs but is not carried over is named.
     """
     if rank is None and energy is None:
         raise click.UsageError("say how much to keep: --rank 16, or --energy 0.95")

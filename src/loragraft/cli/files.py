@@ -41,7 +41,7 @@ _SHARD = re.compile(r"(?P<prefix>.*)-\d{5}(?P<count>-of-\d{5}\.gguf)")
 def refuse_inputs(
     parameters: Sequence[click.Parameter], values: Mapping[str, Any], also: Sequence[Path] = ()
 ) -> None:
-    """Raises OutputError if a file that is to be written is one that is to be read, or is to be written twice, by
+    """Raises OutputError if a file that is to be written is one that is to be read, or would be written twice, by
     whatever name: before anything is opened. `also`: outputs that no parameter of type `Output` names."""
     outputs: dict[tuple[int, int] | Path, str] = {}
     named = [
@@ -50,7 +50,7 @@ def refuse_inputs(
     for path in _paths([*named, *also]):
         key = _identity(path) or (path if isinstance(path, RemotePath) else Path(os.path.realpath(path)))
         if key in outputs:
-            raise OutputError(path, "is to be written twice", found=outputs[key], hint="choose another name")
+            raise OutputError(path, "would be written twice", found=outputs[key], hint="choose another name")
         outputs[key] = str(path)
     for parameter in parameters:
         if not outputs or isinstance(parameter.type, Output) or parameter.type is PLACE:

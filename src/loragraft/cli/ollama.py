@@ -33,9 +33,9 @@ from loragraft.cli.command import FILE, OUTPUT, argument, command, option
 def ollama(model: Path, lora: tuple[Path, ...], name: str | None, output: Path | None) -> None:
     """Write a Modelfile for Ollama: the model, its chat template, its sampling defaults and its adapters.
 
-    The template of a GGUF is a Jinja program; Ollama runs templates of Go's. Where the model's puts fixed texts around
-    each message it is written as such a template, and held against the model's own on conversations of several turns;
-    where it does more, that is said, and Ollama takes the one that it recognises.
+    The chat template of a GGUF is a Jinja program; Ollama runs Go templates. A template that puts fixed texts around
+    each message is rewritten for Go, and checked against the original on conversations of several turns. If a template
+    does more, a note says so, and Ollama falls back on the template that it recognises.
     """
     report = lg.ollama(model, lora, output=output, name=name)
     for note in report.notes:

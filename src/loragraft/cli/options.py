@@ -116,7 +116,7 @@ WORK_DIR = option(
     "--work-dir",
     type=PLACE,
     metavar="DIR",
-    default_text="the system's place",
+    default_text="the system's temporary folder",
     help="Where to make temporary files.",
 )
 HTML = option(

@@ -60,7 +60,7 @@ _OPTIONS = (
         "--calibrate-device",
         default="cpu",
         metavar="NAME",
-        help="Where --calibrate rounds: cpu, or a GPU by torch, cuda or xpu.",
+        help="Where --calibrate rounds: cpu, or a GPU through torch (cuda or xpu).",
     ),
     _what(
         "--general",

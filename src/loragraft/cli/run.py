@@ -83,8 +83,8 @@ _PROBABILITY = click.FloatRange(min=0, max=1)
     "-s",
     type=click.IntRange(min=0),
     metavar="N",
-    default_text="drawn",
-    help="For the same text again.",
+    default_text="random",
+    help="Set it to get the same text again.",
 )
 @flag(
     "--echo/--no-echo",
@@ -121,7 +121,7 @@ def run(
 ) -> None:
     """Continue a prompt, printing the text as it is made.
 
-    Without --chat the prompt is taken as it is. Texts of control tokens in it (<|eot_id|>) count as these tokens. With
+    Without --chat the prompt is taken as it is. Control tokens that it spells out (<|eot_id|>) are read as tokens. With
     --json one object is printed at the end: the text, counts of tokens, times and speeds.
     """
     if system is not None and not chat:

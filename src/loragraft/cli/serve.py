@@ -34,7 +34,7 @@ from loragraft.system.memory import available_memory
     "--adapters-dir",
     type=FILE,
     metavar="DIR",
-    help="Every adapter in this folder can be named, also those that come later.",
+    help="Requests can name every adapter in this folder, including ones added later.",
 )
 @option(
     "--adapter-memory",
@@ -67,10 +67,10 @@ from loragraft.system.memory import available_memory
     type=click.IntRange(1, 1024),
     default=64,
     metavar="N",
-    help="Replies that are made at once.",
+    help="Replies to make at once.",
 )
 @option("--queue", type=click.IntRange(0, 1 << 20), default=256, metavar="N", help="Requests that may wait.")
-@flag("--no-lookup", help="Never guess tokens ahead from what was said before, not even where it pays.")
+@flag("--no-lookup", help="Never guess tokens ahead from earlier text.")
 @DEVICE
 @THREADS
 def serve(

@@ -19,7 +19,7 @@ from loragraft.cli.options import JSON, MODEL, PROMPT, PROMPT_FILE, prompt_of
 @PROMPT
 @PROMPT_FILE
 @flag("--add-special/--no-add-special", default=True, help="Add BOS and EOS if the model wants them.")
-@flag("--parse-special", help="Texts of control tokens become these tokens.")
+@flag("--parse-special", help="Read control tokens that the text spells out as tokens.")
 @JSON
 def tokenize(
     model: Path,

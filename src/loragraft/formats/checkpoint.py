@@ -45,7 +45,7 @@ class Checkpoint:
         if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
             raise CheckpointError(folder, "holds an adapter, not a model", hint="pass it with --lora")
         if not (folder / "config.json").exists():
-            raise CheckpointError(folder, "is no Hugging Face model", found="no config.json")
+            raise CheckpointError(folder, "is not a Hugging Face model", found="no config.json")
         config, notes = load_json(folder / "config.json", CheckpointError), list[str]()
         return cls(folder, config, open_weights(folder, MODEL, notes, allow_pickle=allow_pickle), notes)
 

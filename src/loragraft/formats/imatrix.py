@@ -170,7 +170,7 @@ def _from_gguf(file: GGUFFile) -> Imatrix:
         if sums[name].size % array.size:
             raise ImatrixError(
                 file.path,
-                f"the the sums and counts for {name!r} do not fit",
+                f"the sums and counts for {name!r} do not fit",
                 found=f"{sums[name].size} sums, {array.size} counts",
             )
         if not np.isfinite(array).all() or np.abs(array).max() >= 2.0**62:

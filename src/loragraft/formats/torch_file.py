@@ -94,7 +94,7 @@ def read_torch_file(path: Path) -> dict[str, CheckpointTensor]:
             entries = {entry.filename: entry for entry in archive.infolist()}
             root = next((name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
             if root is None:
-                raise CheckpointError(path, "is no archive of torch", expected="data.pkl in it")
+                raise CheckpointError(path, "is not a torch archive", expected="data.pkl in it")
             order = entries.get(f"{root}byteorder")
             if (
                 order is not None

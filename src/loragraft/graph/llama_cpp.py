@@ -98,7 +98,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Outcome.REFUSES,
         "DoRA",
-        "adapters are pairs of A and B: its converter and its loader know no magnitude",
+        "adapters are pairs of A and B: its converter and its loader do not handle a magnitude",
         "../convert_lora_to_gguf.py:470-483, llama-adapter.cpp:274-297",
         lambda x: x.decomposed,
     ),

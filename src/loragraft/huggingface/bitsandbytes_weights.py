@@ -38,7 +38,7 @@ def four_bit_weight(path: Path, codes: CheckpointTensor, find: Find) -> TensorSo
     """The weight [out, in] in the type that it is computed with. Raises CheckpointError for companions that are missing
     or do not fit."""
     if codes.dtype != "U8":
-        raise CheckpointError(path, f"{codes.name} is no tensor of codes", found=codes.dtype, expected="U8")
+        raise CheckpointError(path, f"{codes.name} does not hold codes", found=codes.dtype, expected="U8")
     state = _state(path, codes, find)
     shape, block, kind = _facts(path, codes, state)
     rows, columns = shape
@@ -59,7 +59,7 @@ def four_bit_weight(path: Path, codes: CheckpointTensor, find: Find) -> TensorSo
 def eight_bit_weight(path: Path, codes: CheckpointTensor, scales: CheckpointTensor | None) -> TensorSource:
     """The weight [out, in] as float32: code * SCB / 127."""
     if len(codes.shape) != 2:
-        raise CheckpointError(path, f"{codes.name} is no matrix", found=codes.shape)
+        raise CheckpointError(path, f"{codes.name} is not a matrix", found=codes.shape)
     rows = _floats(path, codes, scales, "SCB", codes.shape[0])
     stored = Stored(codes.name, codes.shape, BY_NAME["I8"], codes)
 

@@ -269,7 +269,7 @@ def _nothing(path: Path, role: Role, deep: bool = True) -> LoragraftError:
     if config or weights:
         return _error(role)(
             path,
-            "is no whole Hugging Face model" if role is not Role.ADAPTER else "holds no adapter",
+            "is not a complete Hugging Face model" if role is not Role.ADAPTER else "holds no adapter",
             found=f"{MODEL_CONFIG} without weights"
             if config
             else f"{weights[0].name} without {peft.CONFIG if role is Role.ADAPTER else MODEL_CONFIG}",
@@ -280,7 +280,7 @@ def _nothing(path: Path, role: Role, deep: bool = True) -> LoragraftError:
         path,
         {
             Role.ANY: "the folder holds neither a checkpoint nor an adapter",
-            Role.MODEL: f"is no Hugging Face model: no {MODEL_CONFIG}",
+            Role.MODEL: f"is not a Hugging Face model: no {MODEL_CONFIG}",
             Role.ADAPTER: f"is not an adapter: no {peft.CONFIG}",
         }[role],
         found=_listed(sorted(file.name for file in islice(path.iterdir(), _MAX_FOLDERS)))
@@ -329,14 +329,14 @@ def _file(path: Path, role: Role) -> Found:
     if is_torch_archive(start) or path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         raise FormatError(
             path,
-            "is a checkpoint of torch, which does not say what its tensors are for",
+            "is a torch checkpoint, which does not say what its tensors are for",
             found="a file alone",
             expected="a folder with a configuration: a checkpoint or an adapter",
             hint="save it where it was trained with save_pretrained, or name the folder that it belongs to",
         )
     raise FormatError(
         path,
-        "is nothing that is known",
+        "is not a kind of file that loragraft knows",
         found=f"a file that begins with {start[:8]!r}",
         expected="a GGUF or safetensors file, an importance matrix, or a folder with a checkpoint or an adapter",
         hint=f"if it is a part of a model's folder, name the folder: {path.parent}",

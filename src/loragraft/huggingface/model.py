@@ -121,7 +121,7 @@ def _scalars(arch: Arch, config: Config, weights: list[Weight]) -> Metadata:
         weights.remove(weight)
         values = values_of(weight.source).reshape(-1) if weight.shape in ((), (1,)) else np.empty(0)
         if len(values) != 1:
-            raise CheckpointError(config.path.parent, f"{weight.name} is no number", found=weight.shape)
+            raise CheckpointError(config.path.parent, f"{weight.name} is not one number", found=weight.shape)
         found.setdefault(key, {})[int(match["layer"])] = float(values[0])
     metadata: Metadata = {}
     for key, _ in arch.scalars.values():

@@ -30,7 +30,7 @@ def mxfp4_weight(path: Path, blocks: CheckpointTensor, scales: CheckpointTensor 
     if blocks.dtype != "U8" or codes != _CODES or len(stack) < 1 or 0 in blocks.shape:
         raise CheckpointError(
             path,
-            f"{blocks.name} is no MXFP4 weight",
+            f"{blocks.name} is not an MXFP4 weight",
             found=f"{blocks.dtype} {blocks.shape}",
             expected=f"U8 [..., {_CODES}]",
         )

@@ -157,7 +157,7 @@ def read_sentencepiece(path: Path) -> SentencePieces:
         elif field == 3 and isinstance(value, bytes):
             adds_space = bool(_number(path, dict(_fields(path, value))))
     if not texts:
-        raise CheckpointError(path, "is no SentencePiece model", expected="pieces")
+        raise CheckpointError(path, "is not a SentencePiece model", expected="pieces")
     if algorithm != _BPE:
         raise UnsupportedError(
             path,
@@ -174,7 +174,7 @@ def _number(path: Path, message: Mapping[int, int | bytes]) -> int:
     value = message.get(3, 1)
     if not isinstance(value, int):
         raise CheckpointError(
-            path, "is no SentencePiece model", found="bytes in field 3", expected="a whole number"
+            path, "is not a SentencePiece model", found="bytes in field 3", expected="a whole number"
         )
     return value
 
@@ -188,7 +188,7 @@ def _fields(path: Path, data: bytes) -> Iterator[tuple[int, int | bytes]]:
         value = shift = 0
         while True:
             if at >= len(data) or shift > 63:
-                raise CheckpointError(path, "is no SentencePiece model", found="a broken protocol buffer")
+                raise CheckpointError(path, "is not a SentencePiece model", found="a broken protocol buffer")
             byte = data[at]
             at += 1
             value |= (byte & 127) << shift
@@ -204,6 +204,6 @@ def _fields(path: Path, data: bytes) -> Iterator[tuple[int, int | bytes]]:
             continue
         length = {1: 8, 5: 4}.get(kind) if kind != 2 else number()
         if length is None or length > len(data) - at:
-            raise CheckpointError(path, "is no SentencePiece model", found="a broken protocol buffer")
+            raise CheckpointError(path, "is not a SentencePiece model", found="a broken protocol buffer")
         yield key >> 3, data[at : at + length]
         at += length

@@ -42,7 +42,7 @@ def for_the_original(
             folder / CONFIG,
             "LoftQ quantized the base before training, and took its own steps to it",
             found="init_lora_weights 'loftq'",
-            expected="an adapter of a base that can be had",
+            expected="an adapter for a base that you can get",
             hint="set init_lora_weights to true there, and put it on the base that LoftQ saved beside it",
         )
     if (start := _start_folder(folder)) is not None:

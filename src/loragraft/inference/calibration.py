@@ -93,7 +93,7 @@ def calibrated(
     if spread is not None and options.calibrate_device != "cpu":
         raise QuantizeError(
             "calibrate_device",
-            "is of one machine, and workers round on their processors",
+            "works on one machine; workers round on their CPUs",
             found=options.calibrate_device,
             hint="leave one of --workers and --calibrate-device out",
         )

@@ -95,7 +95,7 @@ class Model:
         Raises LoragraftError if the file has no template, or its template refuses the messages.
         """
         if not isinstance(messages, str | Sequence):
-            raise LoragraftError("messages", "are no list", found=type(messages).__name__)
+            raise LoragraftError("messages", "not a list", found=type(messages).__name__)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         return self.with_bos(self.tokenize(self.chat_text(messages), add_special=False, parse_special=True))

@@ -252,7 +252,7 @@ class TextDecoder:
 def check_text(text: str) -> None:
     """Raises TextError for what is not text: another type, or half of a surrogate pair in it."""
     if not isinstance(text, str):
-        raise TextError("text", "is no string", found=type(text).__name__)
+        raise TextError("text", "not a string", found=type(text).__name__)
     try:
         text.encode()
     except UnicodeEncodeError as problem:

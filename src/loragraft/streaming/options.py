@@ -172,16 +172,12 @@ class QuantizeOptions:
             check_number("max_memory", self.max_memory, int, least=1)
         check_number("calibrate_windows", self.calibrate_windows, int, least=1)
         if self.general and not self.calibrate:
-            raise LoragraftError(
-                "general", "is judged beside a calibration", hint="give --calibrate FILE too"
-            )
+            raise LoragraftError("general", "needs a calibration", hint="give --calibrate FILE too")
         if self.calibrate_device != "cpu" and not self.calibrate:
-            raise LoragraftError(
-                "calibrate_device", "is where a calibration rounds", hint="give --calibrate FILE too"
-            )
+            raise LoragraftError("calibrate_device", "needs a calibration", hint="give --calibrate FILE too")
         if self.calibrate and self.imatrix is not None:
             raise LoragraftError(
-                "calibrate", "takes the place of an importance matrix", hint="give one of the two"
+                "calibrate", "cannot be used with an importance matrix", hint="give one of the two"
             )
 
     @property

@@ -469,7 +469,7 @@ class SiteMaker:
         if steps_digest(plan.steps) != self.digest:
             raise LoragraftError(
                 "workers",
-                "one finds other files than the driver does",
+                "one of them finds other files than the driver",
                 hint="have the same inputs and the same loragraft on every machine",
             )
         site = Site(Layers(plan, self.backend, self.threads), self.calibration)

@@ -118,7 +118,7 @@ def _fault(subject: Path | str, chunk: Chunk, fault: int, row: int, column: int)
         return QuantizeError(
             subject,
             f"{place} {what}",
-            hint="the file is damaged or its training diverged: get it anew, or use an earlier checkpoint",
+            hint="the file is damaged or its training diverged: download it again, or use an earlier checkpoint",
         )
     if fault == _RANGE:
         through = "F16" if step.through_f16 else step.type.name

@@ -105,7 +105,7 @@ class Worker:
         if writing.plan_digest(files) != self.digest:
             raise LoragraftError(
                 "workers",
-                "one finds other files than the driver does",
+                "one of them finds other files than the driver",
                 hint="have the same inputs and the same loragraft on every machine",
             )
         return _Rows(files, self)

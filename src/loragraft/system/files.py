@@ -74,7 +74,7 @@ def named_path(given: str | PathLike[str], error: type[LoragraftError] = Loragra
     """`given`, a URL or not, as a path that may be asked for. Raises `error` for what no file can be called: a NUL or
     half of a surrogate pair in it, too many characters, nothing at all; and for a URL of a kind that is not read."""
     if not isinstance(given, str | PathLike) or not isinstance(os.fspath(given), str):
-        raise error("path", "is no name of a file", found=repr(given)[:80], expected="a string or a Path")
+        raise error("path", "is not a file name", found=repr(given)[:80], expected="a string or a Path")
     if not os.fspath(given):
         raise error("path", "is empty", expected="the name of a file or a folder")
     path = as_path(given)
@@ -89,5 +89,5 @@ def named_path(given: str | PathLike[str], error: type[LoragraftError] = Loragra
         if problem.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise error(path, f"cannot be read: {problem.strerror}") from None
     except ValueError as problem:
-        raise error(path, f"is no name of a file: {problem}") from None
+        raise error(path, f"is not a file name: {problem}") from None
     return path

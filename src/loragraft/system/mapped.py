@@ -152,7 +152,9 @@ def check_intact(of: Path | None = None) -> None:
         # The rest of a page is zeros without a signal: so the size is looked at too.
         if _native.is_damaged(slot) or mapping.size() < len(mapping):
             raise FormatError(
-                path, "became shorter, or could not be read, while it was in use", hint="get it anew"
+                path,
+                "became shorter, or could not be read, while it was in use",
+                hint="get it again",
             )
 
 

@@ -63,7 +63,7 @@ class OutputFile(WholeOutput):
         try:
             self._target = Path(os.path.realpath(self.path))  # through a link, the file it names is replaced
         except ValueError as problem:
-            raise OutputError(self.path, f"is no name of a file: {problem}") from None
+            raise OutputError(self.path, f"is not a file name: {problem}") from None
         self.partial = self.journal = self._target  # named when they are made
         """The temporary name; where a caller may keep notes for resuming, which go when the temporary file goes."""
         self.resumed = False

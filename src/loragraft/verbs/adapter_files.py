@@ -61,7 +61,7 @@ def kind_of(output: Path, to: str | None) -> str:
     if to != "gguf" and output.suffix == ".gguf":
         raise OutputError(
             output,
-            f"is no name for {'a PEFT' if to == 'peft' else 'an mlx-lm'} adapter, which is a folder",
+            f"is a file's name, but {'a PEFT' if to == 'peft' else 'an mlx-lm'} adapter is a folder",
             expected="a folder's name",
             hint=f"-o {output.with_suffix('')}, or --to gguf",
         )
@@ -102,7 +102,7 @@ def _write_gguf(
     dora = any(pair.magnitude is not None for pair in adapter.pairs.values())
     if dora:
         notes.append(
-            f"{adapter.path}: DoRA, for loragraft alone: llama.cpp does not load it. For llama.cpp merge it: "
+            f"{adapter.path}: llama.cpp does not load DoRA; loragraft does. For llama.cpp, merge it: "
             f"loragraft merge BASE --lora {adapter.path} -o MERGED.gguf"
         )
     if OUTPUT in adapter.pairs and OUTPUT not in base.tensors:
@@ -112,8 +112,8 @@ def _write_gguf(
     others = [name for name in adapter.replaced if not name.endswith("_norm.weight")]
     if others:
         notes.append(
-            f"{adapter.path}: whole tensors ({', '.join(sorted(others)[:3])}), which llama.cpp does not load: for it "
-            f"merge: loragraft merge BASE --lora {adapter.path} -o MERGED.gguf"
+            f"{adapter.path}: llama.cpp does not load whole tensors ({', '.join(sorted(others)[:3])}). For llama.cpp, "
+            f"merge it: loragraft merge BASE --lora {adapter.path} -o MERGED.gguf"
         )
     metadata: Metadata = general_metadata(
         adapter.path.resolve(),

@@ -138,7 +138,7 @@ def budget(
     read the windows; the result is the same for any. Raises LoragraftError.
     """
     if sum(wanted is not None for wanted in (size, bits_per_weight, keep)) > 1:
-        raise LoragraftError("size", "said twice", expected="bytes, or bits per weight, or a share to keep")
+        raise LoragraftError("size", "given twice", expected="bytes, or bits per weight, or a share to keep")
     if keep is not None and not (adapters and 0 < keep < 1):
         raise LoragraftError(
             "keep", "not a share of a fine-tune", found=keep, expected="between 0 and 1, and an adapter"

@@ -204,7 +204,7 @@ def _common(source: ModelSource, target: ModelSource) -> list[str]:
     if source.arch != target.arch:
         raise AdapterError(
             target.path,
-            "is of another architecture",
+            "has another architecture",
             found=target.arch,
             expected=f"{source.arch}, as {source.path}",
         )
@@ -221,7 +221,10 @@ def _common(source: ModelSource, target: ModelSource) -> list[str]:
     own = len({name.split(".")[1] for name in names if name.startswith("blk.")})
     if layers != own or len(missing) > len(names) // 2:
         raise AdapterError(
-            target.path, "is of another size", found=f"{layers} layers", expected=f"{own}, as {source.path}"
+            target.path,
+            "has another number of layers",
+            found=f"{layers} layers",
+            expected=f"{own}, as {source.path}",
         )
     return sorted((name for name in names if name not in missing), key=layer_of)
 

@@ -59,7 +59,9 @@ def ollama(
     Raises FormatError, AdapterError for an adapter that is no GGUF, OutputError, LoragraftError if Ollama refuses.
     """
     if name is not None and not _NAME.fullmatch(name):
-        raise LoragraftError(name, "is no name of a model of Ollama's", expected="such as poet or me/poet:q4")
+        raise LoragraftError(
+            name, "Ollama takes no such name for a model", expected="such as poet or me/poet:q4"
+        )
     path = named_path(model)
     found = recognise(path, Role.MODEL)
     if found.kind is not Kind.GGUF_MODEL or isinstance(path, RemotePath):
@@ -144,7 +146,7 @@ def _adapter(path: Path, model: Path) -> Path:
     if recognise(path, Role.ADAPTER).kind is not Kind.GGUF_ADAPTER:
         raise AdapterError(
             path,
-            "is no GGUF adapter, which Ollama asks for",
+            "is not a GGUF adapter; Ollama takes nothing else",
             hint=f"loragraft convert {path} --base {model} -o {path.name}.gguf",
         )
     return path

@@ -70,7 +70,7 @@ def check_target(to: str | Path) -> RemotePath:
     path = named_path(to, OutputError)
     if not isinstance(path, RemotePath) or path.scheme != "hf" or len(path.parts) != 3:
         raise OutputError(
-            str(to), "is no repository of the hub", expected="hf://ORG/NAME or hf://ORG/NAME@BRANCH"
+            str(to), "is not a repository on the hub", expected="hf://ORG/NAME or hf://ORG/NAME@BRANCH"
         )
     return path
 

@@ -70,7 +70,7 @@ def _open(path: Path) -> ModelSource:
     if found.kind is Kind.CHECKPOINT:
         raise UnsupportedError(
             path,
-            "is no GGUF file",
+            "is not a GGUF file",
             hint=f"`loragraft merge` takes folders: loragraft merge {path} -o model.gguf",
         )
     model = open_gguf(found.path)

@@ -54,7 +54,7 @@ def unmerge(
         if said and known is None:
             raise AdapterError(
                 adapter.path,
-                f"was not merged into {source.path.name}, as its {RECEIPTS} say",
+                f"was not merged into {source.path.name}, according to its {RECEIPTS}",
                 found=f"sha256 {digest[:12]}",
                 expected="; ".join(f"{name} at {scale:g}, sha256 {sha[:12]}" for name, scale, _, sha in said),
                 hint="name the adapter that was, from the file that was merged",

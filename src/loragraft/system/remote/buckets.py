@@ -34,7 +34,7 @@ class BucketStore(Store):
         except Exception as problem:  # botocore's, aiohttp's, Google's
             raise _unreachable(path, problem) from None
         if len(data) != stop - start:
-            raise FormatError(path, "became shorter while it was in use", hint="get it anew")
+            raise FormatError(path, "became shorter while it was in use", hint="download it again")
         return data
 
     def writer(self, path: RemotePath, part: int) -> Any:

@@ -106,7 +106,7 @@ def _check_status(path: RemotePath, status: int) -> None:
     if status == 206:
         return
     if status == 200:
-        raise LoragraftError(path, "the server sends no parts of files", hint="download it first")
+        raise LoragraftError(path, "the server does not answer range requests", hint="download it first")
     reasons = {401: "needs a login", 403: "may not be read", 416: "is empty"}
     raise LoragraftError(path, reasons.get(status, "cannot be read"), found=f"HTTP status {status}")
 

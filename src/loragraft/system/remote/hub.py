@@ -38,7 +38,7 @@ def parts_of(path: RemotePath) -> tuple[str, str | None, str]:
     """Repository, revision and name within it. Raises LoragraftError for what is no model's."""
     words = path.parts[1:]
     if words and words[0] in ("datasets", "spaces"):
-        raise LoragraftError(path, "is no model's repository", expected="hf://ORG/NAME")
+        raise LoragraftError(path, "is not a model repository", expected="hf://ORG/NAME")
     if len(words) < 2:
         raise LoragraftError(path, "names no repository", expected="hf://ORG/NAME")
     repository, _, revision = "/".join(words[:2]).partition("@")
@@ -97,8 +97,8 @@ def _snapshot(root: RemotePath) -> Snapshot | None:
         if kind == "GatedRepoError":
             raise LoragraftError(
                 root,
-                "its makers let only those read it who asked",
-                hint="ask on its page, then hf auth login",
+                "is gated: its authors decide who may read it",
+                hint="request access on its page, then run: hf auth login",
             ) from None
         if kind == "OfflineModeIsEnabled":
             raise LoragraftError(root, "cannot be reached: HF_HUB_OFFLINE is set") from None

@@ -136,7 +136,7 @@ class RemoteOutput(WholeOutput):
             return
         self._done = True
         with self._changed:
-            self._problem = self._problem or OutputError(self.path, "was given up")
+            self._problem = self._problem or OutputError(self.path, "was aborted")
             self._changed.notify_all()
         self._thread.join()
         with contextlib.suppress(Exception):  # whatever it is: nothing has appeared
@@ -161,7 +161,9 @@ class RemoteOutput(WholeOutput):
         try:
             os.pwrite(self._spill.fileno(), piece, offset)
         except OSError as problem:
-            raise OutputError(self.path, f"no room for what waits for its turn: {problem.strerror}") from None
+            raise OutputError(
+                self.path, f"no room for data that waits to be uploaded: {problem.strerror}"
+            ) from None
         self._early[offset] = len(piece)
 
     def _taken_up(self, early: bytes | int) -> bytes:
