@@ -6,18 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from loragraft.adapters.transform import Transform
 from loragraft.arrays import Floats
 from loragraft.formats.gguf.values import Metadata
 from loragraft.formats.source import TensorSource
-
-if TYPE_CHECKING:
-    from loragraft.adapters.transform import Transform
-
 
 #: The two weights whose rows are the vocabulary; a model without the second multiplies by the first ("tied").
 EMBEDDING = "token_embd.weight"

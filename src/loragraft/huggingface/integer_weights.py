@@ -146,9 +146,7 @@ def _gptq(
     def codes(start: int, stop: int) -> Numbers:
         return _unpacked(stored[:, start:stop], bits, columns).T
 
-    def value(start: int, stop: int) -> tuple[Any, Any]:
-        return offsets.T[start:stop, of_input], factors.T[start:stop, of_input]
-
+    value = _by_group(offsets.T, factors.T, of_input)
     return Integers(computed(name, (out, columns), scales, codes, value), bits, note)
 
 
@@ -186,9 +184,7 @@ def _awq(
         taken = _eights(stored[:, first : -(-stop // 8)])[..., place].reshape(columns, -1)
         return taken[:, start - 8 * first : stop - 8 * first].T
 
-    def value(start: int, stop: int) -> tuple[Any, Any]:
-        return offsets.T[start:stop, of_input], factors.T[start:stop, of_input]
-
+    value = _by_group(offsets.T, factors.T, of_input)
     return Integers(computed(name, (out, columns), scales, codes, value), 4)
 
 
@@ -224,9 +220,7 @@ def _gemv(
     def codes(start: int, stop: int) -> Numbers:
         return _eights(stored[start:stop]).reshape(-1, columns)
 
-    def value(start: int, stop: int) -> tuple[Any, Any]:
-        return offsets[start:stop, of_input], factors[start:stop, of_input]
-
+    value = _by_group(offsets, factors, of_input)
     return Integers(computed(name, (out, columns), scales, codes, value, words), 4)
 
 
@@ -256,9 +250,7 @@ def packed_weight(path: Path, name: str, packed: CheckpointTensor, find: Find, b
     def codes(start: int, stop: int) -> Numbers:
         return _unpacked(stored[start:stop].T, bits, columns).T
 
-    def value(start: int, stop: int) -> tuple[Any, Any]:
-        return offsets[start:stop, of_input], factors[start:stop, of_input]
-
+    value = _by_group(offsets, factors, of_input)
     return Integers(computed(name, (rows, columns), scales, codes, value, words), bits)
 
 
@@ -286,6 +278,13 @@ def byte_weight(path: Path, name: str, stored: CheckpointTensor, find: Find) -> 
         return offsets[at, of_input], factors[at, of_input]
 
     return Integers(computed(name, (rows, columns), scales, codes, value, stored), 8)
+
+
+def _by_group(
+    offsets: npt.NDArray[Any], factors: npt.NDArray[Any], of_input: npt.NDArray[Any]
+) -> Callable[[int, int], tuple[Any, Any]]:
+    """The `value` of `computed` for zero points and scales [out, groups]; `of_input` [in]: each input's group."""
+    return lambda start, stop: (offsets[start:stop, of_input], factors[start:stop, of_input])
 
 
 def computed(

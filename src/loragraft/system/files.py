@@ -12,7 +12,8 @@ from os import PathLike
 from pathlib import Path
 
 from loragraft.errors import LoragraftError
-from loragraft.system.remote.paths import SCHEMES, RemotePath, as_path
+from loragraft.system.remote.paths import RemotePath, as_path
+from loragraft.system.remote.urls import SCHEMES
 
 _STRANGE_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 

@@ -10,7 +10,8 @@ from loragraft.progress import SILENT, Progress
 from loragraft.streaming.report import WriteReport
 from loragraft.system.files import named_path
 from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import brief, needing, store_of
+from loragraft.system.remote.store import brief
+from loragraft.system.remote.stores import needing, store_of
 from loragraft.verbs.card import MARK, model_card
 from loragraft.verbs.comparison_file import read_comparison
 

@@ -11,7 +11,7 @@ import pytest
 from loragraft.system.remote import blocks, stores
 from loragraft.system.remote.blocks import BLOCK, Blocks, RemoteFile
 from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import Facts
+from loragraft.system.remote.store import Facts
 
 SIZE = 37 * BLOCK + 1234
 CONTENT = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8).tobytes()

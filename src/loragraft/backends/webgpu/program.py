@@ -19,9 +19,10 @@ from loragraft.backends.plan import plan
 from loragraft.backends.program import Backend, Options, Program, Weights
 from loragraft.backends.webgpu.buffers import Constants, DeviceWeights, FloatMemory
 from loragraft.backends.webgpu.device import PARAMETERS, Device, open_device
+from loragraft.backends.webgpu.dispatches import ROWS, Dispatch
 from loragraft.backends.webgpu.memory import memory_bytes
 from loragraft.backends.webgpu.passes import HEAD, MOST_ROPES, Pass
-from loragraft.backends.webgpu.steps import ROWS, Builder, Dispatch, check_steps
+from loragraft.backends.webgpu.steps import Builder, check_steps
 from loragraft.errors import PoolError, UnsupportedError
 from loragraft.graph.ops import Graph, Op
 from loragraft.graph.spec import verify

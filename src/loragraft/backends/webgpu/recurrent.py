@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from loragraft.backends.gpu.tables import NONE
+from loragraft.backends.webgpu.dispatches import Dispatch, Dispatches
 from loragraft.backends.webgpu.shaders import shader
 from loragraft.graph.ops import Node, Op
 
-if TYPE_CHECKING:
-    from loragraft.backends.webgpu.steps import Builder, Dispatch
 
-
-def short_conv(b: Builder, node: Node, y: int) -> Iterator[Dispatch]:
+def short_conv(b: Dispatches, node: Node, y: int) -> Iterator[Dispatch]:
     channels, taps = b.shapes[y][-1], b.shape_of(node.weights[0])[-1]
     state = b.state(y)
     values = {
@@ -29,7 +26,7 @@ def short_conv(b: Builder, node: Node, y: int) -> Iterator[Dispatch]:
         yield b.dispatch(shader("keep"), lambda p: (-(-channels // 64), p.runs, 1), values, state=state)
 
 
-def scan(b: Builder, node: Node, y: int) -> Iterator[Dispatch]:
+def scan(b: Dispatches, node: Node, y: int) -> Iterator[Dispatch]:
     at = node.attrs
     if node.op is Op.GATED_DELTA:
         q, k, v, dt, beta = (b.place(value) for value in node.inputs)

@@ -2,128 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from loragraft.backends.gpu.program import halves
-from loragraft.backends.gpu.states import state_shapes
 from loragraft.backends.gpu.tables import NONE, RopeTable
 from loragraft.backends.plan import EmbedStep, GatedStep, Linear, LinearStep, NodeStep, Plan
-from loragraft.backends.program import Options
-from loragraft.backends.webgpu.buffers import Constants, DeviceWeights
-from loragraft.backends.webgpu.device import PARAMETERS, Device
+from loragraft.backends.webgpu.dispatches import (
+    FOLD,
+    ROWS,
+    Dispatch,
+    Dispatches,
+    Grid,
+    Layer,
+    Observed,
+    Steps,
+    folded,
+)
 from loragraft.backends.webgpu.passes import Pass
 from loragraft.backends.webgpu.recurrent import scan, short_conv
-from loragraft.backends.webgpu.shaders import Shader, shader
+from loragraft.backends.webgpu.shaders import shader
 from loragraft.errors import UnsupportedError
-from loragraft.graph.ops import RECURRENT, Graph, Node, Op
-from loragraft.graph.spec import value_shapes
+from loragraft.graph.ops import RECURRENT, Node, Op
 
-Grid = tuple[int, int, int]
-ROWS = 8
-"""Rows that a product takes at a time, where there are more than two."""
-_FOLD = 32768
 _MOST_GROUPS = 32
 """Of experts; kernels/experts.wgsl has a bit for each."""
 _MOST_VALUES = 512
 """Elements of a head's value that kernels/attention.wgsl has room for."""
+_MAX = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """One run of a kernel. `grid`: of a pass, how many workgroups; none of them where a number is 0. `data`: the bind
-    group of weights; `layer`: the attention whose keys and values it works on; `state`: the recurrent node whose states
-    it does. `few`: takes the place of `pipeline`,
-    which has ROWS rows along z, in passes of one or two rows."""
-
-    pipeline: Any
-    parameters: int
-    grid: Callable[[Pass], Grid]
-    data: Any = None
-    layer: int | None = None
-    state: int | None = None
-    few: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Keys and values of one attention, in words for each token; `halves`: two elements to a word."""
-
-    key_width: int
-    value_width: int
-    halves: bool
-
-    @property
-    def key_words(self) -> int:
-        return -(-self.key_width // 2) if self.halves else self.key_width
-
-    @property
-    def value_words(self) -> int:
-        return -(-self.value_width // 2) if self.halves else self.value_width
-
-    @property
-    def words(self) -> int:
-        return self.key_words + self.value_words
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What an observer is shown before a step: the weights, and where x and the ids lie."""
-
-    weights: tuple[str, ...]
-    x: int
-    ids: int | None
-
-
-@dataclass(slots=True)
-class Steps:
-    """The dispatches of a plan in order, step by step."""
-
-    steps: list[list[Dispatch]]
-    observed: dict[int, Observed]
-    copies: list[Dispatch]
-    layers: list[Layer]
-    states: list[int]
-    """The floats of a sequence's state, of each recurrent node."""
-    ropes: list[RopeTable]
-    parameters: bytes
-    numbers: int
-    """How many linears and embeddings there are, in the order in which adapters number them."""
-    experts_used: int
-    """The most that a row uses in any layer, at least 1."""
-    shapes: list[tuple[int, ...]]
-    """Of every node's value, without its rows."""
-    largest: list[Dispatch]
-    """What makes of the output the place of each row's largest element, and that."""
-
-
-class Builder:
+class Builder(Dispatches):
     """Makes `Steps`."""
 
-    def __init__(
-        self,
-        device: Device,
-        graph: Graph,
-        plan: Plan,
-        weights: DeviceWeights,
-        constants: Constants,
-        options: Options,
-    ) -> None:
-        self._device, self._plan, self._weights, self._constants = device, plan, weights, constants
-        self.shapes, self._context = value_shapes(graph), options.context
-        self._halves = halves(options)
-        self._parameters: list[bytes] = []
-        self._layers: dict[int, int] = {}
-        self._ropes: dict[Any, int] = {}
-        self._graph = graph
-        self._states = state_shapes(graph)
-        self.made = Steps([], {}, [], [], [], [], b"", 0, 1, self.shapes, [])
-
     def build(self) -> Steps:
-        for number, step in enumerate(self._plan.steps):
+        for number, step in enumerate(self.plan.steps):
             match step:
                 case LinearStep():
                     names = tuple(linear.weight for linear in step.linears)
@@ -132,65 +45,17 @@ class Builder:
                 case EmbedStep():
                     made = list(self._embed(step))
                 case GatedStep():
-                    made = [self._pointwise("SILU_MUL", step.result, step.gate, step.up)]
+                    made = [self.pointwise("SILU_MUL", step.result, step.gate, step.up)]
                 case NodeStep():
                     made = list(self._node(step))
             self.made.steps.append(made)
-        width = {"width": self.width(self._plan.output)}
+        width = {"width": self.width(self.plan.output)}
         self.made.largest.append(self.dispatch(shader("largest"), lambda p: folded(p.output_rows), width))
         self.made.parameters = b"".join(self._parameters)
         return self.made
 
-    # ---- what steps are made of ----
-
-    def place(self, node: int) -> int:
-        offset = self._plan.places[node].offset
-        return NONE if offset is None else offset
-
-    def _wanted(self, node: int) -> int:
-        return int(self._plan.places[node].wanted)
-
-    def width(self, node: int) -> int:
-        return int(np.prod(self.shapes[node], dtype=np.int64))
-
-    def dispatch(
-        self,
-        kernel: Shader,
-        grid: Callable[[Pass], Grid],
-        values: Mapping[str, int | float],
-        **more: Any,
-    ) -> Dispatch:
-        offset = len(self._parameters) * PARAMETERS
-        self._parameters.append(kernel.parameters(values).ljust(PARAMETERS, b"\0"))
-        return Dispatch(self._device.pipeline(kernel), offset, grid, **more)
-
-    def _rows(self, node: int) -> Callable[[Pass], int]:
-        return (lambda p: p.wanted) if self._plan.places[node].wanted else (lambda p: p.rows)
-
-    def threads(self, node: int, each: int) -> Callable[[Pass], Grid]:
-        """A thread for each of `each` things of a row of the value of `node`."""
-        rows = self._rows(node)
-        return lambda p: folded(-(-rows(p) * each // 64))
-
-    def offset(self, name: str) -> int:
-        """Where a small tensor lies in `constants`."""
-        return self._constants.offset(name)
-
-    def _offset(self, name: str | None) -> int:
-        return NONE if name is None else self.offset(name)
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        return self._graph.tensors[name].shape
-
-    def state(self, node: int) -> int:
-        """The number of the states of a recurrent node."""
-        self.made.states.append(int(np.prod(self._states[node], dtype=np.int64)))
-        return len(self.made.states) - 1
-
-    # ---- steps ----
-
     def _embed(self, step: EmbedStep) -> Iterator[Dispatch]:
-        matrix = self._weights.matrix(step.weight)
+        matrix = self.weights.matrix(step.weight)
         for part in matrix.parts:
             yield self.dispatch(
                 shader("embed", matrix.kind.name),
@@ -201,8 +66,8 @@ class Builder:
                     "part_first": part.first,
                     "part_rows": part.rows,
                     "row_bytes": matrix.row_bytes,
-                    "scale": self._weights.one(step.scale),
-                    "arch": self._weights.one(step.arch_scale),
+                    "scale": self.weights.one(step.scale),
+                    "arch": self.weights.one(step.arch_scale),
                     "linear": self.made.numbers,
                     "by_position": int(step.by_position),
                 },
@@ -211,17 +76,17 @@ class Builder:
         self.made.numbers += 1
 
     def _linear(self, step: LinearStep, linear: Linear) -> Iterator[Dispatch]:
-        matrix = self._weights.matrix(linear.weight)
+        matrix = self.weights.matrix(linear.weight)
         number = self.made.numbers
         self.made.numbers += 1
         used = 0 if step.ids is None else self.shapes[step.ids][-1]
         self.made.experts_used = max(self.made.experts_used, used)
         each = int(used > 0 and len(self.shapes[step.x]) > 1)
-        rows, slots = self._rows(linear.result), max(used, 1)
+        rows, slots = self.rows(linear.result), max(used, 1)
         shared = {
             "x": self.place(step.x),
             "columns": matrix.columns,
-            "wanted": self._wanted(linear.result),
+            "wanted": self.wanted(linear.result),
             "linear": number,
             "used": used,
             "ids": NONE if step.ids is None else self.place(step.ids),
@@ -230,7 +95,7 @@ class Builder:
 
         def ranks(p: Pass) -> Grid:
             count = rows(p) * slots
-            return p.ranks[number], min(count, _FOLD), -(-count // _FOLD)
+            return p.ranks[number], min(count, FOLD), -(-count // FOLD)
 
         yield self.dispatch(shader("lora"), ranks, {**shared})
         outputs = self.shapes[linear.result][-1]
@@ -247,34 +112,13 @@ class Builder:
                     "part_first": part.first,
                     "part_rows": part.rows,
                     "row_bytes": matrix.row_bytes,
-                    "scale": self._offset(linear.scale),
-                    "bias": self._offset(linear.bias),
-                    "arch": self._weights.one(linear.arch_scale),
+                    "scale": self.offset(linear.scale),
+                    "bias": self.offset(linear.bias),
+                    "arch": self.weights.one(linear.arch_scale),
                 },
                 data=part.group,
-                few=None if used else self._device.pipeline(shader("linear", kind, 1)),
+                few=None if used else self.device.pipeline(shader("linear", kind, 1)),
             )
-
-    def _pointwise(
-        self, op: str, result: int, x: int, other: int | None = None, **values: int | float
-    ) -> Dispatch:
-        width = self.width(result)
-        given: dict[str, int | float] = {
-            "op": POINTWISE.index(op),
-            "x": self.place(x),
-            "other": self.place(x if other is None else other),
-            "y": self.place(result),
-            "width": width,
-            "wanted": self._wanted(result),
-            "part": 1,
-            "stride": 1,
-            "start": 0,
-            "a": 0.0,
-            "b": 0.0,
-            "c": 0.0,
-            "d": 0.0,
-        }
-        return self.dispatch(shader("pointwise"), self.threads(result, width), {**given, **values})
 
     def _node(self, step: NodeStep) -> Iterator[Dispatch]:
         node, y, at = step.node, step.result, step.node.attrs
@@ -288,7 +132,7 @@ class Builder:
                 yield self._sized(node, y)
             case Op.CHANNEL_SCALE:
                 width = self.shapes[inputs[0]][-1]
-                yield self._pointwise(
+                yield self.pointwise(
                     "CHANNEL_SCALE", y, inputs[0], start=self.offset(node.weights[0]), part=width
                 )
             case Op.ROPE:
@@ -300,7 +144,7 @@ class Builder:
             case Op.GATED_DELTA | Op.STATE_SPACE:
                 yield from scan(self, node, y)
             case Op.TIME_STEP:
-                yield self._pointwise(
+                yield self.pointwise(
                     "TIME_STEP",
                     y,
                     inputs[0],
@@ -311,13 +155,13 @@ class Builder:
             case Op.TOP_K | Op.ROUTE | Op.EXPERTS_SUM:
                 yield self._experts(node, y)
             case Op.ADD:
-                yield self._pointwise("ADD", y, *inputs)
+                yield self.pointwise("ADD", y, *inputs)
             case Op.MUL if self.shapes[inputs[0]] == self.shapes[inputs[1]]:
-                yield self._pointwise("MUL", y, *inputs)
+                yield self.pointwise("MUL", y, *inputs)
             case Op.MUL:
-                yield self._pointwise("BROADCAST", y, *inputs, part=self.shapes[inputs[0]][-1])
+                yield self.pointwise("BROADCAST", y, *inputs, part=self.shapes[inputs[0]][-1])
             case Op.SPLIT:
-                yield self._pointwise(
+                yield self.pointwise(
                     "SPLIT",
                     y,
                     inputs[0],
@@ -326,41 +170,39 @@ class Builder:
                     start=at["start"],
                 )
             case Op.CONCAT:
-                yield self._pointwise(
+                yield self.pointwise(
                     "CONCAT", y, *inputs, part=self.shapes[y][-1], start=self.shapes[inputs[0]][-1]
                 )
             case Op.RESHAPE:
-                yield self._pointwise("AFFINE", y, inputs[0], a=1.0)
+                yield self.pointwise("AFFINE", y, inputs[0], a=1.0)
             case Op.ALL_EXPERTS:
-                yield self._pointwise("COUNT", y, inputs[0])
+                yield self.pointwise("COUNT", y, inputs[0])
             case Op.POSITION_SCALE:
-                yield self._pointwise(
+                yield self.pointwise(
                     "POSITION_SCALE", y, inputs[0], a=at["length"], b=at["offset"], c=at["slope"]
                 )
             case Op.XIELU:
-                yield self._pointwise(
+                yield self.pointwise(
                     "XIELU", y, inputs[0], a=at["alpha_p"], b=at["alpha_n"], c=at["beta"], d=at["eps"]
                 )
             case Op.GELU:
-                yield self._pointwise(
-                    "GELU_TANH" if at["approximate"] == "tanh" else "GELU_ERF", y, inputs[0]
-                )
+                yield self.pointwise("GELU_TANH" if at["approximate"] == "tanh" else "GELU_ERF", y, inputs[0])
             case Op.TANH:
-                yield self._pointwise("SOFT_CAP", y, inputs[0], a=1.0)
+                yield self.pointwise("SOFT_CAP", y, inputs[0], a=1.0)
             case Op.SOFT_CAP:
-                yield self._pointwise("SOFT_CAP", y, inputs[0], a=at["cap"])
+                yield self.pointwise("SOFT_CAP", y, inputs[0], a=at["cap"])
             case Op.CLAMP:
                 low, high = at["low"], at["high"]
-                yield self._pointwise(
+                yield self.pointwise(
                     "CLAMP", y, inputs[0], a=-_MAX if low is None else low, b=_MAX if high is None else high
                 )
             case Op.ARCH_SCALE:
-                factor = self._weights.one(node.weights[0]) if node.weights else at["value"]
-                yield self._pointwise("AFFINE", y, inputs[0], a=factor)
+                factor = self.weights.one(node.weights[0]) if node.weights else at["value"]
+                yield self.pointwise("AFFINE", y, inputs[0], a=factor)
             case Op.SHIFT:
-                yield self._pointwise("AFFINE", y, inputs[0], a=1.0, b=at["value"])
+                yield self.pointwise("AFFINE", y, inputs[0], a=1.0, b=at["value"])
             case Op.SILU | Op.SIGMOID | Op.RELU | Op.SOFTPLUS | Op.LAST:
-                yield self._pointwise(node.op.name, y, inputs[0])
+                yield self.pointwise(node.op.name, y, inputs[0])
             case _:
                 raise _unsupported(node)
 
@@ -369,16 +211,16 @@ class Builder:
         if centred:
             size = self.shapes[x][-1]
         else:
-            size = self._graph.tensors[node.weights[0]].shape[-1] if node.weights else node.attrs["group"]
-        of_weight = self._graph.tensors[node.weights[0]].shape if node.weights else (1,)
+            size = self.graph.tensors[node.weights[0]].shape[-1] if node.weights else node.attrs["group"]
+        of_weight = self.graph.tensors[node.weights[0]].shape if node.weights else (1,)
         return self._of_groups(
             x,
             y,
             size,
             kind=int(centred),
-            weight=self._offset(node.weights[0] if node.weights else None),
+            weight=self.offset(node.weights[0] if node.weights else None),
             weights=of_weight[0] if len(of_weight) > 1 else 1,
-            bias=self._offset(node.weights[1] if len(node.weights) > 1 else None),
+            bias=self.offset(node.weights[1] if len(node.weights) > 1 else None),
             eps=node.attrs["eps"],
         )
 
@@ -397,13 +239,13 @@ class Builder:
 
     def _of_groups(self, x: int, y: int, size: int, **values: int | float) -> Dispatch:
         """kernels/norms.wgsl on every `size` elements of x; it has the numbers of kinds."""
-        groups, rows = self.width(x) // size, self._rows(y)
+        groups, rows = self.width(x) // size, self.rows(y)
         usual: dict[str, int | float] = {
             "x": self.place(x),
             "y": self.place(y),
             "size": size,
             "groups": groups,
-            "wanted": self._wanted(y),
+            "wanted": self.wanted(y),
             "weight": NONE,
             "weights": 1,
             "bias": NONE,
@@ -415,9 +257,9 @@ class Builder:
     def _rope(self, node: Node, x: int, y: int) -> Dispatch:
         at = node.attrs
         key = (at["frequencies"], node.weights, at["magnitude"])
-        if key not in self._ropes:
-            self._ropes[key] = len(self.made.ropes)
-            self.made.ropes.append(RopeTable.of(node, self._context, self._weights.floats))
+        if key not in self.ropes:
+            self.ropes[key] = len(self.made.ropes)
+            self.made.ropes.append(RopeTable.of(node, self.context, self.weights.floats))
         return self.dispatch(
             shader("rope"),
             self.threads(y, self.width(y)),
@@ -428,7 +270,7 @@ class Builder:
                 "head_dim": at["head_dim"],
                 "rotary": at["rotary"],
                 "adjacent": int(at["pairs"] == "adjacent"),
-                "table": self._ropes[key],
+                "table": self.ropes[key],
             },
         )
 
@@ -446,7 +288,7 @@ class Builder:
             )
         slopes = at.get("slopes")
         number = len(self.made.layers)
-        layer = Layer(at["kv_heads"] * at["head_dim"], at["kv_heads"] * value_dim, self._halves)
+        layer = Layer(at["kv_heads"] * at["head_dim"], at["kv_heads"] * value_dim, self.halves)
         self.made.layers.append(layer)
         held = {"key_words": layer.key_words, "value_words": layer.value_words, "halves": int(layer.halves)}
         self.made.copies.append(
@@ -471,7 +313,7 @@ class Builder:
         )
         yield self.dispatch(
             shader("attention"),
-            lambda p: (at["heads"], min(p.rows, _FOLD), -(-p.rows // _FOLD)),
+            lambda p: (at["heads"], min(p.rows, FOLD), -(-p.rows // FOLD)),
             {
                 **held,
                 "q": self.place(q),
@@ -482,8 +324,8 @@ class Builder:
                 "value_dim": value_dim,
                 "window": at["window"] or 0,
                 "chunk": at.get("chunk") or 0,
-                "slopes": self._constants.add(np.array(slopes, np.float32)) if slopes else NONE,
-                "sinks": self._offset(node.weights[0] if node.weights else None),
+                "slopes": self.constants.add(np.array(slopes, np.float32)) if slopes else NONE,
+                "sinks": self.offset(node.weights[0] if node.weights else None),
                 "scale": at["scale"],
                 "softcap": at.get("softcap") or 0.0,
             },
@@ -514,10 +356,10 @@ class Builder:
                 "experts": self.shapes[x][-1],
                 "used": self.shapes[x][0] if summed else self.shapes[y][-1],
                 "width": self.width(y),
-                "wanted": self._wanted(y),
+                "wanted": self.wanted(y),
                 "gating": (None, "softmax", "sigmoid", "sparse_mixer").index(at.get("gating")),
                 "margin": at.get("margin") or 0.0,
-                "bias": self._offset(node.weights[0] if node.weights else None),
+                "bias": self.offset(node.weights[0] if node.weights else None),
                 "groups": groups,
                 "groups_used": at.get("groups_used") or 1,
                 "group_best": at.get("group_best") or 1,
@@ -525,33 +367,6 @@ class Builder:
                 "scale": float(at.get("scale", 1.0)),
             },
         )
-
-
-_MAX = float(np.finfo(np.float32).max)
-#: The numbers of kernels/pointwise.wgsl.
-POINTWISE = (
-    "ADD",
-    "MUL",
-    "BROADCAST",
-    "SILU_MUL",
-    "SILU",
-    "SIGMOID",
-    "GELU_TANH",
-    "GELU_ERF",
-    "RELU",
-    "SOFT_CAP",
-    "SOFTPLUS",
-    "CLAMP",
-    "AFFINE",
-    "SPLIT",
-    "LAST",
-    "CONCAT",
-    "COUNT",
-    "XIELU",
-    "POSITION_SCALE",
-    "TIME_STEP",
-    "CHANNEL_SCALE",
-)
 
 
 _KNOWN = {
@@ -584,10 +399,3 @@ def _unsupported(node: Node) -> UnsupportedError:
     return UnsupportedError(
         node.label or node.op, f"no kernel for {node.op} on WebGPU", hint="use --device cpu"
     )
-
-
-def folded(count: int) -> Grid:
-    """`count` workgroups, some more if they do not fit along one axis: kernels number them x first."""
-    if count <= _FOLD:
-        return count, int(count > 0), 1
-    return _FOLD, -(-count // _FOLD), 1

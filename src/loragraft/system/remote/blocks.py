@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loragraft.errors import FormatError
-from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import Facts, store_of
+from loragraft.system.remote.store import Facts
+from loragraft.system.remote.stores import store_of
+from loragraft.system.remote.urls import Url
 
 #: Bytes of a block, and of a request at most.
 BLOCK, REQUEST = 1 << 16, 1 << 22
@@ -159,18 +160,18 @@ BLOCKS = Blocks(_capacity())
 class RemoteFile:
     """One remote file, read where it is asked: what a mapping is of a local file (`system.mapped`)."""
 
-    def __init__(self, path: RemotePath, facts: Facts, blocks: Blocks = BLOCKS) -> None:
+    def __init__(self, path: Url, facts: Facts, blocks: Blocks = BLOCKS) -> None:
         self.path, self.facts = path, facts
         self._blocks, self._store = blocks, store_of(path)
         self._filled = 0
         _in_use.add(self)
 
     @classmethod
-    def of(cls, path: RemotePath, error: type[FormatError] = FormatError) -> Self:
+    def of(cls, path: Url, error: type[FormatError] = FormatError) -> Self:
         """Raises `error` for a file that is missing or empty, LoragraftError for one that cannot be reached."""
         facts = store_of(path).facts(path)
         if facts is None:
-            raise error(path, "is a folder" if path.exists() else "no such file")
+            raise error(path, "is a folder" if store_of(path).children(path) else "no such file")
         if facts.size == 0:
             raise error(path, "the file is empty")
         return cls(path, facts)
@@ -284,6 +285,6 @@ def files_in_use() -> list[RemoteFile]:
     return list(_in_use)
 
 
-def local_copy(path: RemotePath) -> Path | None:
+def local_copy(path: Url) -> Path | None:
     """Where the file lies on this machine's disk already, in the hub's cache."""
     return store_of(path).local(path)

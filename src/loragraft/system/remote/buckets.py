@@ -11,8 +11,8 @@ from typing import Any
 import fsspec
 
 from loragraft.errors import FormatError, LoragraftError
-from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import MAX_NAMES, Facts, Store, brief
+from loragraft.system.remote.store import MAX_NAMES, Facts, Store, brief
+from loragraft.system.remote.urls import Url
 
 
 class BucketStore(Store):
@@ -20,13 +20,13 @@ class BucketStore(Store):
         super().__init__()
         self.files: Any = fsspec.filesystem(scheme, use_listings_cache=False)
 
-    def facts(self, path: RemotePath) -> Facts | None:
+    def facts(self, path: Url) -> Facts | None:
         return self.remembered("facts", path, lambda: self._facts(path))
 
-    def children(self, path: RemotePath) -> Collection[str]:
+    def children(self, path: Url) -> Collection[str]:
         return self.remembered("children", path, lambda: self._children(path))
 
-    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytes:
+    def read(self, path: Url, facts: Facts, start: int, stop: int) -> bytes:
         try:
             data: bytes = self.files.cat_file(str(path), start=start, end=stop)
         except FileNotFoundError:
@@ -37,10 +37,10 @@ class BucketStore(Store):
             raise FormatError(path, "became shorter while it was in use", hint="download it again")
         return data
 
-    def writer(self, path: RemotePath, part: int) -> Any:
+    def writer(self, path: Url, part: int) -> Any:
         return self.files.open(str(path), "wb", block_size=part, autocommit=False)
 
-    def _facts(self, path: RemotePath) -> Facts | None:
+    def _facts(self, path: Url) -> Facts | None:
         try:
             info = self.files.info(str(path))
         except FileNotFoundError:
@@ -52,7 +52,7 @@ class BucketStore(Store):
         version = info.get("ETag") or info.get("etag") or info.get("generation") or info.get("mtime")
         return Facts(int(info["size"]), str(version))
 
-    def _children(self, path: RemotePath) -> Collection[str]:
+    def _children(self, path: Url) -> Collection[str]:
         try:
             found = self.files.ls(str(path), detail=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -67,12 +67,12 @@ class BucketStore(Store):
         return {name for each in found if (name := str(each).rstrip("/").rpartition("/")[2]) and each != own}
 
 
-def _unreachable(path: RemotePath, problem: BaseException) -> LoragraftError:
+def _unreachable(path: Url, problem: BaseException) -> LoragraftError:
     what = "may not be read" if isinstance(problem, PermissionError) else "cannot be reached"
     return LoragraftError(path, f"{what}: {brief(problem)}", hint=credentials_hint(path, problem))
 
 
-def credentials_hint(path: RemotePath, problem: BaseException) -> str | None:
+def credentials_hint(path: Url, problem: BaseException) -> str | None:
     """What to do about `problem`, if it is that there are no keys, or that they do not suffice."""
     lacking = "credentials" in str(problem).lower()
     if path.scheme != "s3" or not (lacking or isinstance(problem, PermissionError)):

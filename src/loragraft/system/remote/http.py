@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub.utils import http_stream_backoff  # type: ignore[attr-defined]  # loaded lazily
 
 from loragraft.errors import FormatError, LoragraftError
-from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import Facts, Store, brief
+from loragraft.system.remote.store import Facts, Store, brief
+from loragraft.system.remote.urls import Url
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 #: Seconds without a byte; how often a passing failure is tried again, each time after twice as many seconds.
@@ -21,17 +21,17 @@ _TIMEOUT, _RETRIES, _PAUSE = 60.0, 3, 0.5
 class HttpStore(Store):
     """Single files: a web server has no folders that could be listed."""
 
-    def facts(self, path: RemotePath) -> Facts | None:
+    def facts(self, path: Url) -> Facts | None:
         return self.remembered("facts", path, lambda: probe(path, str(path), {}))
 
-    def children(self, path: RemotePath) -> tuple[str, ...]:
+    def children(self, path: Url) -> tuple[str, ...]:
         return ()
 
-    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytearray:
+    def read(self, path: Url, facts: Facts, start: int, stop: int) -> bytearray:
         return read_range(path, str(path), {}, facts, start, stop)
 
 
-def probe(path: RemotePath, url: str, headers: Mapping[str, str]) -> Facts | None:
+def probe(path: Url, url: str, headers: Mapping[str, str]) -> Facts | None:
     """Size and entity tag of what `url` names, by asking for its first byte; None if there is nothing."""
     status, answer, _ = _get(path, url, headers, 0, 1)
     if status in (404, 410):
@@ -41,7 +41,7 @@ def probe(path: RemotePath, url: str, headers: Mapping[str, str]) -> Facts | Non
 
 
 def read_range(
-    path: RemotePath, url: str, headers: Mapping[str, str], facts: Facts, start: int, stop: int
+    path: Url, url: str, headers: Mapping[str, str], facts: Facts, start: int, stop: int
 ) -> bytearray:
     """Bytes [start, stop). Raises FormatError if the file is no longer the one that `facts` are of."""
     status, answer, data = _get(path, url, headers, start, stop)
@@ -59,7 +59,7 @@ def read_range(
 
 
 def _get(
-    path: RemotePath, url: str, headers: Mapping[str, str], start: int, stop: int
+    path: Url, url: str, headers: Mapping[str, str], start: int, stop: int
 ) -> tuple[int, Mapping[str, Any], bytearray]:
     """Status, headers and bytes. What refuses to answer is asked again by huggingface_hub's client; an answer that is
     cut in its middle, by us."""
@@ -86,7 +86,7 @@ def _get(
     )
 
 
-def _read_into(data: bytearray, response: Any, path: RemotePath, count: int) -> Exception | None:
+def _read_into(data: bytearray, response: Any, path: Url, count: int) -> Exception | None:
     """What ended the answer, if it is not whole. (It must not leave the client's `with`, which would take it for its
     own failure.)"""
     pieces = response.iter_raw()
@@ -102,7 +102,7 @@ def _read_into(data: bytearray, response: Any, path: RemotePath, count: int) -> 
             raise FormatError(path, "the server sends more than it was asked for")
 
 
-def _check_status(path: RemotePath, status: int) -> None:
+def _check_status(path: Url, status: int) -> None:
     if status == 206:
         return
     if status == 200:
@@ -111,7 +111,7 @@ def _check_status(path: RemotePath, status: int) -> None:
     raise LoragraftError(path, reasons.get(status, "cannot be read"), found=f"HTTP status {status}")
 
 
-def _total(path: RemotePath, headers: Mapping[str, Any], start: int, stop: int) -> int:
+def _total(path: Url, headers: Mapping[str, Any], start: int, stop: int) -> int:
     """The file's size, from an answer that must be the range that was asked for."""
     match = _CONTENT_RANGE.fullmatch(str(headers.get("content-range", "")))
     if match is None or (int(match[1]), int(match[2])) != (start, stop - 1) or int(match[3]) < stop:

@@ -17,8 +17,8 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from loragraft.errors import LoragraftError
 from loragraft.system.remote.http import probe, read_range
-from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import MAX_NAMES, Facts, Store, brief
+from loragraft.system.remote.store import MAX_NAMES, Facts, Store, brief
+from loragraft.system.remote.urls import Url
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def parts_of(path: RemotePath) -> tuple[str, str | None, str]:
+def parts_of(path: Url) -> tuple[str, str | None, str]:
     """Repository, revision and name within it. Raises LoragraftError for what is no model's."""
     words = path.parts[1:]
     if words and words[0] in ("datasets", "spaces"):
@@ -46,12 +46,12 @@ def parts_of(path: RemotePath) -> tuple[str, str | None, str]:
 
 
 class HubStore(Store):
-    def snapshot(self, path: RemotePath) -> Snapshot | None:
+    def snapshot(self, path: Url) -> Snapshot | None:
         """None if there is no such repository, or nobody may know."""
-        root = RemotePath(*path.parts[:3])
+        root = Url(*path.parts[:3])
         return self.remembered("snapshot", root, lambda: _snapshot(root))
 
-    def facts(self, path: RemotePath) -> Facts | None:
+    def facts(self, path: Url) -> Facts | None:
         found, name = self.snapshot(path), parts_of(path)[2]
         if found is None or name not in found.sizes:
             return None
@@ -61,32 +61,32 @@ class HubStore(Store):
             return probed and Facts(probed.size, found.commit)
         return Facts(size, found.commit)
 
-    def children(self, path: RemotePath) -> Collection[str]:
+    def children(self, path: Url) -> Collection[str]:
         found, name = self.snapshot(path), parts_of(path)[2]
         if found is None:
             return ()
         start = f"{name}/" if name else ""
         return {file[len(start) :].partition("/")[0] for file in found.sizes if file.startswith(start)}
 
-    def read(self, path: RemotePath, facts: Facts, start: int, stop: int) -> bytearray:
+    def read(self, path: Url, facts: Facts, start: int, stop: int) -> bytearray:
         return read_range(path, *self._where(path, facts.version), facts, start, stop)
 
-    def now(self, path: RemotePath) -> Facts | None:
+    def now(self, path: Url) -> Facts | None:
         return self.facts(path)  # a commit does not change
 
-    def local(self, path: RemotePath) -> Path | None:
+    def local(self, path: Url) -> Path | None:
         repository, _, name = parts_of(path)
         found = self.snapshot(path)
         cached = found and try_to_load_from_cache(repository, name, revision=found.commit)
         return Path(cached) if isinstance(cached, str) else None
 
-    def _where(self, path: RemotePath, commit: str) -> tuple[str, dict[str, str]]:
+    def _where(self, path: Url, commit: str) -> tuple[str, dict[str, str]]:
         repository, _, name = parts_of(path)
         host = (endpoint() or constants.ENDPOINT).rstrip("/")
         return f"{host}/{repository}/resolve/{commit}/{quote(name)}", build_hf_headers()
 
 
-def _snapshot(root: RemotePath) -> Snapshot | None:
+def _snapshot(root: Url) -> Snapshot | None:
     repository, revision, _ = parts_of(root)
     try:
         info = HfApi(endpoint=endpoint()).model_info(repository, revision=revision, files_metadata=True)

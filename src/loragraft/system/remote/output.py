@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from loragraft.errors import LoragraftError, OutputError
 from loragraft.system.remote.paths import RemotePath
-from loragraft.system.remote.stores import brief, store_of
+from loragraft.system.remote.store import brief
+from loragraft.system.remote.stores import store_of
 from loragraft.system.whole import WholeOutput
 
 #: Bytes of a part at least, and how many parts an upload may have (S3's bounds are 5 MiB and 10,000).

@@ -14,10 +14,11 @@ import stat
 import zlib
 from collections.abc import Generator
 from os import PathLike
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import IO, Any
 
-SCHEMES = ("hf", "s3", "gs", "http", "https")
+from loragraft.system.remote.urls import SCHEMES, Url
+
 #: A Path made of a URL has lost one of the slashes.
 _URL = re.compile(rf"(?:{'|'.join(SCHEMES)}):/{{1,2}}[^/]")
 
@@ -38,28 +39,13 @@ def as_path(given: str | PathLike[str]) -> Path:
     return RemotePath(given) if is_url(given) else Path(given)
 
 
-class RemotePath(PosixPath):
-    """What a URL names. Its parts are the scheme, the bucket, host or organisation, and so on.
+class RemotePath(Url):
+    """What a URL names.
 
     Asking for what is there raises LoragraftError if the network, the rights or a package are missing.
     """
 
     __slots__ = ()
-
-    def __str__(self) -> str:
-        parts = self.parts
-        if parts and parts[0][:-1] in SCHEMES and parts[0].endswith(":"):
-            return f"{parts[0]}//{'/'.join(parts[1:])}"
-        return "/".join(parts) or "."
-
-    @property
-    def scheme(self) -> str:
-        return self.parts[0][:-1] if self.parts else ""
-
-    @property
-    def repository(self) -> str:
-        """The last name without a revision: of a model on the hub, what it is called."""
-        return self.name.partition("@")[0] if self.scheme == "hf" and len(self.parts) <= 3 else self.name
 
     # ---- what Path asks the file system for ----
 

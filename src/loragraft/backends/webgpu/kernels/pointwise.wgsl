@@ -1,4 +1,4 @@
-// Everything that makes an element of the elements at its place. `op` picks what (backends/webgpu/steps.py).
+// Everything that makes an element of the elements at its place. `op` picks what (backends/webgpu/dispatches.py).
 struct Params {
   op: u32,
   x: u32,
