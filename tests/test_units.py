@@ -11,7 +11,7 @@ from loragraft.units import byte_count, bytes_text, share
     ("text", "size"),
     [("3.2MB", 3_200_000), ("4 GiB", 4 << 30), ("1200000", 1_200_000), ("12kb", 12_000), ("7B", 7)],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_a_size_has_decimal_or_binary_units(text: str, size: int) -> None:
     assert byte_count(text) == size
 
 
@@ -24,7 +24,7 @@ def test_what_is_no_size(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("99%", 0.99), ("99", 0.99), ("0.99", 0.99), ("99.5 %", 0.995), ("1%", 0.01)]
 )
-def test_shares(text: str, value: float) -> None:
+def test_a_share_is_a_percentage_or_a_fraction(text: str, value: float) -> None:
     assert share(text) == pytest.approx(value, rel=1e-12)
 
 
@@ -34,5 +34,5 @@ def test_what_is_no_share(text: str) -> None:
         share(text)
 
 
-def test_bytes() -> None:
+def test_bytes_are_printed_in_three_digits() -> None:
     assert [bytes_text(size) for size in (999, 1500, 12_345_678)] == ["999 B", "1.5 kB", "12.3 MB"]

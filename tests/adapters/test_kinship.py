@@ -36,7 +36,7 @@ def test_no_doubt(trained_on: object, base: ModelSource) -> None:
     assert doubt(trained_on, base) is None
 
 
-def test_doubt() -> None:
+def test_an_adapter_of_another_base_is_doubted() -> None:
     note = doubt("Qwen/Qwen2-7B", model("Llama-3.2-1B", name="Llama 3.2 1B"))
     assert note is not None
     assert "'Qwen/Qwen2-7B'" in note

@@ -156,7 +156,7 @@ def notes_of(folder: Path) -> list[str]:
         ("starcoder2", []),
     ],
 )
-def test_notes(tmp_path: Path, case: str, said: list[str]) -> None:
+def test_the_notes_on_a_configuration(tmp_path: Path, case: str, said: list[str]) -> None:
     notes = notes_of(write(tmp_path / "m", case))
     assert [note[: len(start)] for note, start in zip(notes, said, strict=True)] == said
 

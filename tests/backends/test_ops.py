@@ -290,7 +290,7 @@ def test_queries_grow_with_their_position(backend: Backend, tolerance: float) ->
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
-def test_xielu(backend: Backend, tolerance: float) -> None:
+def test_xielu_is_its_formula(backend: Backend, tolerance: float) -> None:
     x = np.random.default_rng(7).normal(0, 3, (VOCABULARY, WIDTH)).astype(np.float32)
     attrs = {"alpha_p": 0.7, "alpha_n": 1.3, "beta": 0.5, "eps": -1e-6}
     found, wide = run(backend, Op.XIELU, attrs, {"token_embd.weight": x}), x[IDS].astype(np.float64)

@@ -175,7 +175,7 @@ def test_adapters_change_within_a_sequence(backend: Backend) -> None:
     assert nmse(once[1:], mixed) < REFERENCE
 
 
-def test_slots(backend: Backend) -> None:
+def test_a_dropped_slot_is_not_used_again(backend: Backend) -> None:
     rng = np.random.default_rng(4)
     program = small_program(backend)
     first, second = (random_adapter(rng, linears("llama")) for _ in range(2))

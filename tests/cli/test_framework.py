@@ -142,7 +142,7 @@ def test_lora_scale(tmp_path: Path) -> None:
     assert out == f"[('x', 1.0), ('dir/y', 0.5), ('{odd}', 1.0)]\n"
 
 
-def test_root() -> None:
+def test_version_and_help_go_to_stdout() -> None:
     assert loragraft("--version", env={}).stdout == f"loragraft {__version__}\n"
     done = loragraft("--help", env={})
     assert done.stdout.startswith("Usage: loragraft [OPTIONS] COMMAND")

@@ -96,7 +96,9 @@ def fresh(folder: Path, verb: str) -> Path:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_faults(tmp_path: Path, inputs: Path, server: Server, verb: str) -> None:
+def test_a_fault_leaves_the_old_file_or_the_whole_new_one(
+    tmp_path: Path, inputs: Path, server: Server, verb: str
+) -> None:
     before = contents(inputs)
     folder = fresh(tmp_path / "out", verb)
     said, calls, _ = server.ask(verb, 1 << 40, "none", folder)

@@ -60,7 +60,7 @@ def facts(arch: str, role: str, type: str, scale: str | None = None, **more: boo
         (facts("llama", "attn_q", "F16", adapted=True, decomposed=True), Outcome.REFUSES),
     ],
 )
-def test_rules(linear: LinearFacts, outcome: Outcome) -> None:
+def test_what_the_published_graph_does_with_a_linear(linear: LinearFacts, outcome: Outcome) -> None:
     assert published(linear).outcome is outcome
 
 

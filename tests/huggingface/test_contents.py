@@ -41,7 +41,7 @@ def refused(path: Path, role: Role) -> str:
     return str(error.value)
 
 
-def test_files() -> None:
+def test_a_file_stands_for_its_folder_in_its_role() -> None:
     assert recognise(data("gguf/llama-kjv.shakespeare-lora.gguf")).kind is Kind.GGUF_ADAPTER
     assert recognise(data("gguf/llama-kjv.merged.imatrix.gguf")).kind is Kind.GGUF_IMATRIX
     assert recognise(data("gguf/llama-kjv.merged.imatrix.dat")).kind is Kind.LEGACY_IMATRIX

@@ -96,7 +96,7 @@ def test_the_floats_are_the_librarys(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("shuffled", [True, False])
-def test_gptq(bits: int, first: bool, shuffled: bool, tmp_path: Path) -> None:
+def test_gptq_reads_as_it_was_packed(bits: int, first: bool, shuffled: bool, tmp_path: Path) -> None:
     tensors, expected = gptq((64, 96), bits, 32, first=first, shuffled=shuffled)
     config = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq" if first else "gptq_v2"}
     read = gptq_or_awq(tmp_path, config, "w", opened(tmp_path, tensors))

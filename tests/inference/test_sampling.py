@@ -47,7 +47,7 @@ def test_frequencies_follow_the_tempered_probabilities(temperature: float) -> No
     assert np.abs(counts / n - expected).max() < 4 * np.sqrt(0.25 / n)
 
 
-def test_seed() -> None:
+def test_a_seed_draws_the_same_tokens_again() -> None:
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(Sampling(seed=seed))
         return [sampler.seed, *(sampler.pick(LOGITS) for _ in range(50))]

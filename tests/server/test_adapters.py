@@ -208,7 +208,7 @@ def test_a_broken_adapter_refuses_its_own_requests(served: Served, folder: Path)
     shutil.rmtree(folder / "adapters" / "broken")
 
 
-def test_keys(folder: Path) -> None:
+def test_the_api_key_guards_the_api_but_not_the_page(folder: Path) -> None:
     model = folder / "kjv"
     with serving(model, env={"LORAGRAFT_API_KEY": "sesame"}) as server:
         assert http.get(f"{server.url}/v1/models").status_code == 401

@@ -233,7 +233,7 @@ BODIES: dict[str, tuple[str, object, int, str]] = {
 
 
 @pytest.mark.parametrize("case", BODIES)
-def test_bodies(served: Served, case: str) -> None:
+def test_a_bad_body_is_refused_with_its_reason(served: Served, case: str) -> None:
     path, body, status, says = BODIES[case]
     if isinstance(body, dict) and path in (CHAT, PLAIN):
         body = {"model": "kjv", **({"prompt": "a"} if path == PLAIN else {}), **body}
@@ -282,7 +282,7 @@ def test_models_of_odd_names(served: Served, name: str) -> None:
         "/%0d%0ax-evil:1",
     ],
 )
-def test_paths(served: Served, path: str) -> None:
+def test_a_strange_path_is_not_found(served: Served, path: str) -> None:
     answer = http.get(served.url + path)
     assert answer.status_code == 404
     assert "x-evil" not in answer.headers

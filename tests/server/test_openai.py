@@ -45,7 +45,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_models_are_the_base_and_its_adapters(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["kjv", "poet", "other"]
     assert client.models.retrieve("poet").id == "poet"
     with pytest.raises(openai.NotFoundError, match="no model 'nobody'"):

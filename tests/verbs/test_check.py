@@ -63,7 +63,7 @@ def test_wrong_orders_cost_what_theory_says(report: Conformance) -> None:
         assert runs[mistake].mean_kl > 0.1
 
 
-def test_dora(tmp_path: Path) -> None:
+def test_dora_has_three_mistakes_of_its_own(tmp_path: Path) -> None:
     case = "qwen2+dora"
     base, adapter = base_folder(case, tmp_path / "base"), adapter_folder(case, tmp_path / "adapter")
     report = check(base, [adapter], text=lg.Measurement("DOGHELPFACTLINE" * 30, context=64, windows=2))

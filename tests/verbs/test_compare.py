@@ -67,7 +67,7 @@ def test_divergences_are_those_of_llama_perplexity(result: Comparison) -> None:
     assert (result.full.kept, result.base.kept) == (None, None)
 
 
-def test_sizes(result: Comparison) -> None:
+def test_the_size_of_an_adapter_counts_at_run_time(result: Comparison) -> None:
     size = {name: row.size for name, row in rows(result).items()}
     assert size["full"] == size["base"]
     assert size["merged"] < 0.32 * size["full"]

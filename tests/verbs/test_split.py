@@ -80,7 +80,7 @@ def test_a_tensor_above_the_limit_gets_its_own_file(tmp_path: Path) -> None:
     assert [shard.n_tensors for shard in shards] == [1] * 5
 
 
-def test_join(tmp_path: Path) -> None:
+def test_join_writes_the_bytes_of_the_whole(tmp_path: Path) -> None:
     shards = split(small_model(tmp_path), tmp_path / "o", SplitLimits(max_tensors=3))
     joined = join(shards[2].path, tmp_path / "j.gguf")  # any of the files stands for the whole
     assert digest([joined]) == "263af6a2957776c2a9ad0fde803fbcd15e144b6fa8cd9a152e1b929bfa0af892"
@@ -177,7 +177,7 @@ def test_the_output_is_none_of_the_inputs(shards: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(("text", "size"), [("500M", 500_000_000), ("4G", 4_000_000_000), ("20k", 20_000)])
-def test_sizes(text: str, size: int) -> None:
+def test_a_limit_is_read_in_decimal_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 

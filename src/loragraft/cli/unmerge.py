@@ -50,7 +50,7 @@ class _Merged(AdapterParam):
     "target",
     type=TARGET,
     metavar="TYPE",
-    default_text="the model's, if it is one of floats, else F16",
+    default_text="the model's, if it is a float type, else as for merge",
     help="Any type of `loragraft quantize`.",
 )
 @THREADS

@@ -29,7 +29,7 @@ DEFAULT_CONTEXT = 512
 @dataclass(frozen=True)
 class Measurement:
     """`text`, read in windows of `context` tokens, the first `windows` of them; by models that `backend`, `device`,
-    `threads` and `activations` run, as for `load`. What is None is as the verb that measures has it."""
+    `threads` and `activations` run, as for `load`. None: the default of the verb that measures."""
 
     text: str
     _: KW_ONLY

@@ -21,11 +21,6 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
-def installed() -> bool:
-    """Whether the process's signals are ours."""
-    return signal.getsignal(signal.SIGTERM) is _handle
-
-
 @contextmanager
 def held() -> Iterator[None]:
     """What arrives within is raised at the end."""

@@ -45,13 +45,14 @@ def merge(
     """Write `base` (a GGUF file or a Hugging Face folder) with `adapters` (paths, or pairs of path and strength) as
     `type`: F16 if None, or NVFP4 for a base in NVFP4.
 
-    The result equals merging to F16 and quantizing that file, byte for byte; only tensors of a quantized base that no
-    adapter touches and that have the wanted type already are copied. Without adapters this is a conversion; without
-    `output` nothing is written: the report says what would be. `dequantize`: quantized weights of a folder that GGUF
-    cannot carry (AWQ's, for one) are merged as floats, not refused. `base_as_trained`: the same, and the file says so:
-    the base is what an adapter saw that was trained on quantized weights (QLoRA). `combination`: make one adapter of
-    all of them first, as PEFT's add_weighted_adapter does, instead of adding one to the other. `receipts`: say in the
-    file what was merged. `intake`: what is allowed of files that are not quite what they should be. `threads`: all
+    The result equals merging to F16 and quantizing that file, byte for byte. One exception: a tensor of a quantized
+    base is copied if no adapter touches it and it has the wanted type already. Without adapters this is a conversion.
+    Without `output` nothing is written: the report says what would be.
+
+    `dequantize`: merge quantized weights that GGUF cannot carry (AWQ's, for one) as floats, instead of refusing them.
+    `base_as_trained`: the same for the base of an adapter that was trained on quantized weights (QLoRA); the file says
+    so. `combination`: make one adapter of all of them first, as PEFT's add_weighted_adapter does. `receipts`: say in
+    the file what was merged. `intake`: what is allowed of files that are not quite as they should be. `threads`: all
     CPUs, if None. `workers`: so many processes, or the nodes of a cluster (`ray`, `ray://HOST:PORT`), each with
     `threads` threads; the bytes do not depend on them.
 

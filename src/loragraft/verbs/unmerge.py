@@ -32,13 +32,14 @@ def unmerge(
 ) -> WriteReport:
     """Write `model` without `adapters` (paths, or pairs of path and the strength that they were merged at).
 
-    Their deltas are subtracted: from a merged F32 model that leaves the base but for float32's rounding, from F16 but
-    for F16's, from a quantized one what its rounding had left. Where the model says what was merged into it
-    (`merge` writes that), an adapter that was not is an error, its strength is the one that was merged where none is
-    given, and what is taken out is no longer said. `type`: as the model is, if None and it is a float model.
+    Their deltas are subtracted. What is left is the base, up to the rounding of the merged file's type.
+
+    `merge` writes into a file what was merged. Of such a file, any other adapter is refused, a strength that is not
+    given is the merged one, and the entry of what is taken out is removed. `type`: if None, the model's own if all its
+    weights have one float type, else as for `merge`.
 
     Raises AdapterError for an adapter that did more than add (DoRA, whole tensors, biases, factors): what it replaced
-    is not in the model any more.
+    is no longer in the model.
     """
     source = model if isinstance(model, ModelSource) else open_model(model, intake=intake)
     said = receipts_in(source.metadata)

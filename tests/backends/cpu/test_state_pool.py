@@ -444,7 +444,7 @@ def test_a_bound_is_kept_and_nothing_has_changed() -> None:
     assert np.array_equal(case.feed(pool, [(first, 100, 192)]), case.whole()[100:192])
 
 
-def test_states() -> None:
+def test_states_begin_at_zero_and_are_shared_until_written() -> None:
     """Zeros at first, shared by a fork until one of the two goes on, and without a way back."""
     pool = engine.StatePool([(1, 16, 16, 0)], [3, 5], "f32", 100_000)
     first, each = pool.open(), 4 * 32  # in units of 16 floats
