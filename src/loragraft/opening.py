@@ -129,8 +129,8 @@ def _with_note_of_merged(
     if known is None:
         return adapter
     note = (
-        f"{adapter.path}: is in {base.path.name} already ({known[0]} at {known[1]:g}, as its {RECEIPTS} say), and is "
-        "added once more"
+        f"{adapter.path}: is in {base.path.name} already ({known[0]} at {known[1]:g}, according to its {RECEIPTS}), "
+        "and is added once more"
     )
     return replace(adapter, notes=[*adapter.notes, note])
 

@@ -68,8 +68,8 @@ def test_an_adapter_given_twice(tmp_path: Path) -> None:
 def test_an_adapter_that_was_merged_before(tmp_path: Path) -> None:
     run("merge", BASE, "--lora", f"{ADAPTER}=0.5", "-o", tmp_path / "m.gguf")
     note = (
-        f"{ADAPTER}: is in m.gguf already (llama-kjv.shakespeare at 0.5, as its loragraft.adapters.* say), and is "
-        "added once more\n"
+        f"{ADAPTER}: is in m.gguf already (llama-kjv.shakespeare at 0.5, according to its loragraft.adapters.*), "
+        "and is added once more\n"
     )
     assert note in run("merge", tmp_path / "m.gguf", "--lora", ADAPTER, "--dry-run")
     assert note in run("run", tmp_path / "m.gguf", "--lora", ADAPTER, "-p", "x", "-n", 1)

@@ -96,7 +96,7 @@ LARGE = Candidate("Q4_K_M + adapter", 3_200_000, Estimate(0.9951, 0.0001))
         ),
         (
             [SMALL, UNSURE],
-            "None surely keeps 99 % of the fine-tune. merged, IQ4_XS (2.4 MB, 99.05 ± 0.04 %) may too: this text is "
+            "None is sure to keep 99 % of the fine-tune. merged, IQ4_XS (2.4 MB, 99.05 ± 0.04 %) may too: this text is "
             "too short to tell.",
         ),
         (

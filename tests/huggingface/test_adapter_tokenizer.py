@@ -65,7 +65,7 @@ def test_a_chat_template_and_an_end_of_text(tmp_path: Path) -> None:
         "tokenizer.chat_template": "{{ messages }}",
     }
     assert any(
-        note.endswith("its own chat template replaces the base's, which is another") for note in loaded.notes
+        note.endswith("its own chat template replaces the base's, which differs") for note in loaded.notes
     )
 
 

@@ -199,7 +199,7 @@ def test_02_a_wrapper_without_its_other_parts(tmp_path: Path) -> None:
     shutil.copy(case("02-language-model-prefix") / "wrapper-config.json", folder / "config.json")
     adapter = case("02-language-model-prefix") / "new-prefix"
     output = run("merge", folder, "--lora", adapter, "-o", tmp_path / "o.gguf", "--type", "F32")
-    assert "of mistral3 the language model alone is there: taken" in output
+    assert "holds only the language model of mistral3, which is taken" in output
     same(values(tmp_path / "o.gguf"), expected_plain())
 
 

@@ -92,7 +92,7 @@ def recommendation(candidates: Sequence[Candidate], keep: float) -> str:
     if chosen is not None:
         return f"The smallest that keeps {wanted}: {chosen}.{perhaps}"
     if perhaps:
-        return f"None surely keeps {wanted}.{perhaps}"
+        return f"None is sure to keep {wanted}.{perhaps}"
     best = max(candidates, key=lambda one: one.kept.value)
     return f"None keeps {wanted}; {best} comes closest. Take a larger type."
 

@@ -47,7 +47,7 @@ def adapter_tokenizer(folder: Path, base: ModelSource, vocabulary: int, notes: l
             "tokenizer" if not same_tokens else "chat template" if _TEMPLATES in changed else "special tokens"
         )
         notes += [] if same_tokens else own_notes
-        notes.append(f"{folder}: its own {what} replaces the base's, which is another")
+        notes.append(f"{folder}: its own {what} replaces the base's, which differs")
     return changed
 
 
@@ -79,7 +79,7 @@ def _uses(folder: Path, base: ModelSource, resized: Metadata, notes: list[str]) 
     if changed:
         what = "chat template" if any(key.startswith(_TEMPLATES) for key in changed) else "special tokens"
         notes += own_notes
-        notes.append(f"{folder}: its own {what} replaces the base's, which is another")
+        notes.append(f"{folder}: its own {what} replaces the base's, which differs")
     return changed
 
 

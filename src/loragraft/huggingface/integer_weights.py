@@ -138,8 +138,8 @@ def _gptq(
     note = None
     if subtracted and (offsets == 1 << bits).any():
         note = (
-            f"a zero point of {name} lies beyond its {bits} bits, which the programs that read GPTQ take differently: "
-            "it is read as AutoGPTQ does"
+            f"a zero point of {name} lies beyond its {bits} bits; programs that read GPTQ disagree about that, "
+            "and it is read as AutoGPTQ does"
         )
     stored = _array(words)
 

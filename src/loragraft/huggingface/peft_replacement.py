@@ -160,7 +160,7 @@ class Replacements:
         theirs = float_rows(copy.data().reshape(base.n_rows, -1)[:rows], BY_NAME[copy.dtype])
         if np.allclose(ours, theirs, rtol=2**-7, atol=2**-7 * float(np.abs(ours).max())):
             return True
-        self._notes.append(f"{self._path}: its own copy of {name} replaces the base's, which is another")
+        self._notes.append(f"{self._path}: its own copy of {name} replaces the base's, which differs")
         return False
 
     def _check_finite(self, name: str, source: TensorSource) -> None:

@@ -138,7 +138,7 @@ def _special_tokens(
                 texts["bos"] = texts["bos"] or first
                 added["bos"] = first in (texts["bos"], cls)
                 if not added["bos"]:
-                    notes.append(f"tokenizer.json puts {first!r} before every text; GGUF cannot say so")
+                    notes.append(f"tokenizer.json puts {first!r} before every text; GGUF cannot express that")
             if last is not None:
                 if last != texts["eos"]:
                     # the model's end of text differs from its end of turn

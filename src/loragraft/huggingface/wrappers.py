@@ -139,7 +139,7 @@ def text_model(checkpoint: Checkpoint, intake: Intake) -> Checkpoint:
     vision = config.get("vision_config")
     if isinstance(vision, Mapping) and "deepstack_visual_indexes" in vision:
         outer["deepstack_visual_indexes"] = vision["deepstack_visual_indexes"]
-    note = f"{path}: of {kind} the language model alone is taken; {len(others)} tensors are left out"
+    note = f"{path}: only the language model of {kind} is taken; {len(others)} tensors are left out"
     if not others:
-        note = f"{path}: of {kind} the language model alone is there: taken"
+        note = f"{path}: holds only the language model of {kind}, which is taken"
     return Checkpoint(checkpoint.path, dict(text) | outer, files, [*checkpoint.notes, note])

@@ -69,7 +69,7 @@ def lacking_note(options: QuantizeOptions, steps: list[Step]) -> str | None:
         return None
     return (
         f"{matrix_path(options) or 'imatrix'}: has no entry for {len(lacking)} of {plural(len(steps), 'tensor')} "
-        f"({names_text(lacking)}): each of their columns counts alike"
+        f"({names_text(lacking)}): all of their columns count alike"
     )
 
 
