@@ -150,6 +150,7 @@ def budget(
     if keep is not None and not lora:
         raise click.UsageError("--keep needs --lora: it is the fine-tune that is to be kept")
     from loragraft.evaluate.picture import check_picture
+    from loragraft.system.memory import keep_arrays
     from loragraft.system.output import OutputFile
     from loragraft.verbs.budget import TYPES, save_picture
 
@@ -161,6 +162,8 @@ def budget(
     if output is not None:
         OutputFile.probe(output, inputs)
     how, held_out = measured.measurement, None if valid is None else read_text(valid)
+    if calibrate:
+        keep_arrays()
     with measured.named(), progress() as bars:
         result = lg.budget(
             base,

@@ -123,6 +123,10 @@ def quantize_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(**values: Any) -> None:
         shared = {name: values.pop(name) for name in values.keys() - own}
+        if shared["calibrate"]:
+            from loragraft.system.memory import keep_arrays
+
+            keep_arrays()
         function(options=_build(**shared), **values)
 
     decorated: Callable[..., None] = run

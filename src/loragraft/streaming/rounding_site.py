@@ -32,7 +32,7 @@ from loragraft.streaming.steps import Chunk, Step
 from loragraft.streaming.walk import Walk
 from loragraft.streaming.writing import steps_digest
 from loragraft.system import blas
-from loragraft.system.memory import give_back
+from loragraft.system.memory import give_back, keep_arrays
 from loragraft.system.threads import in_threads
 from loragraft.system.workers.team import Message
 
@@ -462,6 +462,7 @@ class SiteMaker:
     def __call__(self) -> Callable[[Message], Any]:
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
+        keep_arrays()
         plan = self.replan()
         for step in plan.steps:
             if step.scales is not None:
