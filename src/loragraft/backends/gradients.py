@@ -62,9 +62,13 @@ class Tape:
         raise AssertionError("attention is computed here, for all windows at once")
 
     def forward(self, tokens: Ids, hidden: Floats | None) -> Floats:
-        """The slice's output, float32 [rows, width]. `tokens` int32 [windows, length]."""
+        """The slice's output, float32 [rows, width], which the caller may change. `tokens` int32 [windows, length]."""
         self.prepare(tokens, hidden, whole=True)
         output: Floats = self.values[self.graph.output]
+        shared = output.base is not None or sum(value is output for value in self.values) > 1
+        if shared or self.graph.output in self._looked_at:
+            return output.copy()
+        self.values[self.graph.output] = None  # it may be the largest thing in memory
         return output
 
     def prepare(self, tokens: Ids, hidden: Floats | None, *, whole: bool = False) -> None:

@@ -18,11 +18,14 @@ from loragraft.quants import native
 from loragraft.quants.feedback import OutputFactor
 from loragraft.streaming.layers import Layers
 from loragraft.streaming.walk import Walk
+from loragraft.system.threads import in_threads
 
 Divergences = npt.NDArray[np.float64]
 
 #: Rows of inputs that a matrix is judged on, at most.
 MOST_ROWS = 256
+#: Predictions that are compared at once: in 64 bits those of a window would be the largest thing in memory.
+JUDGED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +117,13 @@ class HeldOut:
         self, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None
     ) -> Iterator[Floats]:
         """Logits [rows, vocab] of the second half of each window."""
-        length = self._windows.shape[1]
-        for number in range(len(self._windows)):
-            rows = slice(number * length, (number + 1) * length)
-            window = self._windows[number : number + 1]
-            own = None if hidden is None else hidden[rows]
-            yield self._layers.run(part, weights, window, own, wants="all")[length // 2 :]
+        half = self._windows.shape[1] // 2
+        for logits in self._layers.batches(part, weights, self._windows, hidden, 1, wants="all"):
+            yield logits[half:].copy()  # the other half may go
 
     def _compare(self, way: str, part: Graph, weights: Mapping[str, Floats], hidden: Floats | None) -> None:
-        found = self._predictions(part, weights, hidden)
-        self.state.found[way] = [divergence(*both) for both in zip(self._wanted, found, strict=True)]
+        found, threads = self._predictions(part, weights, hidden), self._layers.threads
+        self.state.found[way] = [divergence(*both, threads) for both in zip(self._wanted, found, strict=True)]
 
 
 def losses_of(texts: Mapping[str, Ids], state: HeldOutState) -> list[HeldOutLoss]:
@@ -157,10 +157,14 @@ def output_error(error: Floats, x: Floats, outputs: OutputFactor | None) -> floa
     return float(np.vdot(y, y if outputs is None else native.product(y, outputs.g)))
 
 
-def divergence(logits: Floats, others: Floats) -> Divergences:
+def divergence(logits: Floats, others: Floats, threads: int = 1) -> Divergences:
     """KL [rows] of the predictions of `others` from those of `logits`, both [rows, vocab]."""
-    ours, theirs = (_log_softmax(x) for x in (logits, others))
-    return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=-1))
+
+    def of_rows(first: int) -> Divergences:
+        ours, theirs = (_log_softmax(x[first : first + JUDGED_AT_ONCE]) for x in (logits, others))
+        return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=-1))
+
+    return np.concatenate(in_threads(of_rows, range(0, len(logits), JUDGED_AT_ONCE), threads))
 
 
 def _log_softmax(x: Floats) -> npt.NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -63,18 +63,29 @@ class Layers:
     ) -> Floats:
         """What `part` with `weights` makes of the hidden states float32 [n * length, d] of `windows` int32 [n, length],
         batch by batch."""
+        at_once = max(1, BATCH // windows.shape[1])
+        return np.concatenate(list(self.batches(part, weights, windows, hidden, at_once, wants=wants)))
+
+    def batches(
+        self,
+        part: Graph,
+        weights: Mapping[str, Floats],
+        windows: Ids,
+        hidden: Floats | None,
+        at_once: int,
+        *,
+        wants: Literal["all", "none"] = "none",
+    ) -> Iterator[Floats]:
+        """As `run`, `at_once` windows after others."""
         program = self._program(part, weights)
         count, length = windows.shape
-        at_once = max(1, BATCH // length)
-        outputs = []
         for first in range(0, count, at_once):
             here = windows[first : first + at_once]
             pieces = [Piece(program.open_sequence(), window, wants=wants) for window in here]
             rows = slice(first * length, (first + len(here)) * length)
-            outputs.append(program.run(pieces, None if hidden is None else hidden[rows]))
+            yield program.run(pieces, None if hidden is None else hidden[rows])
             for piece in pieces:
                 program.close_sequence(piece.sequence)
-        return np.concatenate(outputs)
 
     def _program(self, part: Graph, weights: Mapping[str, Floats]) -> Program:
         options = Options(threads=self.threads, activations="f32", keys_values="f32")

@@ -131,7 +131,7 @@ class GradientPasses:
         def back(number: int) -> _Batch:
             rows = slice((number - span.start) * length, (number - span.start + 1) * length)
             tape = Tape(part, weights, 1, length)
-            chances = tape.forward(self.windows[:0], hidden[rows]).copy()
+            chances = tape.forward(self.windows[:0], hidden[rows])
             chances -= chances.max(axis=-1, keepdims=True)
             np.exp(chances, out=chances)
             chances /= chances.sum(axis=-1, keepdims=True)
@@ -368,9 +368,12 @@ def _joined(parts: Sequence[Floats | None]) -> Floats:
 
 def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
     """A label for each row of `chances` [rows, labels], which sum to 1."""
-    reached = np.cumsum(chances, axis=-1)
-    limits = np.random.default_rng([_SEED, seed]).random(len(chances), np.float32) * reached[:, -1]
-    labels = [np.searchsorted(row, limit, side="right") for row, limit in zip(reached, limits, strict=True)]
+    labels = []
+    for row, limit in zip(
+        chances, np.random.default_rng([_SEED, seed]).random(len(chances), np.float32), strict=True
+    ):
+        reached = np.cumsum(row)
+        labels.append(np.searchsorted(reached, limit * reached[-1], side="right"))
     return np.asarray(np.minimum(labels, chances.shape[-1] - 1), np.int64)
 
 
