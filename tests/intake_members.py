@@ -60,6 +60,7 @@ class Member:
     atol: float = 2e-6
 
 
+TINKER = "base_model.model.model.unembed_tokens.lora_{}.weight"
 HEAD, TABLE = "base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight"
 GATHER = ("gather them: ",)
 AGAIN = ("take it again",)
@@ -331,6 +332,20 @@ MEMBERS = [
         "two adapters in one file",
         lambda p: tensors(p, two_in_one),
         ("is there a second time", "save each one to its own folder"),
+    ),
+    Member(
+        "Tinker's output, `unembed_tokens`, untrained",
+        lambda p: tensors(
+            p,
+            lambda name, array: {
+                name: array,
+                TINKER.format("A"): np.ones((4, 256), "f4"),
+                TINKER.format("B"): np.zeros((2048, 4), "f4"),
+            },
+            target_modules="all-linear",
+        ),
+        ("1 of its 3 pairs change nothing, as B or A is zero (output.weight)",),
+        scale=1,
     ),
     Member(
         "half of a pair",

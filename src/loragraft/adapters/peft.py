@@ -12,6 +12,7 @@ import numpy as np
 from loragraft.adapters.methods import METHODS
 from loragraft.adapters.methods.method import Context, Method, ModuleDelta, ModuleTransform
 from loragraft.adapters.peft_config import LoraSettings
+from loragraft.adapters.tinker import expert_deltas, made_by_tinker, plain_parts
 from loragraft.arrays import Floats
 from loragraft.errors import AdapterError
 from loragraft.formats.peft import PeftFolder
@@ -60,6 +61,8 @@ class PeftTensors:
 
     pending: dict[str, Mapping[str, Floats]] = field(default_factory=dict)
     """Tensors by module that cannot be made anything of before the base is known."""
+    by_tinker: bool = False
+    """Whether Tinker wrote it, whose target_modules name nothing."""
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +143,9 @@ def read_tensors(folder: PeftFolder, settings: LoraSettings, most: int = 1 << 30
     for name in found.trained:
         found.frozen.pop(name, None)
     if method is None:
+        if made_by_tinker(parts):
+            found = replace(found, deltas=list(expert_deltas(file, parts)), by_tinker=True)
+            parts = plain_parts(parts)
         found.deltas.extend(_deltas(file, parts))
     else:
         found.shared.extend(shared)

@@ -17,6 +17,7 @@ from loragraft.adapters.methods.method import Context, ModuleDelta
 from loragraft.adapters.methods.vera import projections
 from loragraft.adapters.peft import PeftTensors, read_tensors
 from loragraft.adapters.peft_config import SCALES, LoraSettings, read_settings
+from loragraft.adapters.tinker import check_output
 from loragraft.errors import AdapterError, advising, naming, printable
 from loragraft.formats.checkpoint import Checkpoint
 from loragraft.formats.peft import CONFIG, PeftFolder
@@ -98,7 +99,9 @@ def _on_base(
     check_task(folder, config, tensors, notes)
     found = tensors.names
     tensors = _text_part(folder, tensors, intake, notes)
-    if not mlx:
+    if tensors.by_tinker:
+        check_output(folder, tied=OUTPUT not in base.tensors and "lm_head" in tensors.modules)
+    elif not mlx:
         tensors = _named(folder, config, tensors, names, base, notes)
     whole = Replacements(folder, base, names, settings, notes)
     replaced = whole.tensors(tensors)
