@@ -140,7 +140,7 @@ MEMBERS = [
     Member(
         "checkpoint of torch alone (.pt)",
         lambda p: files(p, adapter__pt=b"\x80\x02}q\x00.") / "adapter.pt",
-        ("is a checkpoint of torch", "save_pretrained"),
+        ("is a torch checkpoint", "save_pretrained"),
     ),
     # ---- downloads and copies that were cut short ----
     Member("weights cut short", lambda p: cut(p, 9000), ("the file is truncated", *AGAIN)),
