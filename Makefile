@@ -98,7 +98,7 @@ test-remote: $(VENV)/remote
 
 # Workers on a cluster of Ray's, and twenty that are killed.
 $(VENV)/ray: $(VENV)/tested
-	$(BIN)/pip install -q --disable-pip-version-check "ray>=2.30"
+	$(BIN)/pip install -q --disable-pip-version-check "ray[client]>=2.30"
 	touch $@
 
 test-ray: $(VENV)/ray

@@ -211,11 +211,14 @@ def test_a_file_that_changes_meanwhile_is_not_merged(hub: FileServer, tmp_path: 
         ("hf://datasets/acme", "is not a model repository"),
         ("hf://acme", "names no repository: expected hf://ORG/NAME"),
         ("ftp://host/model.gguf", "URLs of this kind are not read"),
+        (Path("ftp://host/model.gguf"), "URLs of this kind are not read: expected hf://, s3://"),
+        ("s3://", "this URL names nothing: expected s3://BUCKET/KEY"),
+        (Path("hf://"), "this URL names nothing: expected hf://ORG/NAME"),
         ("http://127.0.0.1:9/model.gguf", "cannot be reached"),
     ],
 )
 def test_what_is_not_there_is_one_line(
-    hub: FileServer, url: str, says: str, monkeypatch: pytest.MonkeyPatch
+    hub: FileServer, url: str | Path, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub.utils import _http
 
@@ -276,3 +279,24 @@ def test_what_the_hubs_cache_holds_is_read_from_there(
     lg.convert(f"hf://{BASE}", tmp_path / "out.gguf")
     assert hub.sent["model.safetensors"] == 0
     assert hub.sent["tokenizer.json"] > 0
+
+
+def test_offline_the_cache_is_all_there_is(
+    hub: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        LoragraftError, match=r"isn't in the cache.*unset HF_HUB_OFFLINE, or .*hf download acme"
+    ):
+        lg.inspect(f"hf://{BASE}")
+    folder = tmp_path / "cache" / "models--acme--llama-kjv"
+    shutil.copytree(data("llama-kjv"), folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    lg.convert(f"hf://{BASE}", tmp_path / "out.gguf")
+    lg.convert(data("llama-kjv"), tmp_path / "local.gguf")
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
+    assert hub.total == 0

@@ -168,6 +168,10 @@ def test_the_command_line_writes_it(tmp_path: Path) -> None:
     done = loragraft(*words)
     assert done.returncode == 1
     assert "its folder does not exist" in done.stderr
+    assert f"mkdir -p {tmp_path / 'none'}" in done.stderr
+    done = loragraft("check", data("llama-kjv"), "--html", tmp_path)
+    assert done.returncode == 1
+    assert f"is a folder: expected the name of a page; name one in it: {tmp_path}/report.html" in done.stderr
 
 
 @pytest.fixture(scope="module")

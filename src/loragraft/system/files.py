@@ -15,7 +15,9 @@ from loragraft.errors import LoragraftError
 from loragraft.system.remote.paths import RemotePath, as_path
 from loragraft.system.remote.urls import SCHEMES
 
-_STRANGE_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+#: A Path made of a URL has lost one of the slashes, or both at its end.
+_STRANGE_URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/|$)")
+_NAMES = {"hf": "ORG/NAME", "s3": "BUCKET/KEY", "gs": "BUCKET/KEY", "http": "HOST/FILE", "https": "HOST/FILE"}
 
 
 @contextmanager
@@ -84,7 +86,10 @@ def named_path(given: str | PathLike[str], error: type[LoragraftError] = Loragra
     try:
         os.lstat(path)
     except OSError as problem:
-        if _STRANGE_URL.match(os.fspath(given)):
+        if url := _STRANGE_URL.match(os.fspath(given)):
+            if url[1] in SCHEMES:
+                expected = f"{url[1]}://{_NAMES[url[1]]}"
+                raise error(str(given), "this URL names nothing", expected=expected) from None
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise error(str(given), "URLs of this kind are not read", expected=kinds) from None
         if problem.errno not in (errno.ENOENT, errno.ENOTDIR):

@@ -165,7 +165,9 @@ class OutputFile(WholeOutput):
         """Refuse a target that must not be replaced; the permissions of the file that will be replaced, if any."""
         folder = self._target.parent
         if not folder.is_dir():
-            raise OutputError(self.path, "its folder does not exist", found=str(folder))
+            raise OutputError(
+                self.path, "its folder does not exist", found=str(folder), hint=f"make it: mkdir -p {folder}"
+            )
         if not _writable(folder):
             raise OutputError(self.path, "its folder is read-only", found=str(folder))
         try:

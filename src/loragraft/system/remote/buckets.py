@@ -77,4 +77,4 @@ def credentials_hint(path: Url, problem: BaseException) -> str | None:
     lacking = "credentials" in str(problem).lower()
     if path.scheme != "s3" or not (lacking or isinstance(problem, PermissionError)):
         return None
-    return "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to one that may"
+    return "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to keys that may do that"

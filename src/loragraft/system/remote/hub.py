@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily
 
 from loragraft.errors import LoragraftError
@@ -101,13 +101,29 @@ def _snapshot(root: Url) -> Snapshot | None:
                 hint="request access on its page, then run: hf auth login",
             ) from None
         if kind == "OfflineModeIsEnabled":
-            raise LoragraftError(root, "cannot be reached: HF_HUB_OFFLINE is set") from None
+            return _cached(root)
         if "401" in said:
             raise LoragraftError(
                 root, "the hub refuses the token", hint="get another: hf auth login; or unset HF_TOKEN"
             ) from None
-        raise LoragraftError(root, f"cannot be reached: {said}") from None
+        hint = "is this machine online? HF_HUB_OFFLINE=1 takes what the cache holds"
+        raise LoragraftError(root, f"cannot be reached: {said}", hint=hint) from None
     names = info.siblings or []
     if len(names) > MAX_NAMES:
         raise LoragraftError(root, "has too many files", found=len(names), expected=f"at most {MAX_NAMES}")
     return Snapshot(str(info.sha), {each.rfilename: each.size for each in names})
+
+
+def _cached(root: Url) -> Snapshot:
+    """What the cache holds of a repository, which need not be all of it."""
+    repository, revision, _ = parts_of(root)
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except Exception:  # huggingface_hub's, of several kinds
+        raise LoragraftError(
+            root,
+            "isn't in the cache, and HF_HUB_OFFLINE is set",
+            hint=f"unset HF_HUB_OFFLINE, or where there is a network: hf download {repository}",
+        ) from None
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return Snapshot(folder.name, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files})

@@ -20,7 +20,9 @@ def crew_of(workers: Workers, threads: int | None) -> tuple[Crew, int]:
     LoragraftError for a text that means no workers, or workers that cannot be started."""
     if isinstance(workers, str) and not workers.isdecimal():
         if workers != "ray" and not workers.startswith("ray://"):
-            raise LoragraftError(workers, "names no workers", expected="a number, ray or ray://HOST:PORT")
+            raise LoragraftError(
+                "workers", "not understood", found=workers, expected="a number, ray or ray://HOST:PORT"
+            )
         from loragraft.system.workers.rays import RayCrew
 
         crew = RayCrew(workers, threads)

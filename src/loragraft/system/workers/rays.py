@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Hashable
 from typing import Any
 
@@ -35,6 +36,23 @@ class _Actor:
         return answered(self._work, part)
 
 
+#: What to do where there is no cluster.
+_START = "start one: ray start --head; or name another: RAY_ADDRESS=HOST:6379, --workers ray://HOST:10001"
+#: Seconds in which a cluster must answer: Ray itself tries for minutes.
+_PATIENCE = 10.0
+
+
+def _check_answers(address: str) -> None:
+    """Raises LoragraftError if nothing listens at `address`, if that is a host and a port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+    except (OSError, OverflowError) as problem:
+        raise LoragraftError(address, f"no cluster answers: {problem}", hint=_START) from None
+
+
 class RayCrew(Crew):
     """As many actors as the cluster has CPUs for, each with `threads`; at most `size`, if it is given. They start at
     once: they are ready, or nearly so, by the time that there is something to do.
@@ -54,13 +72,18 @@ class RayCrew(Crew):
         self._began = not ray.is_initialized()
         if self._began:
             where = address if address != "ray" else os.environ.get("RAY_ADDRESS") or "auto"
+            _check_answers(where)
             try:
                 ray.init(where, logging_level=logging.ERROR, log_to_driver=False)
             except Exception as problem:  # Ray's and gRPC's, of several kinds
                 said = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
-                raise LoragraftError(
-                    address, f"no cluster answers: {said}", hint="start one: ray start --head"
-                ) from None
+                if "ray[client]" in said:
+                    raise LoragraftError(
+                        address, "needs Ray's client", hint="pip install 'loragraft[ray]'"
+                    ) from None
+                if where == "auto":
+                    said = "none runs on this machine"
+                raise LoragraftError(address, f"no cluster answers: {said}", hint=_START) from None
         cpus = [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
         self.threads = threads or max(min((each for each in cpus if each), default=1), 1)
         places = sum(each // self.threads for each in cpus)

@@ -54,4 +54,9 @@ def report(result: Reportable, output: str | PathLike[str] | None = None, *, tit
 
 def check_report(output: str | PathLike[str]) -> None:
     """Raises OutputError if no report can be written at `output`: worth asking before long measurements."""
-    OutputFile.probe(as_path(output), ())
+    path = as_path(output)
+    if path.is_dir():
+        raise OutputError(
+            path, "is a folder", expected="the name of a page", hint=f"name one in it: {path / 'report.html'}"
+        )
+    OutputFile.probe(path, ())
