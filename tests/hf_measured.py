@@ -41,6 +41,7 @@ DIFFERS: dict[str, tuple[str, ...]] = {
     "it has no output of its own there, and does not load the file": ("bitnet", "bitnet-bias"),
     "it has no place for these biases, and does not load the file": (
         "arcee-bias",
+        "bamba-bias",
         "deepseek2-bias",
         "ernie-bias",
         "falcon_h1-bias",
@@ -48,6 +49,7 @@ DIFFERS: dict[str, tuple[str, ...]] = {
         "hunyuan-bias",
         "lfm2-bias",
         "llama4-dense-between",
+        "mamba2-bias",
         "nemotron_h-bias",
         "olmo2-bias",
         "qwen3-bias",

@@ -89,6 +89,20 @@ FALCON_H1 = {
     "mlp_multipliers": [0.9, 0.55],
     "ssm_multipliers": [0.35, 1.25, 0.8, 1.5, 0.65],
 }
+BAMBA = {**MAMBA, "num_hidden_layers": 3, "attn_layer_indices": [1], "pad_token_id": None}
+#: Every layer is Mamba's.
+MAMBA2 = {
+    **dict.fromkeys(
+        ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+        "absent",
+    ),
+    "num_hidden_layers": 3,
+    "num_heads": 8,
+    "head_dim": 8,
+    "n_groups": 2,
+    "state_size": 12,
+    "chunk_size": 16,
+}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
 TYPES = ["full_attention", "linear_attention", "linear_attention"]
 
@@ -318,6 +332,37 @@ CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
         },
         None,
     ),
+    "bamba": ("Bamba", BAMBA, None),
+    "bamba-whole": (
+        "Bamba",
+        {
+            **BAMBA,
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+            "mamba_d_conv": 3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 1.0},
+        },
+        None,
+    ),
+    "bamba-bias": (
+        "Bamba",
+        {
+            **BAMBA,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "mamba_n_groups": 1,
+        },
+        None,
+    ),
+    "mamba2": ("Mamba2", MAMBA2, None),
+    "mamba2-tied": (
+        "Mamba2",
+        {**MAMBA2, "tie_word_embeddings": True, "expand": 1, "num_heads": 4, "n_groups": 1, "conv_kernel": 3},
+        None,
+    ),
+    "mamba2-bias": ("Mamba2", {**MAMBA2, "use_bias": True, "use_conv_bias": False}, None),
     "nemotron_h": ("NemotronH", NEMOTRON, published_pattern),
     "nemotron_h-bias": (
         "NemotronH",

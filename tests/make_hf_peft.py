@@ -42,6 +42,7 @@ INEXACT = ("qwen3_5-vl",)
 LANGUAGE = r".*\.(language_model|text_model)\..*_proj(_\w+)?"
 #: Of types whose `out_proj` PEFT refuses, as kernels of Mamba do not call it.
 TARGETS = {
+    "mamba2": ["in_proj"],
     "falcon_h1": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "nemotron_h": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
 }

@@ -293,6 +293,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         (),
         "unknown hidden_act: found 'mish', expected silu or gelu",
     ),
+    "layers that attend": ("bamba", {"attn_layer_indices": [7]}, (), r"bad attn_layer_indices: found \[7\]"),
+    "heads of Mamba": (
+        "mamba2",
+        {"num_heads": 4},
+        (),
+        "is not expand times hidden_size: found 32, expected 64",
+    ),
     "layers without experts": ("qwen3moe-dense", {"mlp_only_layers": 1}, (), "bad mlp_only_layers: found 1"),
 }
 

@@ -12,7 +12,6 @@ import numpy as np
 from loragraft.archs.arch import ATTENTION, FEED_FORWARD, Arch, ConfigClass
 from loragraft.archs.blocks import Attention, Decoder, Gated, Mamba2, swiglu, together
 from loragraft.archs.config import Config
-from loragraft.archs.granite_hybrid import UNBOUNDED, mamba_tensors
 from loragraft.archs.hparams import Hparams, read_decoder
 from loragraft.archs.keys import (
     FILE_TYPE,
@@ -27,6 +26,7 @@ from loragraft.archs.keys import (
     usual,
 )
 from loragraft.archs.keys.values import shortest
+from loragraft.archs.mamba_layers import UNBOUNDED, mamba_tensors
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.recurrence import read_recurrence
 from loragraft.archs.tensors import ATTENTION as ATTENTION_TENSORS

@@ -3,12 +3,11 @@ beside a shared one, or the shared one alone."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loragraft.archs import granite
+from loragraft.archs import bamba, granite
 from loragraft.archs.arch import ATTENTION, Arch, ConfigClass
 from loragraft.archs.blocks import (
     Attention,
@@ -24,26 +23,13 @@ from loragraft.archs.config import CONTEXT, Config
 from loragraft.archs.hparams import Hparams, Layer
 from loragraft.archs.keys import Computed, Count, GgufModel, HeadDim, Rule
 from loragraft.archs.llama import PERMUTED_ATTENTION, llama_keys
+from loragraft.archs.mamba_layers import CONV_BIAS, LONGEST, MAMBA_KEYS, UNBOUNDED, mamba_tensors
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.recurrence import KvHeadsByKind, read_recurrence
-from loragraft.archs.tensors import (
-    COLUMN,
-    GROUPED,
-    LOG_DECAY,
-    NORMS,
-    OUTER,
-    SQUEEZED,
-    Part,
-    Tensor,
-    in_layer,
-)
+from loragraft.archs.tensors import NORMS, OUTER, Part, Tensor, in_layer
 from loragraft.formats.gguf.values import Metadata, Value
 
 MAMBA, ATTENDS = "mamba", "attention"
-LONGEST = 2**20
-"""What the converter calls the context of models without RoPE."""
-UNBOUNDED = ([0.0, {"__float__": "Infinity"}], [0.0, math.inf])
-"""What time steps are bounded by where they are not, as a file says it and as transformers takes it."""
 
 
 def _turns(config: Config) -> bool:
@@ -61,27 +47,6 @@ def _rope(config: Config) -> Metadata:
 def _rope_back(model: GgufModel) -> dict[str, Any]:
     turns = model.keys.flag("rope.scaling.finetuned", True)
     return {"position_embedding_type": "rope" if turns else None}
-
-
-def _inner(config: Config) -> Metadata:
-    heads, width = config.integer("mamba_n_heads"), config.integer("mamba_expand") * config.hidden_size
-    return {"ssm.inner_size": Value.u32(width), "ssm.time_step_rank": Value.u32(heads)}
-
-
-def _inner_back(model: GgufModel) -> dict[str, Any]:
-    """Written of models without Mamba layers too: transformers checks that the sizes divide."""
-    if not model.keys.has("ssm.time_step_rank"):
-        return {}
-    heads, inner = model.keys.count("ssm.time_step_rank"), model.keys.count("ssm.inner_size")
-    return {
-        "mamba_n_heads": heads,
-        "mamba_d_head": inner // heads,
-        "mamba_expand": inner // model.h.width,
-    }
-
-
-def _conv_back(model: GgufModel) -> dict[str, Any]:
-    return {"mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in model.shapes)}
 
 
 _OTHERS: dict[str, Rule] = {
@@ -108,7 +73,12 @@ def hyperparameters(keys: MetadataKeys) -> Hparams:
             return replace(own, mixer=MAMBA)
         return own if turns else replace(own, rope=None)
 
-    return replace(h.with_layers(layer), recurrence=read_recurrence(keys))
+    multiplied = any(keys.has(rule.gguf) for rule in granite.MULTIPLIERS)
+    return replace(
+        h.with_layers(layer),
+        recurrence=read_recurrence(keys),
+        extra={bamba.IS_BAMBA: turns and not multiplied and not h.experts},
+    )
 
 
 def attends_only(values: Mapping[str, Any]) -> bool:
@@ -128,12 +98,9 @@ GRANITE_HYBRID = ConfigClass(
             more=(
                 *granite.MULTIPLIERS,
                 Count("expert_shared_feed_forward_length", ("shared_intermediate_size",)),
-                Count("ssm.conv_kernel", ("mamba_d_conv",)),
-                Count("ssm.state_size", ("mamba_d_state",)),
-                Count("ssm.group_count", ("mamba_n_groups",)),
-                Computed(frozenset(["mamba_n_heads", "mamba_d_head", "mamba_expand"]), _inner, _inner_back),
+                *MAMBA_KEYS,
                 Computed(frozenset(["position_embedding_type"]), _rope, _rope_back),
-                Computed(frozenset(["mamba_conv_bias"]), lambda config: {}, _conv_back),
+                CONV_BIAS,
             ),
         )
     ),
@@ -161,26 +128,6 @@ GRANITE_HYBRID = ConfigClass(
 )
 
 
-def mamba_tensors(module: str, root: str = "model") -> tuple[Tensor, ...]:
-    """Of Mamba-2 in a layer's `module`."""
-
-    def plain(hf: str, gguf: str) -> Tensor:
-        return Tensor(f"{root}.layers.{{i}}.{module}.{hf}", f"blk.{{i}}.{gguf}")
-
-    def exact(hf: str, gguf: str) -> Tensor:
-        return replace(plain(hf, gguf), exact=True)
-
-    return (
-        replace(exact("A_log", "ssm_a"), values=LOG_DECAY, shape=COLUMN),
-        replace(exact("D", "ssm_d"), shape=COLUMN),
-        exact("dt_bias", "ssm_dt.bias"),
-        replace(plain("conv1d", "ssm_conv1d"), shape=SQUEEZED),
-        plain("in_proj", "ssm_in"),
-        replace(plain("norm", "ssm_norm"), shape=GROUPED),
-        plain("out_proj", "ssm_out"),
-    )
-
-
 def shared(suffix: str, experts: bool) -> tuple[Tensor, ...]:
     """The network that every token goes through: beside experts, or alone."""
     rows = (
@@ -196,15 +143,19 @@ def shared(suffix: str, experts: bool) -> tuple[Tensor, ...]:
 
 ARCH = Arch(
     name="granitehybrid",
-    classes=(GRANITE_HYBRID,),
+    classes=(bamba.BAMBA, GRANITE_HYBRID),
     tensors=(
+        *bamba.TENSORS,
         *OUTER,
         *NORMS,
         *PERMUTED_ATTENTION,
         *granite.EXPERT_STACKS,
         *mamba_tensors("mamba"),
         *shared("_shexp", experts=True),
-        *shared("", experts=False),
+        *(
+            replace(one, when=lambda h: not h.experts and not bamba.is_bamba(h))
+            for one in shared("", experts=False)
+        ),
     ),
     hparams=hyperparameters,
     build=Decoder(

@@ -18,7 +18,6 @@ from loragraft.archs.blocks import (
     squared_relu,
 )
 from loragraft.archs.config import CONTEXT, Config
-from loragraft.archs.granite_hybrid import LONGEST, mamba_tensors
 from loragraft.archs.hparams import Hparams, Layer, read_decoder, read_routing
 from loragraft.archs.keys import (
     FILE_TYPE,
@@ -31,6 +30,7 @@ from loragraft.archs.keys import (
     usual,
 )
 from loragraft.archs.keys.layer_kinds import layer_kinds
+from loragraft.archs.mamba_layers import LONGEST, mamba_tensors
 from loragraft.archs.metadata import MetadataKeys
 from loragraft.archs.qwen3_next import is_predictor
 from loragraft.archs.recurrence import read_recurrence

@@ -154,10 +154,14 @@ def llama3_freq_factors(config: Config) -> npt.NDArray[np.float32] | None:
     ).astype(np.float32)
 
 
-def rope_row_order(rows: int, heads: int) -> npt.NDArray[np.intp]:
+def rope_row_order(rows: int, heads: int, rotary: int | None = None) -> npt.NDArray[np.intp]:
     """intp [rows]: row i of the GGUF weight is row order[i] of the transformers weight.
 
     transformers rotates element j of a head with element j + d/2, GGUF's Llama rotates neighbours; the rows of q and k
-    are reordered so that both compute the same (conversion/llama.py, `permute`).
+    are reordered so that both compute the same (conversion/llama.py, `permute`). `rotary`: how many of each head turn,
+    from the first on; None: all.
     """
-    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(rows)
+    own = np.arange(rows).reshape(heads, rows // heads)
+    turned = own[:, :rotary]
+    pairs = turned.reshape(heads, 2, turned.shape[1] // 2).swapaxes(1, 2).reshape(turned.shape)
+    return np.concatenate([pairs, own[:, turned.shape[1] :]], axis=1).reshape(rows)

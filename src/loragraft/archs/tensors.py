@@ -33,15 +33,16 @@ class Rows(ABC):
 
 @dataclass(frozen=True, slots=True)
 class RopePairs(Rows):
-    """Heads whose rows change from transformers' order (halves) to GGUF's (adjacent pairs)."""
+    """Heads whose rows change from transformers' order (halves) to GGUF's (adjacent pairs), those that turn."""
 
     of: Literal["heads", "kv_heads"]
 
     def order(self, h: Hparams, layer: int, rows: int) -> Order:
-        heads = h.layers[layer].heads if self.of == "heads" else h.layers[layer].kv_heads
+        own = h.layers[layer]
+        heads = own.heads if self.of == "heads" else own.kv_heads
         if heads < 1 or rows % (2 * heads):
             raise ValueError(f"{rows} rows do not divide into {heads} heads")
-        return rope_row_order(rows, heads)
+        return rope_row_order(rows, heads, None if own.rope is None else own.rope.rotary)
 
 
 @dataclass(frozen=True, slots=True)

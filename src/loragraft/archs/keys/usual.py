@@ -43,6 +43,7 @@ def usual_keys(
     head_dim: Rule | None = None,
     windows: Windows | None = None,
     activation: str | None = "silu",
+    kv_heads: Rule = KvHeads(),  # noqa: B008 (it never changes)
     more: Iterable[Rule] = (),
 ) -> tuple[Rule, ...]:
     """Sizes, RoPE, the norms' epsilon, experts, head size, windows (which llama.cpp's converter leaves out for most),
@@ -54,7 +55,7 @@ def usual_keys(
         Count("embedding_length", WIDTH),
         Count("feed_forward_length", FEED_FORWARD),
         Count("attention.head_count", HEADS),
-        KvHeads(),
+        kv_heads,
         rope or RopeParameters(),
         norm,
         *(EXPERTS if experts else ()),
