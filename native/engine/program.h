@@ -1,5 +1,6 @@
-// A prepared graph: steps over values, run for batches of rows. Python plans it (backends/cpu/plan.py) and builds it step by
-// step; a forward pass is then one call. What each step means is defined by src/loragraft/backends/reference_ops.py.
+// A prepared graph: steps over values, run for batches of rows. Python plans it (backends/plan.py) and builds it step by
+// step (backends/cpu/build.py); a forward pass is then one call. What each step means is defined by
+// src/loragraft/backends/reference_ops.py.
 #pragma once
 
 #include <cstdint>

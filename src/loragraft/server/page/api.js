@@ -31,7 +31,7 @@ async function reach(path, options) {
     return await fetch(path, { ...options, headers: headers() });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server cannot be reached. Does it still run?", 0);
+    throw new Refused("The server cannot be reached. Is it still running?", 0);
   }
 }
 
@@ -64,7 +64,7 @@ export async function* chat(body, signal) {
       if (error.name === "AbortError") throw error;
       return { done: true };
     });
-    if (done) throw new Refused("The connection to the server broke off within the reply.", 0);
+    if (done) throw new Refused("The connection to the server was lost during the reply.", 0);
     waiting += value;
     const events = waiting.split("\n\n");
     waiting = events.pop();

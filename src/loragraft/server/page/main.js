@@ -52,7 +52,7 @@ async function begin() {
     const models = (await get("/v1/models")).data;
     model = models[0].id;
     chats = models[0].chat;
-    if (!chats) at("prompt").placeholder = "Begin a text; it goes on"; // fits a phone
+    if (!chats) at("prompt").placeholder = "Begin a text to continue"; // fits a phone
     at("system-section").hidden = !chats;
     at("model").textContent = model;
     document.title = `loragraft ${model}`;

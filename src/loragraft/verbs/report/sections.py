@@ -102,7 +102,7 @@ def budget(result: Budget) -> Page:
     page.add(
         "Bits per weight, by tensor and layer",
         grid(names, [str(layer) for layer in layers], cells, name="bits per weight by tensor and layer"),
-        paragraph(f"The fullest colour is {top:.2f} bits. Rest on a field for its type.", dim=True),
+        paragraph(f"The fullest colour is {top:.2f} bits. Point at a field to see its type.", dim=True),
     )
     sizes: dict[str, int] = {}
     for row in result.tensors:
