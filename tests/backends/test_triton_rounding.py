@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from loragraft.backends.triton.rounding import TritonRounding
 from loragraft.errors import QuantizeError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.quants import accelerator, rounding
-from loragraft.quants.feedback import Moments, Schedule, prepare
+from loragraft.quants.arranged import Moments, Schedule
+from loragraft.quants.feedback import prepare
 from loragraft.quants.filetypes import file_type
 from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import BY_NAME
@@ -30,6 +30,7 @@ from loragraft.streaming.options import QuantizeOptions
 from loragraft.streaming.plan import plan_quantize
 from loragraft.streaming.walk import Product
 from loragraft.streaming.writing import WholeTensors
+from loragraft.system.threads import in_threads
 from small_models import VOCAB, small_model
 from tolerances import nmse
 
@@ -116,17 +117,13 @@ def test_second_moments(on_gpu: TritonRounding) -> None:
 def test_threads_take_turns(at_hand: TritonRounding) -> None:
     w, grid, ready_moments = weights(32), GRIDS["Q8_0"], ready("Q8_0", 32)
     parts = grid.split(rounding.nearest(w, BY_NAME["Q8_0"], np.ones(32, np.float32)))
-    plan, found = Schedule(0, (), forward=True), []
+    plan = Schedule(0, (), forward=True)
 
-    def run() -> None:
-        found.append(rounding.feedback(w, grid, parts, ready_moments, plan)[1])
+    def run(_: int) -> Floats:
+        return rounding.feedback(w, grid, parts, ready_moments, plan)[1]
 
-    both = [threading.Thread(target=run) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    np.testing.assert_array_equal(*found)
+    first, second = in_threads(run, range(2), 2)
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from loragraft.arrays import Floats
 from loragraft.errors import QuantizeError
 from loragraft.quants import feedback as definition
 from loragraft.quants import native, nvfp4, reference, rounding
-from loragraft.quants.feedback import TILE, Schedule, prepare, prepare_outputs, schedule, share_lost
+from loragraft.quants.arranged import Schedule, schedule
+from loragraft.quants.feedback import TILE, prepare, prepare_outputs, share_lost
 from loragraft.quants.grids import GRIDS
 from loragraft.quants.types import BY_NAME
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from contextvars import ContextVar
+from typing import Protocol
 
 from loragraft.arrays import Floats
-
-if TYPE_CHECKING:
-    from loragraft.quants.feedback import Arranged, Moments, Schedule
-    from loragraft.quants.grids import Grid
+from loragraft.quants.arranged import Arranged, Moments, Schedule
+from loragraft.quants.grids import Grid
 
 
 class Accelerator(Protocol):
@@ -29,22 +28,20 @@ class Accelerator(Protocol):
         """The loops of `quants.feedback`: changes levels, scales and offsets of `rows`, and sets their losses."""
 
 
-_at_hand: list[Accelerator] = []
+_at_hand: ContextVar[Accelerator | None] = ContextVar("accelerator", default=None)
 
 
 def at_hand() -> Accelerator | None:
     """What to compute with; None: the processor."""
-    return _at_hand[-1] if _at_hand else None
+    return _at_hand.get()
 
 
 @contextmanager
 def using(accelerator: Accelerator | None) -> Iterator[None]:
-    """Have it at hand, in all threads."""
-    if accelerator is None:
-        yield
-        return
-    _at_hand.append(accelerator)
+    """Have it at hand within, for the caller and the threads that it shares work out to (`system.threads`); others in
+    the process, who may round at the same time, have their own."""
+    before = _at_hand.set(accelerator)
     try:
         yield
     finally:
-        _at_hand.remove(accelerator)
+        _at_hand.reset(before)

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import iq_lattice, native
-from loragraft.quants.feedback import TILE, Moments
+from loragraft.quants.arranged import Moments
+from loragraft.quants.feedback import TILE
 from loragraft.quants.iq_grids import grid
 from loragraft.system.threads import in_threads
 

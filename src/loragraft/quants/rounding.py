@@ -16,18 +16,8 @@ from loragraft.arrays import Bytes, Floats
 from loragraft.errors import QuantizeError
 from loragraft.quants import lattices, native
 from loragraft.quants.accelerator import at_hand
-from loragraft.quants.feedback import (
-    Moments,
-    Order,
-    OutputFactor,
-    Schedule,
-    arrange,
-    joint_cost,
-    round_again,
-    round_in_turn,
-    schedule,
-    share_lost,
-)
+from loragraft.quants.arranged import Moments, Order, Schedule, arrange, schedule
+from loragraft.quants.feedback import OutputFactor, joint_cost, round_again, round_in_turn, share_lost
 from loragraft.quants.grids import GRIDS, HALVES, Grid, Parts
 from loragraft.quants.lattices import GROUP, LATTICES
 from loragraft.quants.nvfp4 import NVFP4

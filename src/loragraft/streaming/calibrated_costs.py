@@ -21,6 +21,7 @@ from loragraft.backends.program import Backend
 from loragraft.errors import UnsupportedError, naming
 from loragraft.progress import SILENT, Progress
 from loragraft.quants import feedback, native, rounding
+from loragraft.quants.arranged import Moments
 from loragraft.quants.types import QuantType
 from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.layers import Layers, multiplied
@@ -112,7 +113,7 @@ def _of_input(
         if rounding.supports(kind)
     }
 
-    def prepare(key: tuple[int, int, str]) -> feedback.Moments:
+    def prepare(key: tuple[int, int, str]) -> Moments:
         sub, matrix, name = key
         h = moments.sums[matrix]
         return feedback.prepare(together(mixed[name], h) if name else h, sub, damping)

@@ -20,6 +20,7 @@ from loragraft.backends.program import Backend
 from loragraft.errors import LoragraftError, QuantizeError, naming
 from loragraft.graph.ops import Graph
 from loragraft.quants import feedback, native, rounding
+from loragraft.quants.arranged import Moments
 from loragraft.quants.types import QuantType
 from loragraft.streaming.calibration import Calibration
 from loragraft.streaming.held_out import HeldOut, HeldOutState, output_error
@@ -226,7 +227,7 @@ class _Rounder:
         rows = dict(zip(by_matrix, map(iter, found), strict=True))
         return [next(rows[job.name, job.matrix]) for job in self._message.jobs]
 
-    def _prepared(self, matrices: Sequence[tuple[str, int]]) -> dict[tuple[str, int], feedback.Moments]:
+    def _prepared(self, matrices: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Moments]:
         """The moments of the inputs of `matrices`, made ready for their types' grids; their sums are given up for
         them."""
         moments, mixed = self._moments, self._message.mixed
@@ -245,7 +246,7 @@ class _Rounder:
                 own = mixed.get(key[2])
                 return feedback.arranged(h if own is None else together(own, h), key[0], damping)
 
-        def factored(found: tuple[str, feedback.ArrangedMoments]) -> feedback.Moments:
+        def factored(found: tuple[str, feedback.ArrangedMoments]) -> Moments:
             with naming(found[0]):
                 return found[1].factored(self._threads if len(wanted) == 1 else 1)
 
@@ -255,7 +256,7 @@ class _Rounder:
         found = dict(zip(wanted, ready, strict=True))
         return {matrix: found[key] for matrix, key in keys.items()}
 
-    def _rows(self, job: Job, prepared: feedback.Moments | None, threads: int) -> RoundedRows:
+    def _rows(self, job: Job, prepared: Moments | None, threads: int) -> RoundedRows:
         step, whole = self._steps[job.name], self._site.weights[job.name]
         matrix = whole.reshape(-1, *whole.shape[-2:])[job.matrix]
         span = groups(len(matrix))[job.group]
@@ -291,7 +292,7 @@ class _Group:
 
     w: Floats
     type: QuantType
-    moments: feedback.Moments
+    moments: Moments
     importance: Floats
     outputs: feedback.OutputFactor | None
     change: Floats | None

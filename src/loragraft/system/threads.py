@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TypeVar
 
 from loragraft.errors import LoragraftError, check_number
@@ -54,8 +55,8 @@ def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> list[_Result]:
     """What `work` makes of each item, in their order. Items are taken from `items` as threads become free.
 
-    The first exception, or Ctrl-C, ends it: no further item is taken, and it is raised when the others are done. Raises
-    LoragraftError as `starting` does.
+    Context variables are the caller's. The first exception, or Ctrl-C, ends it: no further item is taken, and it is
+    raised when the others are done. Raises LoragraftError as `starting` does.
     """
     waiting, lock, results = enumerate(items), threading.Lock(), dict[int, _Result]()
     stopped = False
@@ -76,7 +77,7 @@ def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item], threads
     with thread_pool(threads) as pool:
         try:
             with held():  # the pool waits at its end for the threads that it knows
-                futures = [pool.submit(run) for _ in range(threads)]
+                futures = [pool.submit(copy_context().run, run) for _ in range(threads)]
             for future in futures:
                 future.result()
         except BaseException:

@@ -13,7 +13,7 @@ import numpy as np
 from loragraft.arrays import Floats
 from loragraft.backends.triton.device import Device
 from loragraft.errors import QuantizeError
-from loragraft.quants.feedback import Arranged, Moments, Schedule
+from loragraft.quants.arranged import Arranged, Moments, Schedule
 from loragraft.quants.grids import HALVES, Grid
 
 _ROWS = 16
