@@ -179,6 +179,31 @@ def test_a_request_that_is_cancelled_ends_without_a_word(model: Model, scheduler
     assert not any(isinstance(made.events.get_nowait(), Done) for _ in range(made.events.qsize()))
 
 
+def test_a_request_that_comes_while_another_is_refused_is_not_slept_over(
+    model: Model, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the scheduler's thread has looked for requests and does not sleep yet: nobody is there to be
+    woken."""
+    sleeps: list[float | None] = []
+    wait = scheduler._wake.wait
+
+    def noted(timeout: float | None = None) -> bool:
+        sleeps.append(timeout)
+        return wait(timeout)
+
+    monkeypatch.setattr(scheduler._wake, "wait", noted)
+    refused, other = asked(model, "And", 2, adapters=(("unknown", 1.0),)), asked(model, "And", 2)
+
+    def emit(event: object) -> None:
+        assert isinstance(event, Failed)
+        scheduler.submit(other.request)
+
+    refused.request.emit = emit
+    scheduler.submit(refused.request)
+    text_of(other)
+    assert not [seconds for seconds in sleeps if seconds is not None]
+
+
 def test_a_time_limit(model: Model, scheduler: Scheduler) -> None:
     gate = Gate()
     made = asked(model, "And", 1000, timeout=0.05, constraint=lambda: gate)

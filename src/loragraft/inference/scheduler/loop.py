@@ -101,6 +101,7 @@ class Scheduler:
         self._lookup = lookup and program.rewinds  # wrong guesses are taken back
         self._cache = PrefixCache(program.close_sequence, prefixes, rewinds=program.rewinds)
         self._wake = threading.Condition()
+        self._news = False  # whether something came since the thread last began to look for work
         self._waiting = Waiting(self._wake)
         self._running: list[Job] = []
         self._loading = 0
@@ -134,14 +135,14 @@ class Scheduler:
             job = Job(request, time.monotonic())
             self._jobs[request.number] = job
             self._waiting.add(job)
-            self._wake.notify()
+            self._nudge()
 
     def cancel(self, request: Request) -> None:
         """Stop working on `request`; no event of it follows. One that has ended is left alone."""
         with self._wake:
             if (job := self._jobs.get(request.number)) is not None:
                 job.cancelled = True
-                self._wake.notify()
+                self._nudge()
 
     def stop(self, timeout: float | None = None) -> None:
         """Refuse new requests, finish those that wait or run, end the thread. Those not done after `timeout` seconds
@@ -151,12 +152,12 @@ class Scheduler:
                 self._state = "stopped"
                 return
             self._state = "draining"
-            self._wake.notify()
+            self._nudge()
         self._thread.join(timeout)
         if self._thread.is_alive():
             with self._wake:
                 self._state = "aborting"
-                self._wake.notify()
+                self._nudge()
             self._thread.join()
         self.shelf.close()
 
@@ -176,7 +177,9 @@ class Scheduler:
         return len(self._cache)
 
     def _nudge(self) -> None:
+        """Wake the scheduler's thread, or keep it from going to sleep."""
         with self._wake:
+            self._news = True
             self._wake.notify()
 
     # ---- the scheduler's thread ----
@@ -204,6 +207,7 @@ class Scheduler:
         self._state = "stopped"
 
     def _turn(self) -> None:
+        self._news = False
         self._sweep()
         self._admit()
         if self._running:
@@ -212,7 +216,7 @@ class Scheduler:
         else:
             self.outbox.hand_out()
             with self._wake:  # adapters are being loaded
-                if self._jobs:
+                if self._jobs and not self._news:
                     self._wake.wait(0.05)
 
     def _emit(self, job: Job, event: Event, *, urgent: bool = True) -> None:
