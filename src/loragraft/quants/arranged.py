@@ -80,9 +80,9 @@ class Arranged:
         """The columns in their own order again; units as in `parts`."""
         columns, blocks = np.argsort(moments.order), np.argsort(_blocks(moments))
         return Parts(
-            np.ascontiguousarray(self.levels[:, columns]),
-            np.ascontiguousarray(self.scales[:, blocks]),
-            None if self.offsets is None else np.ascontiguousarray(self.offsets[:, blocks]),
+            np.take(self.levels, columns, axis=1),
+            np.take(self.scales, blocks, axis=1),
+            None if self.offsets is None else np.take(self.offsets, blocks, axis=1),
             parts.units,
             parts.offset_units,
         )
@@ -101,7 +101,7 @@ def arrange(w: Floats, grid: Grid, parts: Parts, moments: Moments) -> Arranged:
     blocks = _blocks(moments)
 
     def picked(values: Any, index: Order) -> Any:
-        return None if values is None else np.ascontiguousarray(values[:, index])
+        return None if values is None else np.take(values, index, axis=1)
 
     return Arranged(
         np.asarray(picked(w, moments.order), np.float32),

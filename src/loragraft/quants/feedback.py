@@ -48,6 +48,7 @@ DAMPING = 0.01
 """Added to the diagonal of H, in units of its mean: what calibration did not show is taken to come a little."""
 _MAGIC = F(12582912.0)
 _ROWS_AT_ONCE = 512
+_COLUMNS_AT_ONCE = 512
 
 
 def prepare(h: Floats | Doubles, sub: int, damping: float = DAMPING) -> Moments:
@@ -239,7 +240,7 @@ def prepare_outputs(g: Floats | Doubles, damping: float = OUTPUT_DAMPING) -> Out
 
 def joint_cost(error: Floats, moments: Moments, outputs: OutputFactor) -> float:
     """tr(G E H E^T) for E = W - Q float32 [rows, cols], both moments damped, in units of their means."""
-    ordered = np.ascontiguousarray(error[:, moments.order])
+    ordered = np.take(error, moments.order, axis=1)
     weighed, sub = native.product(outputs.g, ordered), moments.sub
     return sum(
         float(np.vdot(weighed[:, b * sub : (b + 1) * sub], native.product(ordered, panel)))
@@ -247,17 +248,29 @@ def joint_cost(error: Floats, moments: Moments, outputs: OutputFactor) -> float:
     )
 
 
-def share_lost(error: Floats, change: Floats, moments: Moments, outputs: OutputFactor) -> float:
+def share_lost(
+    error: Floats, change: Floats, moments: Moments, outputs: OutputFactor, threads: int = 1
+) -> float:
     """The part of `change`, what an adapter does to a matrix, that rounding has taken back: tr(G E H D^T) over
     tr(G D H D^T), E = W - Q being the `error` and D the change, both float32 [rows, cols]. 0 if D does nothing."""
-    ordered, changed = (np.ascontiguousarray(x[:, moments.order]) for x in (error, change))
+    ordered, changed = (np.take(x, moments.order, axis=1) for x in (error, change))
     weighed, sub = native.product(outputs.g, changed), moments.sub
+    at_once = max(1, _COLUMNS_AT_ONCE // sub)
+
+    def of_panels(first: int) -> list[tuple[float, float]]:
+        panels = moments.h[first : first + at_once]
+        done = native.product(weighed, panels.transpose(1, 0, 2).reshape(len(moments.order), -1))
+        found = []
+        for number in range(len(panels)):
+            own = done[:, number * sub : (number + 1) * sub]
+            columns = slice((first + number) * sub, (first + number + 1) * sub)
+            found.append((float(np.vdot(ordered[:, columns], own)), float(np.vdot(changed[:, columns], own))))
+        return found
+
     lost = whole = 0.0
-    for b, panel in enumerate(moments.h):
-        columns = slice(b * sub, (b + 1) * sub)
-        done = native.product(weighed, panel)
-        lost += float(np.vdot(ordered[:, columns], done))
-        whole += float(np.vdot(changed[:, columns], done))
+    for found in in_threads(of_panels, range(0, len(moments.h), at_once), threads):
+        for a, b in found:
+            lost, whole = lost + a, whole + b
     return lost / whole if whole > 0 else 0.0
 
 

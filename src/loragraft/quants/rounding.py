@@ -115,7 +115,7 @@ def round_for_outputs(
 
     rounded, target = round_in_turn(w, outputs, in_turn), w
     if change is not None:
-        target = w + np.float32(share_lost(w - rounded, change, moments, outputs)) * change
+        target = w + np.float32(share_lost(w - rounded, change, moments, outputs, threads)) * change
     round_again(target, rounded, outputs, once_more)
     return data
 
