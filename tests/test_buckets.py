@@ -21,6 +21,24 @@ class Counting:
 
     def __init__(self, app: Any) -> None:
         self.app, self.sent, self.paths = app, 0, list[str]()
+        self.port = 0
+        self._server: tuple[Any, threading.Thread] | None = None
+
+    def start(self) -> None:
+        """On any port; later ones on the same."""
+        from werkzeug.serving import make_server
+
+        http = make_server("127.0.0.1", self.port, self, threaded=True)
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        self.port, self._server = http.server_port, (http, thread)
+
+    def stop(self) -> None:
+        assert self._server is not None
+        http, thread = self._server
+        http.shutdown()
+        thread.join()
+        http.server_close()
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         is_get = environ["REQUEST_METHOD"] == "GET" and environ.get("HTTP_RANGE")
@@ -33,13 +51,9 @@ class Counting:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     server = pytest.importorskip("moto.server", reason="moto is not installed: make test-remote")
-    from werkzeug.serving import make_server
-
     counting = Counting(server.DomainDispatcherApplication(server.create_backend_app))
-    http = make_server("127.0.0.1", 0, counting, threaded=True)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{http.server_port}")
+    counting.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{counting.port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -52,12 +66,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     import urllib.request
 
     urllib.request.urlopen(
-        urllib.request.Request(f"http://127.0.0.1:{http.server_port}/moto-api/reset", method="POST")
+        urllib.request.Request(f"http://127.0.0.1:{counting.port}/moto-api/reset", method="POST")
     ).close()
     client().create_bucket(Bucket="models")
     yield counting
-    http.shutdown()
-    thread.join()
+    counting.stop()
 
 
 def client() -> Any:
@@ -295,3 +308,36 @@ def test_workers_between_buckets(s3: Counting, tmp_path: Path, monkeypatch: pyte
     )
     assert content("out.gguf") == (tmp_path / "local.gguf").read_bytes()
     assert unfinished() == 0
+
+
+def test_a_store_that_is_away_for_a_while_is_asked_again(
+    s3: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loragraft.system.remote import buckets
+    from loragraft.system.remote.urls import Url
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own take seconds
+    client().put_object(Bucket="models", Key="m.gguf", Body=bytes(range(200)))
+    store, path = buckets.BucketStore("s3"), Url("s3://models/m.gguf")
+    facts = store.facts(path)
+    assert facts is not None
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            s3.start()
+
+    monkeypatch.setattr(buckets, "sleep", pause)
+    s3.stop()
+    assert store.read(path, facts, 3, 90) == bytes(range(3, 90))
+    assert pauses == [2.0, 8.0]
+    s3.stop()
+    pauses[:] = [0.0, 0.0]
+    with pytest.raises(lg.LoragraftError, match=r"m\.gguf: cannot be reached"):
+        store.now(path)
+    assert pauses[2:] == [2.0, 8.0, 30.0]
+    with pytest.raises(lg.LoragraftError, match="cannot be reached"):
+        buckets.BucketStore("s3").facts(path)  # one that never answered
+    assert len(pauses) == 5
+    s3.start()

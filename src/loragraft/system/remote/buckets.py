@@ -5,7 +5,8 @@ Keys, regions and endpoints come from where each store's own tools take them (AW
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from time import sleep
 from typing import Any
 
 import fsspec
@@ -14,10 +15,17 @@ from loragraft.errors import FormatError, LoragraftError
 from loragraft.system.remote.store import MAX_NAMES, Facts, Store, brief
 from loragraft.system.remote.urls import Url
 
+#: Seconds until a store that answered before, and now cannot be reached, is asked again. (By then its library has tried
+#: for some seconds. One that never answered is more likely not there.)
+_PAUSES = (2.0, 8.0, 30.0)
+#: What botocore, aiohttp, fsspec and Python call such failures.
+_PASSING = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError", "FSTimeoutError"}
+
 
 class BucketStore(Store):
     def __init__(self, scheme: str) -> None:
         super().__init__()
+        self._answered = False
         self.files: Any = fsspec.filesystem(scheme, use_listings_cache=False)
 
     def facts(self, path: Url) -> Facts | None:
@@ -28,11 +36,9 @@ class BucketStore(Store):
 
     def read(self, path: Url, facts: Facts, start: int, stop: int) -> bytes:
         try:
-            data: bytes = self.files.cat_file(str(path), start=start, end=stop)
+            data: bytes = self._asked(path, lambda: self.files.cat_file(str(path), start=start, end=stop))
         except FileNotFoundError:
             raise FormatError(path, "vanished while it was in use") from None
-        except Exception as problem:  # botocore's, aiohttp's, Google's
-            raise _unreachable(path, problem) from None
         if len(data) != stop - start:
             raise FormatError(path, "became shorter while it was in use", hint="download it again")
         return data
@@ -42,11 +48,9 @@ class BucketStore(Store):
 
     def _facts(self, path: Url) -> Facts | None:
         try:
-            info = self.files.info(str(path))
+            info = self._asked(path, lambda: self.files.info(str(path)))
         except FileNotFoundError:
             return None
-        except Exception as problem:
-            raise _unreachable(path, problem) from None
         if info.get("type") != "file":
             return None
         version = info.get("ETag") or info.get("etag") or info.get("generation") or info.get("mtime")
@@ -54,17 +58,36 @@ class BucketStore(Store):
 
     def _children(self, path: Url) -> Collection[str]:
         try:
-            found = self.files.ls(str(path), detail=False)
+            found = self._asked(path, lambda: self.files.ls(str(path), detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return ()
-        except Exception as problem:
-            raise _unreachable(path, problem) from None
         if len(found) > MAX_NAMES:
             raise LoragraftError(
                 path, "holds too many files", found=len(found), expected=f"at most {MAX_NAMES}"
             )
         own = "/".join(path.parts[1:])
         return {name for each in found if (name := str(each).rstrip("/").rpartition("/")[2]) and each != own}
+
+    def _asked(self, path: Url, ask: Callable[[], Any]) -> Any:
+        """`ask()`. Raises FileNotFoundError and NotADirectoryError as it does, LoragraftError for all else."""
+        for pause in (*_PAUSES, None):
+            try:
+                answer = ask()
+            except (FileNotFoundError, NotADirectoryError):
+                self._answered = True
+                raise
+            except Exception as problem:  # botocore's, aiohttp's, Google's
+                if pause is None or not self._answered or not _passes(problem):
+                    raise _unreachable(path, problem) from None
+                sleep(pause)
+            else:
+                self._answered = True
+                return answer
+        raise AssertionError
+
+
+def _passes(problem: BaseException) -> bool:
+    return any(kind.__name__ in _PASSING for kind in type(problem).__mro__)
 
 
 def _unreachable(path: Url, problem: BaseException) -> LoragraftError:
