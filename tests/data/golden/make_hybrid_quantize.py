@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_recurrent import BASE, CASES
+from hf_cases.recurrent import BASE, CASES
 
 TARGETS = ("Q4_K_M", "Q3_K_L", "Q5_K_S", "IQ4_XS", "Q2_K", "Q8_0", "MXFP4_MOE")
 SIZES = {

@@ -1,10 +1,10 @@
-"""Configurations of models with recurrent layers, for `make_hf_configs.py`."""
+"""Models with recurrent layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hf_configs import Edit
+from hf_cases.common import Cases
 
 BASE = {
     "vocab_size": 64,
@@ -154,7 +154,7 @@ def published_experts(config: dict[str, Any]) -> None:
         del config["moe_latent_size"]
 
 
-CASES: dict[str, tuple[str, dict[str, Any], Edit | None]] = {
+CASES: Cases = {
     "lfm2": ("Lfm2", LFM2, None),
     "lfm2-adjusted": (
         "Lfm2",
