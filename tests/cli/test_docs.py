@@ -73,3 +73,33 @@ def test_pages_show_commands() -> None:
 def test_commands_on_pages_parse(page: str, line: str) -> None:
     name, *words = shlex.split(line, comments=True)[1:]
     assert command_named(name).make_context(name, words).params
+
+
+#: Files of other projects that pages name without a folder.
+FOREIGN = {"llama.cpp", "nvfp4_gemm.py"}
+FILES = {
+    str(path.relative_to(ROOT))
+    for folder in ("src", "native", "tests", "docs", "bench", "examples")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".cpp", ".h", ".wgsl", ".md", ".json", ".ipynb")
+}
+ROOMS = {
+    path.name
+    for folder in ("src/loragraft", "native", "")
+    for path in (ROOT / folder).iterdir()
+    if path.is_dir()
+}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.name
+)
+def test_files_on_pages_are_there(page: Path) -> None:
+    named = set(re.findall(r"`([A-Za-z0-9_/]+\.(?:py|cpp|h|wgsl))`", page.read_text()))
+    missing = {
+        name
+        for name in named - FOREIGN
+        if ("/" not in name or name.split("/")[0] in ROOMS)
+        and not any(f"/{file}".endswith(f"/{name}") for file in FILES)
+    }
+    assert missing == set(), "no such file here; one of another project goes into FOREIGN"
