@@ -6,6 +6,7 @@ import runpy
 
 from hf_configs import records
 from hf_measured import measured, peft_records
+from loragraft.archs import ARCHS
 from paths import ROOT
 from tolerances import NATIVE_F32, REFERENCE
 
@@ -16,6 +17,12 @@ def test_the_page_is_current() -> None:
         ROOT / "docs" / "architectures.md",
     )
     assert page(path.read_text()) == path.read_text(), "run docs/make_architectures.py"
+
+
+def test_the_readme_counts_what_there_is() -> None:
+    kinds = {config.model_type for arch in ARCHS for config in arch.classes}
+    said = f"| {len(list(ARCHS))}, with {len(kinds)} of transformers' model types:"
+    assert said in (ROOT / "README.md").read_text()
 
 
 def test_every_figure_is_recorded_and_within_its_bound() -> None:
