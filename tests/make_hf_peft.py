@@ -47,7 +47,7 @@ TARGETS = {
     "nemotron_h": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
 }
 #: Cases of a type that has a first case of another architecture.
-ALSO = ("nemotron_h_moe", "granite4", "granite4-experts", "gemma4-experts")
+ALSO = ("bitnet-online", "nemotron_h_moe", "granite4", "granite4-experts", "gemma4-experts")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
@@ -64,7 +64,7 @@ def run(record: dict[str, Any], ids: torch.Tensor) -> tuple[dict[str, Any], Any]
         )
         (base / "config.json").write_text(json.dumps(record["config"]))
         auto = transformers.AutoModelForImageTextToText if within else transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(base, attn_implementation="eager").float()
+        model = auto.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
         settings = peft.LoraConfig(
             r=2,
             lora_alpha=2,
@@ -77,7 +77,7 @@ def run(record: dict[str, Any], ids: torch.Tensor) -> tuple[dict[str, Any], Any]
         shapes = {key: list(tensor.shape) for key, tensor in sorted(load_file(file).items())}
         save_file(weights(shapes), file, {"format": "pt"})
         said = json.loads((adapter / "adapter_config.json").read_text())
-        model = auto.from_pretrained(base, attn_implementation="eager").float()
+        model = auto.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
         tuned = peft.PeftModel.from_pretrained(model, adapter).eval()
         with torch.no_grad():
             logits = tuned(ids).logits[0, ::PEFT_STEP].numpy()
@@ -89,6 +89,8 @@ def run(record: dict[str, Any], ids: torch.Tensor) -> tuple[dict[str, Any], Any]
 
 def main() -> None:
     torch.set_num_threads(1)
+    # activations stay as they are: docs/decisions/0010-bitnet-activations.md
+    transformers.integrations.bitnet.ActQuant.apply = lambda activation: activation
     transformers.logging.set_verbosity_error()
     chosen = tuple(sys.argv[1:])
     for name, output in ADAPTED.items():

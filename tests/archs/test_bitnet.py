@@ -67,6 +67,23 @@ def test_logits_of_packed_weights_are_those_of_transformers(tmp_path: Path, line
     assert any("have three levels (BitNet)" in note for note in lg.load(folder).notes)
 
 
+def test_a_llama_in_packed_weights_is_what_they_unpack_to(tmp_path: Path) -> None:
+    packed_folder = write(tmp_path / "m", "llama", offline("bitlinear"))
+    levels = {
+        name: values_of(one)
+        for name, one in lg.load(packed_folder, backend="reference").source.tensors.items()
+        if name.endswith((".ffn_up.weight", ".ffn_down.weight"))
+    }
+    drawn = weights(records()["llama"]["shapes"])
+    for name, found in levels.items():
+        part = name.split(".")[2].removeprefix("ffn_")
+        master = drawn[f"model.layers.{name.split('.')[1]}.mlp.{part}_proj.weight"]
+        scale = np.abs(master).mean(dtype=np.float64)
+        wanted = np.clip(np.rint(master / scale), -1, 1) * scale
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert len(levels) == 4
+
+
 def test_bytes_are_transformers(tmp_path: Path) -> None:
     values = weights(records()["bitnet"]["shapes"], "bitnet")[ONE]
     scale = np.abs(values).mean()

@@ -137,6 +137,16 @@ def test_factors_of_long_texts_are_not_exported(tmp_path: Path, case: str) -> No
         config_of(model.metadata, shapes_of(model), None)
 
 
+def test_a_width_of_mamba_that_no_configuration_has(tmp_path: Path) -> None:
+    lg.convert(write(tmp_path / "m", "mamba2"), tmp_path / "m.gguf", type="F16")
+    model = lg.load(tmp_path / "m.gguf", backend="reference").source
+    metadata = {**model.metadata, "mamba2.ssm.inner_size": Value.u32(72)}
+    with pytest.raises(
+        UnsupportedError, match="inner_size: cannot be exported: found 72, expected a multiple of 32"
+    ):
+        config_of(metadata, shapes_of(model), None)
+
+
 def test_what_is_not_exported(tmp_path: Path) -> None:
     lg.convert(write(tmp_path / "m", "qwen2_5_vl"), tmp_path / "m.gguf", type="F16", intake=TEXT_ONLY)
     model = lg.load(tmp_path / "m.gguf", backend="reference").source

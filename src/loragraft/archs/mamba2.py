@@ -13,7 +13,7 @@ from loragraft.archs.mamba_layers import LONGEST, UNBOUNDED, mamba_tensors
 from loragraft.archs.metadata import MAX_LAYERS, MetadataKeys
 from loragraft.archs.recurrence import read_recurrence
 from loragraft.archs.tensors import Tensor
-from loragraft.errors import CheckpointError
+from loragraft.errors import CheckpointError, UnsupportedError
 from loragraft.formats.gguf.values import Metadata, Value
 
 
@@ -34,6 +34,13 @@ def _inner_back(model: GgufModel) -> dict[str, Any]:
     sizes = model.h.recurrence
     assert sizes is not None
     inner = sizes.heads * sizes.value_dim
+    if inner % model.h.width:
+        raise UnsupportedError(
+            "mamba2.ssm.inner_size",
+            "cannot be exported",
+            found=inner,
+            expected=f"a multiple of {model.h.width}",
+        )
     return {
         "head_dim": sizes.value_dim,
         "expand": inner // model.h.width,
