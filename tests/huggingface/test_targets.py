@@ -38,8 +38,16 @@ def test_all_linear_and_expressions_that_are_not_checked() -> None:
     assert Targets(Path("c"), {"target_modules": r"(?!x).*q_proj"}, notes).name("anything")
     assert notes[0].startswith("c: target_modules is not checked against the tensors")
     assert not Targets(Path("c"), {}, []).known
-    for config in ({"target_modules": 3}, {"target_modules": ["q"], "layers_to_transform": ["a"]}):
-        with pytest.raises(AdapterError, match=r"bad (target_modules|layers_to_transform)"):
+    odd: list[dict[str, Any]] = [
+        {"target_modules": 3},
+        {"target_modules": ["q"], "layers_to_transform": ["a"]},
+    ]
+    odd += [
+        {"target_modules": ["q"], "layers_pattern": value}
+        for value in (5, {"a": 1}, [["layers"]], ["h"] * 65)
+    ]
+    for config in odd:
+        with pytest.raises(AdapterError, match=r"bad (target_modules|layers_to_transform|layers_pattern)"):
             Targets(Path("c"), config, [])
 
 

@@ -18,6 +18,8 @@ _ALL_LINEAR = "all-linear"
 _EMBEDDING = "model.embed_tokens"
 #: Not linear layers, and the output, which `all-linear` leaves out.
 _NOT_LINEAR = ("embed_tokens", "wte", "lm_head", "embed_out", "norm")
+#: Of layers_pattern; each is compared with every part of a module's name.
+_MAX_STEMS = 64
 
 Test = Callable[[str], bool]
 
@@ -42,8 +44,7 @@ class Targets:
         saved = config.get("modules_to_save")
         self._saved = tuple(f".{name}." for name in saved) if isinstance(saved, list | tuple) else ()
         self._layers = self._numbers(config.get("layers_to_transform")) if isinstance(wanted, list) else None
-        patterns = config.get("layers_pattern") or []
-        self._stems = [patterns] if isinstance(patterns, str) else list(patterns)
+        self._stems = self._patterns(config.get("layers_pattern") or [])
         self._tied = bool(config.get("ensure_weight_tying"))
 
     def name(self, module: str) -> bool:
@@ -89,6 +90,19 @@ class Targets:
                 hint=f"write the {key} of the training into {self._path}",
             )
         return _ends(value)
+
+    def _patterns(self, value: Any) -> list[str]:
+        stems = [value] if isinstance(value, str) else value
+        named = isinstance(stems, list | tuple) and all(isinstance(stem, str) for stem in stems)
+        if not named or len(stems) > _MAX_STEMS:
+            raise AdapterError(
+                self._path,
+                "bad layers_pattern",
+                found=repr(value)[:80],
+                expected=f"a name, or at most {_MAX_STEMS} of them",
+                hint=f"write the layers_pattern of the training into {self._path}",
+            )
+        return list(stems)
 
     def _numbers(self, value: Any) -> frozenset[int] | None:
         numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
