@@ -268,7 +268,7 @@ def test_the_renaming_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_not_enough_space(tmp_path: Path) -> None:
     refused(
         tmp_path / "out",
-        r"not enough space on the disk: found \d+ bytes free, expected 1152921504606846976",
+        r"not enough space on the disk: found [\d.]+ \wB free, expected 1152921.5 TB; free some, or write elsewhere",
         1 << 60,
     )
 

@@ -27,6 +27,7 @@ from loragraft.system.interrupts import held
 from loragraft.system.mapped import check_intact
 from loragraft.system.remote.paths import RemotePath, as_path
 from loragraft.system.whole import WholeOutput
+from loragraft.units import bytes_text
 
 if TYPE_CHECKING:
     from loragraft.system.remote.output import RemoteOutput
@@ -240,12 +241,7 @@ class OutputFile(WholeOutput):
         disk = os.statvfs(self.partial.parent)
         free = disk.f_bavail * disk.f_frsize
         if self.size - allocated > free:
-            raise OutputError(
-                self.path,
-                "not enough space on the disk",
-                found=f"{free} bytes free",
-                expected=f"{self.size - allocated}",
-            )
+            raise no_space(self.path, self.size - allocated, free)
         os.ftruncate(self._fd, self.size)
         problem = _native.reserve(self._fd, self.size) if self.size else 0
         if problem in _NO_SPACE:  # else the file system cannot, and finds the space as it goes
@@ -263,10 +259,19 @@ class OutputFile(WholeOutput):
             yield
         except OSError as problem:
             if problem.errno == errno.ENOSPC:
-                raise OutputError(
-                    self.path, "not enough space on the disk", expected=f"{self.size} bytes"
-                ) from None
+                raise no_space(self.path, self.size) from None
             raise OutputError(self.path, f"cannot be written: {problem.strerror}") from None
+
+
+def no_space(path: Path, needed: int, free: int | None = None) -> OutputError:
+    """That `needed` bytes do not fit where `path` is to be; `free`, if known, are there."""
+    return OutputError(
+        path,
+        "not enough space on the disk",
+        found=None if free is None else f"{bytes_text(free)} free",
+        expected=bytes_text(needed),
+        hint="free some, or write elsewhere",
+    )
 
 
 def open_output(

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from loragraft.errors import OutputError
-from loragraft.system.output import is_of
+from loragraft.system.output import is_of, no_space
 from loragraft.system.remote.paths import RemotePath
 
 
@@ -79,12 +79,7 @@ class NewFolder:
         there = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
         free = shutil.disk_usage(self._folder).free
         if self._size - there > free:
-            raise OutputError(
-                self._folder,
-                "not enough space on the disk",
-                found=f"{free} bytes free",
-                expected=f"{self._size - there}",
-            )
+            raise no_space(self._folder, self._size - there, free)
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
