@@ -22,6 +22,7 @@ A message names the object, what was found, what was expected and what to do, in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,8 @@ from typing import Self
 
 #: Characters of each part of a message; longer ones are cut, for a file may hold a "name" of any length.
 _MAX_FACT, _MAX_SUBJECT = 500, 4200
+#: What stands before the host of a URL: a user's name and password, which do not belong into a log.
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 class LoragraftError(Exception):
@@ -88,7 +91,7 @@ class LoragraftError(Exception):
             text += ": " + ", ".join(facts)
         if self.hint:
             text += f"; {self.hint}"
-        return printable(text)
+        return printable(_PASSWORD.sub("***", text))
 
 
 @contextmanager

@@ -33,6 +33,10 @@ AdapterArguments = Sequence[AdapterArgument] | AdapterArgument
 """What they take as adapters: any number of them, or just one."""
 
 
+#: Of a name from a file, in a note.
+_MAX_NAME = 100
+
+
 def open_model(
     path: str | PathLike[str], *, dequantize: bool = False, intake: Intake = STRICT
 ) -> ModelSource:
@@ -128,8 +132,9 @@ def _with_note_of_merged(
     known = merged.get(digest_of(adapter.files))
     if known is None:
         return adapter
+    name = known[0] if len(known[0]) <= _MAX_NAME else f"{known[0][:_MAX_NAME]}..."
     note = (
-        f"{adapter.path}: is in {base.path.name} already ({known[0]} at {known[1]:g}, according to its {RECEIPTS}), "
+        f"{adapter.path}: is in {base.path.name} already ({name} at {known[1]:g}, according to its {RECEIPTS}), "
         "and is added once more"
     )
     return replace(adapter, notes=[*adapter.notes, note])

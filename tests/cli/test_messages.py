@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 import loragraft as lg
+from loragraft.adapters.receipt import DIGESTS, NAMES, RANKS, SCALES, digest_of
 from loragraft.cli import app
+from loragraft.errors import LoragraftError
+from loragraft.formats.gguf.values import Value, ValueType
+from loragraft.opening import load_adapter, load_adapters, open_model
 from loragraft.units import digits_text, ranges_text
 from paths import data
 
@@ -74,6 +79,22 @@ def test_an_adapter_that_was_merged_before(tmp_path: Path) -> None:
     assert note in run("merge", tmp_path / "m.gguf", "--lora", ADAPTER, "--dry-run")
     assert note in run("run", tmp_path / "m.gguf", "--lora", ADAPTER, "-p", "x", "-n", 1)
     assert "already" not in run("merge", tmp_path / "m.gguf", "--dry-run")
+
+
+def test_a_name_of_any_length_is_cut_in_a_note() -> None:
+    base = open_model(BASE)
+    digest = digest_of(load_adapter(ADAPTER, base).files)
+    known = {NAMES: Value.strings(["x" * 101]), SCALES: Value.numbers(ValueType.FLOAT32, [1.0])}
+    known |= {RANKS: Value.numbers(ValueType.UINT32, [8]), DIGESTS: Value.strings([digest])}
+    marked = replace(base, metadata={**base.metadata, **known})
+    [(adapter, _)] = load_adapters([ADAPTER], marked)[1]
+    assert f"already ({'x' * 100}... at 1" in adapter.notes[-1]
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    said = str(LoragraftError("https://me:secret@host/m.gguf", "gone", hint="try http://me:secret@host"))
+    assert said == "https://***@host/m.gguf: gone; try http://***@host"
+    assert str(LoragraftError("hf://org/name@main/a", "gone")) == "hf://org/name@main/a: gone"
 
 
 @pytest.mark.parametrize("words", [["merge", "x", "-t", "100000"], ["quantize", "x", "Q8_0", "100000"]])

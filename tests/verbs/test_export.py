@@ -268,7 +268,9 @@ def test_shards_hold_what_one_file_does(tmp_path: Path) -> None:
 def test_a_disk_too_small_for_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = folder.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    with pytest.raises(OutputError, match=r"out: not enough space on the disk: found 1\.0 MB free, expected "):
+    with pytest.raises(
+        OutputError, match=r"out: not enough space on the disk: found 1\.0 MB free, expected "
+    ):
         lg.export(data("llama-kjv"), tmp_path / "out", max_shard_bytes=500_000)
     assert list(tmp_path.iterdir()) == []
 
