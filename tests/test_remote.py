@@ -20,6 +20,7 @@ from loragraft.formats.gguf.values import Value
 from loragraft.opening import open_model
 from loragraft.system.remote import blocks
 from loragraft.system.remote.paths import RemotePath, as_path, is_url
+from loragraft.system.remote.stores import store_of
 from paths import data
 from remote_servers import COMMIT, FileServer, serving
 
@@ -202,6 +203,22 @@ def test_a_file_that_changes_meanwhile_is_not_merged(hub: FileServer, tmp_path: 
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_a_file_that_is_read_anew_is_not_held_to_what_it_was(hub: FileServer, tmp_path: Path) -> None:
+    """Files of earlier runs may not have been collected yet."""
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "model.gguf"
+    lg.convert(data("llama-kjv"), path)
+    url = f"{hub.address}/plain/acme/more/model.gguf"  # type: ignore[attr-defined]
+    earlier = [open_gguf(RemotePath(url)) for _ in range(12)]
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    store_of(RemotePath(url)).forget()
+    lg.quantize(url, tmp_path / "out.gguf", "Q8_0")
+    lg.quantize(path, tmp_path / "local.gguf", "Q8_0")
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
+    with pytest.raises(lg.errors.FormatError, match="changed while it was in use"):
+        lg.quantize(earlier[-1], tmp_path / "again.gguf", "Q8_0")
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -211,9 +228,9 @@ def test_a_file_that_changes_meanwhile_is_not_merged(hub: FileServer, tmp_path: 
         ("hf://datasets/acme", "is not a model repository"),
         ("hf://acme", "names no repository: expected hf://ORG/NAME"),
         ("ftp://host/model.gguf", "URLs of this kind are not read"),
-        (Path("ftp://host/model.gguf"), "URLs of this kind are not read: expected hf://, s3://"),
-        ("s3://", "this URL names nothing: expected s3://BUCKET/KEY"),
-        (Path("hf://"), "this URL names nothing: expected hf://ORG/NAME"),
+        (Path("ftp://host/model.gguf"), "ftp://host/model.gguf: URLs of this kind are not read: expected hf"),
+        ("s3://", "s3://: this URL names nothing: expected s3://BUCKET/KEY"),
+        (Path("hf://"), "hf://: this URL names nothing: expected hf://ORG/NAME"),
         ("http://127.0.0.1:9/model.gguf", "cannot be reached"),
     ],
 )

@@ -132,6 +132,7 @@ def test_without_a_token_one_line_says_so(
 
     monkeypatch.setenv("HF_TOKEN", "")
     report = lg.merge(data("llama-kjv"), [], tmp_path / "m.gguf", type="Q8_0")
-    with pytest.raises(lg.OutputError, match="hf auth login") as raised:
+    says = r"hf auth login; what was written stays; to upload it later: hf upload .*m\.gguf"
+    with pytest.raises(lg.OutputError, match=says) as raised:
         push(report, f"hf://{NEW}")
     assert "\n" not in str(raised.value)

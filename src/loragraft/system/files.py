@@ -16,7 +16,7 @@ from loragraft.system.remote.paths import RemotePath, as_path
 from loragraft.system.remote.urls import SCHEMES
 
 #: A Path made of a URL has lost one of the slashes, or both at its end.
-_STRANGE_URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/|$)")
+_STRANGE_URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/+|$)")
 _NAMES = {"hf": "ORG/NAME", "s3": "BUCKET/KEY", "gs": "BUCKET/KEY", "http": "HOST/FILE", "https": "HOST/FILE"}
 
 
@@ -87,11 +87,12 @@ def named_path(given: str | PathLike[str], error: type[LoragraftError] = Loragra
         os.lstat(path)
     except OSError as problem:
         if url := _STRANGE_URL.match(os.fspath(given)):
+            written = f"{url[1]}://{os.fspath(given)[url.end() :]}"
             if url[1] in SCHEMES:
                 expected = f"{url[1]}://{_NAMES[url[1]]}"
-                raise error(str(given), "this URL names nothing", expected=expected) from None
+                raise error(written, "this URL names nothing", expected=expected) from None
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise error(str(given), "URLs of this kind are not read", expected=kinds) from None
+            raise error(written, "URLs of this kind are not read", expected=kinds) from None
         if problem.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise error(path, f"cannot be read: {problem.strerror}") from None
     except ValueError as problem:

@@ -167,7 +167,7 @@ def _remote_files() -> list[RemoteFile]:
 def check_unchanged(paths: Iterable[Path]) -> None:
     """Raises `FormatError` if one of `paths` is a remote file in use, and another file has taken its place."""
     asked = {str(path) for path in paths if isinstance(path, RemotePath)}
-    for file in {str(file.path): file for file in _remote_files()}.values():
+    for file in _remote_files():
         if str(file.path) in asked and file.changed():
             raise FormatError(file.path, "changed while it was in use", hint="start again")
 

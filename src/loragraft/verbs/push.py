@@ -60,8 +60,13 @@ def push(
         raise
     except Exception as problem:  # huggingface_hub's, the HTTP client's, Python's own
         kind = type(problem).__name__
-        hint = "log in with a token that may write: hf auth login" if "401" in str(problem) else None
-        said = brief(problem) if kind != "LocalTokenNotFoundError" else "there is no token"
+        lacking = kind == "LocalTokenNotFoundError"
+        hint = "what was written stays"
+        if len(report.paths) == 1:
+            hint += f"; to upload it later: hf upload {repository} {report.paths[0]}"
+        if lacking or "401" in str(problem):
+            hint = f"log in with a token that may write: hf auth login; {hint}"
+        said = "there is no token" if lacking else brief(problem)
         raise OutputError(path, f"cannot be uploaded to: {said}", hint=hint) from None
     return str(done.commit_url)
 

@@ -8,6 +8,7 @@ for the longest time.
 from __future__ import annotations
 
 import io
+import itertools
 import mmap
 import os
 import threading
@@ -38,6 +39,8 @@ _IDLE = 5.0
 
 Key = tuple[str, str, int]
 _in_use = weakref.WeakSet["RemoteFile"]()
+#: Orders the opening and the reading of files.
+_clock = itertools.count()
 
 
 class Blocks:
@@ -164,6 +167,7 @@ class RemoteFile:
         self.path, self.facts = path, facts
         self._blocks, self._store = blocks, store_of(path)
         self._filled = 0
+        self.opened = self.read = next(_clock)
         _in_use.add(self)
 
     @classmethod
@@ -198,6 +202,7 @@ class RemoteFile:
         stop = start + count
         if start < 0 or count < 0 or stop > self.facts.size:
             raise IndexError(f"bytes [{start}, {stop}) of {self.path}, which has {self.facts.size}")
+        self.read = next(_clock)
         if not count:
             return np.empty(0, np.uint8)
         first, last = start // BLOCK, -(-stop // BLOCK)
@@ -281,8 +286,13 @@ class _Stream(io.RawIOBase):
 
 
 def files_in_use() -> list[RemoteFile]:
-    """Those that somebody may still read."""
-    return list(_in_use)
+    """Those that somebody may still read: of each path the one that was opened last, and what was read since. (What an
+    earlier run had opened lives until it is collected.)"""
+    files = list(_in_use)
+    last: dict[str, int] = {}
+    for file in files:
+        last[str(file.path)] = max(last.get(str(file.path), 0), file.opened)
+    return [file for file in files if file.read >= last[str(file.path)]]
 
 
 def local_copy(path: Url) -> Path | None:
