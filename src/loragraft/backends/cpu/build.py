@@ -38,7 +38,7 @@ class _Builder:
     def __init__(
         self, graph: Graph, plan: Plan, weights: EngineWeights, options: Options, rounding: str
     ) -> None:
-        self._plan, self.weights, self._pack = plan, weights, rounding == "q8"
+        self._plan, self.weights = plan, weights
         self.shapes, self._context = value_shapes(graph), options.context
         attention = [node for node in graph.nodes if node.op is Op.ATTENTION]
         self.layers = {node.attrs["layer"]: number for number, node in enumerate(attention)}

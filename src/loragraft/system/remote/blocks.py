@@ -48,8 +48,6 @@ class Blocks:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.transferred = 0
-        """Bytes fetched so far."""
         self._changed = threading.Condition()
         self._there: OrderedDict[Key, bytes] = OrderedDict()
         self._size = 0
@@ -140,7 +138,6 @@ class Blocks:
             except BaseException as raised:
                 problem = raised
             with self._changed:
-                self.transferred += len(data)
                 for block in range(first, last):
                     key, at = file.key(block), (block - first) * BLOCK
                     self._under_way.discard(key)
