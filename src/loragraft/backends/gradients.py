@@ -15,7 +15,7 @@ import numpy as np
 
 from loragraft.arrays import Array, Floats, Ids
 from loragraft.backends.recurrent_gradients import Scan, convolved, from_convolved
-from loragraft.backends.reference_ops import OPS, sparse_mixer
+from loragraft.backends.reference_ops import OPS, sigmoid, softmax, sparse_mixer
 from loragraft.graph.ops import Graph, Node, Op
 from loragraft.quants import native
 
@@ -353,8 +353,8 @@ def _from_experts_scale(
 def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits: Floats, ids: Ids) -> Back:
     if node.attrs["gating"] == "sparse_mixer":
         return _from_sparse_mixer(node, g, logits, ids), None
-    softmax = node.attrs["gating"] == "softmax"
-    gates = _softmax(logits) if softmax else _sigmoid(logits)
+    shared = node.attrs["gating"] == "softmax"
+    gates = softmax(logits) if shared else sigmoid(logits)
     place = ids.astype(np.int64)
     chosen = np.take_along_axis(gates, place, axis=-1)
     g = g * np.float32(node.attrs["scale"])
@@ -364,7 +364,7 @@ def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits
         g = (g - (g * share).sum(axis=-1, keepdims=True)) / total
     all_gates = np.zeros_like(gates)
     np.put_along_axis(all_gates, place, g, axis=-1)
-    if softmax:
+    if shared:
         return gates * (all_gates - (all_gates * gates).sum(axis=-1, keepdims=True)), None
     return all_gates * gates * (1 - gates), None
 
@@ -427,16 +427,6 @@ def _from_mul(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, a: Float
     return like(a, g * b), like(b, g * a)
 
 
-def _softmax(x: Floats) -> Array:
-    powers = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
-
-
-def _sigmoid(x: Floats) -> Array:
-    small = np.exp(-np.abs(x))
-    return np.asarray(np.where(x >= 0, np.float32(1), small) / (1 + small))
-
-
 def _silu_gate(x: Floats) -> Floats:
     """1 + exp(-x), in one array; infinite where the sigmoid is 0."""
     with np.errstate(over="ignore"):
@@ -482,7 +472,7 @@ def _from_time_step(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, x:
     x = x + t.weight(node.weights[0])
     dt = np.logaddexp(x, np.float32(0))
     free = (dt >= np.float32(node.attrs["low"])) & (dt <= np.float32(node.attrs["high"]))
-    return (np.where(free, g * _sigmoid(x), np.float32(0)),)
+    return (np.where(free, g * sigmoid(x), np.float32(0)),)
 
 
 def _from_gated_delta(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, *inputs: Floats) -> Back:
@@ -549,7 +539,7 @@ _BACKWARD: Mapping[Op, Callable[..., Back]] = {
     Op.GELU: _from_gelu,
     Op.RELU: lambda t, node, g, value, kept, x: (np.where(x > 0, g, np.float32(0)),),
     Op.TANH: lambda t, node, g, value, kept, x: (g * (1 - value * value),),
-    Op.SOFTPLUS: lambda t, node, g, value, kept, x: (g * _sigmoid(x),),
+    Op.SOFTPLUS: lambda t, node, g, value, kept, x: (g * sigmoid(x),),
     Op.XIELU: _from_xielu,
     Op.SOFT_CAP: lambda t, node, g, value, kept, x: (
         g * (1 - np.square(value / np.float32(node.attrs["cap"]))),

@@ -173,10 +173,11 @@ def _top_k(s: Pass, node: Node, logits: Floats) -> Array:
 
 
 def _gates(logits: Floats, gating: str) -> Array:
-    return _softmax(logits) if gating == "softmax" else _sigmoid(logits)
+    return softmax(logits) if gating == "softmax" else sigmoid(logits)
 
 
-def _softmax(x: Floats) -> Array:
+def softmax(x: Floats) -> Array:
+    """Along the last axis."""
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
@@ -275,7 +276,7 @@ def _attention(s: Pass, node: Node, q: Floats, k: Floats, v: Floats) -> Array:
         if node.weights:
             sinks = s.weight(node.weights[0]).reshape(kv_heads, -1, 1)
             scores = np.concatenate([scores, sinks], axis=-1)
-        mixed[row] = _softmax(scores)[..., :count] @ values[seen].transpose(1, 0, 2)
+        mixed[row] = softmax(scores)[..., :count] @ values[seen].transpose(1, 0, 2)
     return mixed.reshape(tokens, -1)
 
 
@@ -363,14 +364,14 @@ def _mul(s: Pass, node: Node, a: Floats, b: Floats) -> Array:
     return a * b
 
 
-def _sigmoid(x: Floats) -> Array:
+def sigmoid(x: Floats) -> Array:
     # exp of a non-positive number only: no overflow for large negative x.
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, np.float32(1), small) / (1 + small))
 
 
 def _silu(s: Pass, node: Node, x: Floats) -> Array:
-    return x * _sigmoid(x)
+    return x * sigmoid(x)
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])  # NumPy has none
@@ -456,7 +457,7 @@ OPS: Mapping[Op, Run] = {
     Op.ADD: _add,
     Op.MUL: _mul,
     Op.SILU: _silu,
-    Op.SIGMOID: lambda s, node, x: _sigmoid(x),
+    Op.SIGMOID: lambda s, node, x: sigmoid(x),
     Op.GELU: _gelu,
     Op.RELU: lambda s, node, x: np.maximum(x, np.float32(0)),
     Op.TANH: lambda s, node, x: np.tanh(x),

@@ -8,7 +8,7 @@ makes every sum sequential.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -85,3 +85,13 @@ def running_sum(terms: Iterable[Floats]) -> Floats:
 def by_element(x: Floats, n: int) -> Floats:
     """[rows, cols] -> [n, blocks]: element j of every block of `n` weights lies in row j, contiguous."""
     return np.ascontiguousarray(x.reshape(-1, n).T)
+
+
+def inverse(d: Floats) -> Floats:
+    """1 / d, and 0 where d is 0."""
+    return np.where(d != 0, F(1) / d, F(0))
+
+
+def block_rows(parts: Sequence[Bytes], rows: int) -> Bytes:
+    """The parts of every block, each uint8 [blocks, bytes], side by side as `rows` rows."""
+    return np.concatenate(parts, axis=1).reshape(rows, -1)

@@ -16,6 +16,7 @@ from loragraft.quants.arith import (
     by_element,
     bytes_half,
     half_bytes,
+    inverse,
     nearest_int,
     result_bytes,
     running_sum,
@@ -76,10 +77,6 @@ def _scales(x: Floats, w: Floats) -> Floats:
     return np.where(small, F(0), d)
 
 
-def _inverse(d: Floats) -> Floats:
-    return np.where(d != 0, F(1) / d, F(0))
-
-
 # ---- IQ4_NL
 
 
@@ -87,7 +84,7 @@ def _iq4_nl_quantize(x: Floats, importance: Floats | None) -> Bytes:
     w = weights(x, importance, 32)
     blocks = by_element(x, 32)
     d = _scales(blocks, by_element(w, 32))
-    codes = _nearest(_inverse(d) * blocks).T
+    codes = _nearest(inverse(d) * blocks).T
     return np.concatenate([result_bytes(d), pack_halves(codes)], axis=1).reshape(len(x), -1)
 
 
@@ -108,9 +105,9 @@ def _iq4_xs_quantize(x: Floats, importance: Floats | None) -> Bytes:
     first = np.argmax(magnitude, axis=1)
     largest = np.where(magnitude[np.arange(n), first] > 0, scales[np.arange(n), first], F(0))
     d = np.asarray(-largest / F(32), np.float32)
-    steps = np.clip(nearest_int(_inverse(d)[:, None] * scales), -32, 31)
-    inverse = _inverse(d[:, None] * steps.astype(np.float32))
-    codes = _nearest(inverse[:, :, None] * x.reshape(n, 8, 32))
+    steps = np.clip(nearest_int(inverse(d)[:, None] * scales), -32, 31)
+    by = inverse(d[:, None] * steps.astype(np.float32))
+    codes = _nearest(by[:, :, None] * x.reshape(n, 8, 32))
     parts = [half_bytes(d), *pack_scales(steps + 32), pack_halves(codes).reshape(n, 128)]
     return np.concatenate(parts, axis=1).reshape(len(x), -1)
 

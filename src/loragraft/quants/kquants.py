@@ -15,6 +15,7 @@ from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import search
 from loragraft.quants.arith import (
     F,
+    block_rows,
     by_element,
     bytes_half,
     half_bytes,
@@ -84,10 +85,6 @@ def _per_super(codes: Ints) -> Bytes:
 def _flat(values: Floats) -> Floats:
     """[sub-blocks, super-blocks] -> [blocks], the inverse of `_sub`."""
     return np.ascontiguousarray(values.T).reshape(-1)
-
-
-def _rows(parts: list[Bytes], rows: int) -> Bytes:
-    return np.concatenate(parts, axis=1).reshape(rows, -1)
 
 
 # ---- bit layouts
@@ -207,7 +204,7 @@ def _q2_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
     ml = _flat(through_half(dmin) * (packed >> 4).astype(np.float32))
     codes = _requantize(x, codes, dl, ml, 0, 3)
     parts = [packed.astype(np.uint8).T, pack_crumbs(_per_super(codes)), half_bytes(d), half_bytes(dmin)]
-    return _rows(parts, len(rows))
+    return block_rows(parts, len(rows))
 
 
 def _q2_k_dequantize(data: Bytes) -> Floats:
@@ -243,7 +240,7 @@ def _q3_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
         pack_q3_scales(ls),
         half_bytes(d),
     ]
-    return _rows(parts, len(rows))
+    return block_rows(parts, len(rows))
 
 
 def _q3_k_dequantize(data: Bytes) -> Floats:
@@ -284,7 +281,7 @@ def _affine_super(rows: Floats, importance: Floats | None, top: int) -> tuple[Fl
 
 def _q4_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
     d, dmin, packed, codes = _affine_super(rows, importance, 15)
-    return _rows([half_bytes(d), half_bytes(dmin), packed, pack_nibbles(codes)], len(rows))
+    return block_rows([half_bytes(d), half_bytes(dmin), packed, pack_nibbles(codes)], len(rows))
 
 
 def _q4_k_dequantize(data: Bytes) -> Floats:
@@ -305,7 +302,7 @@ def _q5_k_quantize(rows: Floats, importance: Floats | None) -> Bytes:
         pack_high_bits(codes >> _FOUR),
         pack_nibbles(codes & _LOW4),
     ]
-    return _rows(parts, len(rows))
+    return block_rows(parts, len(rows))
 
 
 def _q5_k_dequantize(data: Bytes) -> Floats:

@@ -11,23 +11,16 @@ from loragraft.arrays import Bytes, Floats, Ints
 from loragraft.quants import search
 from loragraft.quants.arith import (
     F,
+    block_rows,
     by_element,
     bytes_half,
     half_bytes,
+    inverse,
     round_away,
     running_sum,
     truncate,
 )
 from loragraft.quants.codec import Codec
-
-
-def _inverse(d: Floats) -> Floats:
-    return np.where(d != 0, F(1) / d, F(0))
-
-
-def _rows(parts: list[Bytes], rows: int) -> Bytes:
-    """The parts of every block, each [blocks, bytes], side by side as rows."""
-    return np.concatenate(parts, axis=1).reshape(rows, -1)
 
 
 def pack_nibbles(codes: Ints) -> Bytes:
@@ -58,7 +51,7 @@ def _q1_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     by = by_element(x, 128)
     d = running_sum(np.abs(by)) / F(128)
     signs = np.packbits(by.T >= 0, axis=1, bitorder="little")
-    return _rows([half_bytes(d), signs], len(x))
+    return block_rows([half_bytes(d), signs], len(x))
 
 
 def _q1_0_dequantize(data: Bytes) -> Floats:
@@ -74,9 +67,9 @@ def _q1_0_dequantize(data: Bytes) -> Floats:
 def _q2_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     by = by_element(x, 64)
     d = np.abs(by).max(axis=0)
-    codes = np.clip(round_away(by * _inverse(d)) + np.int32(1), 0, 3).astype(np.uint8)
+    codes = np.clip(round_away(by * inverse(d)) + np.int32(1), 0, 3).astype(np.uint8)
     packed = codes[0::4] | (codes[1::4] << 2) | (codes[2::4] << 4) | (codes[3::4] << 6)
-    return _rows([half_bytes(d), packed.T], len(x))
+    return block_rows([half_bytes(d), packed.T], len(x))
 
 
 def _q2_0_dequantize(data: Bytes) -> Floats:
@@ -102,13 +95,13 @@ def _symmetric(x: Floats, importance: Floats | None, half: int) -> tuple[Floats,
     if importance is not None:
         return search.symmetric(by, _weighted(x, importance), half)
     d = search.largest(by) / F(-half)
-    cast = truncate(by * _inverse(d) + F(half + 0.5)).astype(np.int8)
+    cast = truncate(by * inverse(d) + F(half + 0.5)).astype(np.int8)
     return d, np.minimum(2 * half - 1, cast.astype(np.int32))
 
 
 def _q4_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, codes = _symmetric(x, importance, 8)
-    return _rows([half_bytes(d), pack_nibbles(codes)], len(x))
+    return block_rows([half_bytes(d), pack_nibbles(codes)], len(x))
 
 
 def _q4_0_dequantize(data: Bytes) -> Floats:
@@ -119,7 +112,7 @@ def _q4_0_dequantize(data: Bytes) -> Floats:
 
 def _q5_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, codes = _symmetric(x, importance, 16)
-    return _rows([half_bytes(d), pack_fifth_bits(codes), pack_nibbles(codes & 15)], len(x))
+    return block_rows([half_bytes(d), pack_fifth_bits(codes), pack_nibbles(codes & 15)], len(x))
 
 
 def _q5_0_dequantize(data: Bytes) -> Floats:
@@ -143,13 +136,13 @@ def _affine(x: Floats, importance: Floats | None, top: int) -> tuple[Floats, Flo
         low = np.where(row < low, row, low)
         high = np.where(row > high, row, high)
     d = (high - low) / F(top)
-    cast = truncate((by - low) * _inverse(d) + F(0.5)).astype(np.int8)
+    cast = truncate((by - low) * inverse(d) + F(0.5)).astype(np.int8)
     return d, low, np.minimum(top, cast.astype(np.int32)) if top == 15 else cast.astype(np.int32)
 
 
 def _q4_1_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, low, codes = _affine(x, importance, 15)
-    return _rows([half_bytes(d), half_bytes(low), pack_nibbles(codes)], len(x))
+    return block_rows([half_bytes(d), half_bytes(low), pack_nibbles(codes)], len(x))
 
 
 def _q4_1_dequantize(data: Bytes) -> Floats:
@@ -162,7 +155,7 @@ def _q4_1_dequantize(data: Bytes) -> Floats:
 def _q5_1_quantize(x: Floats, importance: Floats | None) -> Bytes:
     d, low, codes = _affine(x, importance, 31)
     parts = [half_bytes(d), half_bytes(low), pack_fifth_bits(codes), pack_nibbles(codes & 15)]
-    return _rows(parts, len(x))
+    return block_rows(parts, len(x))
 
 
 def _q5_1_dequantize(data: Bytes) -> Floats:
@@ -178,8 +171,8 @@ def _q5_1_dequantize(data: Bytes) -> Floats:
 def _q8_0_quantize(x: Floats, importance: Floats | None) -> Bytes:
     by = by_element(x, 32)
     d = np.abs(by).max(axis=0) / F(127)
-    codes = round_away(by * _inverse(d)).astype(np.int8)
-    return _rows([half_bytes(d), codes.T.view(np.uint8)], len(x))
+    codes = round_away(by * inverse(d)).astype(np.int8)
+    return block_rows([half_bytes(d), codes.T.view(np.uint8)], len(x))
 
 
 def _q8_0_dequantize(data: Bytes) -> Floats:
