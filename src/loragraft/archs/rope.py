@@ -144,7 +144,7 @@ def llama3_freq_factors(config: Config) -> npt.NDArray[np.float32] | None:
     high = float(rope.get("high_freq_factor") or 4.0)
     context = float(rope.get("original_max_position_embeddings") or 8192)
     wavelengths = np.float32(2 * math.pi) / freqs
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):  # both sides of each choice are computed
         smooth = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
         between = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
     return np.where(

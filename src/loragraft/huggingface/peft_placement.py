@@ -30,7 +30,7 @@ from loragraft.huggingface.mapped_names import names_of
 from loragraft.huggingface.mlx import MLX_WEIGHTS, read_mlx
 from loragraft.huggingface.peft_replacement import Replacements
 from loragraft.huggingface.resizing import grown, tokenizer_size
-from loragraft.huggingface.starts import for_the_original
+from loragraft.huggingface.starts import for_the_original, refuse_a_copy
 from loragraft.huggingface.targets import Targets
 from loragraft.huggingface.task import check_task
 from loragraft.huggingface.tokenizer_file import TokenizerFile
@@ -48,6 +48,7 @@ def open_peft(folder: Path, base: ModelSource, *, mlx: bool = False, intake: Int
     Raises CheckpointError for malformed files, AdapterError for what does not fit the base or is not supported.
     """
     with advising(f"what the adapter holds: loragraft inspect {folder}", AdapterError):
+        refuse_a_copy(folder)
         return _open(folder, base, mlx, intake)
 
 

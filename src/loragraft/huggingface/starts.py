@@ -25,6 +25,22 @@ from loragraft.formats.weight_files import ADAPTER, weight_files
 Open = Callable[[Path], Mapping[str, LoraPair]]
 
 
+#: LLaMA-Factory's copies of a PiSSA adapter say that they are plain, and lie beside the one for the original base.
+_COPIES, _CONVERTED = ("pissa_backup", "pissa_init"), "pissa_converted"
+
+
+def refuse_a_copy(folder: Path) -> None:
+    """Raises AdapterError for LLaMA-Factory's copy of a PiSSA adapter: it fits no base that anybody has."""
+    converted = folder.parent / _CONVERTED
+    if folder.name in _COPIES and (converted / CONFIG).is_file():
+        raise AdapterError(
+            folder,
+            "is a copy that LLaMA-Factory makes of a PiSSA adapter, for a base without what PiSSA took out of it",
+            expected=f"{_CONVERTED}/ beside it, which is for the base itself",
+            hint=f"name that one: {converted}",
+        )
+
+
 def for_the_original(
     folder: Path,
     base: ModelSource,
