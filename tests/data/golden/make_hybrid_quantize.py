@@ -49,6 +49,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 512,
     },
     "granite4": {**MAMBA, "layer_types": ["full_attention"] * 8, "shared_intermediate_size": 512},
+    "mamba2": {
+        **dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads"), "absent"),
+        "num_heads": 8,
+        "head_dim": 64,
+        "state_size": 64,
+    },
 }
 KEYS = ("block_count", "expert_count", "attention.head_count", "attention.head_count_kv")
 
