@@ -463,7 +463,7 @@ MEMBERS = [
         scale=1,
     ),
     Member(
-        "target_modules that is no expression",
+        "target_modules that is not an expression",
         lambda p: adapter(p, target_modules="(q_proj"),
         ("target_modules is not checked against the tensors",),
         scale=1,

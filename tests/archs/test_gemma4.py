@@ -98,7 +98,7 @@ def test_an_extracted_adapter_leaves_out_what_none_can_carry(tmp_path: Path) -> 
 
 
 def test_a_router_that_is_saved_whole_keeps_its_scale(tmp_path: Path) -> None:
-    """`modules_to_save`: what multiplies the router's input is no scale of its weight."""
+    """`modules_to_save`: what multiplies the router's input is not a scale of its weight."""
     base, name = write(tmp_path / "m", "gemma4-experts"), "model.layers.1.router.proj.weight"
     tuned = write(tmp_path / "t", "gemma4-experts", moved("router.proj.weight"))
     whole = weights(records()["gemma4-experts"]["shapes"])[name] * np.float32(1.5)

@@ -96,7 +96,7 @@ def test_layers_and_exclusions_count_too(tmp_path: Path) -> None:
 
 
 def test_a_router_is_named_by_its_weight() -> None:
-    """As PEFT writes all-linear for experts: target_parameters holds what is no module's linear."""
+    """As PEFT writes all-linear for experts: target_parameters holds what is not a module's linear."""
     config = {"target_modules": ["q_proj"], "target_parameters": ["gate.weight", "gate_up_proj"]}
     targets = Targets(Path("c"), config, [])
     assert targets.name("model.layers.1.mlp.gate")

@@ -182,7 +182,7 @@ def bpe_letter(byte: int) -> str:
 
 
 def test_gemma4_merges_by_rank_within_lines() -> None:
-    """Spaces are U+2581, what is no token becomes bytes, and a run of line breaks is a word of its own."""
+    """Spaces are U+2581, what is not a token becomes bytes, and a run of line breaks is a word of its own."""
     tokens = ["<pad>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     first = len(tokens)
     tokens += ["a", "b", "▁", "ab", "▁a", "\n", "\n\n"]

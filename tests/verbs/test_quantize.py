@@ -35,7 +35,7 @@ def options_of(run: golden.Run) -> QuantizeOptions:
     output, embedding = run.option("--output-tensor-type"), run.option("--token-embedding-type")
     return QuantizeOptions(
         pure=bool(run.option("--pure")),
-        nvfp4_naive=True,  # the peer knows no other
+        nvfp4_naive=True,  # the peer has no other
         leave_output_tensor=bool(run.option("--leave-output-tensor")),
         # The name is written into the file, and this is what it was called then.
         imatrix=Path("imatrix.gguf") if run.imatrix else None,

@@ -41,7 +41,7 @@ def made_by_tinker(parts: Mapping[str, Mapping[str, Floats]]) -> bool:
 
 
 def plain_parts(parts: Mapping[str, dict[str, Floats]]) -> dict[str, dict[str, Floats]]:
-    """What is no stack of experts, by PEFT's names."""
+    """What is not a stack of experts, by PEFT's names."""
     return {_renamed(module): own for module, own in parts.items() if not _STACK.fullmatch(module)}
 
 

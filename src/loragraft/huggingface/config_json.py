@@ -21,7 +21,7 @@ _SPECIAL = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "padding_token_id",
 }
-#: Ends of the names of what has a bias and is no linear layer.
+#: Ends of the names of what has a bias and is not a linear layer.
 _NO_LINEAR = ("_norm", "_norm_2", "exp_probs_b", "ssm_dt", "ssm_conv1d")
 
 

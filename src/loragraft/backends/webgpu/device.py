@@ -62,7 +62,7 @@ def adapters() -> list[AdapterFacts]:
 
 
 def open_device(number: int | None = None) -> Device:
-    """The GPU `number` of `adapters()`; without one, the first that is no emulation, or else the first. It is opened
+    """The GPU `number` of `adapters()`; without one, the first that is not emulated, or else the first. It is opened
     once in a process, and a child of a fork cannot use it."""
     found = _adapters()
     if not found:

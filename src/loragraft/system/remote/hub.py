@@ -35,7 +35,7 @@ def endpoint() -> str | None:
 
 
 def parts_of(path: Url) -> tuple[str, str | None, str]:
-    """Repository, revision and name within it. Raises LoragraftError for what is no model's."""
+    """Repository, revision and name within it. Raises LoragraftError for what is not a model's repository."""
     words = path.parts[1:]
     if words and words[0] in ("datasets", "spaces"):
         raise LoragraftError(path, "is not a model repository", expected="hf://ORG/NAME")

@@ -42,7 +42,7 @@ class Store(ABC):
 
     @abstractmethod
     def children(self, path: Url) -> Collection[str]:
-        """Names of what lies in the folder `path`; none if it is no folder."""
+        """Names of what lies in the folder `path`; none if it is not a folder."""
 
     @abstractmethod
     def read(self, path: Url, facts: Facts, start: int, stop: int) -> bytes | bytearray:
