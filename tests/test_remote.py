@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from loragraft.errors import LoragraftError
 from loragraft.formats.gguf.model import open_gguf
 from loragraft.formats.gguf.values import Value
 from loragraft.opening import open_model
+from loragraft.system.mapped import check_unchanged
 from loragraft.system.remote import blocks
 from loragraft.system.remote.paths import RemotePath, as_path, is_url
 from loragraft.system.remote.stores import store_of
@@ -217,6 +219,24 @@ def test_a_file_that_is_read_anew_is_not_held_to_what_it_was(hub: FileServer, tm
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
     with pytest.raises(lg.errors.FormatError, match="changed while it was in use"):
         lg.quantize(earlier[-1], tmp_path / "again.gguf", "Q8_0")
+
+
+def test_a_file_that_nobody_holds_may_change(hub: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "model.gguf"
+    path.write_bytes(b"one")
+    url = RemotePath(f"{hub.address}/plain/acme/more/model.gguf")  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        held: list[object] = [blocks.RemoteFile.of(url)]
+        held.append(held)
+        path.write_bytes(b"other")
+        with pytest.raises(lg.errors.FormatError, match="changed while it was in use"):
+            check_unchanged([url])
+        del held
+        check_unchanged([url])
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ read by ranges (`system.remote`)."""
 from __future__ import annotations
 
 import functools
+import gc
 import mmap
 import os
 import sys
@@ -167,6 +168,8 @@ def _remote_files() -> list[RemoteFile]:
 def check_unchanged(paths: Iterable[Path]) -> None:
     """Raises `FormatError` if one of `paths` is a remote file in use, and another file has taken its place."""
     asked = {str(path) for path in paths if isinstance(path, RemotePath)}
+    if asked and _remote_files():
+        gc.collect()  # an earlier run's files may be held by nothing but themselves
     for file in _remote_files():
         if str(file.path) in asked and file.changed():
             raise FormatError(file.path, "changed while it was in use", hint="start again")
