@@ -186,6 +186,12 @@ MEMBERS = [
     ),
     # ---- folders of trainers ----
     Member("LLaMA-Factory's or TRL's output, the adapter at its top", llama_factory, scale=1),
+    Member(
+        "LLaMA-Factory's pissa_backup, beside pissa_converted",
+        lambda p: adapter(adapter(p / "pissa_converted").parent / "pissa_backup"),
+        ("is a copy that LLaMA-Factory makes of a PiSSA adapter", "name that one: ", "pissa_converted"),
+    ),
+    Member("LLaMA-Factory's pissa_converted", lambda p: adapter(p / "pissa_converted"), scale=1),
     Member("axolotl's output with merged/ in it", lambda p: model(adapter(p) / "merged").parent, scale=1),
     Member("torchtune's epoch, adapter and model together", torchtune, scale=1),
     Member(
