@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import loragraft as lg
 from loragraft.errors import AdapterError
+from loragraft.formats.views import float_rows
 from loragraft.huggingface.targets import Targets
 from loragraft.opening import load_adapter, open_model
 from paths import data
@@ -116,3 +117,22 @@ def test_patterns_see_the_name_of_a_parameter(tmp_path: Path) -> None:
     scales = {name: pairs[f"blk.1.attn_{name}.weight"].scale for name in ("q", "k", "output")}
     assert scales == {"q": 2.0, "k": 1.0, "output": 0.5}
     assert len(pairs) == 4 + 1 + 4
+
+
+@pytest.mark.parametrize("module", ["q_proj", "o_proj"])
+def test_a_copy_of_a_weight_replaces_it_if_it_differs(module: str, tmp_path: Path) -> None:
+    """As PEFT, which loads it. Rows of q_proj are in another order in GGUF."""
+    base = open_model(BASE)
+    name = f"layers.1.self_attn.{module}"
+    weight = load_file(BASE / "model.safetensors")[f"model.{name}.weight"]
+    for factor in (1, 2):
+        folder = changed(tmp_path / str(factor))
+        arrays = load_file(folder / "adapter_model.safetensors")
+        arrays[f"base_model.model.model.{name}.base_layer.weight"] = weight * np.float16(factor)
+        save_file(arrays, folder / "adapter_model.safetensors")
+        adapter = load_adapter(folder, base)
+        assert len(adapter.replaced) == factor - 1
+        for target, copy in adapter.replaced.items():
+            own = base.tensors[target]
+            now = float_rows(copy.rows(0, own.n_rows), copy.type)
+            np.testing.assert_array_equal(now, 2 * float_rows(own.rows(0, own.n_rows), own.type))

@@ -151,13 +151,18 @@ class Replacements:
             base = self._base.tensors.get(EMBEDDING)
         if base is None or copy.shape != base.shape or len(base.shape) != 2:
             return False
-        if not base.type.is_float or copy.dtype not in _FLOATS or not places[0].as_it_is:
-            return (
-                True  # cannot be told; PEFT saves such copies of embeddings only, which training leaves alone
-            )
+        if copy.dtype not in _FLOATS:
+            return False
+        if not base.type.is_float:
+            # It cannot be told. PEFT itself saves copies of embeddings only, which training leaves alone.
+            return places[0].name in (EMBEDDING, OUTPUT)
         rows = min(_COMPARED_ROWS, base.n_rows)
         ours = float_rows(base.rows(0, rows), base.type)
-        theirs = float_rows(copy.data().reshape(base.n_rows, -1)[:rows], BY_NAME[copy.dtype])
+        stored = Weight(name, Stored(name, copy.shape, BY_NAME[copy.dtype], copy))
+        placed = place_weights(self._path, self._names, [stored])[places[0].name]
+        if placed.shape != base.shape:
+            return False
+        theirs = float_rows(placed.rows(0, rows), placed.type)
         if np.allclose(ours, theirs, rtol=2**-7, atol=2**-7 * float(np.abs(ours).max())):
             return True
         self._notes.append(f"{self._path}: its own copy of {name} replaces the base's, which differs")
