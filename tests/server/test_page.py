@@ -288,7 +288,7 @@ def test_a_model_without_a_template_continues_texts(browser: Any) -> None:
         opened = browser.new_page(viewport={"width": 1200, "height": 800})
         opened.goto(server.url)
         opened.locator(".adapters label").first.wait_for()
-        assert "goes on" in opened.get_attribute("#prompt", "placeholder")
+        assert "a text to continue" in opened.get_attribute("#prompt", "placeholder")
         assert not opened.locator("#system").is_visible()  # there is no place for it in the prompt
         opened.set_viewport_size({"width": 360, "height": 700})
         assert opened.evaluate(

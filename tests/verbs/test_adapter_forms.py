@@ -141,7 +141,7 @@ def test_dora_in_a_gguf_says_that_it_is(tmp_path: Path) -> None:
         app, ["convert", str(data("llama-kjv.dora")), "--base", str(data("llama-kjv")), "-o", str(out)]
     )
     assert result.exit_code == 0
-    assert "llama.cpp does not load it" in result.output
+    assert "llama.cpp does not load DoRA" in result.output
     with GGUFFile.open(out) as file:
         assert file.metadata["adapter.type"].data == "dora"
 
