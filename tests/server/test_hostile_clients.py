@@ -51,11 +51,9 @@ def running(served: Served) -> int:
     return int(health["running"]) + int(health["waiting"])
 
 
-def idle(served: Served) -> bool:
-    """Whether nothing runs any more, in some time."""
-    over = comes(lambda: not running(served))
-    assert over, served.stacks()
-    return over
+def wait_until_idle(served: Served) -> None:
+    """Until nothing runs any more. If that does not come, tells where the server's threads are."""
+    assert comes(lambda: not running(served)), served.stacks()
 
 
 def connection(served: Served) -> socket.socket:
@@ -115,7 +113,7 @@ def test_grammars_end_nothing_and_hold_nobody_back(served: Served, case: str) ->
         assert len(error["message"]) < 1100
         assert "\n" not in error["message"]
     assert served.process.poll() is None
-    assert idle(served)
+    wait_until_idle(served)
 
 
 def test_why_a_pattern_cannot_be_followed(served: Served) -> None:
@@ -241,7 +239,7 @@ def test_a_bad_body_is_refused_with_its_reason(served: Served, case: str) -> Non
     assert answer.status_code == status, answer.text[:300]
     assert says in answer.text
     assert len(answer.content) < 10_000
-    assert idle(served)
+    wait_until_idle(served)
 
 
 def test_other_replies_go_on_while_grammars_are_read(served: Served) -> None:
@@ -359,7 +357,7 @@ def test_requests_one_behind_the_other(served: Served) -> None:
         client.sendall((head(PLAIN, len(body)) + body) * 50)
         assert comes(lambda: running(served))
         assert max(running(served) for _ in range(5)) == 1
-    assert idle(served)
+    wait_until_idle(served)
 
 
 OFFERS = [
@@ -454,7 +452,7 @@ def test_a_client_that_goes_away_is_worked_for_no_more(served: Served, stream: b
             assert comes(lambda: running(served))
             if stream:
                 assert client.recv(100).startswith(b"HTTP/1.1 200")
-    assert idle(served)
+    wait_until_idle(served)
 
 
 def test_clients_that_go_away_while_they_wait(served: Served) -> None:
@@ -466,7 +464,7 @@ def test_clients_that_go_away_while_they_wait(served: Served) -> None:
     assert comes(lambda: running(served) == 12)
     for client in clients:
         client.close()
-    assert idle(served)
+    wait_until_idle(served)
 
 
 def test_a_client_that_reads_nothing(served: Served) -> None:
@@ -477,7 +475,7 @@ def test_a_client_that_reads_nothing(served: Served) -> None:
         assert comes(lambda: running(served))
         other = post(served, PLAIN, {"model": "kjv", "prompt": "And", "max_tokens": 4})
         assert other.status_code == 200
-    assert idle(served)
+    wait_until_idle(served)
 
 
 def test_many_connections(tmp_path: Path) -> None:

@@ -353,8 +353,8 @@ def _from_experts_scale(
 def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits: Floats, ids: Ids) -> Back:
     if node.attrs["gating"] == "sparse_mixer":
         return _from_sparse_mixer(node, g, logits, ids), None
-    shared = node.attrs["gating"] == "softmax"
-    gates = softmax(logits) if shared else sigmoid(logits)
+    by_softmax = node.attrs["gating"] == "softmax"
+    gates = softmax(logits) if by_softmax else sigmoid(logits)
     place = ids.astype(np.int64)
     chosen = np.take_along_axis(gates, place, axis=-1)
     g = g * np.float32(node.attrs["scale"])
@@ -364,7 +364,7 @@ def _from_route(t: Tape, node: Node, g: Floats, value: Floats, kept: Any, logits
         g = (g - (g * share).sum(axis=-1, keepdims=True)) / total
     all_gates = np.zeros_like(gates)
     np.put_along_axis(all_gates, place, g, axis=-1)
-    if shared:
+    if by_softmax:
         return gates * (all_gates - (all_gates * gates).sum(axis=-1, keepdims=True)), None
     return all_gates * gates * (1 - gates), None
 

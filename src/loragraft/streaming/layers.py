@@ -76,7 +76,7 @@ class Layers:
         *,
         wants: Literal["all", "none"] = "none",
     ) -> Iterator[Floats]:
-        """As `run`, `at_once` windows after others."""
+        """As `run`, but yields what it gives of `at_once` windows at a time."""
         program = self._program(part, weights)
         count, length = windows.shape
         for first in range(0, count, at_once):

@@ -368,10 +368,9 @@ def _joined(parts: Sequence[Floats | None]) -> Floats:
 
 def draw(chances: Floats, seed: int) -> npt.NDArray[np.int64]:
     """A label for each row of `chances` [rows, labels], which sum to 1."""
+    limits = np.random.default_rng([_SEED, seed]).random(len(chances), np.float32)
     labels = []
-    for row, limit in zip(
-        chances, np.random.default_rng([_SEED, seed]).random(len(chances), np.float32), strict=True
-    ):
+    for row, limit in zip(chances, limits, strict=True):
         reached = np.cumsum(row)
         labels.append(np.searchsorted(reached, limit * reached[-1], side="right"))
     return np.asarray(np.minimum(labels, chances.shape[-1] - 1), np.int64)

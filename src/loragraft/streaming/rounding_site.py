@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from loragraft.arrays import Bytes, Floats
 from loragraft.backends.program import Backend
-from loragraft.errors import LoragraftError, QuantizeError, naming
+from loragraft.errors import QuantizeError, naming
 from loragraft.graph.ops import Graph
 from loragraft.quants import feedback, native, rounding
 from loragraft.quants.arranged import Moments
@@ -29,6 +29,7 @@ from loragraft.streaming.moments import InputMoments, MomentSums, moment_sums
 from loragraft.streaming.output_gradients import GradientPasses, groups
 from loragraft.streaming.plan import WritePlan
 from loragraft.streaming.rows import floats_of
+from loragraft.streaming.spreading import check_same, take_scales
 from loragraft.streaming.steps import Chunk, Step
 from loragraft.streaming.walk import Walk
 from loragraft.streaming.writing import steps_digest
@@ -465,15 +466,8 @@ class SiteMaker:
             os.chdir(self.folder)
         keep_arrays()
         plan = self.replan()
-        for step in plan.steps:
-            if step.scales is not None:
-                step.scales[:] = self.scales[step.name]
-        if steps_digest(plan.steps) != self.digest:
-            raise LoragraftError(
-                "workers",
-                "one of them finds other files than the driver",
-                hint="have the same inputs and the same loragraft on every machine",
-            )
+        take_scales(plan.steps, self.scales)
+        check_same(steps_digest(plan.steps), self.digest)
         site = Site(Layers(plan, self.backend, self.threads), self.calibration)
 
         def do(message: Message) -> Any:

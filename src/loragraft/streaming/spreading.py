@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,16 +98,8 @@ class Worker:
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
         files = self.remake()
-        for file in files:
-            for step in file.steps:
-                if step.scales is not None:
-                    step.scales[:] = self.scales[step.name]
-        if writing.plan_digest(files) != self.digest:
-            raise LoragraftError(
-                "workers",
-                "one of them finds other files than the driver",
-                hint="have the same inputs and the same loragraft on every machine",
-            )
+        take_scales((step for file in files for step in file.steps), self.scales)
+        check_same(writing.plan_digest(files), self.digest)
         return _Rows(files, self)
 
 
@@ -248,6 +240,23 @@ def _spans(step: Step, part: writing.OutputPart) -> Iterator[tuple[int, int]]:
             yield begin, min(begin + at_once, start)
             begin = min(begin + at_once, start)
         begin = max(begin, stop)
+
+
+def take_scales(steps: Iterable[Step], scales: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Have a worker's steps the scales that the driver found, by the steps' names."""
+    for step in steps:
+        if step.scales is not None:
+            step.scales[:] = scales[step.name]
+
+
+def check_same(digest: str, expected: str) -> None:
+    """Raises LoragraftError where a worker's plan has another digest than the driver's, `expected`."""
+    if digest != expected:
+        raise LoragraftError(
+            "workers",
+            "one of them finds other files than the driver",
+            hint="have the same inputs and the same loragraft on every machine",
+        )
 
 
 def _batches(parts: Sequence[Part], steps: Mapping[str, Step], workers: int) -> Iterator[tuple[Part, ...]]:

@@ -233,9 +233,9 @@ class Device:
             if "lost" in said:
                 raise self._gone(said) from problem
             raise LoragraftError(self.name, "the GPU failed", found=said) from problem
+        except (NotImplementedError, RecursionError):  # bugs: they say nothing of the GPU
+            raise
         except RuntimeError as problem:
-            if isinstance(problem, NotImplementedError | RecursionError):  # bugs: no news of the GPU
-                raise
             raise self._gone(_first_line(problem)) from problem
 
     def _gone(self, said: str) -> LoragraftError:
